@@ -1,0 +1,66 @@
+# One task, one verb. `make demo` and `make test` need nothing but Debian or Ubuntu with Python 3.11 or 3.12.
+
+PYTHON ?= $(firstword $(shell command -v python3.12 python3.11) python3)
+CHECKPOINT ?= build/demo/checkpoint
+CONFIG ?= cpu
+REPOSITORY ?= model_repository
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+
+BIN := .venv/bin
+READY := .venv/ready
+LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
+SOURCES := blipstream build client model_repository tests
+
+.PHONY: setup demo serve build test test-full lint format lock clean
+
+setup: $(READY)
+
+$(READY): $(LOCKS) pyproject.toml client/pyproject.toml install-system-packages.sh
+	PYTHON=$(PYTHON) ./install-system-packages.sh
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock --requirement requirements-dev.lock
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-server.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable .
+	touch $@
+
+build: $(READY)  ## checkpoint to artifacts
+	$(BIN)/python build/build_repository.py --checkpoint $(CHECKPOINT) --config $(CONFIG) --repository $(REPOSITORY)
+
+demo: $(READY)  ## caption the sample images through a real Triton server, and show them
+	$(BIN)/python build/build_repository.py --checkpoint build/demo/checkpoint
+	$(BIN)/python build/demo/demo.py
+
+serve: build  ## until Ctrl-C
+	@exec $(BIN)/python -m blipstream.serve --repository $(REPOSITORY) --config $(CONFIG) \
+		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+test: $(READY)
+	$(BIN)/pytest
+
+test-full: $(READY)  ## base and large in their real sizes; needs 12 GB of memory and a quarter of an hour
+	$(BIN)/pytest -m full
+
+lint: $(READY)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# torch names its CUDA packages exactly, so they are left to it: its CPU build needs none of them
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
+TIDY = grep -vE '^(cuda-|nvidia-|triton==)' \
+	| sed -E "s/ and platform_machine == 'x86_64' and sys_platform == 'linux'//; s/ ; python_full_version < '3.13'$$//"
+
+lock: $(READY)
+	$(COMPILE) --extra cpu --extra build --no-emit-package blipstream-client pyproject.toml | $(TIDY) > requirements.lock
+	$(COMPILE) --group dev --constraint requirements.lock | $(TIDY) > requirements-dev.lock
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
+	rm -rf model_repository/*/1/artifact model_repository/*/1/openvino
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
