@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Emoji scenes with known captions: what the demo checkpoint learns from and is examined on."""
+
+import random
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+FONT_PACKAGE = "fonts-noto-color-emoji"
+FONT_PATH = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+GLYPH_SIZE = 109  # pixels; the one size at which the font's bitmaps are stored
+SPRITE_SIZE = 136  # pixels; width and height of the square a glyph is centred in
+
+OBJECTS = {
+    "airplane": "✈️",
+    "alarm clock": "⏰",
+    "anchor": "⚓",
+    "apple": "🍎",
+    "avocado": "🥑",
+    "balloon": "🎈",
+    "banana": "🍌",
+    "basketball": "🏀",
+    "bell": "🔔",
+    "bicycle": "🚲",
+    "book": "📕",
+    "bus": "🚌",
+    "butterfly": "🦋",
+    "cactus": "🌵",
+    "camera": "📷",
+    "candle": "🕯️",
+    "car": "🚗",
+    "carrot": "🥕",
+    "cat": "🐱",
+    "cherry": "🍒",
+    "chicken": "🐔",
+    "coconut": "🥥",
+    "crab": "🦀",
+    "crown": "👑",
+    "cucumber": "🥒",
+    "dog": "🐶",
+    "door": "🚪",
+    "doughnut": "🍩",
+    "duck": "🦆",
+    "egg": "🥚",
+    "eggplant": "🍆",
+    "elephant": "🐘",
+    "fish": "🐟",
+    "flower": "🌻",
+    "fox": "🦊",
+    "frog": "🐸",
+    "ghost": "👻",
+    "gift": "🎁",
+    "guitar": "🎸",
+    "hamburger": "🍔",
+    "hammer": "🔨",
+    "hat": "🎩",
+    "house": "🏠",
+    "key": "🔑",
+    "kiwi": "🥝",
+    "ladybug": "🐞",
+    "leaf": "🍁",
+    "lemon": "🍋",
+    "light bulb": "💡",
+    "lion": "🦁",
+    "magnet": "🧲",
+    "mushroom": "🍄",
+    "octopus": "🐙",
+    "owl": "🦉",
+    "panda": "🐼",
+    "pear": "🍐",
+    "pencil": "✏️",
+    "penguin": "🐧",
+    "pig": "🐷",
+    "pineapple": "🍍",
+    "pizza": "🍕",
+    "pumpkin": "🎃",
+    "robot": "🤖",
+    "rocket": "🚀",
+    "shark": "🦈",
+    "snail": "🐌",
+    "snowman": "⛄",
+    "star": "⭐",
+    "strawberry": "🍓",
+    "sun": "🌞",
+    "tractor": "🚜",
+    "tree": "🌲",
+    "trophy": "🏆",
+    "trumpet": "🎺",
+    "turtle": "🐢",
+    "umbrella": "☂️",
+    "unicorn": "🦄",
+    "watch": "⌚",
+    "watermelon": "🍉",
+    "whale": "🐳",
+}
+
+PLURALS = {
+    "bus": "buses",
+    "butterfly": "butterflies",
+    "cactus": "cacti",
+    "cherry": "cherries",
+    "fish": "fish",
+    "fox": "foxes",
+    "leaf": "leaves",
+    "octopus": "octopuses",
+    "strawberry": "strawberries",
+    "trophy": "trophies",
+    "watch": "watches",
+}
+
+BACKGROUNDS = {  # RGB
+    "blue": (70, 120, 220),
+    "brown": (130, 85, 50),
+    "green": (90, 170, 90),
+    "grey": (128, 128, 128),
+    "pink": (250, 180, 205),
+    "purple": (130, 75, 170),
+    "white": (250, 250, 250),
+    "yellow": (245, 225, 110),
+}
+
+ROTATIONS = range(-25, 26, 5)  # degrees
+
+Arrangement = Literal["one", "two", "left", "above"]
+ARRANGEMENTS: tuple[Arrangement, ...] = ("one", "two", "left", "above")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One object in a scene; centre and size are fractions of the scene's side, rotation is in degrees."""
+
+    name: str
+    x: float
+    y: float
+    size: float
+    rotation: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is to be drawn, and the caption that is right for it."""
+
+    caption: str
+    background: tuple[int, int, int]
+    placements: tuple[Placement, ...]
+
+    def draw(self, side: int) -> Image.Image:
+        """The scene as an RGB image of `side` by `side` pixels."""
+        image = Image.new("RGB", (side, side), self.background)
+        for placement in self.placements:
+            sprite = ImageOps.scale(_sprite(placement.name, placement.rotation), placement.size * side / SPRITE_SIZE)
+            x, y = placement.x * side - sprite.width / 2, placement.y * side - sprite.height / 2
+            image.paste(sprite, (round(x), round(y)), mask=sprite)
+        return image
+
+
+@cache
+def _sprite(name: str, rotation: int) -> Image.Image:
+    font = ImageFont.truetype(str(FONT_PATH), GLYPH_SIZE)
+    sprite = Image.new("RGBA", (SPRITE_SIZE, SPRITE_SIZE))
+    ImageDraw.Draw(sprite).text(
+        (SPRITE_SIZE / 2, SPRITE_SIZE / 2), OBJECTS[name], font=font, embedded_color=True, anchor="mm"
+    )
+    return sprite.rotate(rotation, Image.Resampling.BICUBIC, expand=True)
+
+
+def require_font() -> None:
+    """Exit with one sentence where the emoji font is not installed."""
+    if not FONT_PATH.exists():
+        sys.exit(f"error: the scenes need {FONT_PATH}: install the Debian package {FONT_PACKAGE}")
+
+
+def is_held_out(first: str, second: str) -> bool:
+    """Whether two objects never share a training scene: a fixed fifth of all pairs, kept for the examination."""
+    return first != second and zlib.crc32("+".join(sorted((first, second))).encode()) % 5 == 0
+
+
+def held_out_pairs() -> list[tuple[str, str]]:
+    """All pairs of objects that no training scene holds, each in alphabetical order."""
+    return [pair for pair in combinations(sorted(OBJECTS), 2) if is_held_out(*pair)]
+
+
+def random_scene(rng: random.Random, arrangement: Arrangement, *, held_out: bool = False) -> Scene:
+    """A scene drawn from the training distribution or, for two different objects, from the held-out pairs."""
+    background = rng.choice(list(BACKGROUNDS))
+    first, second = _choose_objects(rng, arrangement, held_out)
+    match arrangement:
+        case "one":
+            subject = _with_article(first)
+        case "two":
+            subject = f"two {PLURALS.get(first, first + 's')}"
+        case "left":
+            subject = f"{_with_article(first)} to the left of {_with_article(second)}"
+        case "above":
+            subject = f"{_with_article(first)} above {_with_article(second)}"
+    names = [first] if arrangement == "one" else [first, second]
+    vertical = arrangement == "above" or (arrangement == "two" and rng.random() < 0.5)
+    return Scene(
+        caption=f"{subject} on a {background} background",
+        background=_jitter(rng, BACKGROUNDS[background]),
+        placements=tuple(_place(rng, names, vertical)),
+    )
+
+
+def examination(count: int, seed: int = 0) -> Iterator[Scene]:
+    """`count` scenes of held-out pairs, left of and above in turn."""
+    rng = random.Random(f"examination {seed}")
+    for i in range(count):
+        yield random_scene(rng, ("left", "above")[i % 2], held_out=True)
+
+
+def _choose_objects(rng: random.Random, arrangement: Arrangement, held_out: bool) -> tuple[str, str]:
+    if arrangement in ("one", "two"):
+        name = rng.choice(list(OBJECTS))
+        return name, name
+    while True:
+        first, second = rng.sample(list(OBJECTS), 2)
+        if is_held_out(first, second) == held_out:
+            return first, second
+
+
+def _place(rng: random.Random, names: list[str], vertical: bool) -> Iterator[Placement]:
+    if len(names) == 1:
+        size = rng.uniform(0.35, 0.7)
+        yield Placement(names[0], _inside(rng, size), _inside(rng, size), size, rng.choice(ROTATIONS))
+        return
+    middle = rng.uniform(0.3, 0.7)  # the line that both objects lie near: left of and above are never in doubt
+    for index, name in enumerate(names):
+        size = rng.uniform(0.3, 0.44)
+        along = size / 2 + 0.03 + rng.uniform(0, 0.44 - size) + 0.5 * index  # one half of the scene each
+        across = min(max(middle + rng.uniform(-0.1, 0.1), size / 2), 1 - size / 2)
+        x, y = (across, along) if vertical else (along, across)
+        yield Placement(name, x, y, size, rng.choice(ROTATIONS))
+
+
+def _inside(rng: random.Random, size: float) -> float:
+    return rng.uniform(size / 2 + 0.02, 1 - size / 2 - 0.02)
+
+
+def _jitter(rng: random.Random, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, value + rng.randint(-12, 12))) for value in colour)
+    return red, green, blue
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' and name != 'unicorn' else 'a'} {name}"
