@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blipstream: exact, fast BLIP image captioning, served by Triton."""

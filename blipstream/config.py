@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config.json that lies beside every artifact: all that a loader needs to know of the checkpoint."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from blipstream.errors import ArtifactError
+
+CONFIG_NAME = "config.json"
+BUILD_HINT = "build it with `make build`"
+
+DType = Literal["auto", "bf16", "f32"]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The shape of the ViT encoder, and the normalisation of its pixels."""
+
+    image_size: int  # pixels, both sides
+    patch_size: int  # pixels, both sides
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    layer_norm_eps: float
+    image_mean: tuple[float, float, float]  # of pixels in 0..1
+    image_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The shape of the text decoder, and its special tokens."""
+
+    vocab_size: int
+    hidden_size: int
+    encoder_hidden_size: int  # width of image_embeds
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    max_positions: int
+    layer_norm_eps: float
+    start_token_id: int  # [DEC]
+    end_token_id: int  # [SEP]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """A BLIP captioner: where it came from and what it is made of."""
+
+    checkpoint: str  # hub name or folder name
+    revision: str  # hash of the weights and settings
+    dtype: DType  # what to compute in; auto: bf16 where the processor has it, else f32
+    vision: VisionConfig
+    text: TextConfig
+
+    def save(self, folder: Path, **extra: object) -> None:
+        """Write config.json into `folder`; `extra` is for readers other than `load`."""
+        text = json.dumps(asdict(self) | extra, indent=2)
+        (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "CheckpointConfig":
+        """Read `folder`'s config.json. Raises ArtifactError where there is none, or another version's."""
+        path = folder / CONFIG_NAME
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            vision = values["vision"]
+            for name in ("image_mean", "image_std"):
+                vision[name] = tuple(vision[name])
+            return cls(
+                checkpoint=values["checkpoint"],
+                revision=values["revision"],
+                dtype=values["dtype"],
+                vision=VisionConfig(**vision),
+                text=TextConfig(**values["text"]),
+            )
+        except FileNotFoundError as exc:
+            raise ArtifactError(f"there is no artifact in {folder}: {BUILD_HINT}") from exc
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ArtifactError(f"{path} is not one that this version writes: {BUILD_HINT}") from exc

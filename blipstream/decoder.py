@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BLIP's text decoder: one forward over rows, with absorbed cross-attention.
+
+A row is one caption in the making. Cross-attention never computes the image's keys and values. Both are
+linear in image_embeds x, so the query is projected through W_k instead, attends over x itself, and the mix is
+projected through W_v afterwards:
+
+    softmax(q (x W_kᵀ + b_k)ᵀ) (x W_vᵀ + b_v) = softmax((q W_k) xᵀ) x W_vᵀ + b_v
+
+since q b_kᵀ is the same for every patch and cancels in the softmax, and its weights sum to one. The same
+identity serves multi-head latent attention in DeepSeek-V2 (arXiv:2405.04434).
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from blipstream.config import TextConfig
+
+
+class DecoderLayer(nn.Module):
+    """One post-norm layer: self-attention over the cache, absorbed cross-attention, feed-forward."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        width, heads = config.hidden_size, config.num_heads
+        self.num_heads, self.head_size = heads, width // heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.self_output = nn.Linear(width, width)
+        self.self_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.cross_query = nn.Linear(width, width)  # scaled by 1 / sqrt(head size)
+        self.cross_key = nn.Parameter(torch.empty(heads, self.head_size, config.encoder_hidden_size))
+        self.cross_value = nn.Parameter(torch.empty(heads, config.encoder_hidden_size, self.head_size))
+        self.cross_output = nn.Linear(width, width)  # its bias holds the values' bias too
+        self.cross_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.fc1 = nn.Linear(width, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, width)
+        self.mlp_norm = nn.LayerNorm(width, config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        image_embeds: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Hidden [R, T, h] -> [R, T, h], writing this layer's keys and values at `positions` [R, T].
+
+        `keys` and `values` are [R, heads, length, head size], `mask` [R, 1, T, length], `image_embeds` [I, N, E]
+        where each image serves R / I consecutive rows.
+        """
+        hidden = self.self_norm(hidden + self._self_attention(hidden, keys, values, positions, mask))
+        hidden = self.cross_norm(hidden + self._cross_attention(hidden, image_embeds))
+        output: Tensor = self.mlp_norm(hidden + self.fc2(F.gelu(self.fc1(hidden))))
+        return output
+
+    def _self_attention(self, hidden: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # [R, T, heads, head size]
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        keys[rows, :, positions] = k
+        values[rows, :, positions] = v
+        length = mask.shape[-1]
+        context = F.scaled_dot_product_attention(
+            q.transpose(1, 2), keys[:, :, :length], values[:, :, :length], attn_mask=mask
+        )
+        output: Tensor = self.self_output(context.transpose(1, 2).flatten(2))
+        return output
+
+    def _cross_attention(self, hidden: Tensor, x: Tensor) -> Tensor:
+        rows, tokens, _ = hidden.shape
+        images, _, width = x.shape
+        q = self.cross_query(hidden).view(rows * tokens, self.num_heads, self.head_size)
+        absorbed = torch.bmm(q.transpose(0, 1), self.cross_key)  # [heads, R T, E]
+        # all queries that look at one image, of every head, row and token, are one matrix
+        absorbed = absorbed.view(self.num_heads, images, -1, width).transpose(0, 1).flatten(1, 2)
+        weights = torch.bmm(absorbed, x.transpose(1, 2)).softmax(-1)  # [I, heads (R / I) T, N]
+        mix = torch.bmm(weights, x).view(images, self.num_heads, -1, width).transpose(0, 1).flatten(1, 2)
+        context = torch.bmm(mix, self.cross_value)  # [heads, R T, head size]
+        output: Tensor = self.cross_output(context.transpose(0, 1).reshape(rows, tokens, -1))
+        return output
+
+
+class TextDecoder(nn.Module):
+    """Embeddings, layers and the language-modelling head, whose matrix is the word embedding."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.word_embedding = nn.Embedding(config.vocab_size, width)
+        self.position_embedding = nn.Embedding(config.max_positions, width)
+        self.embedding_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.head_dense = nn.Linear(width, width)
+        self.head_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size))
+
+    def forward(
+        self, ids: Tensor, past: Tensor, counts: Tensor, image_embeds: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """The logits, f32 [R, V], of what follows each row's last token.
+
+        ids: int64 [R, T], new tokens, row r's in its first counts[r] places
+        past: int64 [R], tokens that each row's cache holds already
+        image_embeds: [I, N, E]; each image serves R / I consecutive rows
+        keys, values: [layers, R, heads, capacity, head size], written in place
+        """
+        positions = past[:, None] + torch.arange(ids.shape[1], device=ids.device)  # [R, T]
+        length = int(positions.max()) + 1
+        mask = torch.arange(length, device=ids.device) <= positions[:, None, :, None]  # [R, 1, T, length]
+        hidden = self.word_embedding(ids) + self.position_embedding(positions)
+        hidden = self.embedding_norm(hidden)
+        for layer, layer_keys, layer_values in zip(self.layers, keys, values, strict=True):
+            hidden = layer(hidden, image_embeds, layer_keys, layer_values, positions, mask)
+        last = hidden[torch.arange(len(ids), device=ids.device), counts - 1]  # [R, h]: the others need no logits
+        last = self.head_norm(F.gelu(self.head_dense(last)))
+        logits: Tensor = F.linear(last, self.word_embedding.weight, self.head_bias)
+        return logits.float()

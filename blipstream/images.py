@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoded image bytes to pixels, exactly as transformers' PIL processor for BLIP resizes them.
+
+Two things differ from it on purpose: EXIF orientation is applied, and 16-bit grey is scaled to 8 bits
+where the reference clips it. Transparency is laid on white, as there; of animations, the first frame counts.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import jpeg_factory
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from blipstream.errors import InvalidInput
+
+# Odd metadata makes PIL warn, and a bad request is no line in the server's log. One filter for the process,
+# since warnings.catch_warnings is not thread-safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may cost. Pixels and sides are read from its header, before it is decoded."""
+
+    max_bytes: int = 32 * 2**20  # encoded
+    max_pixels: int = 100_000_000  # decoding takes 4 bytes a pixel, transparency 16
+    max_side: int = 65_535  # pixels, as in JPEG
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+# Formats are opened through their own classes: Image.open would look at other formats too, and checks
+# the size against a limit that is global to the process.
+_FORMATS: dict[str, tuple[re.Pattern[bytes], Callable[[BytesIO], ImageFile]]] = {
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), jpeg_factory),
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    "BMP": (re.compile(rb"BM"), BmpImageFile),
+    "GIF": (re.compile(rb"GIF8[79]a"), GifImageFile),
+    "TIFF": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+}
+_EXPECTED = "image must be a JPEG, PNG, WebP, BMP, GIF or TIFF file"
+
+# What people send by mistake: pattern of the first bytes, what to call it.
+_STRANGERS = {
+    rb"\s*<(!doctype html|html)": "an HTML page",
+    rb"\s*(<\?xml.*)?<svg": "an SVG drawing",
+    rb"%PDF": "a PDF document",
+    rb"....ftyp(avi[fs])": "an AVIF image",
+    rb"....ftyp(hei|hev|mif1|msf1)": "a HEIC image",
+    rb"....ftyp": "a video",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "a JPEG 2000 image",
+    rb"\0\0\0\x0cJXL |\xff\x0a": "a JPEG XL image",
+    rb"8BPS": "a Photoshop document",
+    rb"PK\x03\x04|\x1f\x8b": "a compressed archive",
+    rb"https?://|file://": "an address",
+    rb"data:|/9j/|iVBOR|UklGR|R0lGOD": "base64 text",
+}
+
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+LETTERBOX_COLOR = (123, 117, 104)  # CLIP's image mean in 8 bits: next to zero once normalised
+
+
+def load_pixels(
+    data: bytes, image_size: int, resize_mode: str = "stretch", limits: ImageLimits = DEFAULT_LIMITS
+) -> npt.NDArray[np.uint8]:
+    """Decode and resize one image to uint8 [image_size, image_size, 3], RGB.
+
+    `resize_mode` is one of RESIZE_MODES: "stretch" ignores the aspect ratio as the reference does,
+    "center_crop" fits the shorter side and cuts the rest away evenly, "letterbox" fits the longer side and
+    pads evenly with LETTERBOX_COLOR. Raises InvalidInput, and nothing else, for whatever `data` holds.
+    """
+    resize = _RESIZERS.get(resize_mode)
+    if resize is None:
+        raise InvalidInput(f"resize_mode must be one of {', '.join(RESIZE_MODES)}, not {resize_mode[:40]!r}")
+    if len(data) > limits.max_bytes:
+        raise InvalidInput(
+            f"image must have at most {limits.max_bytes:,} bytes, not {len(data):,}: scale it down or compress it more"
+        )
+    kind = _sniff(data)
+    with _translated_errors(kind, data):
+        image = _FORMATS[kind][1](BytesIO(data))
+        _check_size(image, limits)
+        rgb = _decode(image)
+    return np.array(resize(rgb, image_size))
+
+
+def _sniff(data: bytes) -> str:
+    """The format that the first bytes tell, a key of _FORMATS. Raises InvalidInput for any other."""
+    if not data:
+        raise InvalidInput(f"{_EXPECTED}, not empty: send the bytes of such a file")
+    for kind, (signature, _) in _FORMATS.items():
+        if signature.match(data):
+            return kind
+    head = data[:256]
+    looks = (name for start, name in _STRANGERS.items() if re.match(start, head, re.DOTALL | re.IGNORECASE))
+    guess = next(looks, None)
+    what = f"look like {guess}" if guess else f"start with {head[:8].hex(' ')}"
+    raise InvalidInput(f"{_EXPECTED}, but its {len(data):,} bytes {what}: send the bytes of such a file")
+
+
+@contextmanager
+def _translated_errors(kind: str, data: bytes) -> Iterator[None]:
+    """Make whatever a decoder raises one InvalidInput: on bad data PIL raises nearly every built-in type."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except Image.DecompressionBombError as exc:  # PIL's own limit on canvases and tiles, far above ours
+        raise InvalidInput(f"image must have fewer pixels ({_one_line(exc)}): scale it down") from exc
+    except Exception as exc:
+        raise InvalidInput(
+            f"image must be a whole {kind} file, but its {len(data):,} bytes are cut short or damaged "
+            f"({_one_line(exc)}): send the file again in full, or save it anew"
+        ) from exc
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join((str(exc) or type(exc).__name__).split())[:120].rstrip(".")
+
+
+def _check_size(image: ImageFile, limits: ImageLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
+        raise InvalidInput(
+            f"image must have at most {limits.max_pixels:,} pixels and {limits.max_side:,} a side, "
+            f"not {width:,} x {height:,}: scale it down"
+        )
+
+
+def _decode(image: ImageFile) -> Image.Image:
+    """The first frame: RGB, upright."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    rgb = _to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: ImageFile) -> int:
+    """EXIF orientation, 1 (upright) where there is none. Unreadable EXIF is no reason to refuse an image."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB, transparency laid on white by the reference's own steps."""
+    if image.mode in ("I", "F"):
+        samples = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise InvalidInput(
+            f"image must have unsigned samples of at most 16 bits, but this file has {samples} ones: "
+            "save it with 8 bits a sample"
+        )
+    if image.mode.startswith("I;16"):
+        image = _narrow(image)
+    if image.mode == "La":  # premultiplied, which PIL converts to nothing else
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8-bit: the high byte, which is what PIL keeps of 16-bit colour."""
+    tags = getattr(image, "tag_v2", {})
+    (bits,) = tags.get(BITSPERSAMPLE, (16,))  # or 12, in TIFF
+    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which PIL minds only up to 8 bits
+        grey = ~grey
+    return Image.fromarray(grey)
+
+
+def _stretch(image: Image.Image, side: int) -> Image.Image:
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _center_crop(image: Image.Image, side: int) -> Image.Image:
+    """Crops while resizing: the whole of a very long image is never scaled."""
+    width, height = image.size
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+
+
+def _letterbox(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    canvas = Image.new("RGB", (side, side), LETTERBOX_COLOR)
+    canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+_RESIZERS = {"stretch": _stretch, "center_crop": _center_crop, "letterbox": _letterbox}
+RESIZE_MODES = tuple(_RESIZERS)

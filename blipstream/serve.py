@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serve captions without a container: `python -m blipstream.serve`."""
+
+import io
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+from PIL import Image
+
+from blipstream.errors import BlipstreamError, ServerError
+from blipstream.server import ROOT, TritonServer
+
+DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself
+SAMPLES = Path("build/demo/samples")
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
+@click.option("--config", default="cpu", help="Runtime: a name in encoder/configs/, or tensorrt.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--http-port", default=8000, help="0 for any free port.")
+@click.option("--grpc-port", default=8001, help="0 for any free port.")
+@click.option("--metrics-port", default=8002, help="0 for any free port.")
+@click.option("--cache-mb", type=click.IntRange(min=0), default=64, help="Response cache in MB; 0 for none.")
+@click.option("--log", "log_path", type=click.Path(path_type=Path), help="Triton's log; temporary if not given.")
+@click.option("--timeout", default=300.0, help="Seconds for the models to load.")
+@click.option("-v", "--verbose", count=True, help="More in Triton's log.")
+def main(
+    repository: Path,
+    config: str,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    cache_mb: int,
+    log_path: Path | None,
+    timeout: float,
+    verbose: int,
+) -> None:
+    """Start tritonserver with the models of a repository, and stop it with Ctrl-C or SIGTERM."""
+    try:
+        stop_on_signals()
+        server = TritonServer(
+            repository=repository,
+            config=config_name(repository, config),
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            cache_bytes=cache_mb << 20,
+            log_path=log_path,
+            ready_timeout=timeout,
+            verbose=verbose,
+        )
+        with server:
+            check_serves(server)
+            click.echo(welcome(server))
+            server.wait()
+    except KeyboardInterrupt:
+        click.echo("stopped")
+    except BlipstreamError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def stop_on_signals() -> None:
+    """Make SIGTERM do what Ctrl-C does, and let neither interrupt the stopping."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def config_name(repository: Path, config: str) -> str | None:
+    """Triton's --model-config-name; it would take a wrong one for config.pbtxt, so check it here."""
+    if config in (DEFAULT_CONFIG, "default"):
+        return None
+    names = sorted(path.stem for path in (repository / "encoder" / "configs").glob("*.pbtxt"))
+    if config not in names:
+        choices = ", ".join([*names, DEFAULT_CONFIG])
+        raise ServerError(f"{repository} has no configuration {config!r}: choose one of {choices}")
+    return config
+
+
+def check_serves(server: TritonServer) -> None:
+    """Caption one image over gRPC: models may be ready and yet fail."""
+    import blipstream_client
+
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(image, "PNG")
+    try:
+        with blipstream_client.Client(server.grpc_url) as client:
+            client.caption(image.getvalue())
+    except blipstream_client.BlipstreamError as error:
+        raise ServerError(f"the server is ready, but its first caption failed: {error}") from error
+
+
+def welcome(server: TritonServer) -> str:
+    """Where the server listens and how to send it a first image."""
+    lines = [f"serving on {server.http_url} and {server.grpc_url}, metrics on {server.metrics_url}"]
+    sample = next(iter(sorted((ROOT / SAMPLES).glob("*.jpg"))), None)
+    shown = SAMPLES / sample.name if sample else Path("photo.jpg")
+    lines += ["try it:", f"  blipstream caption {shown} --url {server.grpc_url}"]
+    if sample:
+        lines.append(f"  {curl(server.http_url, shown, sample.stat().st_size)}")
+    return "\n".join([*lines, "Ctrl-C stops it"])
+
+
+def curl(url: str, image: Path, size: int) -> str:
+    """A shell line that sends an image as it is: JSON, the image's length in 4 bytes, the image."""
+    header = (
+        '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES",'
+        f'"parameters":{{"binary_data_size":{4 + size}}}}}]}}'
+    )
+    length = "".join(f"\\{byte:03o}" for byte in size.to_bytes(4, "little"))
+    return (
+        f"(printf '{header}{length}'; cat {shlex.quote(str(image))}) | curl -s --data-binary @- "
+        f"-H 'Inference-Header-Content-Length: {len(header)}' {url}/v2/models/caption/infer"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded server: find a `tritonserver` binary, start it, watch it and leave nothing behind.
+
+with TritonServer(Path("model_repository"), config="cpu", http_port=0) as server:
+    print(server.http_url)
+"""
+
+import ctypes.util
+import errno
+import http.client
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from blipstream.errors import ServerError
+
+ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstream/
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+STUB = "triton_python_backend_stub"
+ZOMBIE = "Z"  # ended and not reaped, in /proc/PID/stat
+POLL_SECONDS = 0.1
+WATCH_SECONDS = 0.5
+REAP_SECONDS = 1.0
+GRACE_SECONDS = 5  # beyond Triton's own exit timeout, before SIGKILL
+
+# Runs as a process of its own, which then becomes tritonserver: if this one dies, the server gets SIGTERM.
+LAUNCHER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A tritonserver binary, and what the wheel's needs besides (a container's finds its own)."""
+
+    binary: Path
+    libraries: tuple[Path, ...] = ()
+    python_backend: tuple[Path, ...] = ()  # files that must lie side by side
+    caches: Path | None = None
+
+
+def find() -> Installation:
+    """Find tritonserver on the PATH or in /opt/tritonserver, else in the wheel nvidia-pytriton."""
+    places = f"{os.environ.get('PATH', os.defpath)}:/opt/tritonserver/bin"
+    binary = shutil.which("tritonserver", path=places)
+    return Installation(Path(binary)) if binary else _find_wheel()
+
+
+def _find_wheel() -> Installation:
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerError(
+            "there is no tritonserver here: pip install --no-deps nvidia-pytriton==0.7.0, "
+            "or work inside NVIDIA's Triton container"
+        )
+    package = Path(spec.submodule_search_locations[0])
+    triton = package / "tritonserver"
+    backend = triton / "backends" / "python"
+    _check_numpy()
+    return Installation(
+        binary=triton / "bin" / "tritonserver",
+        libraries=(package.parent / "nvidia_pytriton.libs", *_libpython_folder()),
+        python_backend=(
+            backend / "libtriton_python.so",
+            backend / "triton_python_backend_utils.py",
+            _find_stub(triton / "python_backend_stubs"),
+        ),
+        caches=triton / "caches",
+    )
+
+
+def _check_numpy() -> None:
+    """Refuse numpy 2: the wheel's stub was compiled against numpy 1 and would read wrong strides."""
+    version = importlib.metadata.version("numpy")
+    if int(version.split(".")[0]) >= 2:
+        raise ServerError(f"the wheel's Python backend needs numpy below 2 and found {version}: pip install 'numpy<2'")
+
+
+def _find_stub(stubs: Path) -> Path:
+    """The Python backend's worker, which embeds one Python version."""
+    wanted = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = stubs / wanted / STUB
+    if not stub.is_file():
+        versions = sorted((p.name for p in stubs.iterdir()), key=lambda name: [int(n) for n in name.split(".")])
+        raise ServerError(f"the wheel's tritonserver has no stub for Python {wanted}: use {_one_of(versions)}")
+    return stub
+
+
+def _libpython_folder() -> tuple[Path, ...]:
+    """Where libpythonX.Y.so.1.0 lies, or nothing if the system's loader finds it."""
+    version = sysconfig.get_config_var("py_version_short")
+    name = f"libpython{version}.so.1.0"
+    folder = Path(sysconfig.get_config_var("LIBDIR"))
+    if (folder / name).is_file():
+        return (folder,)
+    if ctypes.util.find_library(f"python{version}") != name:
+        raise ServerError(
+            f"tritonserver's Python backend needs {name}, which this Python lacks: "
+            f"apt-get install libpython{version}, or a Python built with --enable-shared"
+        )
+    return ()
+
+
+def _one_of(names: list[str]) -> str:
+    """A list in words: "a, b or c"."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+@dataclass
+class TritonServer:
+    """A tritonserver process of ours: `with` starts it, waits until it is ready and stops it.
+
+    Start it from a thread that lives as long as the server: Linux ends the child with its parent's thread.
+    """
+
+    repository: Path
+    _: KW_ONLY
+    config: str | None = None  # configs/NAME.pbtxt instead of config.pbtxt
+    host: str = "127.0.0.1"
+    http_port: int = 8000  # 0: any free port
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    cache_bytes: int = 0  # response cache; 0: none
+    log_path: Path | None = None  # None: a temporary file, kept only if the server fails
+    verbose: int = 0
+    ready_timeout: float = 300  # seconds
+    exit_timeout: int = 10  # seconds for requests in flight
+
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _name: str = field(default="", init=False, repr=False)  # unique: prefixes the shared memory
+    _folder: Path | None = field(default=None, init=False, repr=False)
+    _stubs: dict[int, str] = field(default_factory=dict, init=False, repr=False)  # pid: model
+    _keep_log: bool = field(default=False, init=False, repr=False)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready(self.ready_timeout)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP requests go."""
+        return f"http://{self._reachable}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Where gRPC requests go."""
+        return f"grpc://{self._reachable}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus reads."""
+        return f"http://{self._reachable}:{self.metrics_port}/metrics"
+
+    @property
+    def _reachable(self) -> str:
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
+
+    @property
+    def pid(self) -> int:
+        """Process and process group of the running server."""
+        if self._process is None:
+            raise ServerError("the server is not running: start it first")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the process; `wait_ready` says when it serves."""
+        if self._process is not None:
+            raise ServerError(f"the server runs already, as process {self.pid}: stop it first")
+        if not self.repository.is_dir():
+            raise ServerError(f"there is no model repository at {self.repository}: check the path")
+        installation = find()
+        self.http_port, self.grpc_port, self.metrics_port = self._free_ports()
+        self._name = f"blipstream-{os.getpid()}-{secrets.token_hex(4)}"
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
+        self._keep_log = self.log_path is not None
+        self.log_path = (self.log_path or self._folder.with_suffix(".log")).resolve()
+        command = [str(installation.binary), *self._options(installation, self._folder)]
+        with _create(self.log_path) as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-IS", "-c", LAUNCHER, str(os.getpid()), *command],
+                env=_environment(installation),
+                cwd=ROOT,  # the stub's sys.path begins with its working folder
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout: float) -> None:
+        """Return once every model is ready; raise ServerError if that fails or takes too long."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.check()
+            if self._is_ready():
+                return
+            if time.monotonic() > deadline:
+                raise self._failure(f"the server was not ready after {timeout:g} seconds")
+            time.sleep(POLL_SECONDS)
+
+    def wait(self) -> None:
+        """Watch the server until it dies by itself, which raises ServerError."""
+        while True:
+            self.check()
+            time.sleep(WATCH_SECONDS)
+
+    def check(self) -> None:
+        """Raise ServerError if the server died, or one of its models' processes: Triton restarts none."""
+        exited = self._exited()
+        if exited is not None:
+            raise self._failure(_exit_words(exited))
+        self._stubs |= {pid: model for pid in self._children() if (model := _stub_model(pid))}
+        if dead := self._dead_stubs():
+            time.sleep(REAP_SECONDS)  # Triton reaps the ones that it ended itself
+            for pid in dead & self._dead_stubs():
+                model = self._stubs.get(pid, "unknown")
+                raise self._failure(f"the process of model '{model}' died, and Triton does not restart it")
+
+    def stop(self) -> None:
+        """Stop the server and remove what it left, whatever state it is in."""
+        if self._process is not None:
+            self._end(self._process)
+            self._process = None
+            self._stubs = {}
+        if self._folder is not None:
+            for region in SHARED_MEMORY.glob(f"{self._name}*"):
+                region.unlink(missing_ok=True)
+            shutil.rmtree(self._folder)
+            self._folder = None
+            if self.log_path is not None and not self._keep_log:
+                self.log_path.unlink(missing_ok=True)
+                self.log_path = None
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGTERM and patience, then SIGKILL for the whole group.
+
+        The leader is reaped last: until then nothing else can take its process group's number.
+        """
+        if not self._dead_stubs():  # Triton would wait for a dead one in vain
+            os.kill(self.pid, signal.SIGTERM)
+            self._wait_until_exited(self.exit_timeout + GRACE_SECONDS)
+        os.killpg(self.pid, signal.SIGKILL)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while _running(_group(self.pid)) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        process.wait()
+
+    def _children(self) -> dict[int, str]:
+        """The server's own children and their states."""
+        return {pid: state for pid, (state, parent) in _group(self.pid).items() if parent == self.pid}
+
+    def _dead_stubs(self) -> set[int]:
+        return {pid for pid, state in self._children().items() if state == ZOMBIE}
+
+    def _wait_until_exited(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self._exited() is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def _exited(self) -> os.waitid_result | None:
+        """How the server ended, or None while it runs. Leaves the process unreaped."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._reachable, self.http_port, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _free_ports(self) -> list[int]:
+        """Bind all three ports at once, so that chosen ones differ, and let them go."""
+        wanted = {"HTTP": self.http_port, "gRPC": self.grpc_port, "metrics": self.metrics_port}
+        with ExitStack() as stack:
+            return [stack.enter_context(_bind(self.host, *item)).getsockname()[1] for item in wanted.items()]
+
+    def _options(self, installation: Installation, folder: Path) -> list[str]:
+        options = {
+            "model-repository": self.repository.resolve(),
+            "model-control-mode": "none",
+            "exit-on-error": "true",
+            "strict-readiness": "true",
+            "exit-timeout-secs": self.exit_timeout,
+            "http-address": self.host,
+            "http-port": self.http_port,
+            "grpc-address": self.host,
+            "grpc-port": self.grpc_port,
+            "metrics-address": self.host,
+            "metrics-port": self.metrics_port,
+            "backend-config": f"python,shm-region-prefix-name={self._name}-",
+        }
+        if self.config:
+            options["model-config-name"] = self.config
+        if self.verbose:
+            options["log-verbose"] = self.verbose
+        if self.cache_bytes:
+            options["cache-config"] = f"local,size={self.cache_bytes}"
+        if installation.caches:
+            options["cache-directory"] = installation.caches
+        if installation.python_backend:
+            options["backend-directory"] = _lay_side_by_side(installation.python_backend, folder)
+        if not Path("/dev/nvidiactl").exists():
+            options["allow-gpu-metrics"] = "false"
+        return [f"--{name}={value}" for name, value in options.items()]
+
+    def _failure(self, what: str) -> ServerError:
+        """The error to raise: one sentence with the reason found in the log, which is kept."""
+        self._keep_log = True
+        log = self.log_path.read_text(errors="replace") if self.log_path else ""
+        reason = _failed_model(log) or ": ".join(filter(None, [what, _first_error(log)]))
+        return ServerError(f"{reason} (log: {self.log_path})")
+
+
+def _bind(host: str, protocol: str, port: int) -> socket.socket:
+    option = f"--{protocol.lower()}-port"
+    if not 0 <= port < 1 << 16:
+        raise ServerError(f"{protocol} port {port} is out of range: choose 0 to 65535 with {option}")
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise ServerError(f"{host} is no address of this machine: choose another with --host") from error
+        state = "may not be opened" if isinstance(error, PermissionError) else "is taken"
+        raise ServerError(
+            f"{protocol} port {port} {state}: choose another with {option}, or 0 for any free port"
+        ) from error
+
+
+def _create(log: Path) -> BinaryIO:
+    try:
+        return log.open("wb")
+    except OSError as error:
+        raise ServerError(f"the log {log} cannot be written ({error.strerror}): choose another with --log") from error
+
+
+def _lay_side_by_side(files: tuple[Path, ...], folder: Path) -> Path:
+    """A backend directory with the Python backend's files linked into one folder."""
+    backends = folder / "backends"
+    (backends / "python").mkdir(parents=True)
+    for file in files:
+        (backends / "python" / file.name).symlink_to(file)
+    return backends
+
+
+def _environment(installation: Installation) -> dict[str, str]:
+    """The running environment, and the paths by which the stub's embedded Python finds it.
+
+    24.10 starts that Python isolated: it ignores PYTHONPATH and takes its prefix, and so its site-packages,
+    from the python3 that is first on the PATH. Newer releases read PYTHONPATH too.
+    """
+    packages = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    first: dict[str, tuple[str | Path, ...]] = {
+        "PATH": (Path(sys.executable).parent,),
+        "PYTHONPATH": (ROOT, *packages),
+        "LD_LIBRARY_PATH": installation.libraries,
+    }
+    return os.environ | {
+        name: os.pathsep.join(filter(None, [*map(str, paths), os.environ.get(name, "")]))
+        for name, paths in first.items()
+    }
+
+
+def _group(group: int) -> dict[int, tuple[str, int]]:
+    """The processes of a group: each one's state and parent."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            state, parent, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(its_group) == group:
+                found[int(stat.parent.name)] = (state, int(parent))
+    return found
+
+
+def _running(group: dict[int, tuple[str, int]]) -> set[int]:
+    return {pid for pid, (state, _) in group.items() if state != ZOMBIE}
+
+
+def _stub_model(pid: int) -> str | None:
+    """The model that a backend stub serves, or None for any other process."""
+    try:
+        program, *arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return None
+    # REPOSITORY/MODEL/VERSION/model.py
+    return Path(arguments[0]).parents[1].name if Path(program).name == STUB else None
+
+
+def _exit_words(exited: os.waitid_result) -> str:
+    if exited.si_code == os.CLD_EXITED:
+        return f"tritonserver exited by itself with status {exited.si_status}"
+    return f"tritonserver was ended by signal {exited.si_status}"
+
+
+def _failed_model(log: str) -> str | None:
+    """The first model that failed to load and why."""
+    line = re.search(r"^E.*?\] (\"failed to load '.+\")$", log, re.MULTILINE)
+    message = _unquote(line[1]).partition("\n\nAt:\n")[0] if line else ""  # what follows is a traceback
+    status, error = r"(?:[A-Z][a-z ]+: )?", r"(?:\w+Error: )?"
+    found = re.match(rf"failed to load '(.+?)' version \d+: {status}{error}(.*)", message, re.DOTALL)
+    return f"model '{found[1]}' failed to load: {' '.join(found[2].split())}" if found else None
+
+
+def _first_error(log: str) -> str:
+    """What Triton, or a process of its, said when things went wrong, or nothing."""
+    pattern = r"^(?:E\d{4} [^\]]*\] |error: |terminate called .*\n +what\(\): +)(.*)"
+    errors = [_unquote(error) for error in re.findall(pattern, log, re.MULTILINE)]
+    return next((" ".join(error.split()) for error in errors if "CudaDriverHelper" not in error), "")
+
+
+def _unquote(text: str) -> str:
+    """Triton logs its messages as JSON strings."""
+    with suppress(ValueError):
+        return str(json.loads(text))
+    return text

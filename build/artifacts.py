@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where artifacts lie in a model repository, when they are up to date, and how they are put there at once."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blipstream.config import CONFIG_NAME
+from blipstream.errors import ArtifactError
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_REPOSITORY = ROOT / "model_repository"
+FINGERPRINT = "fingerprint"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One folder of files that a model loads, and what it is made from."""
+
+    folder: Path
+    fingerprint: str  # hash of the checkpoint, the settings, the exporting code and its libraries
+
+    def is_current(self) -> bool:
+        """Whether building it again would give what is there."""
+        try:
+            found = json.loads((self.folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and found.get(FINGERPRINT) == self.fingerprint
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty folder beside the artifact's, on the same disk, removed at the end unless installed."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        staged.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
+        try:
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def install(self, staged: Path) -> None:
+        """Put a finished folder in the artifact's place; a reader finds the old one, none, or the new one whole."""
+        if self.folder.exists():
+            with self.staging() as old:
+                self.folder.rename(old / "old")
+                staged.rename(self.folder)
+        else:
+            staged.rename(self.folder)
+
+
+def fingerprint(*parts: object, sources: tuple[Path, ...] = ()) -> str:
+    """A hash that changes when any of `parts` or of the source files does."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part}\n".encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def materialise(repository: Path) -> None:
+    """Copy the models' configs and adapters, which git tracks, to another folder; artifacts stay behind."""
+    if repository.resolve() == SOURCE_REPOSITORY:
+        return
+    try:
+        for pattern in ("*/config.pbtxt", "*/configs/*.pbtxt", "*/1/model.py"):
+            for source in SOURCE_REPOSITORY.glob(pattern):
+                target = repository / source.relative_to(SOURCE_REPOSITORY)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        # an ensemble has no files of its own, yet Triton wants its version's folder
+        (repository / "caption" / "1").mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ArtifactError(f"{repository} cannot hold a model repository: {exc.strerror}") from exc

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn a BLIP checkpoint into the artifacts that the models of a repository load, and verify them.
+
+python build/build_repository.py --checkpoint Salesforce/blip-image-captioning-base --config cpu
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import get_args
+
+import click
+import openvino
+import torch
+import transformers
+
+from artifacts import FINGERPRINT, ROOT, SOURCE_REPOSITORY, Artifact, fingerprint, materialise
+from blipstream.config import DType
+from blipstream.errors import ArtifactError, BlipstreamError
+from checkpoint import Checkpoint
+from export import export_decoder, export_openvino
+from verify import Report, verify
+
+CONFIGS = ("cpu",)
+SOURCES = tuple(
+    ROOT / path
+    for path in (
+        "blipstream/config.py",
+        "blipstream/vision.py",
+        "blipstream/decoder.py",
+        "build/convert.py",
+        "build/export.py",
+    )
+)  # a change in any of them makes artifacts stale
+SAMPLES = ROOT / "build" / "demo" / "samples"
+
+
+def artifacts_of(checkpoint: Checkpoint, dtype: DType, repository: Path) -> dict[str, Artifact]:
+    """What each model loads in the configuration `cpu`."""
+    parts = (checkpoint.name, checkpoint.revision, dtype)
+    return {
+        "preprocess": Artifact(repository / "preprocess/1/artifact", fingerprint(*parts, sources=SOURCES)),
+        "encoder": Artifact(
+            repository / "encoder/1/openvino", fingerprint(*parts, openvino.__version__, sources=SOURCES)
+        ),
+        "decoder": Artifact(repository / "decoder/1/artifact", fingerprint(*parts, sources=SOURCES)),
+    }
+
+
+def build(name: str, dtype: DType, repository: Path, *, force: bool = False) -> None:
+    """Build what is stale, verify it, and only then install it.
+
+    Raises ArtifactError where the checkpoint is no captioner, or what was built of it is off.
+    """
+    checkpoint = Checkpoint.find(name)
+    materialise(repository)
+    artifacts = artifacts_of(checkpoint, dtype, repository)
+    stale = {model: artifact for model, artifact in artifacts.items() if force or not artifact.is_current()}
+    if not stale:
+        click.echo(f"{repository} is up to date with {checkpoint.name}")
+        return
+    with _stage(f"loading {checkpoint.name}"):
+        model = checkpoint.load_model()
+        config = checkpoint.config(model, dtype)
+    with ExitStack() as stack:
+        folders = {name: artifact.folder for name, artifact in artifacts.items()}
+        for model_name, artifact in stale.items():
+            folder = folders[model_name] = stack.enter_context(artifact.staging())
+            with _stage(f"exporting {model_name}"):
+                if model_name == "encoder":
+                    export_openvino(model, config, folder)
+                elif model_name == "decoder":
+                    export_decoder(model, checkpoint.load_tokenizer(), config, folder)
+                config.save(folder, **{FINGERPRINT: artifact.fingerprint})
+        with _stage("comparing with transformers"):
+            report = verify(checkpoint, model, folders["encoder"], folders["decoder"], sorted(SAMPLES.glob("*.jpg")))
+        _show(report)
+        if not report.passed:
+            raise ArtifactError("what was built is too far from transformers: nothing was installed")
+        for model_name, artifact in stale.items():
+            artifact.install(folders[model_name])
+    click.echo(f"installed {', '.join(stale)} in {repository}")
+
+
+@contextmanager
+def _stage(what: str) -> Iterator[None]:
+    click.echo(f"{what} ... ", nl=False)
+    began = time.monotonic()
+    yield
+    click.echo(f"{time.monotonic() - began:.1f} s")
+
+
+def _show(report: Report) -> None:
+    for stage in report.stages:
+        click.echo(
+            f"  {stage.name:10} {stage.dtype:4}  max error {stage.maximum:.1e}  "
+            f"relative error {stage.relative:.1e}  allowed {stage.tolerance:.0e}"
+        )
+    equal = sum(ours == theirs for ours, theirs in report.captions)
+    click.echo(f"  captions   {equal} of {len(report.captions)} equal transformers'")
+    for ours, theirs in report.captions:
+        if ours != theirs:
+            click.echo(f"    {ours!r} instead of {theirs!r}")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Run through `make build` as well.")
+@click.option("--checkpoint", required=True, help="Hub name, or folder, of a BLIP captioner.")
+@click.option(
+    "--config", type=click.Choice(CONFIGS), default="cpu", show_default=True, help="Where it is to be served."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(DType)),
+    default="auto",
+    show_default=True,
+    help="What to compute in; auto: bf16 where the serving processor has it, else f32.",
+)
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=SOURCE_REPOSITORY,
+    show_default="model_repository",
+    help="Model repository to build into; another folder becomes a copy.",
+)
+@click.option("--force", is_flag=True, help="Build what is up to date, too.")
+def main(checkpoint: str, config: str, dtype: DType, repository: Path, force: bool) -> None:
+    """Turn a BLIP checkpoint into the artifacts that the models of a repository load, and verify them."""
+    del config  # there is one so far
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_grad_enabled(False)
+    try:
+        build(checkpoint, dtype, repository, force=force)
+    except BlipstreamError as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

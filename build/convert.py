@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transformers' weights, renamed and folded into the shapes that the engine computes with."""
+
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from blipstream.config import TextConfig, VisionConfig
+
+Weights = dict[str, Tensor]
+
+
+def vision_weights(weights: Mapping[str, Tensor], config: VisionConfig) -> Weights:
+    """For blipstream.vision.VisionEncoder, from BlipForConditionalGeneration's state dict."""
+    embeddings = "vision_model.embeddings"
+    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
+    converted = {
+        "scale": (1 / (255 * std)).view(3, 1, 1),
+        "shift": (-mean / std).view(3, 1, 1),
+        "class_embedding": weights[f"{embeddings}.class_embedding"],
+        "position_embedding": weights[f"{embeddings}.position_embedding"],
+        **_pair(weights, f"{embeddings}.patch_embedding", "patch_embedding"),
+        **_pair(weights, "vision_model.post_layernorm", "norm"),
+    }
+    names = {
+        "layer_norm1": "attention_norm",
+        "self_attn.qkv": "qkv",
+        "self_attn.projection": "projection",
+        "layer_norm2": "mlp_norm",
+        "mlp.fc1": "fc1",
+        "mlp.fc2": "fc2",
+    }
+    for i in range(config.num_layers):
+        for theirs, ours in names.items():
+            converted |= _pair(weights, f"vision_model.encoder.layers.{i}.{theirs}", f"layers.{i}.{ours}")
+    return converted
+
+
+def decoder_weights(weights: Mapping[str, Tensor], config: TextConfig) -> Weights:
+    """For blipstream.decoder.TextDecoder, from BlipForConditionalGeneration's state dict."""
+    embeddings, head = "text_decoder.bert.embeddings", "text_decoder.cls.predictions"
+    converted = {
+        "word_embedding.weight": weights[f"{embeddings}.word_embeddings.weight"],
+        "position_embedding.weight": weights[f"{embeddings}.position_embeddings.weight"],
+        "head_bias": weights[f"{head}.bias"],
+        **_pair(weights, f"{embeddings}.LayerNorm", "embedding_norm"),
+        **_pair(weights, f"{head}.transform.dense", "head_dense"),
+        **_pair(weights, f"{head}.transform.LayerNorm", "head_norm"),
+    }
+    names = {
+        "attention.output.dense": "self_output",
+        "attention.output.LayerNorm": "self_norm",
+        "crossattention.output.LayerNorm": "cross_norm",
+        "intermediate.dense": "fc1",
+        "output.dense": "fc2",
+        "output.LayerNorm": "mlp_norm",
+    }
+    for i in range(config.num_layers):
+        theirs, ours = f"text_decoder.bert.encoder.layer.{i}", f"layers.{i}"
+        for name, new_name in names.items():
+            converted |= _pair(weights, f"{theirs}.{name}", f"{ours}.{new_name}")
+        for kind in ("weight", "bias"):
+            parts = [weights[f"{theirs}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            converted[f"{ours}.qkv.{kind}"] = torch.cat(parts)
+        converted |= _absorbed(weights, f"{theirs}.crossattention", ours, config)
+    return converted
+
+
+def _absorbed(weights: Mapping[str, Tensor], theirs: str, ours: str, config: TextConfig) -> Weights:
+    """Cross-attention as DecoderLayer has it: scale in the query, values' bias in the output, keys' bias gone."""
+    head_size = config.hidden_size // config.num_heads
+    scale = 1 / sqrt(head_size)
+    key, value = weights[f"{theirs}.self.key.weight"], weights[f"{theirs}.self.value.weight"]
+    output, value_bias = weights[f"{theirs}.output.dense.weight"], weights[f"{theirs}.self.value.bias"]
+    return {
+        f"{ours}.cross_query.weight": weights[f"{theirs}.self.query.weight"] * scale,
+        f"{ours}.cross_query.bias": weights[f"{theirs}.self.query.bias"] * scale,
+        f"{ours}.cross_key": key.view(config.num_heads, head_size, -1),
+        f"{ours}.cross_value": value.view(config.num_heads, head_size, -1).mT,
+        f"{ours}.cross_output.weight": output,
+        f"{ours}.cross_output.bias": weights[f"{theirs}.output.dense.bias"] + output @ value_bias,
+    }
+
+
+def _pair(weights: Mapping[str, Tensor], theirs: str, ours: str) -> Weights:
+    return {f"{ours}.{kind}": weights[f"{theirs}.{kind}"] for kind in ("weight", "bias")}

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A loaded checkpoint to the files of each artifact, in a folder that the caller installs."""
+
+import warnings
+from pathlib import Path
+
+import openvino
+import torch
+from safetensors.torch import save_file
+from transformers import BertTokenizer, BlipForConditionalGeneration
+
+from blipstream.config import CheckpointConfig, VisionConfig
+from blipstream.encoders.openvino import MODEL_NAME
+from blipstream.engine import WEIGHTS_NAME
+from blipstream.tokenizer import TOKENIZER_NAME
+from blipstream.vision import VisionEncoder
+from convert import decoder_weights, vision_weights
+
+
+def vision_encoder(model: BlipForConditionalGeneration, config: VisionConfig) -> VisionEncoder:
+    """The engine's encoder in f32, with the checkpoint's weights."""
+    with torch.device("meta"):
+        encoder = VisionEncoder(config)
+    encoder.load_state_dict(vision_weights(model.state_dict(), config), assign=True)
+    return encoder.eval().requires_grad_(False)
+
+
+def export_openvino(model: BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
+    """The encoder as OpenVINO IR: UINT8 pixels [B, H, W, 3] in, f32 image_embeds [B, N, E] out."""
+    side = config.vision.image_size
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    program = torch.export.export(
+        vision_encoder(model, config.vision), (example,), dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own code
+        converted = openvino.convert_model(program)
+    # f32 weights on disk: in bf16 the runtime rounds them itself, and f32 stays exact
+    openvino.save_model(converted, folder / MODEL_NAME, compress_to_fp16=False)
+
+
+def export_decoder(
+    model: BlipForConditionalGeneration, tokenizer: BertTokenizer, config: CheckpointConfig, folder: Path
+) -> None:
+    """The decoder's weights in f32, absorbed cross-attention included, and its tokenizer."""
+    weights = decoder_weights(model.state_dict(), config.text)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS_NAME)
+    (folder / WEIGHTS_NAME).chmod(0o644)  # a server may run as another user
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hold freshly built artifacts against transformers, stage by stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BlipForConditionalGeneration
+
+from blipstream.dtypes import resolve
+from blipstream.encoders.openvino import OpenVINOEncoder
+from blipstream.engine import Engine
+from blipstream.images import load_pixels
+from blipstream.options import DecodingOptions
+from checkpoint import Checkpoint
+
+TOLERANCE = {"u8": 0.0, "f32": 1e-4, "bf16": 1e-2}  # relative error of a stage's output
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a stage is from the reference, given the same input; judged in f64."""
+
+    name: str
+    dtype: str
+    ours: Tensor
+    theirs: Tensor
+
+    @property
+    def maximum(self) -> float:
+        """max |ours - theirs|."""
+        return float((self.ours.double() - self.theirs.double()).abs().max())
+
+    @property
+    def relative(self) -> float:
+        """‖ours - theirs‖ / ‖theirs‖."""
+        theirs = self.theirs.double()
+        return float((self.ours.double() - theirs).norm() / theirs.norm())
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative error that its dtype excuses."""
+        return TOLERANCE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a verification found."""
+
+    stages: list[Stage]
+    captions: list[tuple[str, str]]  # ours, transformers'
+
+    @property
+    def passed(self) -> bool:
+        """Every stage within its tolerance. In bf16 a near tie may change a caption: it is shown, not judged."""
+        return all(stage.relative <= stage.tolerance for stage in self.stages)
+
+
+@torch.inference_mode()
+def verify(
+    checkpoint: Checkpoint,
+    model: BlipForConditionalGeneration,
+    encoder_folder: Path,
+    decoder_folder: Path,
+    images: Sequence[Path],
+) -> Report:
+    """Caption `images` by the artifacts and by transformers in f32, comparing after each stage."""
+    encoder, engine = OpenVINOEncoder(encoder_folder), Engine.load(decoder_folder)
+    text = engine.config.text
+    dtype = resolve(engine.config.dtype)
+
+    processor = checkpoint.load_image_processor()
+    pictures = [Image.open(path) for path in images]
+    resized = processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+    pixels = np.stack([load_pixels(path.read_bytes(), engine.config.vision.image_size) for path in images])
+
+    pixel_values = processor(pictures, return_tensors="pt")["pixel_values"]
+    their_embeds = model.vision_model(pixel_values).last_hidden_state
+    our_embeds = torch.from_numpy(encoder.encode(pixels))
+
+    embeds = their_embeds.half()  # as they cross Triton
+    start = torch.full((len(images), 1), text.start_token_id)
+    their_logits = model.text_decoder(input_ids=start, encoder_hidden_states=embeds.float()).logits[:, -1]
+    our_logits = engine.logits(start, embeds)
+
+    options = DecodingOptions()
+    requests = [engine.request(embed, options) for embed in our_embeds.half()]
+    engine.generate(requests)
+    tokens = model.text_decoder.generate(
+        input_ids=start,
+        encoder_hidden_states=embeds.float(),
+        eos_token_id=text.end_token_id,
+        pad_token_id=model.config.text_config.pad_token_id,
+        max_new_tokens=options.max_tokens,
+        do_sample=False,
+    )
+    captions = checkpoint.load_tokenizer().batch_decode(tokens, skip_special_tokens=True)
+    return Report(
+        [
+            Stage("preprocess", "u8", torch.from_numpy(pixels).permute(0, 3, 1, 2), resized),
+            Stage("encoder", dtype, our_embeds, their_embeds),
+            Stage("decoder", dtype, our_logits, their_logits),
+        ],
+        [(request.captions[0].text, caption) for request, caption in zip(requests, captions, strict=True)],
+    )
