@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions for images from a Blipstream server, over gRPC or HTTP."""
+
+from blipstream_client._client import Client
+from blipstream_client._contract import Caption, Options
+from blipstream_client._exceptions import (
+    BlipstreamError,
+    InvalidImage,
+    InvalidRequest,
+    InvalidURL,
+    ModelNotReady,
+    RequestCancelled,
+    RequestTimeout,
+    ServerError,
+    ServerOverloaded,
+    ServerUnreachable,
+)
+from blipstream_client._images import ImageLike
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlipstreamError",
+    "Caption",
+    "Client",
+    "ImageLike",
+    "InvalidImage",
+    "InvalidRequest",
+    "InvalidURL",
+    "ModelNotReady",
+    "Options",
+    "RequestCancelled",
+    "RequestTimeout",
+    "ServerError",
+    "ServerOverloaded",
+    "ServerUnreachable",
+    "__version__",
+]

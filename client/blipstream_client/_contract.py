@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors that go to the model and come back, without any network.
+
+Every tensor has shape [1, 1] or [1, K]: a batch of one image, and K captions for it.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, TypedDict, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from blipstream_client._exceptions import InvalidRequest, ServerError
+
+Tensors: TypeAlias = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the model says of one image."""
+
+    text: str
+    score: float  # the higher, the likelier to the model
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of option is written in Python and in a tensor."""
+
+    python: type
+    dtype: type[np.generic]
+
+
+INT32 = Kind(int, np.int32)
+BYTES = Kind(str, np.object_)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An optional input of the model."""
+
+    kind: Kind
+    help: str
+
+
+class Options(TypedDict, total=False):
+    """What may be asked of a caption. The server knows the defaults of what is absent or None."""
+
+    prompt: Annotated[str | None, Option(BYTES, "Words the caption starts with.")]
+    max_tokens: Annotated[int | None, Option(INT32, "The most tokens a caption may have.")]
+    min_tokens: Annotated[int | None, Option(INT32, "The fewest tokens a caption may have.")]
+    resize_mode: Annotated[str | None, Option(BYTES, "stretch, center_crop or letterbox.")]
+
+
+OPTIONS: dict[str, Option] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Options, include_extras=True).items()
+}
+
+
+def image_tensor(encoded: bytes) -> npt.NDArray[Any]:
+    """The `image` input: [1, 1] of encoded bytes."""
+    return np.array([[encoded]], dtype=np.object_)
+
+
+def option_tensors(options: Options) -> Tensors:
+    """An input [1, 1] for each option that is not None.
+
+    Raises InvalidRequest for a value of the wrong kind, TypeError for an option that does not exist.
+    """
+    tensors: Tensors = {}
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise TypeError(f"There is no option {name!r}; the options are {', '.join(OPTIONS)}")
+        if value is not None:
+            tensors[name] = _option_tensor(name, value, OPTIONS[name].kind)
+    return tensors
+
+
+def _option_tensor(name: str, value: object, kind: Kind) -> npt.NDArray[Any]:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) is not kind.python:
+        raise InvalidRequest(f"{name} must be {kind.python.__name__}, got {value!r}")
+    if isinstance(value, int) and issubclass(kind.dtype, np.integer):
+        limits = np.iinfo(kind.dtype)
+        if not limits.min <= value <= limits.max:
+            raise InvalidRequest(f"{name} must be between {limits.min} and {limits.max}, got {value}")
+    if isinstance(value, str):
+        try:
+            value = value.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidRequest(f"{name} must be text that UTF-8 can hold: {exc}") from exc
+    return np.array([[value]], dtype=kind.dtype)
+
+
+def parse_caption(tensors: Tensors) -> Caption:
+    """The first of the model's K captions: `caption` BYTES, `score` FP32, `num_tokens` INT32, each [1, K].
+
+    Raises ServerError where one is missing or empty.
+    """
+    try:
+        return Caption(
+            text=tensors["caption"][0, 0].decode(),
+            score=float(tensors["score"][0, 0]),
+            num_tokens=int(tensors["num_tokens"][0, 0]),
+        )
+    except (LookupError, AttributeError, ValueError) as exc:
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        raise ServerError(
+            f"Expected caption, score and num_tokens of shape [1, K], got {shapes}: is it a captioning model?"
+        ) from exc

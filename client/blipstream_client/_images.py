@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever the caller calls an image -> the encoded bytes to send."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from blipstream_client._exceptions import InvalidImage
+
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]
+)
+
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # what PNG holds without loss
+PNG_COMPRESS_LEVEL = 1  # of 9: the fastest that still compresses
+
+
+def encode(image: ImageLike) -> bytes:
+    """Encoded image bytes: those of a path, bytes or file as they are; PIL images and arrays as PNG.
+
+    Raises InvalidImage.
+    """
+    match image:
+        case str() | os.PathLike():
+            encoded = _read_path(image)
+        case bytes() | bytearray() | memoryview():
+            encoded = bytes(image)
+        case Image.Image():
+            encoded = _png(image)
+        case np.ndarray():
+            encoded = _png(_from_array(image))
+        case _ if hasattr(image, "read"):
+            encoded = _read_file(image)
+        case _:
+            raise InvalidImage(
+                f"Expected a path, bytes, a binary file, a PIL image or a numpy array, got {type(image).__name__}"
+            )
+    if not encoded:
+        raise InvalidImage("Expected the bytes of an encoded image such as JPEG or PNG, got 0 bytes")
+    return encoded
+
+
+def _read_path(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise InvalidImage(f"Cannot read the image file {os.fspath(path)!r}: {reason}") from exc
+
+
+def _read_file(file: BinaryIO) -> bytes:
+    try:
+        data: Any = file.read()
+    except (OSError, ValueError) as exc:  # ValueError: closed, or text that does not decode
+        raise InvalidImage(f"Cannot read the image from the file object: {exc}") from exc
+    if not isinstance(data, bytes):
+        raise InvalidImage(f"Expected a binary file, but reading it gave {type(data).__name__}: open it as 'rb'")
+    return data
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    right_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not right_shape or array.size == 0:
+        raise InvalidImage(
+            "Expected a uint8 array of shape [H, W, 3] or [H, W] with values 0 to 255,"
+            f" got {array.dtype} of shape {list(array.shape)}"
+        )
+    return Image.fromarray(array)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        drawable = image if image.mode in PNG_MODES else image.convert("RGB")
+        # Exif says which way up a photograph is, so it has to travel too
+        drawable.save(buffer, "PNG", compress_level=PNG_COMPRESS_LEVEL, exif=image.getexif())
+    except (OSError, SyntaxError, ValueError) as exc:  # PIL decodes only now: truncated, broken or closed
+        raise InvalidImage(f"Cannot encode the PIL image as PNG: {exc}") from exc
+    return buffer.getvalue()
