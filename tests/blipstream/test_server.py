@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded server, with toy models on the real tritonserver."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blipstream import server as module
+from blipstream.errors import ServerError
+from blipstream.server import TritonServer
+
+CONFIG = """
+name: "NAME"
+backend: "python"
+max_batch_size: 4
+input [{ name: "x" data_type: TYPE_FP32 dims: [-1] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [-1] }]
+response_cache { enable: true }
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+DOUBLE = """
+import triton_python_backend_utils as pb
+import blipstream.errors
+import PIL.Image  # the environment's packages are there
+
+class TritonPythonModel:
+    def execute(self, requests):
+        x = [pb.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [pb.InferenceResponse([pb.Tensor("y", 2 * value)]) for value in x]
+"""
+BROKEN = """
+class ArtifactError(Exception):
+    pass
+
+class TritonPythonModel:
+    def initialize(self, args):
+        raise ArtifactError("no artifacts in 'here':\\nrun `make artifacts`")
+"""
+ANY: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+
+
+def write_model(repository: Path, name: str, code: str) -> None:
+    folder = repository / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(code)
+    (folder / "config.pbtxt").write_text(CONFIG.replace("NAME", name))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    write_model(tmp_path / "models", "double", DOUBLE)
+    return tmp_path / "models"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test leaves no process, no shared memory and no temporary folder (a log may stay)."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    yield
+    assert not leftovers()
+    assert not [path for path in (tmp_path / "tmp").iterdir() if path.suffix != ".log"]
+
+
+def leftovers() -> list[Any]:
+    mine = f"blipstream-{os.getpid()}-"
+    commands = [(p, p.read_bytes()) for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    return [*Path("/dev/shm").glob(f"{mine}*"), *(c for c in commands if mine.encode() in c[1])]  # noqa: S108
+
+
+def infer(server: TritonServer, values: list[float]) -> list[float]:
+    tensor = {"name": "x", "shape": [1, len(values)], "datatype": "FP32", "data": values}
+    url = f"{server.http_url}/v2/models/double/infer"
+    with urllib.request.urlopen(url, json.dumps({"inputs": [tensor]}).encode()) as response:
+        data: list[float] = json.load(response)["outputs"][0]["data"]
+        return data
+
+
+def running_stubs(server: TritonServer) -> list[int]:
+    return [pid for pid in module._running(module._group(server.pid)) if module._stub_model(pid)]
+
+
+def wait_until_gone(group: int) -> None:
+    deadline = time.monotonic() + 20
+    while module._running(module._group(group)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_serves_and_stops(repository: Path) -> None:
+    with TritonServer(repository=repository, cache_bytes=1 << 20, **ANY) as server:
+        assert infer(server, [1, 2, 3]) == [2, 4, 6]
+        assert infer(server, [1, 2, 3]) == [2, 4, 6]
+        with urllib.request.urlopen(server.metrics_url) as response:
+            assert 'nv_cache_num_hits_per_model{model="double",version="1"} 1' in response.read().decode()
+        assert leftovers()
+        log = server.log_path
+        assert log is not None
+        assert "successfully loaded 'double'" in log.read_text()
+    assert not log.exists()
+
+
+def test_two_servers_do_not_disturb_each_other(repository: Path, tmp_path: Path) -> None:
+    log = tmp_path / "first.log"
+    with TritonServer(repository=repository, **ANY) as second:
+        with TritonServer(repository=repository, log_path=log, **ANY) as first:
+            assert first.http_port != second.http_port
+            assert infer(first, [1]) == [2]
+        assert infer(second, [2]) == [4]
+    assert "successfully unloaded 'double'" in log.read_text()
+
+
+def test_killed_server_is_noticed(repository: Path) -> None:
+    with TritonServer(repository=repository, **ANY) as server:
+        assert running_stubs(server)
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match=r"ended by signal 9 \(log: .*\.log\)"):
+            server.wait()
+    assert server.log_path is not None
+    assert server.log_path.exists()
+
+
+def test_killed_stub_is_noticed(repository: Path) -> None:
+    with TritonServer(repository=repository, **ANY) as server:
+        os.kill(running_stubs(server)[0], signal.SIGKILL)
+        with pytest.raises(ServerError, match="the process of model 'double' died"):
+            server.wait()
+
+
+def test_server_ends_with_its_parent(repository: Path, tmp_path: Path) -> None:
+    code = f"""
+    import tempfile, time
+    from pathlib import Path
+    from blipstream.server import TritonServer
+    tempfile.tempdir = {str(tmp_path)!r}
+    models = Path({str(repository)!r})
+    with TritonServer(repository=models, http_port=0, grpc_port=0, metrics_port=0) as server:
+        print(server.pid, server._name, flush=True)
+        time.sleep(60)
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, cwd=module.ROOT
+    )
+    with parent:
+        assert parent.stdout is not None
+        pid, name = parent.stdout.readline().split()
+        parent.kill()
+    wait_until_gone(int(pid))
+    assert not list(Path("/dev/shm").glob(f"{name}*"))  # noqa: S108
+
+
+@pytest.mark.parametrize(("protocol", "option"), [("HTTP", "http_port"), ("gRPC", "grpc_port")])
+def test_taken_port(repository: Path, protocol: str, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = TritonServer(repository=repository, **ANY | {option: port})
+        with pytest.raises(ServerError, match=f"^{protocol} port {port} is taken: .*--{protocol.lower()}-port"):
+            server.start()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"host": "192.0.2.1"}, "192.0.2.1 is no address of this machine"),
+        ({"http_port": 70000}, "HTTP port 70000 is out of range"),
+        ({"log_path": Path("/nowhere/log")}, r"the log /nowhere/log cannot be written \(No such file"),
+        ({"repository": Path("/nowhere")}, "no model repository at /nowhere"),
+    ],
+)
+def test_wrong_options(repository: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ServerError, match=message):
+        TritonServer(**{"repository": repository, **ANY, **options}).__enter__()
+
+
+def test_failing_model(repository: Path) -> None:
+    write_model(repository, "broken", BROKEN)
+    sentence = r"^model 'broken' failed to load: no artifacts in 'here': run `make artifacts` \(log: (.*)\)$"
+    server = TritonServer(repository=repository, **ANY)
+    with pytest.raises(ServerError, match=sentence), server:
+        pass
+    assert server.log_path is not None
+    assert "no artifacts" in server.log_path.read_text()
+
+
+def test_model_that_takes_its_process_along(repository: Path) -> None:
+    """Triton would wait for it forever."""
+    write_model(repository, "broken", "import os, time; time.sleep(0.5); os._exit(3)")
+    with pytest.raises(ServerError, match="the process of model 'broken' died"):
+        TritonServer(repository=repository, **ANY).__enter__()
+
+
+def test_malformed_config(repository: Path) -> None:
+    config = repository / "double" / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size", "max_batch_sighs"))
+    with pytest.raises(ServerError, match="model directory 'double': failed to read text proto"):
+        TritonServer(repository=repository, **ANY).__enter__()
+
+
+def test_missing_backend(repository: Path) -> None:
+    config = repository / "double" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"python"', '"tensorrt"'))
+    with pytest.raises(ServerError, match=r"model 'double' failed to load: .*tensorrt"):
+        TritonServer(repository=repository, **ANY).__enter__()
+
+
+def test_not_ready_in_time(repository: Path) -> None:
+    with pytest.raises(ServerError, match="not ready after 0 seconds"):
+        TritonServer(repository=repository, ready_timeout=0, **ANY).__enter__()
+
+
+def test_python_without_a_stub(tmp_path: Path) -> None:
+    for version in ("3.9", "3.10", "3.8"):
+        (tmp_path / "stubs" / version).mkdir(parents=True)
+    with pytest.raises(ServerError, match=r"has no stub for Python 3\.\d+: use 3\.8, 3\.9 or 3\.10"):
+        module._find_stub(tmp_path / "stubs")
+
+
+def test_python_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: {"LIBDIR": "/nowhere"}.get(name, "3.99"))
+    with pytest.raises(ServerError, match=r"needs libpython3\.99\.so\.1\.0.*apt-get install libpython3\.99"):
+        module._libpython_folder()
+
+
+def test_too_new_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "2.4.6")
+    with pytest.raises(ServerError, match=r"needs numpy below 2 and found 2\.4\.6"):
+        module._check_numpy()
+
+
+def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ServerError, match="there is no tritonserver"):
+        module.find()

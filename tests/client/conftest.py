@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the client's tests share."""
+
+import io
+import socket
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from blipstream_client import Client
+from tests.client.tiny_triton import TinyTriton, tiny_triton
+
+
+@pytest.fixture(params=["grpc", "http"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def tiny() -> Iterator[TinyTriton]:
+    with tiny_triton() as server:
+        yield server
+
+
+@pytest.fixture
+def client(tiny: TinyTriton, scheme: str) -> Iterator[Client]:
+    """A client of the tiny server, over each scheme in turn."""
+    with Client(tiny.url(scheme)) as client:
+        yield client
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield int(server.getsockname()[1])
+
+
+@pytest.fixture
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "teal").save(buffer, "JPEG")
+    return buffer.getvalue()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client and the real server, with the demo checkpoint's own pictures."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blipstream_client import Caption, Client, ImageLike, InvalidImage, InvalidRequest, ModelNotReady
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "build" / "demo" / "samples"
+
+
+@pytest.fixture
+def url(server: Any, scheme: str) -> str:
+    return str(getattr(server, f"{scheme}_url"))
+
+
+KINDS: dict[str, Callable[[Path], ImageLike]] = {
+    "path": lambda path: path,
+    "bytes": Path.read_bytes,
+    "file": lambda path: path.open("rb"),
+    "PIL": Image.open,
+    "array": lambda path: np.asarray(Image.open(path)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_image(url: str, samples: dict[str, str], kind: str) -> None:
+    name, text = next(iter(samples.items()))
+    image = KINDS[kind](SAMPLES / name)
+    with Client(url) as client:
+        caption = client.caption(image)
+    if hasattr(image, "close"):
+        image.close()
+    assert caption.text == text
+    assert caption.num_tokens > 0
+    assert np.isfinite(caption.score)
+
+
+def test_is_ready(url: str) -> None:
+    with Client(url) as client, Client(url, model="nonesuch") as other:
+        assert client.is_ready()
+        assert not other.is_ready()
+
+
+def test_options_reach_the_model(url: str, samples: dict[str, str]) -> None:
+    name, text = next(iter(samples.items()))
+    with Client(url) as client:
+        shorter = client.caption(SAMPLES / name, max_tokens=2)
+    assert shorter.text != text
+    assert shorter.num_tokens <= 2
+
+
+def test_many_in_order_with_errors_as_values(url: str, samples: dict[str, str]) -> None:
+    images: list[ImageLike] = [SAMPLES / name for name in samples]
+    with Client(url) as client:
+        one_by_one = [client.caption(image).text for image in images]
+        results = list(client.caption_many([b"not an image", *images, "nowhere.jpg"]))
+    assert type(results[0]) is InvalidRequest
+    assert type(results[-1]) is InvalidImage
+    assert [result.text for result in results[1:-1] if isinstance(result, Caption)] == one_by_one
+    assert len(set(one_by_one)) > 1
+
+
+def test_the_servers_errors_are_one_plain_sentence(url: str) -> None:
+    with Client(url) as client:
+        with pytest.raises(InvalidRequest) as caught:
+            client.caption(b"not an image")
+        with pytest.raises(InvalidRequest, match="resize_mode"):
+            client.caption(next(SAMPLES.glob("*.jpg")), resize_mode="sideways")
+    for clutter in ("ensemble", "request id", "Traceback", "\n"):
+        assert clutter not in str(caught.value)
+
+
+def test_a_model_that_does_not_exist(url: str) -> None:
+    with Client(url, model="nonesuch") as client, pytest.raises(ModelNotReady, match="nonesuch"):
+        client.caption(b"image")
+
+
+def test_the_command_line(url: str, samples: dict[str, str], tmp_path: Path) -> None:
+    name, text = next(iter(samples.items()))
+    wrong = tmp_path / "wrong.jpg"
+    wrong.write_bytes(b"not an image")
+    command = [sys.executable, "-m", "blipstream_client", "caption", str(SAMPLES / name), str(wrong), "--url", url]
+
+    lines = subprocess.run(command, cwd=ROOT / "client", capture_output=True, text=True, check=False)
+    assert (lines.returncode, lines.stdout) == (1, f"{SAMPLES / name}: {text}\n")
+    assert lines.stderr.startswith(f"{wrong}: ")
+    assert lines.stderr.count("\n") == 1
+
+    objects = subprocess.run([*command, "--json"], cwd=ROOT / "client", capture_output=True, text=True, check=False)
+    assert (objects.returncode, objects.stderr) == (1, "")
+    good, bad = map(json.loads, objects.stdout.splitlines())
+    assert (good["file"], good["caption"]) == (str(SAMPLES / name), text)
+    assert set(good) == {"file", "caption", "score", "num_tokens"}
+    assert set(bad) == {"file", "error"}

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+
+import grpc
+import numpy as np
+import pytest
+
+from blipstream_client import (
+    BlipstreamError,
+    Caption,
+    Client,
+    InvalidImage,
+    InvalidRequest,
+    RequestCancelled,
+    ServerUnreachable,
+)
+from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def worker_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("blipstream")]
+
+
+class Gate:
+    """An answer that waits until the gate is opened, and counts who is waiting."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.waiting = 0
+        self.most_waiting = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Inputs) -> Answer:
+        with self._lock:
+            self.waiting += 1
+            self.most_waiting = max(self.most_waiting, self.waiting)
+        self.opened.wait(30)
+        with self._lock:
+            self.waiting -= 1
+        return size_of_image(inputs)
+
+
+@pytest.fixture
+def gate(tiny: TinyTriton) -> Iterator[Gate]:
+    gate = Gate()
+    tiny.answer = gate
+    yield gate
+    gate.opened.set()
+
+
+def test_caption(client: Client) -> None:
+    assert client.caption(b"12345") == Caption("5 bytes", -1.5, 2)
+
+
+def test_options_travel_as_tensors(tiny: TinyTriton, client: Client) -> None:
+    seen: list[Inputs] = []
+
+    def record(inputs: Inputs) -> Answer:
+        seen.append(inputs)
+        return size_of_image(inputs)
+
+    tiny.answer = record
+    client.caption(b"image", prompt="ein Bär", max_tokens=7, resize_mode=None)
+    (inputs,) = seen
+    assert {name: (tensor.shape, tensor[0, 0]) for name, tensor in inputs.items()} == {
+        "image": ((1, 1), b"image"),
+        "prompt": ((1, 1), "ein Bär".encode()),
+        "max_tokens": ((1, 1), 7),
+    }
+    assert inputs["max_tokens"].dtype == np.int32
+
+
+def test_captions_in_any_script(tiny: TinyTriton, client: Client) -> None:
+    tiny.answer = lambda _: ("熊 🐻", 0.0, 2)
+    assert client.caption(b"image").text == "熊 🐻"
+
+
+def test_is_ready(tiny: TinyTriton, client: Client) -> None:
+    assert client.is_ready()
+    tiny.ready = False
+    assert not client.is_ready()
+
+
+def test_a_closed_client_says_so(client: Client) -> None:
+    client.close()
+    client.close()
+    with pytest.raises(RequestCancelled, match="The client is closed"):
+        client.caption(b"image")
+
+
+def test_closing_ends_a_request_in_flight(client: Client, gate: Gate) -> None:
+    def close_when_waiting() -> None:
+        wait_until(lambda: gate.waiting == 1)
+        client.close()
+
+    thread = threading.Thread(target=close_when_waiting)
+    thread.start()
+    with pytest.raises(RequestCancelled, match="before the answer came"):
+        client.caption(b"image")
+    thread.join()
+
+
+def test_threads_may_share_a_client(client: Client) -> None:
+    results: list[Caption] = []
+
+    def ask() -> None:
+        results.extend(client.caption(b"image") for _ in range(5))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [Caption("5 bytes", -1.5, 2)] * 40
+
+
+def test_many_come_in_order_with_errors_as_values(tiny: TinyTriton, client: Client) -> None:
+    def slowest_first(inputs: Inputs) -> Answer:
+        size = len(inputs["image"][0, 0])
+        time.sleep(max(0.0, 0.1 - 0.01 * size))
+        if size == 3:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "three is not an image")
+        return size_of_image(inputs)
+
+    tiny.answer = slowest_first
+    results = list(client.caption_many([b"1", b"22", b"333", "nowhere.jpg", b"55555"], max_tokens=5))
+    assert [result.text if isinstance(result, Caption) else type(result) for result in results] == [
+        "1 bytes",
+        "2 bytes",
+        InvalidRequest,
+        InvalidImage,
+        "5 bytes",
+    ]
+
+
+def test_thousands(client: Client) -> None:
+    sizes = [1 + i % 50 for i in range(2000)]
+    texts = [result.text for result in client.caption_many(bytes(size) for size in sizes)]  # type: ignore[union-attr]
+    assert texts == [f"{size} bytes" for size in sizes]
+
+
+def test_no_images(client: Client) -> None:
+    assert list(client.caption_many([])) == []
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 4])
+def test_requests_in_flight_are_bounded_and_images_taken_lazily(client: Client, gate: Gate, max_in_flight: int) -> None:
+    taken = []
+
+    def images() -> Iterator[bytes]:
+        for i in range(20):
+            taken.append(i)
+            yield b"image"
+
+    results = client.caption_many(images(), max_in_flight=max_in_flight)
+    assert taken == []
+    consumed: list[Caption | BlipstreamError] = []
+    thread = threading.Thread(target=lambda: consumed.extend(results))
+    thread.start()
+    wait_until(lambda: gate.waiting == max_in_flight)
+    assert len(taken) == max_in_flight
+    gate.opened.set()
+    thread.join()
+    assert consumed == [Caption("5 bytes", -1.5, 2)] * 20
+    assert gate.most_waiting == max_in_flight
+
+
+def test_results_do_not_wait_for_a_slow_source(client: Client) -> None:
+    """A camera's first caption comes long before its 32nd picture."""
+    taken = []
+
+    def camera() -> Iterator[bytes]:
+        for i in range(100):
+            taken.append(i)
+            yield b"image"
+            time.sleep(0.05)
+
+    results = client.caption_many(camera())
+    next(results)
+    results.close()
+    assert len(taken) < 20
+
+
+def test_leaving_early_cancels_and_leaves_no_threads(tiny: TinyTriton, client: Client, gate: Gate) -> None:
+    tiny.answer = lambda inputs: size_of_image(inputs) if inputs["image"][0, 0] == b"first" else gate(inputs)
+    results = client.caption_many([b"first"] + [b"image"] * 50, max_in_flight=8)
+    assert next(results) == Caption("5 bytes", -1.5, 2)
+    wait_until(lambda: gate.waiting > 0)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 1
+    wait_until(lambda: not worker_threads())
+    assert gate.waiting > 0  # nobody was waited for
+    assert client.is_ready()  # on a connection of its own
+
+
+def test_errors_of_the_source_are_the_callers(client: Client) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"image"
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        list(client.caption_many(broken()))
+    wait_until(lambda: not worker_threads())
+
+
+def test_wrong_options_are_raised_at_once(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="max_in_flight must be at least 1, got 0"):
+        client.caption_many([], max_in_flight=0)
+    with pytest.raises(InvalidRequest, match="max_tokens must be int"):
+        client.caption_many([], max_tokens="7")  # type: ignore[arg-type]
+
+
+def test_errors_do_not_keep_their_images_alive(scheme: str, closed_port: int) -> None:
+    array = np.zeros((4, 4, 3), np.uint8)
+    alive = weakref.ref(array)
+    with Client(f"{scheme}://127.0.0.1:{closed_port}") as client:
+        (error,) = client.caption_many(iter([array]))
+    del array
+    gc.collect()
+    assert isinstance(error, ServerUnreachable)
+    assert isinstance(error.__cause__, Exception)
+    assert alive() is None

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blipstream_client import Caption, InvalidRequest, Options, ServerError
+from blipstream_client._contract import OPTIONS, Tensors, image_tensor, option_tensors, parse_caption
+
+
+def test_an_image_is_one_string_of_a_batch_of_one() -> None:
+    tensor = image_tensor(b"\x89PNG\0\0")
+    assert tensor.shape == (1, 1)
+    assert tensor.dtype == np.object_
+    assert tensor[0, 0] == b"\x89PNG\0\0"  # trailing zeros and all
+
+
+def test_only_options_that_are_given_travel() -> None:
+    assert option_tensors({}) == {}
+    tensors = option_tensors({"prompt": "ein Bär", "max_tokens": 20, "min_tokens": None})
+    assert list(tensors) == ["prompt", "max_tokens"]
+    assert tensors["prompt"].tolist() == [["ein Bär".encode()]]
+    assert tensors["max_tokens"].tolist() == [[20]]
+    assert tensors["max_tokens"].dtype == np.int32
+
+
+def test_the_table_lists_every_option_with_its_help() -> None:
+    assert list(OPTIONS) == list(Options.__annotations__)
+    assert all(option.help.endswith(".") for option in OPTIONS.values())
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    assert option_tensors({"max_tokens": np.int64(7)})["max_tokens"].tolist() == [[7]]  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", "7"),
+        ("max_tokens", 7.0),
+        ("max_tokens", True),
+        ("max_tokens", 2**31),
+        ("prompt", 7),
+        ("prompt", b"a picture of"),
+        ("prompt", "\ud800"),
+    ],
+)
+def test_values_of_the_wrong_kind(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        option_tensors({name: value})  # type: ignore[misc]
+
+
+def test_options_that_do_not_exist() -> None:
+    with pytest.raises(TypeError, match=r"no option 'max_token'; the options are .*max_tokens"):
+        option_tensors({"max_token": 7})  # type: ignore[typeddict-unknown-key]
+
+
+def outputs(**changes: Any) -> Tensors:
+    tensors: Tensors = {
+        "caption": np.array([[b"a bear", b"a cup"]], dtype=np.object_),
+        "score": np.array([[-1.5, -2.5]], dtype=np.float32),
+        "num_tokens": np.array([[2, 2]], dtype=np.int32),
+    }
+    return {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
+
+
+def test_the_first_caption_is_the_answer() -> None:
+    caption = parse_caption(outputs())
+    assert caption == Caption("a bear", -1.5, 2)
+    assert (type(caption.score), type(caption.num_tokens)) == (float, int)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score": None},
+        {"num_tokens": np.zeros((1, 0), np.int32)},
+        {"score": np.zeros(1, np.float32)},
+        {"caption": np.array([[b"\xff"]], dtype=np.object_)},
+    ],
+    ids=["missing", "empty", "flat", "not UTF-8"],
+)
+def test_answers_of_another_model(changes: dict[str, Any]) -> None:
+    with pytest.raises(ServerError, match="Expected caption, score and num_tokens"):
+        parse_caption(outputs(**changes))

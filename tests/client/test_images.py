@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from blipstream_client import InvalidImage
+from blipstream_client._images import encode
+
+RNG = np.random.default_rng(0)
+
+
+def decode(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded), formats=["PNG"])
+
+
+def test_encoded_images_travel_untouched(tmp_path: Path, jpeg: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg)
+    assert encode(path) == encode(str(path)) == jpeg
+    assert encode(jpeg) == encode(bytearray(jpeg)) == encode(memoryview(jpeg)) == jpeg
+    assert encode(io.BytesIO(jpeg)) == jpeg
+    with path.open("rb") as file:
+        assert encode(file) == jpeg
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
+def test_arrays_travel_without_loss(shape: tuple[int, ...]) -> None:
+    array = RNG.integers(0, 256, shape, dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(decode(encode(array))), array)
+    np.testing.assert_array_equal(np.asarray(decode(encode(array[::2, ::-1]))), array[::2, ::-1])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "I", "F"])
+def test_pil_images_look_the_same_as_rgb(mode: str) -> None:
+    image = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+    assert decode(encode(image)).convert("RGB").tobytes() == image.convert("RGB").tobytes()
+
+
+def test_the_orientation_of_a_photograph_travels() -> None:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turned by a quarter
+    Image.new("RGB", (8, 6)).save(buffer, "JPEG", exif=exif)
+    assert decode(encode(Image.open(buffer))).getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((5, 7, 3), np.float32),
+        np.zeros((3, 5, 7), np.uint8),
+        np.zeros((5, 7, 4), np.uint8),
+        np.zeros((0, 7, 3), np.uint8),
+        np.zeros(7, np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype}{list(array.shape)}",
+)
+def test_wrong_arrays_are_told_what_was_expected(array: npt.NDArray[Any]) -> None:
+    with pytest.raises(InvalidImage, match=r"uint8 array of shape \[H, W, 3\] or \[H, W\]") as caught:
+        encode(array)
+    assert f"got {array.dtype} of shape {list(array.shape)}" in str(caught.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(InvalidImage, match=r"nowhere\.jpg': No such file or directory"):
+        encode(tmp_path / "nowhere.jpg")
+    with pytest.raises(InvalidImage, match="Is a directory"):
+        encode(tmp_path)
+    with pytest.raises(InvalidImage, match="null"):
+        encode("a\0b.jpg")
+
+
+def test_wrong_file_objects(jpeg: bytes) -> None:
+    with pytest.raises(InvalidImage, match="open it as 'rb'"):
+        encode(io.StringIO("text"))  # type: ignore[arg-type]
+    closed = io.BytesIO(jpeg)
+    closed.close()
+    with pytest.raises(InvalidImage, match="closed file"):
+        encode(closed)
+
+
+def test_broken_pil_images() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    truncated = Image.open(io.BytesIO(buffer.getvalue()[:-1000]))
+    with pytest.raises(InvalidImage, match="Cannot encode the PIL image as PNG"):
+        encode(truncated)
+
+
+@pytest.mark.parametrize("wrong", [None, 7, ["a.jpg"]])
+def test_other_kinds(wrong: Any) -> None:
+    with pytest.raises(InvalidImage, match=f"got {type(wrong).__name__}"):
+        encode(wrong)
+
+
+def test_empty_images() -> None:
+    with pytest.raises(InvalidImage, match="got 0 bytes"):
+        encode(b"")

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from blipstream_client import __version__
+from blipstream_client._contract import OPTIONS
+from tests.client.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "blipstream_client"]
+
+
+@pytest.fixture
+def environment(tiny: TinyTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with two images, and a server that the command line knows of."""
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    (tmp_path / "b.png").write_bytes(b"22")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "client"))
+    monkeypatch.setenv("BLIPSTREAM_URL", tiny.url("grpc"))
+
+
+def blipstream(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    result = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, check=False)
+    return result.returncode, result.stdout.decode(), result.stderr.decode()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_line_an_image(scheme: str, tiny: TinyTriton) -> None:
+    expected = (0, "a.jpg: 1 bytes\nb.png: 2 bytes\n", "")
+    assert blipstream("caption", "a.jpg", "b.png", "--url", tiny.url(scheme)) == expected
+
+
+@pytest.mark.usefixtures("environment")
+def test_one_failure_ends_no_other() -> None:
+    status, out, err = blipstream("caption", "a.jpg", "nowhere.jpg", "b.png")
+    assert (status, out) == (1, "a.jpg: 1 bytes\nb.png: 2 bytes\n")
+    assert err == "nowhere.jpg: Cannot read the image file 'nowhere.jpg': No such file or directory\n"
+
+
+@pytest.mark.usefixtures("environment")
+def test_json_and_standard_input(tiny: TinyTriton) -> None:
+    tiny.answer = lambda inputs: (f"Bär {len(inputs['image'][0, 0])}", -1.5, 2)
+    status, out, err = blipstream("caption", "--json", "-", "nowhere.jpg", stdin=b"333")
+    assert (status, err) == (1, "")
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"file": "-", "caption": "Bär 3", "score": -1.5, "num_tokens": 2},
+        {
+            "file": "nowhere.jpg",
+            "error": "Cannot read the image file 'nowhere.jpg': No such file or directory",
+        },
+    ]
+
+
+@pytest.mark.usefixtures("environment")
+def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
+    seen: list[Inputs] = []
+
+    def record(inputs: Inputs) -> Answer:
+        seen.append(inputs)
+        return size_of_image(inputs)
+
+    tiny.answer = record
+    flags = []
+    for name, option in OPTIONS.items():
+        flags += [f"--{name.replace('_', '-')}", "7" if option.kind.python is int else "words"]
+    assert blipstream("caption", "a.jpg", *flags)[0] == 0
+    assert {name: tensor[0, 0] for name, tensor in seen[0].items()} == {"image": b"1"} | {
+        name: 7 if option.kind.python is int else b"words" for name, option in OPTIONS.items()
+    }
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_wrong_url_is_one_sentence() -> None:
+    status, out, err = blipstream("caption", "a.jpg", "--url", "localhost:8001")
+    assert (status, out) == (1, "")
+    assert err.startswith("Error: Expected an address such as grpc://localhost:8001")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("environment")
+def test_no_server_is_one_sentence_an_image(scheme: str, closed_port: int) -> None:
+    status, out, err = blipstream("caption", "a.jpg", "b.png", "--url", f"{scheme}://127.0.0.1:{closed_port}")
+    assert (status, out) == (1, "")
+    assert [line.split(" at ")[0] for line in err.splitlines()] == [
+        "a.jpg: No Triton server answers",
+        "b.png: No Triton server answers",
+    ]
+
+
+@pytest.mark.usefixtures("environment")
+def test_version_and_help() -> None:
+    assert blipstream("--version") == (0, f"blipstream, version {__version__}\n", "")
+    _, out, _ = blipstream("caption", "--help")
+    assert all(option.help in " ".join(out.split()) for option in OPTIONS.values())
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_closed_pipe_ends_it_quietly() -> None:
+    command = [*COMMAND, "caption", *["a.jpg"] * 100]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.usefixtures("environment")
+def test_ctrl_c_ends_it_quietly(scheme: str, tiny: TinyTriton) -> None:
+    asked, finished = threading.Event(), threading.Event()
+
+    def never(inputs: Inputs) -> Answer:
+        asked.set()
+        finished.wait(30)
+        return size_of_image(inputs)
+
+    tiny.answer = never
+    command = [*COMMAND, "caption", "a.jpg", "b.png", "--url", tiny.url(scheme)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert asked.wait(20)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finished.set()
+    assert (process.returncode, out, err) == (130, b"", b"")

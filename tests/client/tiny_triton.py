@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server of both of Triton's protocols without a model, for what a real one cannot be made to do on demand."""
+
+import json
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
+
+MAX_REQUESTS = 64  # at once
+
+HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNAVAILABLE: 503,
+}
+
+Inputs = dict[str, npt.NDArray[Any]]
+Answer = tuple[str, float, int]  # caption, score, num_tokens
+
+
+class Refusal(Exception):
+    """Makes the server answer with an error."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass
+class TinyTriton:
+    """Where it listens, and what it says to a request's inputs; `answer` may be replaced at any time."""
+
+    answer: Callable[[Inputs], Answer]
+    ready: bool = True
+    http_port: int = 0
+    grpc_port: int = 0
+
+    def url(self, scheme: str) -> str:
+        return f"{scheme}://127.0.0.1:{self.grpc_port if scheme == 'grpc' else self.http_port}"
+
+
+def size_of_image(inputs: Inputs) -> Answer:
+    """The default answer: "12 bytes"."""
+    return f"{len(inputs['image'][0, 0])} bytes", -1.5, 2
+
+
+def outputs(answer: Answer) -> list[tuple[str, str, bytes]]:
+    """Name, Triton datatype and raw bytes of each output, all of shape [1, 1]."""
+    caption, score, num_tokens = answer
+    return [
+        ("caption", "BYTES", serialize_byte_tensor(np.array([[caption.encode()]], dtype=np.object_)).item()),
+        ("score", "FP32", struct.pack("<f", score)),
+        ("num_tokens", "INT32", struct.pack("<i", num_tokens)),
+    ]
+
+
+def tensor(datatype: str, shape: list[int], raw: bytes) -> npt.NDArray[Any]:
+    flat = deserialize_bytes_tensor(raw) if datatype == "BYTES" else np.frombuffer(raw, triton_to_np_dtype(datatype))
+    return np.asarray(flat.reshape(shape))
+
+
+def grpc_servicer(tiny: TinyTriton) -> Any:
+    class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+        def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002, N802
+            return service_pb2.ModelReadyResponse(ready=tiny.ready)
+
+        def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+            inputs = {
+                each.name: tensor(each.datatype, list(each.shape), raw)
+                for each, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+            }
+            try:
+                answer = tiny.answer(inputs)
+            except Refusal as refusal:
+                context.abort(refusal.code, refusal.message)
+            response = service_pb2.ModelInferResponse(model_name=request.model_name)
+            for name, datatype, raw in outputs(answer):
+                response.outputs.add(name=name, datatype=datatype, shape=[1, 1])
+                response.raw_output_contents.append(raw)
+            return response
+
+    return Servicer()
+
+
+def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            self.respond(200 if tiny.ready else 400, {}, b"")
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            start = int(self.headers["Inference-Header-Content-Length"])
+            inputs = {}
+            for each in json.loads(body[:start])["inputs"]:
+                size = each["parameters"]["binary_data_size"]
+                inputs[each["name"]] = tensor(each["datatype"], each["shape"], body[start : start + size])
+                start += size
+            try:
+                answer = tiny.answer(inputs)
+            except Refusal as refusal:
+                self.respond(HTTP_STATUS[refusal.code], {}, json.dumps({"error": refusal.message}).encode())
+                return
+            described = [
+                {"name": name, "datatype": datatype, "shape": [1, 1], "parameters": {"binary_data_size": len(raw)}}
+                for name, datatype, raw in outputs(answer)
+            ]
+            header = json.dumps({"model_name": "caption", "outputs": described}).encode()
+            self.respond(
+                200,
+                {"Inference-Header-Content-Length": str(len(header))},
+                header + b"".join(raw for _, _, raw in outputs(answer)),
+            )
+
+        def respond(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler
+
+
+class HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = MAX_REQUESTS
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hung up is what some tests are about."""
+
+
+@contextmanager
+def tiny_triton() -> Iterator[TinyTriton]:
+    """One that listens over gRPC and HTTP."""
+    tiny = TinyTriton(size_of_image)
+    http_server = HttpServer(("127.0.0.1", 0), http_handler(tiny))
+    tiny.http_port = http_server.server_address[1]
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    grpc_server = grpc.server(ThreadPoolExecutor(MAX_REQUESTS))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(grpc_servicer(tiny), grpc_server)
+    tiny.grpc_port = grpc_server.add_insecure_port("127.0.0.1:0")
+    grpc_server.start()
+    try:
+        yield tiny
+    finally:
+        grpc_server.stop(grace=None).wait()
+        http_server.shutdown()
+        http_server.server_close()
+        thread.join()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blipstream.engine import Engine
+from blipstream.server import TritonServer
+from build_repository import build
+from scenes import Scene, examination
+from tests.reference import Reference
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
+SAMPLES = ROOT / "build" / "demo" / "samples"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> Iterator[None]:
+    """No test asks a hub; one that would, fails at once instead of waiting for a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    """The demo checkpoint in transformers."""
+    return Reference(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the demo checkpoint's artifacts, in the dtype that suits the processor."""
+    repository = tmp_path_factory.mktemp("repository")
+    build(str(CHECKPOINT), "auto", repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def f32_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in f32, where everything must be exact."""
+    repository = tmp_path_factory.mktemp("f32_repository")
+    build(str(CHECKPOINT), "f32", repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def engine(f32_artifacts: Path) -> Engine:
+    """The decoder in f32."""
+    return Engine.load(f32_artifacts / "decoder/1/artifact")
+
+
+@pytest.fixture(scope="session")
+def server(artifacts: Path) -> Iterator[TritonServer]:
+    """A real Triton that serves `artifacts`."""
+    with TritonServer(
+        repository=artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0, cache_bytes=2**20
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Scene]:
+    """200 scenes of held-out pairs."""
+    return list(examination(200))
+
+
+@pytest.fixture(scope="session")
+def scene_images(scenes: list[Scene]) -> list[Image.Image]:
+    return [scene.draw(384) for scene in scenes]
+
+
+@pytest.fixture(scope="session")
+def samples() -> dict[str, str]:
+    """The right caption of each file in SAMPLES."""
+    captions: dict[str, str] = json.loads((SAMPLES / "captions.json").read_text(encoding="utf-8"))
+    return captions
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield

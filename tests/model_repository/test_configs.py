@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract: every config parses, its variants agree, and engine and client speak of the same tensors."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import triton_to_np_dtype
+
+from blipstream.options import DecodingOptions
+from blipstream_client._contract import OPTIONS
+from tests.conftest import ROOT
+
+REPOSITORY = ROOT / "model_repository"
+CONFIGS = sorted(REPOSITORY.glob("*/config.pbtxt")) + sorted(REPOSITORY.glob("*/configs/*.pbtxt"))
+ADAPTERS = sorted(REPOSITORY.glob("*/1/model.py"))
+MAX_ADAPTER_LINES = 80
+
+# the contract, as the design has it
+INPUTS = {
+    "preprocess": {"image": ("STRING", [1])},
+    "encoder": {"pixels": ("UINT8", [-1, -1, 3])},
+    "decoder": {"image_embeds": ("FP16", [-1, -1])},
+    "caption": {"image": ("STRING", [1])},
+}
+OPTION_INPUTS = {
+    "preprocess": {"resize_mode": "STRING"},
+    "encoder": {},
+    "decoder": {"prompt": "STRING", "max_tokens": "INT32", "min_tokens": "INT32"},
+}
+OPTION_INPUTS["caption"] = OPTION_INPUTS["preprocess"] | OPTION_INPUTS["decoder"]
+CAPTION_OUTPUTS = {"caption": ("STRING", [-1]), "score": ("FP32", [-1]), "num_tokens": ("INT32", [-1])}
+OUTPUTS = {
+    "preprocess": {"pixels": ("UINT8", [-1, -1, 3])},
+    "encoder": {"image_embeds": ("FP16", [-1, -1])},
+    "decoder": CAPTION_OUTPUTS,
+    "caption": CAPTION_OUTPUTS,
+}
+
+
+def parse(path: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def type_name(tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput) -> str:
+    return str(model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_"))
+
+
+def model_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).parts[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_contract(path: Path) -> None:
+    config, model = parse(path), model_of(path)
+    assert config.name == model
+    needed = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.input if not tensor.optional}
+    options = {tensor.name: type_name(tensor) for tensor in config.input if tensor.optional}
+    outputs = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.output}
+    assert (needed, options, outputs) == (INPUTS[model], OPTION_INPUTS[model], OUTPUTS[model])
+    assert all(list(tensor.dims) == [1] for tensor in config.input if tensor.optional)
+    assert config.max_batch_size == 64
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_scheduling(path: Path) -> None:
+    """Each step batches, with a bound on its queue; the front door alone caches."""
+    config = parse(path)
+    if model_of(path) == "caption":
+        assert config.response_cache.enable
+        assert [step.model_name for step in config.ensemble_scheduling.step] == ["preprocess", "encoder", "decoder"]
+        return
+    assert 0 < config.dynamic_batching.default_queue_policy.max_queue_size <= 1024
+    assert not config.response_cache.enable
+    assert config.instance_group[0].count >= (2 if model_of(path) == "preprocess" else 1)
+
+
+def test_the_default_encoder_is_tensorrt() -> None:
+    """A mistyped --model-config-name falls back to it, and fails at load instead of serving slowly."""
+    assert parse(REPOSITORY / "encoder/config.pbtxt").platform == "tensorrt_plan"
+
+
+def test_every_option_passes_through_the_ensemble() -> None:
+    steps = {step.model_name: step for step in parse(REPOSITORY / "caption/config.pbtxt").ensemble_scheduling.step}
+    for model in ("preprocess", "decoder"):
+        for option in OPTION_INPUTS[model]:
+            assert steps[model].input_map[option] == option
+
+
+def test_engine_and_client_know_the_same_options() -> None:
+    assert {field.name for field in fields(DecodingOptions)} == set(OPTION_INPUTS["decoder"])
+    assert set(OPTIONS) == set(OPTION_INPUTS["caption"])
+    for name, kind in OPTION_INPUTS["caption"].items():
+        expected = triton_to_np_dtype("BYTES" if kind == "STRING" else kind)
+        assert np.dtype(OPTIONS[name].kind.dtype) == np.dtype(expected)
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_adapters_stay_thin(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_ADAPTER_LINES
+
+
+def test_only_adapters_speak_triton() -> None:
+    speakers = [
+        path
+        for folder in ("blipstream", "build", "client")
+        for path in (ROOT / folder).rglob("*.py")
+        if "triton_python_backend_utils as" in path.read_text()
+    ]
+    assert not speakers
+
+
+def test_who_knows_whom() -> None:
+    """The client knows no engine and no torch; the engine knows no transformers and no build scripts."""
+    forbidden = {
+        "client": ("blipstream", "torch", "transformers", "build"),
+        "blipstream": ("transformers", "tritonclient", "verify", "export"),
+    }
+    for folder, modules in forbidden.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                words = line.split()
+                if words[:1] in (["import"], ["from"]):
+                    assert words[1].split(".")[0] not in modules, f"{path}: {line}"

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running Triton answers, as tritonclient alone sees it."""
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from blipstream.encoders.openvino import OpenVINOEncoder
+from blipstream.engine import Engine
+from blipstream.images import load_pixels
+from blipstream.options import DecodingOptions
+from blipstream.server import TritonServer
+from tests.blipstream.bad_images import BAD_IMAGES
+from tests.conftest import SAMPLES
+
+
+@pytest.fixture(scope="module")
+def triton(server: TritonServer) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def good_image(samples: dict[str, str]) -> bytes:
+    return (SAMPLES / next(iter(samples))).read_bytes()
+
+
+def tensor(name: str, array: npt.NDArray[Any]) -> InferInput:
+    result = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    result.set_data_from_numpy(array)
+    return result
+
+
+def words(*values: bytes) -> npt.NDArray[Any]:
+    return np.array([[value] for value in values], np.object_)
+
+
+def infer(triton: InferenceServerClient, model: str = "caption", /, **inputs: npt.NDArray[Any]) -> InferResult:
+    return triton.infer(model, [tensor(name, array) for name, array in inputs.items()], client_timeout=120)
+
+
+def caption(triton: InferenceServerClient, image: bytes, /, **options: npt.NDArray[Any]) -> str:
+    return str(infer(triton, image=words(image), **options).as_numpy("caption")[0, 0].decode())
+
+
+def refusal(triton: InferenceServerClient, model: str = "caption", /, **inputs: npt.NDArray[Any]) -> str:
+    """The sentence with which a request is refused as its sender's fault."""
+    with pytest.raises(InferenceServerException) as caught:
+        infer(triton, model, **inputs)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    message = str(caught.value.message())
+    assert "Traceback" not in message
+    assert "\n" not in message
+    return message
+
+
+def test_captions_equal_the_engines(
+    triton: InferenceServerClient, artifacts: Path, scene_images: list[Image.Image]
+) -> None:
+    """All requests at once, so that Triton batches them as it likes."""
+    encoder = OpenVINOEncoder(artifacts / "encoder/1/openvino")
+    engine = Engine.load(artifacts / "decoder/1/artifact")
+    images = []
+    for scene in scene_images[:64]:
+        scene.save(file := BytesIO(), "PNG")
+        images.append(file.getvalue())
+    pixels = np.stack([load_pixels(image, 192) for image in images])
+    embeds = torch.from_numpy(encoder.encode(pixels)).half()
+    requests = [engine.request(embed, DecodingOptions()) for embed in embeds]
+    engine.generate(requests)
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda image: infer(triton, image=words(image)), images))
+    for result, request in zip(results, requests, strict=True):
+        (expected,) = request.captions
+        assert result.as_numpy("caption")[0, 0].decode() == expected.text
+        assert result.as_numpy("num_tokens")[0, 0] == expected.num_tokens
+        assert result.as_numpy("score")[0, 0] == pytest.approx(expected.score, abs=0.1)  # bf16, another batch
+    statistics = triton.get_inference_statistics("decoder", as_json=True)["model_stats"][0]
+    assert int(statistics["execution_count"]) < int(statistics["inference_count"]), "nothing was batched"
+
+
+def test_samples(triton: InferenceServerClient, samples: dict[str, str]) -> None:
+    assert {name: caption(triton, (SAMPLES / name).read_bytes()) for name in samples} == samples
+
+
+def test_options(triton: InferenceServerClient, good_image: bytes) -> None:
+    whole = caption(triton, good_image)
+    assert caption(triton, good_image, max_tokens=np.array([[2]], np.int32)) == " ".join(whole.split()[:2])
+    assert caption(triton, good_image, prompt=words(b"two")).startswith("two ")
+    result = infer(triton, image=words(good_image), min_tokens=np.array([[25]], np.int32))
+    assert result.as_numpy("num_tokens")[0, 0] > 25
+
+
+def test_several_images_in_one_request(triton: InferenceServerClient, samples: dict[str, str]) -> None:
+    images = words(*((SAMPLES / name).read_bytes() for name in samples))
+    captions = infer(triton, image=images).as_numpy("caption")
+    assert [row[0].decode() for row in captions] == list(samples.values())
+    limits = np.arange(1, len(samples) + 1, dtype=np.int32)[:, None]
+    result = infer(triton, image=images, max_tokens=limits)
+    assert (result.as_numpy("num_tokens") <= limits).all()
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images(triton: InferenceServerClient, name: str) -> None:
+    bad = BAD_IMAGES[name]
+    assert re.search(bad.sentence, refusal(triton, image=words(bad.data)))
+
+
+def bad_requests() -> dict[str, tuple[str, dict[str, npt.NDArray[Any]], str]]:
+    """Model, inputs and sentence; an `image` is added where the model is `caption`."""
+    one = np.array([[1]], np.int32)
+    return {
+        "unknown resize mode": ("caption", {"resize_mode": words(b"zoom")}, "resize_mode must be one of stretch, cen"),
+        "resize mode that is no text": ("caption", {"resize_mode": words(b"\xff")}, "resize_mode must be one of"),
+        "no tokens": ("caption", {"max_tokens": 0 * one}, "max_tokens must be at least 1, not 0"),
+        "too many tokens": ("caption", {"max_tokens": 99 * one}, "must fit 64 positions, but the prompt takes 1 and"),
+        "minimum above maximum": (
+            "caption",
+            {"max_tokens": 3 * one, "min_tokens": 4 * one},
+            "min_tokens must be between 0 and max_tokens, which is 3, not 4",
+        ),
+        "prompt that is no text": ("caption", {"prompt": words(b"\xff")}, "prompt must be UTF-8 text"),
+        "prompt too long": (
+            "caption",
+            {"prompt": words(b"a " * 100)},
+            "must fit 64 positions, but the prompt takes 101",
+        ),
+        "option of the wrong type": ("caption", {"max_tokens": one.astype(np.int64)}, "data-type is 'INT64', but"),
+        "option of the wrong shape": ("caption", {"max_tokens": np.array([[1, 2]], np.int32)}, "unexpected shape"),
+        "image of the wrong type": ("preprocess", {"image": one}, "data-type is 'INT32', but"),
+        "unknown input": ("caption", {"max_token": one}, "unexpected inference input 'max_token'"),
+        "pixels of another size": (
+            "encoder",
+            {"pixels": np.zeros((1, 384, 384, 3), np.uint8)},
+            r"pixels must have shape \[192, 192, 3\], not \[384, 384, 3\]",
+        ),
+        "embeddings of another model": (
+            "decoder",
+            {"image_embeds": np.zeros((1, 577, 768), np.float16)},
+            r"image_embeds must have shape \[145, 192\], not \[577, 768\]",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", bad_requests())
+def test_bad_requests(triton: InferenceServerClient, good_image: bytes, name: str) -> None:
+    model, inputs, sentence = bad_requests()[name]
+    if model == "caption":
+        inputs = {"image": words(good_image), **inputs}
+    assert re.search(sentence, refusal(triton, model, **inputs))
+
+
+def test_no_image(triton: InferenceServerClient) -> None:
+    assert "expected" in refusal(triton, max_tokens=np.array([[1]], np.int32))
+
+
+def test_a_bad_image_harms_no_batch_mate(triton: InferenceServerClient, samples: dict[str, str]) -> None:
+    """Good and bad requests of every kind at once: each gets its own answer."""
+    name, expected = next(iter(samples.items()))
+    image = (SAMPLES / name).read_bytes()
+
+    def ask(i: int) -> str:
+        match i % 4:
+            case 0:
+                return refusal(triton, image=words(image[: 100 + i]))
+            case 1:
+                return refusal(triton, image=words(image), max_tokens=np.array([[-i]], np.int32))
+            case _:
+                # bytes after the end of a JPEG file count for nothing, yet make the request a new one
+                return caption(triton, image + bytes([i]))
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(64)))
+    for i, answer in enumerate(answers):
+        match i % 4:
+            case 0:
+                assert "image must be a whole JPEG file" in answer
+            case 1:
+                assert answer == f"max_tokens must be at least 1, not {-i}" or f"not {-i}" in answer
+            case _:
+                assert answer == expected
+
+
+def test_one_bad_image_refuses_its_request(triton: InferenceServerClient, good_image: bytes) -> None:
+    assert "image must be" in refusal(triton, image=words(good_image, b"nonsense"))
+
+
+def test_answers_are_cached(triton: InferenceServerClient, good_image: bytes) -> None:
+    def hits() -> int:
+        statistics = triton.get_inference_statistics("caption", as_json=True)["model_stats"][0]
+        return int(statistics["inference_stats"]["cache_hit"].get("count", 0))
+
+    image = good_image + b"test_answers_are_cached"
+    first, before = caption(triton, image), hits()
+    assert (caption(triton, image), hits()) == (first, before + 1)
+    assert caption(triton, image, max_tokens=np.array([[1]], np.int32)) != first  # options are part of the key
+    assert hits() == before + 1
+
+
+def get(server: TritonServer, path: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{server.http_url}/{path}", timeout=10) as response:
+        body: dict[str, Any] = json.load(response)
+    return body
+
+
+def test_the_chosen_config_serves(server: TritonServer) -> None:
+    """Triton falls back to config.pbtxt in silence where --model-config-name names none."""
+    for model in ("encoder", "decoder"):
+        config = get(server, f"v2/models/{model}/config")
+        assert config["backend"] == "python"
+        assert {group["kind"] for group in config["instance_group"]} == {"KIND_CPU"}
+
+
+def test_it_still_captions(triton: InferenceServerClient, samples: dict[str, str]) -> None:
+    name, expected = next(iter(samples.items()))
+    assert caption(triton, (SAMPLES / name).read_bytes() + b"still") == expected
