@@ -1,6 +1,10 @@
 # One task, one verb. `make demo` and `make test` need nothing but Debian or Ubuntu with Python 3.11 or 3.12.
 
-PYTHON ?= $(firstword $(shell command -v python3.12 python3.11) python3)
+ifndef PYTHON
+PYTHON := $(or $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo $$python && break; done),python3)
+endif
 CHECKPOINT ?= build/demo/checkpoint
 CONFIG ?= cpu
 REPOSITORY ?= model_repository
