@@ -46,7 +46,7 @@ def table(expected: dict[str, str], over_grpc: Answers, over_http: Answers) -> T
     result = Table("image", "caption", "score", "gRPC", "HTTP", title="Eight scenes, captioned by Triton")
     for name, caption in expected.items():
         answer = over_grpc[name]
-        text, score = (answer.text, f"{answer.score:.3f}") if isinstance(answer, Caption) else (str(answer), "")
+        text, score = (answer.text, f"{answer.score:.4f}") if isinstance(answer, Caption) else (str(answer), "")
         marks = ("✓" if is_right(answers[name], caption) else "✗" for answers in (over_grpc, over_http))
         result.add_row(name, text, score, *marks)
     return result
