@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from blipstream.config import TextConfig
 
+Groups = list[tuple[int, int]]  # (images, rows that look at each): runs of images with equally many rows
+
 
 class DecoderLayer(nn.Module):
     """One post-norm layer: self-attention over the cache, absorbed cross-attention, feed-forward."""
@@ -41,6 +43,7 @@ class DecoderLayer(nn.Module):
         self,
         hidden: Tensor,
         image_embeds: Tensor,
+        groups: Groups,
         keys: Tensor,
         values: Tensor,
         positions: Tensor,
@@ -48,11 +51,11 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Hidden [R, T, h] -> [R, T, h], writing this layer's keys and values at `positions` [R, T].
 
-        `keys` and `values` are [R, heads, length, head size], `mask` [R, 1, T, length], `image_embeds` [I, N, E]
-        where each image serves R / I consecutive rows.
+        `keys` and `values` are [R, heads, length, head size], `mask` [R, 1, T, length], `image_embeds` [I, N, E],
+        `groups` as TextDecoder has them.
         """
         hidden = self.self_norm(hidden + self._self_attention(hidden, keys, values, positions, mask))
-        hidden = self.cross_norm(hidden + self._cross_attention(hidden, image_embeds))
+        hidden = self.cross_norm(hidden + self._cross_attention(hidden, image_embeds, groups))
         output: Tensor = self.mlp_norm(hidden + self.fc2(F.gelu(self.fc1(hidden))))
         return output
 
@@ -68,18 +71,32 @@ class DecoderLayer(nn.Module):
         output: Tensor = self.self_output(context.transpose(1, 2).flatten(2))
         return output
 
-    def _cross_attention(self, hidden: Tensor, x: Tensor) -> Tensor:
+    def _cross_attention(self, hidden: Tensor, image_embeds: Tensor, groups: Groups) -> Tensor:
         rows, tokens, _ = hidden.shape
-        images, _, width = x.shape
         q = self.cross_query(hidden).view(rows * tokens, self.num_heads, self.head_size)
         absorbed = torch.bmm(q.transpose(0, 1), self.cross_key)  # [heads, R T, E]
-        # all queries that look at one image, of every head, row and token, are one matrix
-        absorbed = absorbed.view(self.num_heads, images, -1, width).transpose(0, 1).flatten(1, 2)
-        weights = torch.bmm(absorbed, x.transpose(1, 2)).softmax(-1)  # [I, heads (R / I) T, N]
-        mix = torch.bmm(weights, x).view(images, self.num_heads, -1, width).transpose(0, 1).flatten(1, 2)
+        mixes, image, query = [], 0, 0
+        for images, rows_per_image in groups:
+            queries = images * rows_per_image * tokens
+            x = image_embeds[image : image + images]
+            mixes.append(_attend(absorbed[:, query : query + queries], x))
+            image, query = image + images, query + queries
+        mix = mixes[0] if len(mixes) == 1 else torch.cat(mixes, dim=1)  # [heads, R T, E]
         context = torch.bmm(mix, self.cross_value)  # [heads, R T, head size]
         output: Tensor = self.cross_output(context.transpose(0, 1).reshape(rows, tokens, -1))
         return output
+
+
+def _attend(queries: Tensor, x: Tensor) -> Tensor:
+    """Absorbed queries [heads, I Q, E] over x [I, N, E], Q to an image -> [heads, I Q, E].
+
+    All queries that look at one image, of every head, row and token, are one matrix.
+    """
+    images, _, width = x.shape
+    heads = len(queries)
+    queries = queries.view(heads, images, -1, width).transpose(0, 1).flatten(1, 2)  # [I, heads Q, E]
+    weights = torch.bmm(queries, x.transpose(1, 2)).softmax(-1)  # [I, heads Q, N]
+    return torch.bmm(weights, x).view(images, heads, -1, width).transpose(0, 1).flatten(1, 2)
 
 
 class TextDecoder(nn.Module):
@@ -98,13 +115,21 @@ class TextDecoder(nn.Module):
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size))
 
     def forward(
-        self, ids: Tensor, past: Tensor, counts: Tensor, image_embeds: Tensor, keys: Tensor, values: Tensor
+        self,
+        ids: Tensor,
+        past: Tensor,
+        counts: Tensor,
+        image_embeds: Tensor,
+        groups: Groups,
+        keys: Tensor,
+        values: Tensor,
     ) -> Tensor:
         """The logits, f32 [R, V], of what follows each row's last token.
 
         ids: int64 [R, T], new tokens, row r's in its first counts[r] places
         past: int64 [R], tokens that each row's cache holds already
-        image_embeds: [I, N, E]; each image serves R / I consecutive rows
+        image_embeds: [I, N, E], in the order of the rows that look at them
+        groups: how many rows look at each image
         keys, values: [layers, R, heads, capacity, head size], written in place
         """
         positions = past[:, None] + torch.arange(ids.shape[1], device=ids.device)  # [R, T]
@@ -113,7 +138,7 @@ class TextDecoder(nn.Module):
         hidden = self.word_embedding(ids) + self.position_embedding(positions)
         hidden = self.embedding_norm(hidden)
         for layer, layer_keys, layer_values in zip(self.layers, keys, values, strict=True):
-            hidden = layer(hidden, image_embeds, layer_keys, layer_values, positions, mask)
+            hidden = layer(hidden, image_embeds, groups, layer_keys, layer_values, positions, mask)
         last = hidden[torch.arange(len(ids), device=ids.device), counts - 1]  # [R, h]: the others need no logits
         last = self.head_norm(F.gelu(self.head_dense(last)))
         logits: Tensor = F.linear(last, self.word_embedding.weight, self.head_bias)

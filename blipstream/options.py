@@ -1,33 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request may ask of the decoder, with the defaults, which stand nowhere else."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from blipstream.errors import InvalidInput
 
+MAX_BEAMS = 10
+MAX_CAPTIONS = 10
+
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How one caption is made. Raises InvalidInput where the options contradict each other."""
+    """How the captions of one image are made. Raises InvalidInput where a value is out of range or contradicts another.
+
+    Names and meanings are those of transformers' `generate`; `max_tokens` and `min_tokens` are its `max_new_tokens`
+    and `min_new_tokens`, `num_captions` its `num_return_sequences`.
+    """
 
     prompt: str = ""  # the caption begins with it
+    include_prompt: bool = True  # whether the text that comes back does, too
     max_tokens: int = 30  # tokens to generate at most, the end token included, the prompt not
     min_tokens: int = 0  # tokens to generate before the caption may end
+    num_captions: int = 1  # how many to return, best first; at most num_beams unless sampling
+    repetition_penalty: float = 1.0  # above 1, tokens that are there already become less likely
+    no_repeat_ngram_size: int = 0  # no run of so many tokens comes twice; 0: off
+
+    num_beams: int = 1  # 1: no beam search
+    length_penalty: float = 1.0  # beam search: scores are divided by length to this power
+    early_stopping: bool = False  # beam search: stop as soon as num_beams captions are complete
+
+    do_sample: bool = False  # draw tokens instead of taking the likeliest
+    temperature: float = 1.0  # sampling: below 1 sharpens, above 1 flattens
+    top_k: int = 0  # sampling: only from the k likeliest tokens; 0: from all
+    top_p: float = 1.0  # sampling: only from the likeliest tokens that together are at least so probable
+    seed: int = 0  # sampling: same seed, same captions
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InvalidInput(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise InvalidInput(
-                f"min_tokens must be between 0 and max_tokens, which is {self.max_tokens}, not {self.min_tokens}"
-            )
+        self._check_range("max_tokens", 1)
+        self._check_range("min_tokens", 0, self.max_tokens, " (max_tokens)")
+        self._check_range("num_beams", 1, MAX_BEAMS)
+        self._check_range("num_captions", 1, MAX_CAPTIONS)
+        self._check_range("no_repeat_ngram_size", 0)
+        self._check_range("top_k", 0)
+        self._check_range("seed", -(2**63), 2**63 - 1)
+        self._check_range("repetition_penalty", 0.01, 100)
+        self._check_range("length_penalty", -10, 10)
+        self._check_range("temperature", 0.01, 100)
+        if not 0 < self.top_p <= 1:
+            raise InvalidInput(f"top_p must be above 0 and at most 1, not {self.top_p:g}")
+        if self.do_sample and self.num_beams > 1:
+            raise InvalidInput("do_sample and num_beams above 1 exclude each other: ask for one of them")
+        if not self.do_sample:
+            self._check_unused(("temperature", "top_k", "top_p", "seed"), "do_sample")
+            if self.num_captions > self.num_beams:
+                raise InvalidInput(
+                    f"num_captions must be at most num_beams, which is {self.num_beams}, not {self.num_captions}: "
+                    "raise num_beams, or set do_sample"
+                )
+        if self.num_beams == 1:
+            self._check_unused(("length_penalty", "early_stopping"), "num_beams above 1")
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> "DecodingOptions":
         """From a request's option tensors, each numpy [1]; words are bytes. Absent ones keep their default."""
         return cls(**{name: _scalar(name, tensor) for name, tensor in tensors.items()})
+
+    @staticmethod
+    def check_together(options: "Sequence[DecodingOptions]") -> None:
+        """Raises InvalidInput where the images of one request want different numbers of captions: tensors are even."""
+        counts = sorted({each.num_captions for each in options})
+        if len(counts) > 1:
+            raise InvalidInput(f"num_captions must be the same for all images of a request, not {counts}")
+
+    def _check_range(self, name: str, low: float, high: float = math.inf, note: str = "") -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:  # not a number is in no range
+            allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}{note}"
+            raise InvalidInput(f"{name} must be {allowed}, not {value}")
+
+    def _check_unused(self, names: tuple[str, ...], wanted: str) -> None:
+        for field in fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise InvalidInput(f"{field.name} has a meaning only with {wanted}: set that, or leave it out")
 
 
 OPTION_NAMES = tuple(field.name for field in fields(DecodingOptions))

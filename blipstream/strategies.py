@@ -1,53 +1,232 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategies read their rows' logits and say what comes next; they know no model."""
+"""Strategies read their rows' logits and say what comes next; they know no model.
 
-from dataclasses import dataclass
+Each does what transformers' `generate` does, to the token: its logits processors in their order, its beam search
+with its stopping rules. A strategy sees its own request's rows only, so no request depends on another.
+"""
+
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from blipstream.options import DecodingOptions
 
+NEVER = -1.0e9  # the score of what must not win, as in transformers
+
 
 @dataclass(frozen=True)
 class Sequence:
-    """A finished caption: the generated tokens, without the prompt, and their summed log-probability."""
+    """A finished caption: the generated tokens, without the prompt, and their log-probabilities."""
 
     ids: list[int]
-    score: float
+    token_scores: list[float]
+    sequence_score: float  # what captions are ranked by: beam search divides the sum by length ** length_penalty
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the next forward goes on: for each row its token, and which row of this one it continues."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
 
 
 class Strategy(Protocol):
-    """Owned by one request; sees the logits of that request's rows only."""
+    """Owned by one request. It starts with one row, the prompt, and may come to have up to `max_rows`."""
 
-    num_rows: int
-    sequences: list[Sequence]  # best first; filled when `advance` returns None
+    max_rows: int
+    sequences: list[Sequence]  # best first; filled once `advance` has returned a step without rows
 
-    def advance(self, logits: Tensor) -> list[int] | None:
-        """From logits, f32 [num_rows, V], the token that each row goes on with; None when all is said."""
+    def advance(self, logits: Tensor) -> Step:
+        """From logits, f32 [rows, V], which it may overwrite, what each row goes on with."""
+
+
+def strategy_for(options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> Strategy:
+    """The strategy that the options ask for."""
+    kind = Sample if options.do_sample else BeamSearch if options.num_beams > 1 else Greedy
+    return kind(options, prompt_ids, end_token_id)
 
 
 class Greedy:
     """The most probable token, each time."""
 
-    num_rows = 1
-
-    def __init__(self, options: DecodingOptions, end_token_id: int) -> None:
+    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
+        self.max_rows = 1
         self.sequences: list[Sequence] = []
         self._options = options
+        self._prompt_ids = prompt_ids
         self._end_token_id = end_token_id
-        self._ids: list[int] = []
-        self._score = 0.0
+        self._caption = _Draft()
 
-    def advance(self, logits: Tensor) -> list[int] | None:
-        """See Strategy. A token's log-probability is taken after the minimum length has spoken."""
-        row = logits[0]
-        if len(self._ids) < self._options.min_tokens:
-            row[self._end_token_id] = -float("inf")
-        token = int(row.argmax())
-        self._score += float(row[token] - row.logsumexp(0))
-        self._ids.append(token)
-        if token == self._end_token_id or len(self._ids) == self._options.max_tokens:
-            self.sequences = [Sequence(self._ids, self._score)]
-            return None
-        return [token]
+    def advance(self, logits: Tensor) -> Step:
+        """See Strategy."""
+        scores = constrain(logits[0], self._options, self._prompt_ids, self._caption.ids, self._end_token_id)
+        token = int(scores.argmax())
+        self._caption.append(token, float(scores[token] - scores.logsumexp(0)))
+        if self._caption.is_complete(self._options, self._end_token_id):
+            self.sequences = [self._caption.finished()]
+            return Step()
+        return Step([token], [0])
+
+
+class Sample:
+    """Tokens drawn from the filtered distribution, one row a caption; equal seeds give equal captions."""
+
+    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
+        self.max_rows = options.num_captions
+        self.sequences: list[Sequence] = []
+        self._options = options
+        self._prompt_ids = prompt_ids
+        self._end_token_id = end_token_id
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self._drafts = [_Draft() for _ in range(options.num_captions)]  # of the rows still growing
+        self._complete: list[Sequence] = []
+
+    def advance(self, logits: Tensor) -> Step:
+        """See Strategy."""
+        # the first time there is one row, the prompt's, from which all captions start
+        parents = range(len(logits)) if len(logits) == len(self._drafts) else [0] * len(self._drafts)
+        step = Step()
+        growing: list[_Draft] = []
+        for row, draft in zip(parents, self._drafts, strict=True):
+            scores = constrain(logits[row].clone(), self._options, self._prompt_ids, draft.ids, self._end_token_id)
+            probabilities = filter_distribution(scores, self._options)
+            token = int(torch.multinomial(probabilities, 1, generator=self._generator))
+            draft.append(token, float(probabilities[token].log()))
+            if draft.is_complete(self._options, self._end_token_id):
+                self._complete.append(draft.finished())
+                continue
+            growing.append(draft)
+            step.tokens.append(token)
+            step.parents.append(row)
+        self._drafts = growing
+        if not growing:
+            self.sequences = sorted(self._complete, key=lambda sequence: -sequence.sequence_score)
+        return step
+
+
+class BeamSearch:
+    """transformers' beam search, `GenerationMixin._beam_search`, for one image."""
+
+    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
+        self.max_rows = options.num_beams
+        self.sequences: list[Sequence] = []
+        self._options = options
+        self._prompt_ids = prompt_ids
+        self._end_token_id = end_token_id
+        self._running = [_Draft()]
+        self._finished: list[Sequence] = []  # at most num_beams, best first
+
+    def advance(self, logits: Tensor) -> Step:
+        """See Strategy."""
+        options, length = self._options, len(self._running[0].ids) + 1
+        log_probs = logits.log_softmax(-1)
+        for row, draft in enumerate(self._running):
+            constrain(log_probs[row], options, self._prompt_ids, draft.ids, self._end_token_id)
+        totals = torch.tensor([draft.total for draft in self._running])
+        # twice as many as beams: even if every beam ends, enough are left to go on with
+        candidates = (log_probs + totals[:, None]).flatten().topk(2 * options.num_beams)
+        vocabulary = log_probs.shape[-1]
+        step = Step()
+        running: list[_Draft] = []
+        ended: list[tuple[float, _Draft]] = []
+        for rank, (total, index) in enumerate(zip(*(part.tolist() for part in candidates), strict=True)):
+            row, token = divmod(index, vocabulary)
+            draft = self._running[row].extended(token, float(log_probs[row, token]), total)
+            if draft.is_complete(options, self._end_token_id):
+                if rank < options.num_beams:  # the others are there to go on, not to win
+                    ended.append((total / length**options.length_penalty, draft))
+            elif len(running) < options.num_beams:
+                running.append(draft)
+                step.tokens.append(token)
+                step.parents.append(row)
+        self._finish(ended)
+        if running and self._may_improve(running[0].total, length):
+            self._running = running
+            return step
+        self.sequences = self._finished[: options.num_captions]
+        return Step()
+
+    def _finish(self, ended: list[tuple[float, "_Draft"]]) -> None:
+        if self._options.early_stopping and len(self._finished) == self._options.num_beams:
+            return
+        self._finished += [draft.finished(score) for score, draft in ended]
+        self._finished.sort(key=lambda sequence: -sequence.sequence_score)
+        del self._finished[self._options.num_beams :]
+
+    def _may_improve(self, best_total: float, length: int) -> bool:
+        """Whether a running beam could still win: a heuristic where long captions are favoured, as there."""
+        if len(self._finished) < self._options.num_beams:
+            return True
+        if self._options.early_stopping:
+            return False
+        best_score: float = best_total / length**self._options.length_penalty
+        return best_score > self._finished[-1].sequence_score
+
+
+@dataclass
+class _Draft:
+    """A caption in the making."""
+
+    ids: list[int] = field(default_factory=list)
+    token_scores: list[float] = field(default_factory=list)
+    total: float = 0.0
+
+    def append(self, token: int, score: float) -> None:
+        self.ids.append(token)
+        self.token_scores.append(score)
+        self.total += score
+
+    def extended(self, token: int, score: float, total: float) -> "_Draft":
+        return _Draft([*self.ids, token], [*self.token_scores, score], total)
+
+    def is_complete(self, options: DecodingOptions, end_token_id: int) -> bool:
+        return self.ids[-1] == end_token_id or len(self.ids) == options.max_tokens
+
+    def finished(self, sequence_score: float | None = None) -> Sequence:
+        return Sequence(self.ids, self.token_scores, self.total if sequence_score is None else sequence_score)
+
+
+def constrain(
+    scores: Tensor, options: DecodingOptions, prompt_ids: list[int], ids: list[int], end_token_id: int
+) -> Tensor:
+    """Apply the constraints that hold for every strategy to one row's scores, f32 [V], in place.
+
+    transformers' RepetitionPenaltyLogitsProcessor, NoRepeatNGramLogitsProcessor and
+    MinNewTokensLengthLogitsProcessor, in its order.
+    """
+    if options.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt_ids, *ids}))
+        chosen = scores[seen]
+        penalty = options.repetition_penalty
+        scores[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
+    if options.no_repeat_ngram_size and (banned := _repeating(prompt_ids + ids, options.no_repeat_ngram_size)):
+        scores[banned] = -float("inf")
+    if len(ids) < options.min_tokens:
+        scores[end_token_id] = -float("inf")
+    return scores
+
+
+def _repeating(ids: list[int], size: int) -> list[int]:
+    """The tokens that would complete a run of `size` tokens that is there already."""
+    last = ids[len(ids) - size + 1 :]
+    return [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == last]
+
+
+def filter_distribution(scores: Tensor, options: DecodingOptions) -> Tensor:
+    """The distribution, f32 [V], that is drawn from: temperature, then the k likeliest, then the nucleus.
+
+    transformers' TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper, in its order; the nucleus is that
+    of Holtzman et al., arXiv:1904.09751.
+    """
+    scores = scores / options.temperature
+    if 0 < options.top_k < len(scores):
+        scores = scores.masked_fill(scores < scores.topk(options.top_k).values[-1], -float("inf"))
+    if options.top_p < 1:
+        ascending, order = scores.sort()
+        outside = ascending.softmax(0).cumsum(0) <= 1 - options.top_p
+        outside[-1] = False  # the likeliest token always stays
+        scores = scores.index_fill(0, order[outside], -float("inf"))
+    return scores.softmax(0)

@@ -19,8 +19,10 @@ INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 def caption_options(command: Callable[..., None]) -> Callable[..., None]:
     """A flag for each option of a caption."""
     for name, option in reversed(OPTIONS.items()):
-        flag = f"--{name.replace('_', '-')}"
-        command = click.option(flag, type=option.kind.python, help=option.help)(command)
+        flag = name.replace("_", "-")
+        switch = option.kind.python is bool
+        declaration = f"--{flag}/--no-{flag}" if switch else f"--{flag}"
+        command = click.option(declaration, type=option.kind.python, default=None, help=option.help)(command)
     return command
 
 
@@ -60,16 +62,25 @@ def _caption(names: tuple[str, ...], url: str, as_json: bool, options: Options) 
 def _print(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
     match result, as_json:
         case Caption(), False:
-            click.echo(f"{name}: {result.text}")
+            for each in (result, *result.alternatives):
+                click.echo(f"{name}: {each.text}")
         case _, False:
             click.echo(f"{name}: {result}", err=True)
-        case Caption(text, score, num_tokens), True:
-            _print_json(file=name, caption=text, score=score, num_tokens=num_tokens)
+        case Caption(), True:
+            _print_json(file=name, **_fields(result))
         case _, True:
             _print_json(file=name, error=str(result))
 
 
-def _print_json(**fields: str | float) -> None:
+def _fields(caption: Caption) -> dict[str, Any]:
+    """What JSON shows of a caption, and of the alternatives if they were asked for."""
+    fields: dict[str, Any] = {"caption": caption.text, "score": caption.score, "num_tokens": caption.num_tokens}
+    if caption.alternatives:
+        fields["alternatives"] = [_fields(other) for other in caption.alternatives]
+    return fields
+
+
+def _print_json(**fields: Any) -> None:  # noqa: ANN401
     click.echo(json.dumps(fields, ensure_ascii=False))
 
 

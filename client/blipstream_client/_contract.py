@@ -22,6 +22,8 @@ class Caption:
     text: str
     score: float  # the higher, the likelier to the model
     num_tokens: int
+    token_scores: tuple[float, ...] = ()  # each token's log-probability
+    alternatives: "tuple[Caption, ...]" = ()  # the next best captions, if num_captions asked for them
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Kind:
 
 
 INT32 = Kind(int, np.int32)
+INT64 = Kind(int, np.int64)
+FP32 = Kind(float, np.float32)
+BOOL = Kind(bool, np.bool_)
 BYTES = Kind(str, np.object_)
 
 
@@ -50,6 +55,18 @@ class Options(TypedDict, total=False):
     prompt: Annotated[str | None, Option(BYTES, "Words the caption starts with.")]
     max_tokens: Annotated[int | None, Option(INT32, "The most tokens a caption may have.")]
     min_tokens: Annotated[int | None, Option(INT32, "The fewest tokens a caption may have.")]
+    include_prompt: Annotated[bool | None, Option(BOOL, "Whether the caption shows the prompt.")]
+    num_captions: Annotated[int | None, Option(INT32, "How many captions to return, best first.")]
+    repetition_penalty: Annotated[float | None, Option(FP32, "Above 1, words come less often again.")]
+    no_repeat_ngram_size: Annotated[int | None, Option(INT32, "No run of so many tokens comes twice.")]
+    num_beams: Annotated[int | None, Option(INT32, "Beams to search with.")]
+    length_penalty: Annotated[float | None, Option(FP32, "Beam search: above 0 favours long captions.")]
+    early_stopping: Annotated[bool | None, Option(BOOL, "Beam search: stop at num_beams captions.")]
+    do_sample: Annotated[bool | None, Option(BOOL, "Draw tokens instead of taking the likeliest.")]
+    temperature: Annotated[float | None, Option(FP32, "Sampling: below 1 sharpens, above 1 flattens.")]
+    top_k: Annotated[int | None, Option(INT32, "Sampling: from the k likeliest tokens only.")]
+    top_p: Annotated[float | None, Option(FP32, "Sampling: from the likeliest tokens of so much probability.")]
+    seed: Annotated[int | None, Option(INT64, "Sampling: same seed, same captions.")]
     resize_mode: Annotated[str | None, Option(BYTES, "stretch, center_crop or letterbox.")]
 
 
@@ -80,6 +97,8 @@ def option_tensors(options: Options) -> Tensors:
 def _option_tensor(name: str, value: object, kind: Kind) -> npt.NDArray[Any]:
     if isinstance(value, np.generic):
         value = value.item()
+    if kind.python is float and type(value) is int:
+        value = float(value)
     if type(value) is not kind.python:
         raise InvalidRequest(f"{name} must be {kind.python.__name__}, got {value!r}")
     if isinstance(value, int) and issubclass(kind.dtype, np.integer):
@@ -95,18 +114,30 @@ def _option_tensor(name: str, value: object, kind: Kind) -> npt.NDArray[Any]:
 
 
 def parse_caption(tensors: Tensors) -> Caption:
-    """The first of the model's K captions: `caption` BYTES, `score` FP32, `num_tokens` INT32, each [1, K].
+    """The best of the model's K captions, with the others as its alternatives.
 
-    Raises ServerError where one is missing or empty.
+    From `caption` BYTES, `score` FP32 and `num_tokens` INT32, each [1, K], and `token_scores` FP32 [1, K, T], each
+    row of which is padded. Raises ServerError where one is missing or empty.
     """
     try:
-        return Caption(
-            text=tensors["caption"][0, 0].decode(),
-            score=float(tensors["score"][0, 0]),
-            num_tokens=int(tensors["num_tokens"][0, 0]),
+        best, *others = zip(
+            tensors["caption"][0],
+            tensors["score"][0].tolist(),
+            tensors["num_tokens"][0].tolist(),
+            tensors["token_scores"][0].tolist(),
+            strict=True,
         )
-    except (LookupError, AttributeError, ValueError) as exc:
+        alternatives = tuple(_caption(*other) for other in others)
+        return _caption(*best, alternatives)
+    except (LookupError, AttributeError, TypeError, ValueError) as exc:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         raise ServerError(
-            f"Expected caption, score and num_tokens of shape [1, K], got {shapes}: is it a captioning model?"
+            "Expected caption, score and num_tokens of shape [1, K] and token_scores of shape [1, K, T], "
+            f"got {shapes}: is it a captioning model?"
         ) from exc
+
+
+def _caption(
+    text: bytes, score: float, num_tokens: int, token_scores: list[float], alternatives: tuple[Caption, ...] = ()
+) -> Caption:
+    return Caption(text.decode(), score, num_tokens, tuple(token_scores[:num_tokens]), alternatives)

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import fields
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from blipstream.engine import Engine
 from blipstream.errors import InvalidInput
 from blipstream.options import DecodingOptions
 
@@ -11,22 +18,86 @@ from blipstream.options import DecodingOptions
     [
         ({"max_tokens": 0}, "max_tokens must be at least 1, not 0"),
         ({"max_tokens": -5}, "max_tokens must be at least 1, not -5"),
-        ({"min_tokens": -1}, "min_tokens must be between 0 and max_tokens, which is 30, not -1"),
-        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens must be between 0 and max_tokens, which is 8, not 9"),
+        ({"min_tokens": -1}, "min_tokens must be between 0 and 30 (max_tokens), not -1"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens must be between 0 and 8 (max_tokens), not 9"),
+        ({"num_beams": 11}, "num_beams must be between 1 and 10, not 11"),
+        ({"num_captions": 0}, "num_captions must be between 1 and 10, not 0"),
+        (
+            {"num_captions": 3, "num_beams": 2},
+            "num_captions must be at most num_beams, which is 2, not 3: raise num_beams, or set do_sample",
+        ),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be between 0.01 and 100, not 0.0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be at least 0, not -1"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty must be between -10 and 10, not nan"),
+        (
+            {"length_penalty": 2.0},
+            "length_penalty has a meaning only with num_beams above 1: set that, or leave it out",
+        ),
+        (
+            {"early_stopping": True},
+            "early_stopping has a meaning only with num_beams above 1: set that, or leave it out",
+        ),
+        ({"do_sample": True, "temperature": float("inf")}, "temperature must be between 0.01 and 100, not inf"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
+        ({"do_sample": True, "top_k": -1}, "top_k must be at least 0, not -1"),
+        ({"top_k": 5}, "top_k has a meaning only with do_sample: set that, or leave it out"),
+        ({"seed": 5}, "seed has a meaning only with do_sample: set that, or leave it out"),
+        (
+            {"do_sample": True, "num_beams": 2},
+            "do_sample and num_beams above 1 exclude each other: ask for one of them",
+        ),
     ],
 )
-def test_contradictions(values: dict[str, int], sentence: str) -> None:
+def test_contradictions(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        DecodingOptions(**values)  # type: ignore[arg-type]
+        DecodingOptions(**values)
     assert str(caught.value) == sentence
 
 
 def test_from_tensors() -> None:
-    tensors = {"prompt": np.array([b"caf\xc3\xa9"], np.object_), "max_tokens": np.array([7], np.int32)}
-    assert DecodingOptions.from_tensors(tensors) == DecodingOptions(prompt="café", max_tokens=7)
+    tensors = {
+        "prompt": np.array([b"caf\xc3\xa9"], np.object_),
+        "max_tokens": np.array([7], np.int32),
+        "do_sample": np.array([True]),
+        "top_p": np.array([0.5], np.float32),
+    }
+    assert DecodingOptions.from_tensors(tensors) == DecodingOptions("café", max_tokens=7, do_sample=True, top_p=0.5)
     assert DecodingOptions.from_tensors({}) == DecodingOptions()
 
 
 def test_prompt_that_is_no_text() -> None:
     with pytest.raises(InvalidInput, match=r"prompt must be UTF-8 text: invalid start byte at byte 1"):
         DecodingOptions.from_tensors({"prompt": np.array([b"a\xff"], np.object_)})
+
+
+def test_captions_of_one_request_are_even() -> None:
+    options = [DecodingOptions(num_beams=3, num_captions=count) for count in (1, 3)]
+    DecodingOptions.check_together(options[:1])
+    with pytest.raises(InvalidInput, match=r"num_captions must be the same for all images of a request, not \[1, 3\]"):
+        DecodingOptions.check_together(options)
+
+
+KINDS: dict[str, st.SearchStrategy[Any]] = {
+    "str": st.text(max_size=8),
+    "bool": st.booleans(),
+    "int": st.integers(-2, 12) | st.sampled_from([-(2**31), 2**31 - 1]),
+    "float": st.floats(width=32) | st.sampled_from([0.1, 0.5, 1.0, 1.5]),
+}
+TYPES = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(DecodingOptions)}
+ANY_OPTIONS = st.fixed_dictionaries({}, optional={name: KINDS[kind] for name, kind in TYPES.items()})
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ANY_OPTIONS)
+def test_every_combination_returns_or_is_refused(engine: Engine, values: dict[str, Any]) -> None:
+    try:
+        options = DecodingOptions(**values)
+        request = engine.request(torch.zeros(145, 192), options)
+    except InvalidInput:
+        return
+    engine.generate([request])
+    assert len(request.captions) == options.num_captions
+    for caption in request.captions:
+        assert min(options.min_tokens + 1, options.max_tokens) <= caption.num_tokens <= options.max_tokens
+        assert len(caption.token_scores) == caption.num_tokens
+        assert np.isfinite(caption.score)

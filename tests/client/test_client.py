@@ -60,7 +60,7 @@ def gate(tiny: TinyTriton) -> Iterator[Gate]:
 
 
 def test_caption(client: Client) -> None:
-    assert client.caption(b"12345") == Caption("5 bytes", -1.5, 2)
+    assert client.caption(b"12345") == Caption("5 bytes", -1.5, 2, (-0.75, -0.75))
 
 
 def test_options_travel_as_tensors(tiny: TinyTriton, client: Client) -> None:
@@ -122,7 +122,7 @@ def test_threads_may_share_a_client(client: Client) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == [Caption("5 bytes", -1.5, 2)] * 40
+    assert results == [Caption("5 bytes", -1.5, 2, (-0.75, -0.75))] * 40
 
 
 def test_many_come_in_order_with_errors_as_values(tiny: TinyTriton, client: Client) -> None:
@@ -172,7 +172,7 @@ def test_requests_in_flight_are_bounded_and_images_taken_lazily(client: Client, 
     assert len(taken) == max_in_flight
     gate.opened.set()
     thread.join()
-    assert consumed == [Caption("5 bytes", -1.5, 2)] * 20
+    assert consumed == [Caption("5 bytes", -1.5, 2, (-0.75, -0.75))] * 20
     assert gate.most_waiting == max_in_flight
 
 
@@ -195,7 +195,7 @@ def test_results_do_not_wait_for_a_slow_source(client: Client) -> None:
 def test_leaving_early_cancels_and_leaves_no_threads(tiny: TinyTriton, client: Client, gate: Gate) -> None:
     tiny.answer = lambda inputs: size_of_image(inputs) if inputs["image"][0, 0] == b"first" else gate(inputs)
     results = client.caption_many([b"first"] + [b"image"] * 50, max_in_flight=8)
-    assert next(results) == Caption("5 bytes", -1.5, 2)
+    assert next(results) == Caption("5 bytes", -1.5, 2, (-0.75, -0.75))
     wait_until(lambda: gate.waiting > 0)
     started = time.monotonic()
     results.close()

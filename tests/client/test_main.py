@@ -68,12 +68,14 @@ def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
         return size_of_image(inputs)
 
     tiny.answer = record
+    words = {int: ["7"], float: ["0.5"], str: ["words"], bool: []}
+    values = {int: 7, float: 0.5, str: b"words", bool: True}
     flags = []
     for name, option in OPTIONS.items():
-        flags += [f"--{name.replace('_', '-')}", "7" if option.kind.python is int else "words"]
+        flags += [f"--{name.replace('_', '-')}", *words[option.kind.python]]
     assert blipstream("caption", "a.jpg", *flags)[0] == 0
     assert {name: tensor[0, 0] for name, tensor in seen[0].items()} == {"image": b"1"} | {
-        name: 7 if option.kind.python is int else b"words" for name, option in OPTIONS.items()
+        name: values[option.kind.python] for name, option in OPTIONS.items()
     }
 
 

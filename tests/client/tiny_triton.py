@@ -58,13 +58,18 @@ def size_of_image(inputs: Inputs) -> Answer:
 
 
 def outputs(answer: Answer) -> list[tuple[str, str, bytes]]:
-    """Name, Triton datatype and raw bytes of each output, all of shape [1, 1]."""
+    """Name, Triton datatype and raw bytes of each output, all of shape [1, 1] but the tokens' scores: [1, 1, T]."""
     caption, score, num_tokens = answer
     return [
         ("caption", "BYTES", serialize_byte_tensor(np.array([[caption.encode()]], dtype=np.object_)).item()),
         ("score", "FP32", struct.pack("<f", score)),
         ("num_tokens", "INT32", struct.pack("<i", num_tokens)),
+        ("token_scores", "FP32", struct.pack(f"<{num_tokens}f", *[score / num_tokens] * num_tokens)),
     ]
+
+
+def shape_of(name: str, raw: bytes) -> list[int]:
+    return [1, 1, len(raw) // 4] if name == "token_scores" else [1, 1]
 
 
 def tensor(datatype: str, shape: list[int], raw: bytes) -> npt.NDArray[Any]:
@@ -88,7 +93,7 @@ def grpc_servicer(tiny: TinyTriton) -> Any:
                 context.abort(refusal.code, refusal.message)
             response = service_pb2.ModelInferResponse(model_name=request.model_name)
             for name, datatype, raw in outputs(answer):
-                response.outputs.add(name=name, datatype=datatype, shape=[1, 1])
+                response.outputs.add(name=name, datatype=datatype, shape=shape_of(name, raw))
                 response.raw_output_contents.append(raw)
             return response
 
@@ -117,7 +122,12 @@ def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
                 self.respond(HTTP_STATUS[refusal.code], {}, json.dumps({"error": refusal.message}).encode())
                 return
             described = [
-                {"name": name, "datatype": datatype, "shape": [1, 1], "parameters": {"binary_data_size": len(raw)}}
+                {
+                    "name": name,
+                    "datatype": datatype,
+                    "shape": shape_of(name, raw),
+                    "parameters": {"binary_data_size": len(raw)},
+                }
                 for name, datatype, raw in outputs(answer)
             ]
             header = json.dumps({"model_name": "caption", "outputs": described}).encode()

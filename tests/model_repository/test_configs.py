@@ -29,10 +29,31 @@ INPUTS = {
 OPTION_INPUTS = {
     "preprocess": {"resize_mode": "STRING"},
     "encoder": {},
-    "decoder": {"prompt": "STRING", "max_tokens": "INT32", "min_tokens": "INT32"},
+    "decoder": {
+        "prompt": "STRING",
+        "include_prompt": "BOOL",
+        "max_tokens": "INT32",
+        "min_tokens": "INT32",
+        "num_captions": "INT32",
+        "repetition_penalty": "FP32",
+        "no_repeat_ngram_size": "INT32",
+        "num_beams": "INT32",
+        "length_penalty": "FP32",
+        "early_stopping": "BOOL",
+        "do_sample": "BOOL",
+        "temperature": "FP32",
+        "top_k": "INT32",
+        "top_p": "FP32",
+        "seed": "INT64",
+    },
 }
 OPTION_INPUTS["caption"] = OPTION_INPUTS["preprocess"] | OPTION_INPUTS["decoder"]
-CAPTION_OUTPUTS = {"caption": ("STRING", [-1]), "score": ("FP32", [-1]), "num_tokens": ("INT32", [-1])}
+CAPTION_OUTPUTS = {
+    "caption": ("STRING", [-1]),
+    "score": ("FP32", [-1]),
+    "num_tokens": ("INT32", [-1]),
+    "token_scores": ("FP32", [-1, -1]),
+}
 OUTPUTS = {
     "preprocess": {"pixels": ("UINT8", [-1, -1, 3])},
     "encoder": {"image_embeds": ("FP16", [-1, -1])},

@@ -104,6 +104,43 @@ def test_options(triton: InferenceServerClient, good_image: bytes) -> None:
     assert result.as_numpy("num_tokens")[0, 0] > 25
 
 
+def test_beam_search(triton: InferenceServerClient, good_image: bytes) -> None:
+    beams = {"num_beams": np.array([[4]], np.int32), "num_captions": np.array([[3]], np.int32)}
+    result = infer(triton, image=words(good_image), **beams)
+    assert result.as_numpy("caption").shape == (1, 3)
+    assert result.as_numpy("caption")[0, 0].decode() == caption(triton, good_image)
+    scores, counts = result.as_numpy("score")[0], result.as_numpy("num_tokens")[0]
+    assert (np.diff(scores) <= 0).all()
+    assert result.as_numpy("token_scores").shape == (1, 3, counts.max())
+    np.testing.assert_allclose(result.as_numpy("token_scores")[0].sum(1) / counts, scores, rtol=1e-4)
+
+
+def test_sampling(triton: InferenceServerClient, good_image: bytes) -> None:
+    def sample(seed: int) -> list[bytes]:
+        options = {
+            "do_sample": np.array([[True]]),
+            "temperature": np.array([[9.0]], np.float32),
+            "num_captions": np.array([[2]], np.int32),
+            "seed": np.array([[seed]], np.int64),
+        }
+        captions: list[bytes] = infer(triton, image=words(good_image), **options).as_numpy("caption")[0].tolist()
+        return captions
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+
+
+def test_strategies_share_a_batch(triton: InferenceServerClient, samples: dict[str, str]) -> None:
+    images = [(SAMPLES / name).read_bytes() + b"shared" for name in samples]
+
+    def ask(i: int) -> str:
+        options = {"num_beams": np.array([[1 + i % 4]], np.int32)} if i % 4 else {}
+        return caption(triton, images[i % len(images)], **options)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(64))) == list(samples.values()) * 8
+
+
 def test_several_images_in_one_request(triton: InferenceServerClient, samples: dict[str, str]) -> None:
     images = words(*((SAMPLES / name).read_bytes() for name in samples))
     captions = infer(triton, image=images).as_numpy("caption")
@@ -130,7 +167,17 @@ def bad_requests() -> dict[str, tuple[str, dict[str, npt.NDArray[Any]], str]]:
         "minimum above maximum": (
             "caption",
             {"max_tokens": 3 * one, "min_tokens": 4 * one},
-            "min_tokens must be between 0 and max_tokens, which is 3, not 4",
+            "min_tokens must be between 0 and 3 .max_tokens., not 4",
+        ),
+        "beams and sampling": (
+            "caption",
+            {"num_beams": 2 * one, "do_sample": np.array([[True]])},
+            "do_sample and num_beams above 1 exclude each other",
+        ),
+        "a penalty that is no number": (
+            "caption",
+            {"repetition_penalty": np.array([[np.nan]], np.float32)},
+            "repetition_penalty must be between 0.01 and 100, not nan",
         ),
         "prompt that is no text": ("caption", {"prompt": words(b"\xff")}, "prompt must be UTF-8 text"),
         "prompt too long": (

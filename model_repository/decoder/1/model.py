@@ -27,12 +27,14 @@ class TritonPythonModel:
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in OPTION_NAMES}
         given = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
         try:
+            options = [
+                DecodingOptions.from_tensors({name: values[row] for name, values in given.items()})
+                for row in range(len(image_embeds))
+            ]
+            DecodingOptions.check_together(options)
             return [
-                self.engine.request(
-                    torch.from_numpy(embeds),
-                    DecodingOptions.from_tensors({name: values[row] for name, values in given.items()}),
-                )
-                for row, embeds in enumerate(image_embeds)
+                self.engine.request(torch.from_numpy(embeds), each)
+                for embeds, each in zip(image_embeds, options, strict=True)
             ]
         except InvalidInput as exc:
             return pb_utils.TritonError(str(exc), pb_utils.TritonError.INVALID_ARG)
@@ -41,15 +43,19 @@ class TritonPythonModel:
         if not isinstance(job, list):
             return pb_utils.InferenceResponse(error=job)
         captions = [row.captions for row in job]
-
-        def tensor(name, attribute, dtype):
-            values = [[getattr(caption, attribute) for caption in row] for row in captions]
-            return pb_utils.Tensor(name, np.array(values, dtype))
-
+        longest = max(caption.num_tokens for row in captions for caption in row)
+        columns = {
+            "caption": (np.object_, lambda caption: caption.text),
+            "score": (np.float32, lambda caption: caption.score),
+            "num_tokens": (np.int32, lambda caption: caption.num_tokens),
+            "token_scores": (
+                np.float32,
+                lambda caption: caption.token_scores + [0.0] * (longest - caption.num_tokens),
+            ),
+        }
         return pb_utils.InferenceResponse(
             [
-                tensor("caption", "text", np.object_),
-                tensor("score", "score", np.float32),
-                tensor("num_tokens", "num_tokens", np.int32),
+                pb_utils.Tensor(name, np.array([[read(caption) for caption in row] for row in captions], dtype))
+                for name, (dtype, read) in columns.items()
             ]
         )
