@@ -109,7 +109,9 @@ def welcome(server: TritonServer) -> str:
     lines = [f"serving on {server.http_url} and {server.grpc_url}, metrics on {server.metrics_url}"]
     sample = next(iter(sorted((ROOT / SAMPLES).glob("*.jpg"))), None)
     shown = SAMPLES / sample.name if sample else Path("photo.jpg")
-    lines += ["try it:", f"  blipstream caption {shown} --url {server.grpc_url}"]
+    command = Path(sys.prefix, "bin", "blipstream")
+    name = command.relative_to(ROOT) if command.is_relative_to(ROOT) else command
+    lines += ["try it:", f"  {name} caption {shown} --url {server.grpc_url}"]
     if sample:
         lines.append(f"  {curl(server.http_url, shown, sample.stat().st_size)}")
     return "\n".join([*lines, "Ctrl-C stops it"])

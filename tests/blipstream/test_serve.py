@@ -105,7 +105,7 @@ def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
         assert lines[0].startswith("serving on http://127.0.0.1:")
-        assert any(line.startswith("blipstream caption ") and "--url grpc://" in line for line in lines)
+        assert any("blipstream caption " in line and "--url grpc://" in line for line in lines)
         server = child(process)
         process.send_signal(number)
         process.send_signal(number)  # impatience does no harm
