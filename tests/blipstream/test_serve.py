@@ -26,7 +26,8 @@ input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
 output [
   { name: "caption" data_type: TYPE_STRING dims: [-1] },
   { name: "score" data_type: TYPE_FP32 dims: [-1] },
-  { name: "num_tokens" data_type: TYPE_INT32 dims: [-1] }
+  { name: "num_tokens" data_type: TYPE_INT32 dims: [-1] },
+  { name: "token_scores" data_type: TYPE_FP32 dims: [-1, -1] }
 ]
 instance_group [{ kind: KIND_CPU count: 1 }]
 """
@@ -42,6 +43,7 @@ def answer(request):
         pb.Tensor("caption", np.array([[f"{len(image)} bytes"]], dtype=object)),
         pb.Tensor("score", np.zeros((1, 1), dtype=np.float32)),
         pb.Tensor("num_tokens", np.full((1, 1), 2, dtype=np.int32)),
+        pb.Tensor("token_scores", np.zeros((1, 1, 2), dtype=np.float32)),
     ])
 
 class TritonPythonModel:
