@@ -121,7 +121,7 @@ class Engine:
         except (OSError, RuntimeError, SafetensorError) as exc:
             raise ArtifactError(f"{folder / WEIGHTS_NAME} cannot be loaded: {BUILD_HINT}") from exc
         torch_dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[resolve(dtype or config.dtype)]
-        return cls(decoder.to(torch_dtype), Tokenizer(folder, config.text), config, max_rows)
+        return cls(decoder.to(torch_dtype).pack(), Tokenizer(folder, config.text), config, max_rows)
 
     def request(self, image_embeds: Tensor, options: DecodingOptions) -> Request:
         """A request for one image, image_embeds [N, E] of any float dtype. Raises InvalidInput if it cannot be met."""
@@ -236,9 +236,7 @@ class Engine:
 
     def _caption(self, request: Request, sequence: Sequence) -> Caption:
         ids = request.prompt_ids + sequence.ids if request.options.include_prompt else sequence.ids
-        return Caption(
-            self._tokenizer.decode(ids), sequence.sequence_score, len(sequence.ids), sequence.token_scores
-        )
+        return Caption(self._tokenizer.decode(ids), sequence.sequence_score, len(sequence.ids), sequence.token_scores)
 
 
 def _without_holes(kept: list[bool]) -> list[int]:
