@@ -7,6 +7,7 @@ PYTHON := $(or $(shell for python in python3 python3.12 python3.11; do \
 endif
 CHECKPOINT ?= build/demo/checkpoint
 CONFIG ?= cpu
+DEVICE ?= cpu
 REPOSITORY ?= model_repository
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
@@ -15,9 +16,9 @@ METRICS_PORT ?= 8002
 BIN := .venv/bin
 READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
-SOURCES := blipstream build client model_repository tests
+SOURCES := blipstream build client loadtest model_repository tests
 
-.PHONY: setup demo serve build test test-full lint format lock clean
+.PHONY: setup demo serve build bench test test-full lint format lock clean
 
 setup: $(READY)
 
@@ -39,6 +40,9 @@ demo: $(READY)  ## caption the sample images through a real Triton server, and s
 serve: build  ## until Ctrl-C
 	@exec $(BIN)/python -m blipstream.serve --repository $(REPOSITORY) --config $(CONFIG) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+bench: $(READY)  ## transformers, the engine and Triton, side by side
+	$(BIN)/python loadtest/bench.py --device $(DEVICE)
 
 test: $(READY)
 	$(BIN)/pytest
@@ -66,5 +70,6 @@ lock: $(READY)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
+	rm -rf loadtest/.bench_cache
 	rm -rf model_repository/*/1/artifact model_repository/*/1/openvino
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

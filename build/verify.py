@@ -18,7 +18,12 @@ from blipstream.images import load_pixels
 from blipstream.options import DecodingOptions
 from checkpoint import Checkpoint
 
-TOLERANCE = {"u8": 0.0, "f32": 1e-4, "bf16": 1e-2}  # relative error of a stage's output
+# relative error of a stage's output that its dtype excuses; twelve post-norm layers add up more of it than a ViT's
+TOLERANCE = {
+    "preprocess": {"u8": 0.0},
+    "encoder": {"f32": 1e-4, "bf16": 1e-2},
+    "decoder": {"f32": 1e-4, "bf16": 3e-2},
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Stage:
 
     @property
     def tolerance(self) -> float:
-        """The largest relative error that its dtype excuses."""
-        return TOLERANCE[self.dtype]
+        """The largest relative error that is allowed."""
+        return TOLERANCE[self.name][self.dtype]
 
 
 @dataclass(frozen=True)

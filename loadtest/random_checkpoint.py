@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BLIP captioners of the real shapes with random weights: as fast as the real ones, and exact to compare.
+
+save_random_checkpoint(Path("checkpoint"), "base")
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipTextConfig, BlipVisionConfig
+
+DEMO = Path(__file__).resolve().parent.parent / "build" / "demo" / "checkpoint"
+IMAGE_SIZE = 384  # pixels, both sides
+STANDARD_DEVIATION = 0.02  # BLIP's own 1e-10 for the vision tower becomes zeros in fp16
+VOCABULARY = 30524
+# where BERT's vocabulary, which BLIP's is, has them; every other id is a word of its own, so that texts tell ids apart
+SPECIAL_TOKENS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "[DEC]": 30522, "[ENC]": 30523}
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The shape of a vision tower."""
+
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+
+
+ARCHITECTURES = {"base": Vision(768, 3072, 12, 12), "large": Vision(1024, 4096, 24, 16)}
+
+
+def save_random_checkpoint(folder: Path, architecture: str, layers: int | None = None, seed: int = 0) -> Path:
+    """Write a checkpoint of that architecture into `folder`, in transformers' format; `layers` makes it shallow."""
+    vision = ARCHITECTURES[architecture]
+    config = BlipConfig(
+        text_config=BlipTextConfig(
+            vocab_size=VOCABULARY,
+            encoder_hidden_size=vision.width,
+            num_attention_heads=12,
+            num_hidden_layers=layers or 12,
+            initializer_range=STANDARD_DEVIATION,
+        ),
+        vision_config=BlipVisionConfig(
+            hidden_size=vision.width,
+            intermediate_size=vision.mlp_width,
+            num_attention_heads=vision.heads,
+            num_hidden_layers=layers or vision.layers,
+            image_size=IMAGE_SIZE,
+            initializer_range=STANDARD_DEVIATION,
+        ),
+        initializer_range=STANDARD_DEVIATION,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BlipForConditionalGeneration(config).save_pretrained(folder)
+    shutil.copyfile(DEMO / "tokenizer_config.json", folder / "tokenizer_config.json")
+    _write(folder / "tokenizer.json", _tokenizer(_read(DEMO / "tokenizer.json")))
+    processor = _read(DEMO / "processor_config.json")
+    processor["image_processor"]["size"] = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    _write(folder / "processor_config.json", processor)
+    return folder
+
+
+def _tokenizer(settings: dict[str, Any]) -> dict[str, Any]:
+    """The demo's tokenizer with a vocabulary of the real size."""
+    by_id = {number: token for token, number in SPECIAL_TOKENS.items()}
+    settings["model"]["vocab"] = {by_id.get(number, f"w{number}"): number for number in range(VOCABULARY)}
+    for token in settings["added_tokens"]:
+        token["id"] = SPECIAL_TOKENS[token["content"]]
+    for token in settings["post_processor"]["special_tokens"].values():
+        token["ids"] = [SPECIAL_TOKENS[token["id"]]]
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

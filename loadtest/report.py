@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmark found: rows, and the tables and the chart that show them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import matplotlib as mpl
+from rich.table import Table
+
+mpl.use("agg")
+from matplotlib import pyplot as plt
+
+STRATEGIES = {"greedy": 1, "beam3": 3, "beam5": 5}  # beams
+PICTURE_SIZE = (640, 480)  # pixels: width, height
+NEW_TOKENS = 12  # forced, so that every system does the same work
+REFERENCE = "transformers"  # the system that others are held against
+COLOURS = {  # of the first dtype and of the second
+    "transformers": ("#c4c4c4", "#8a8a8a"),
+    "engine": ("#9ecae1", "#3182bd"),
+    "blipstream-triton": ("#a1d99b", "#31a354"),
+}
+TEXT_COLUMNS = ("strategy", "system", "dtype")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one system in one number format with one strategy."""
+
+    system: str
+    device: str
+    dtype: str
+    strategy: str
+    batch: int  # images at once while images_per_s was measured; for blipstream-triton, requests in flight
+    images_per_s: float
+    p50_ms: float  # one image at a time
+    p99_ms: float
+    peak_mb: float
+
+
+def ratio(row: Row, rows: list[Row], dtype: str) -> float | None:
+    """How many times the throughput of transformers in that dtype."""
+    for other in rows:
+        if (other.system, other.dtype, other.strategy) == (REFERENCE, dtype, row.strategy):
+            return row.images_per_s / other.images_per_s
+    return None
+
+
+def cells(row: Row, rows: list[Row]) -> list[str]:
+    """A row as it is shown, under `headings`."""
+    ratios = [ratio(row, rows, dtype) for dtype in dtypes(rows)]
+    return [
+        row.strategy,
+        row.system,
+        row.dtype,
+        str(row.batch),
+        f"{row.images_per_s:.2f}",
+        *("" if value is None else f"× {value:.2f}" for value in ratios),
+        f"{row.p50_ms:.0f}",
+        f"{row.p99_ms:.0f}",
+        f"{row.peak_mb:.0f}",
+    ]
+
+
+def headings(rows: list[Row]) -> list[str]:
+    """The table's columns."""
+    ratios = [f"transformers {dtype}" for dtype in dtypes(rows)]
+    return ["strategy", "system", "dtype", "batch", "images/s", *ratios, "p50 ms", "p99 ms", "peak MB"]
+
+
+def dtypes(rows: list[Row]) -> list[str]:
+    """Those that transformers ran in."""
+    return list(dict.fromkeys(row.dtype for row in rows if row.system == REFERENCE))
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """What the figures hold for, in one sentence."""
+    found, used = result["machine"], result["versions"]
+    bf16 = "AMX" if found["amx"] else "AVX-512 bf16" if found["bf16"] else "no bf16"
+    where = f"{found['cores']} cores of {found['processor']} ({bf16}), {found['memory_gb']:g} GB"
+    software = ", ".join(f"{name} {used[name]}" for name in ("torch", "transformers", "openvino", "tritonserver"))
+    width, height = PICTURE_SIZE
+    return (
+        f"{used['checkpoint']}, {width} x {height} JPEG in, {NEW_TOKENS} new tokens out, "
+        f"on {found.get('gpu', where)}; {software}"
+    )
+
+
+def terminal_table(result: dict[str, Any]) -> Table:
+    """The result for a terminal."""
+    rows = rows_of(result)
+    table = Table(title="Throughput, and latency of one image at a time", caption=conditions(result))
+    for heading in headings(rows):
+        table.add_column(heading, justify="left" if heading in TEXT_COLUMNS else "right")
+    for i, row in enumerate(rows):
+        last = i + 1 == len(rows) or rows[i + 1].strategy != row.strategy
+        table.add_row(*cells(row, rows), end_section=last)
+    return table
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result for the README."""
+    rows = rows_of(result)
+    names = headings(rows)
+    ruler = ["---" if name in TEXT_COLUMNS else "---:" for name in names]
+    lines = [names, ruler, *(cells(row, rows) for row in rows)]
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", conditions(result) + "."])
+
+
+def chart(result: dict[str, Any], path: Path) -> None:
+    """Bars of throughput by strategy and system."""
+    rows = rows_of(result)
+    strategies = [strategy for strategy in STRATEGIES if any(row.strategy == strategy for row in rows)]
+    kinds = list(dict.fromkeys((row.system, row.dtype) for row in rows))
+    figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
+    width = 0.84 / len(kinds)
+    for i, (system, dtype) in enumerate(kinds):
+        mine = [row for row in rows if (row.system, row.dtype) == (system, dtype)]
+        places = [strategies.index(row.strategy) + (i - (len(kinds) - 1) / 2) * width for row in mine]
+        colour = COLOURS[system][dtypes(rows).index(dtype) % 2]
+        bars = axes.bar(places, [row.images_per_s for row in mine], width * 0.94, color=colour)
+        axes.bar_label(bars, [f"{row.images_per_s:.1f}" for row in mine], padding=2, fontsize=9)
+        bars.set_label(f"{system} {dtype}")
+    labels = {strategy: "greedy" if beams == 1 else f"{beams} beams" for strategy, beams in STRATEGIES.items()}
+    axes.set_xticks(range(len(strategies)), [labels[strategy] for strategy in strategies])
+    axes.set_ylabel("images per second")
+    axes.set_title("Captions per second, more is better", loc="left", fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", length=0)
+    axes.legend(frameon=False)
+    figure.supxlabel(conditions(result), fontsize=8, color="#6e6e6e", wrap=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def rows_of(result: dict[str, Any]) -> list[Row]:
+    """The rows of a bench.json."""
+    return [Row(**row) for row in result["rows"]]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A bench.json, or a sentence that says what is wrong with it."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        markdown(result)
+    except OSError as exc:
+        raise click.ClickException(f"{path} cannot be read ({exc.strerror})") from exc
+    except (KeyError, TypeError, ValueError) as exc:
+        raise click.ClickException(f"{path} is not what this benchmark writes: run it again") from exc
+    return cast(dict[str, Any], result)
