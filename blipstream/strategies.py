@@ -5,8 +5,8 @@ Each does what transformers' `generate` does, to the token: its logits processor
 with its stopping rules. A strategy sees its own request's rows only, so no request depends on another.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,14 +33,26 @@ class Step:
     parents: list[int] = field(default_factory=list)
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """Owned by one request. It starts with one row, the prompt, and may come to have up to `max_rows`."""
 
-    max_rows: int
-    sequences: list[Sequence]  # best first; filled once `advance` has returned a step without rows
+    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self.sequences: list[Sequence] = []  # best first; filled once `advance` has returned a step without rows
+        self._options = options
+        self._prompt_ids = prompt_ids
+        self._end_token_id = end_token_id
 
+    @abstractmethod
     def advance(self, logits: Tensor) -> Step:
         """From logits, f32 [rows, V], which it may overwrite, what each row goes on with."""
+
+    def _constrain(self, scores: Tensor, draft: "_Draft") -> Tensor:
+        """Apply the constraints to the scores, f32 [V], of what may follow `draft`, in place."""
+        return constrain(scores, self._options, self._prompt_ids, draft.ids, self._end_token_id)
+
+    def _is_complete(self, draft: "_Draft") -> bool:
+        return draft.ids[-1] == self._end_token_id or len(draft.ids) == self._options.max_tokens
 
 
 def strategy_for(options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> Strategy:
@@ -49,37 +61,29 @@ def strategy_for(options: DecodingOptions, prompt_ids: list[int], end_token_id: 
     return kind(options, prompt_ids, end_token_id)
 
 
-class Greedy:
+class Greedy(Strategy):
     """The most probable token, each time."""
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        self.max_rows = 1
-        self.sequences: list[Sequence] = []
-        self._options = options
-        self._prompt_ids = prompt_ids
-        self._end_token_id = end_token_id
+        super().__init__(options, prompt_ids, end_token_id, max_rows=1)
         self._caption = _Draft()
 
     def advance(self, logits: Tensor) -> Step:
         """See Strategy."""
-        scores = constrain(logits[0], self._options, self._prompt_ids, self._caption.ids, self._end_token_id)
+        scores = self._constrain(logits[0], self._caption)
         token = int(scores.argmax())
         self._caption.append(token, float(scores[token] - scores.logsumexp(0)))
-        if self._caption.is_complete(self._options, self._end_token_id):
+        if self._is_complete(self._caption):
             self.sequences = [self._caption.finished()]
             return Step()
         return Step([token], [0])
 
 
-class Sample:
+class Sample(Strategy):
     """Tokens drawn from the filtered distribution, one row a caption; equal seeds give equal captions."""
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        self.max_rows = options.num_captions
-        self.sequences: list[Sequence] = []
-        self._options = options
-        self._prompt_ids = prompt_ids
-        self._end_token_id = end_token_id
+        super().__init__(options, prompt_ids, end_token_id, max_rows=options.num_captions)
         self._generator = torch.Generator().manual_seed(options.seed)
         self._drafts = [_Draft() for _ in range(options.num_captions)]  # of the rows still growing
         self._complete: list[Sequence] = []
@@ -91,11 +95,11 @@ class Sample:
         step = Step()
         growing: list[_Draft] = []
         for row, draft in zip(parents, self._drafts, strict=True):
-            scores = constrain(logits[row].clone(), self._options, self._prompt_ids, draft.ids, self._end_token_id)
+            scores = self._constrain(logits[row].clone(), draft)
             probabilities = filter_distribution(scores, self._options)
             token = int(torch.multinomial(probabilities, 1, generator=self._generator))
             draft.append(token, float(probabilities[token].log()))
-            if draft.is_complete(self._options, self._end_token_id):
+            if self._is_complete(draft):
                 self._complete.append(draft.finished())
                 continue
             growing.append(draft)
@@ -107,15 +111,11 @@ class Sample:
         return step
 
 
-class BeamSearch:
+class BeamSearch(Strategy):
     """transformers' beam search, `GenerationMixin._beam_search`, for one image."""
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        self.max_rows = options.num_beams
-        self.sequences: list[Sequence] = []
-        self._options = options
-        self._prompt_ids = prompt_ids
-        self._end_token_id = end_token_id
+        super().__init__(options, prompt_ids, end_token_id, max_rows=options.num_beams)
         self._running = [_Draft()]
         self._finished: list[Sequence] = []  # at most num_beams, best first
 
@@ -124,7 +124,7 @@ class BeamSearch:
         options, length = self._options, len(self._running[0].ids) + 1
         log_probs = logits.log_softmax(-1)
         for row, draft in enumerate(self._running):
-            constrain(log_probs[row], options, self._prompt_ids, draft.ids, self._end_token_id)
+            self._constrain(log_probs[row], draft)
         totals = torch.tensor([draft.total for draft in self._running])
         # twice as many as beams: even if every beam ends, enough are left to go on with
         candidates = (log_probs + totals[:, None]).flatten().topk(2 * options.num_beams)
@@ -135,7 +135,7 @@ class BeamSearch:
         for rank, (total, index) in enumerate(zip(*(part.tolist() for part in candidates), strict=True)):
             row, token = divmod(index, vocabulary)
             draft = self._running[row].extended(token, float(log_probs[row, token]), total)
-            if draft.is_complete(options, self._end_token_id):
+            if self._is_complete(draft):
                 if rank < options.num_beams:  # the others are there to go on, not to win
                     ended.append((total / length**options.length_penalty, draft))
             elif len(running) < options.num_beams:
@@ -181,9 +181,6 @@ class _Draft:
 
     def extended(self, token: int, score: float, total: float) -> "_Draft":
         return _Draft([*self.ids, token], [*self.token_scores, score], total)
-
-    def is_complete(self, options: DecodingOptions, end_token_id: int) -> bool:
-        return self.ids[-1] == end_token_id or len(self.ids) == options.max_tokens
 
     def finished(self, sequence_score: float | None = None) -> Sequence:
         return Sequence(self.ids, self.token_scores, self.total if sequence_score is None else sequence_score)
