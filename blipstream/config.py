@@ -11,7 +11,7 @@ from blipstream.errors import ArtifactError
 CONFIG_NAME = "config.json"
 BUILD_HINT = "build it with `make build`"
 
-DType = Literal["auto", "bf16", "f32"]
+DType = Literal["auto", "bf16", "f16", "f32"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CheckpointConfig:
 
     checkpoint: str  # hub name or folder name
     revision: str  # hash of the weights and settings
-    dtype: DType  # what to compute in; auto: bf16 where the processor has it, else f32
+    dtype: DType  # what to compute in; auto: f16 on a GPU, bf16 where the processor has it, else f32
     vision: VisionConfig
     text: TextConfig
 

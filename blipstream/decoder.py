@@ -163,6 +163,12 @@ class TextDecoder(nn.Module):
         self.packed_head = PackedLinear(self.word_embedding.weight, self.head_bias)
         return self
 
+    def new_cache(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [layers, rows, heads, length, head size]; zeros, for what is masked must not be NaN."""
+        heads, head_size = self.config.num_heads, self.config.hidden_size // self.config.num_heads
+        keys = self.word_embedding.weight.new_zeros(self.config.num_layers, rows, heads, length, head_size)
+        return keys, torch.zeros_like(keys)
+
     def forward(
         self,
         ids: Tensor,
@@ -175,23 +181,43 @@ class TextDecoder(nn.Module):
     ) -> Tensor:
         """The logits, f32 [R, V], of what follows each row's last token.
 
-        ids: int64 [R, T], new tokens, row r's in its first counts[r] places
+        counts: int64 [R]; row r's new tokens are the first counts[r] of ids[r]. The other arguments as in `hidden`.
+        """
+        length = int(past.max()) + ids.shape[1]
+        hidden = self.hidden(ids, past, length, image_embeds, groups, keys, values)
+        return self.logits(hidden[torch.arange(len(ids), device=ids.device), counts - 1])  # the others need none
+
+    def hidden(
+        self,
+        ids: Tensor,
+        past: Tensor,
+        length: int,
+        image_embeds: Tensor,
+        groups: Groups,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        """The last layer's output [R, T, h].
+
+        ids: int64 [R, T], new tokens
         past: int64 [R], tokens that each row's cache holds already
+        length: of the cache that is looked at; past + T fits in it
         image_embeds: [I, N, E], in the order of the rows that look at them
         groups: how many rows look at each image
         keys, values: [layers, R, heads, capacity, head size], written in place
         """
         positions = past[:, None] + torch.arange(ids.shape[1], device=ids.device)  # [R, T]
-        length = int(positions.max()) + 1
         mask = torch.arange(length, device=ids.device) <= positions[:, None, :, None]  # [R, 1, T, length]
-        hidden = self.word_embedding(ids) + self.position_embedding(positions)
-        hidden = self.embedding_norm(hidden)
+        hidden: Tensor = self.embedding_norm(self.word_embedding(ids) + self.position_embedding(positions))
         for layer, layer_keys, layer_values in zip(self.layers, keys, values, strict=True):
             hidden = layer(hidden, image_embeds, groups, layer_keys, layer_values, positions, mask)
-        last = hidden[torch.arange(len(ids), device=ids.device), counts - 1]  # [R, h]: the others need no logits
-        last = self.head_norm(F.gelu(self.head_dense(last)))
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The language-modelling head: [R, h] -> f32 [R, V]."""
+        hidden = self.head_norm(F.gelu(self.head_dense(hidden)))
         if self.packed_head is not None:
-            logits: Tensor = self.packed_head(last)
+            logits: Tensor = self.packed_head(hidden)
         else:
-            logits = F.linear(last, self.word_embedding.weight, self.head_bias)
+            logits = F.linear(hidden, self.word_embedding.weight, self.head_bias)
         return logits.float()

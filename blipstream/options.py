@@ -63,6 +63,11 @@ class DecodingOptions:
         if self.num_beams == 1:
             self._check_unused(("length_penalty", "early_stopping"), "num_beams above 1")
 
+    @property
+    def max_rows(self) -> int:
+        """Captions that grow at once."""
+        return self.num_captions if self.do_sample else self.num_beams
+
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> "DecodingOptions":
         """From a request's option tensors, each numpy [1]; words are bytes. Absent ones keep their default."""

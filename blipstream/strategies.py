@@ -36,8 +36,8 @@ class Step:
 class Strategy(ABC):
     """Owned by one request. It starts with one row, the prompt, and may come to have up to `max_rows`."""
 
-    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int, max_rows: int) -> None:
-        self.max_rows = max_rows
+    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
+        self.max_rows = options.max_rows
         self.sequences: list[Sequence] = []  # best first; filled once `advance` has returned a step without rows
         self._options = options
         self._prompt_ids = prompt_ids
@@ -65,7 +65,7 @@ class Greedy(Strategy):
     """The most probable token, each time."""
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        super().__init__(options, prompt_ids, end_token_id, max_rows=1)
+        super().__init__(options, prompt_ids, end_token_id)
         self._caption = _Draft()
 
     def advance(self, logits: Tensor) -> Step:
@@ -83,26 +83,33 @@ class Sample(Strategy):
     """Tokens drawn from the filtered distribution, one row a caption; equal seeds give equal captions."""
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        super().__init__(options, prompt_ids, end_token_id, max_rows=options.num_captions)
-        self._generator = torch.Generator().manual_seed(options.seed)
-        self._drafts = [_Draft() for _ in range(options.num_captions)]  # of the rows still growing
+        super().__init__(options, prompt_ids, end_token_id)
+        self._uniforms = uniforms(options)
+        self._drawn = 0  # tokens, for each caption
+        self._drafts = dict(enumerate(_Draft() for _ in range(options.num_captions)))  # of the rows still growing
         self._complete: list[Sequence] = []
 
     def advance(self, logits: Tensor) -> Step:
         """See Strategy."""
         # the first time there is one row, the prompt's, from which all captions start
         parents = range(len(logits)) if len(logits) == len(self._drafts) else [0] * len(self._drafts)
+        scores = logits[list(parents)]
+        for row, draft in zip(scores, self._drafts.values(), strict=True):
+            self._constrain(row, draft)
+        probabilities = filter_distribution(scores, *filters(self._options))
+        drawn = draw(probabilities, self._uniforms[list(self._drafts), self._drawn])
+        self._drawn += 1
+        token_scores = probabilities.gather(1, drawn[:, None])[:, 0].log()
         step = Step()
-        growing: list[_Draft] = []
-        for row, draft in zip(parents, self._drafts, strict=True):
-            scores = self._constrain(logits[row].clone(), draft)
-            probabilities = filter_distribution(scores, self._options)
-            token = int(torch.multinomial(probabilities, 1, generator=self._generator))
-            draft.append(token, float(probabilities[token].log()))
+        growing: dict[int, _Draft] = {}
+        for (index, draft), row, token, score in zip(
+            self._drafts.items(), parents, drawn.tolist(), token_scores.tolist(), strict=True
+        ):
+            draft.append(token, score)
             if self._is_complete(draft):
                 self._complete.append(draft.finished())
                 continue
-            growing.append(draft)
+            growing[index] = draft
             step.tokens.append(token)
             step.parents.append(row)
         self._drafts = growing
@@ -115,7 +122,7 @@ class BeamSearch(Strategy):
     """transformers' beam search, `GenerationMixin._beam_search`, for one image."""
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        super().__init__(options, prompt_ids, end_token_id, max_rows=options.num_beams)
+        super().__init__(options, prompt_ids, end_token_id)
         self._running = [_Draft()]
         self._finished: list[Sequence] = []  # at most num_beams, best first
 
@@ -212,18 +219,47 @@ def _repeating(ids: list[int], size: int) -> list[int]:
     return [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == last]
 
 
-def filter_distribution(scores: Tensor, options: DecodingOptions) -> Tensor:
-    """The distribution, f32 [V], that is drawn from: temperature, then the k likeliest, then the nucleus.
+def filters(options: DecodingOptions) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A request's temperature, top_k and top_p as `filter_distribution` takes them."""
+    return (
+        torch.tensor([[options.temperature]], dtype=torch.float64),
+        torch.tensor([[options.top_k]]) if options.top_k else None,
+        torch.tensor([[options.top_p]], dtype=torch.float64) if options.top_p < 1 else None,
+    )
 
+
+def filter_distribution(
+    scores: Tensor, temperature: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None
+) -> Tensor:
+    """The distributions, f32 [R, V], that are drawn from: temperature, then the k likeliest, then the nucleus.
+
+    The three are [R, 1] or [1, 1]; top_k 0 and top_p 1 filter nothing, and neither does None, which saves the sorting.
     transformers' TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper, in its order; the nucleus is that
     of Holtzman et al., arXiv:1904.09751.
     """
-    scores = scores / options.temperature
-    if 0 < options.top_k < len(scores):
-        scores = scores.masked_fill(scores < scores.topk(options.top_k).values[-1], -float("inf"))
-    if options.top_p < 1:
-        ascending, order = scores.sort()
-        outside = ascending.softmax(0).cumsum(0) <= 1 - options.top_p
-        outside[-1] = False  # the likeliest token always stays
-        scores = scores.index_fill(0, order[outside], -float("inf"))
-    return scores.softmax(0)
+    scores = scores / temperature.float()
+    if top_k is None and top_p is None:
+        return scores.softmax(-1)
+    ascending, order = scores.sort(-1)
+    if top_k is not None:
+        last = scores.shape[-1] - 1
+        threshold = ascending.gather(-1, (last + 1 - top_k).clamp(0, last).expand(len(scores), 1))
+        ascending = ascending.masked_fill((ascending < threshold) & (top_k > 0), -float("inf"))
+    if top_p is not None:
+        outside = (ascending.softmax(-1).cumsum(-1) <= (1 - top_p).float()) & (top_p < 1)
+        outside[:, -1] = False  # the likeliest token always stays
+        ascending = ascending.masked_fill(outside, -float("inf"))
+    return torch.empty_like(scores).scatter(-1, order, ascending).softmax(-1)
+
+
+def uniforms(options: DecodingOptions) -> Tensor:
+    """What settles a request's draws: numbers in [0, 1), f32 [num_captions, max_tokens], from its seed alone."""
+    generator = torch.Generator().manual_seed(options.seed)
+    # by token, then by caption: with fewer tokens, those that are left are the same
+    return torch.rand(options.max_tokens, options.num_captions, generator=generator).T
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row, int64 [R], from probabilities, f32 [R, V], by inverting their sums at uniform, f32 [R]."""
+    sums = probabilities.double().cumsum(-1)  # in f32 the tail of a large vocabulary would be lost
+    return torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)[:, 0]

@@ -4,26 +4,44 @@
 python build/build_repository.py --checkpoint Salesforce/blip-image-captioning-base --config cpu
 """
 
+import importlib.metadata
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import click
-import openvino
 import torch
 import transformers
 
 from artifacts import FINGERPRINT, ROOT, SOURCE_REPOSITORY, Artifact, fingerprint, materialise
-from blipstream.config import DType
+from blipstream.config import CheckpointConfig, DType
+from blipstream.dtypes import resolve
+from blipstream.encoders import load_encoder
+from blipstream.engine import load_engine
 from blipstream.errors import ArtifactError, BlipstreamError
 from checkpoint import Checkpoint
-from export import export_decoder, export_openvino
+from export import export_decoder, export_openvino, export_torch
 from verify import Report, verify
 
-CONFIGS = ("cpu",)
+
+@dataclass(frozen=True)
+class Config:
+    """How one configuration runs the encoder; the decoder is the same in all of them."""
+
+    runtime: str  # in blipstream.encoders, and the artifact's folder in encoder/1
+    device: str
+    library: str  # whose version the artifact depends on
+    export: Callable[[transformers.BlipForConditionalGeneration, CheckpointConfig, Path], None]
+
+
+CONFIGS = {
+    "cpu": Config("openvino", "cpu", "openvino", export_openvino),
+    "cuda": Config("torch", "cuda", "safetensors", export_torch),
+}
 SOURCES = tuple(
     ROOT / path
     for path in (
@@ -37,45 +55,53 @@ SOURCES = tuple(
 SAMPLES = ROOT / "build" / "demo" / "samples"
 
 
-def artifacts_of(checkpoint: Checkpoint, dtype: DType, repository: Path) -> dict[str, Artifact]:
-    """What each model loads in the configuration `cpu`."""
+def artifacts_of(checkpoint: Checkpoint, config: Config, dtype: DType, repository: Path) -> dict[str, Artifact]:
+    """What each model loads in a configuration."""
     parts = (checkpoint.name, checkpoint.revision, dtype)
+    library = importlib.metadata.version(config.library)
     return {
         "preprocess": Artifact(repository / "preprocess/1/artifact", fingerprint(*parts, sources=SOURCES)),
-        "encoder": Artifact(
-            repository / "encoder/1/openvino", fingerprint(*parts, openvino.__version__, sources=SOURCES)
-        ),
+        "encoder": Artifact(repository / "encoder/1" / config.runtime, fingerprint(*parts, library, sources=SOURCES)),
         "decoder": Artifact(repository / "decoder/1/artifact", fingerprint(*parts, sources=SOURCES)),
     }
 
 
-def build(name: str, dtype: DType, repository: Path, *, force: bool = False) -> None:
+def build(name: str, dtype: DType, repository: Path, config: str = "cpu", *, force: bool = False) -> None:
     """Build what is stale, verify it, and only then install it.
 
     Raises ArtifactError where the checkpoint is no captioner, or what was built of it is off.
     """
+    chosen = CONFIGS[config]
+    resolve(dtype, chosen.device)
     checkpoint = Checkpoint.find(name)
     materialise(repository)
-    artifacts = artifacts_of(checkpoint, dtype, repository)
+    artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
     stale = {model: artifact for model, artifact in artifacts.items() if force or not artifact.is_current()}
     if not stale:
         click.echo(f"{repository} is up to date with {checkpoint.name}")
         return
     with _stage(f"loading {checkpoint.name}"):
         model = checkpoint.load_model()
-        config = checkpoint.config(model, dtype)
+        settings = checkpoint.config(model, dtype)
     with ExitStack() as stack:
         folders = {name: artifact.folder for name, artifact in artifacts.items()}
         for model_name, artifact in stale.items():
             folder = folders[model_name] = stack.enter_context(artifact.staging())
             with _stage(f"exporting {model_name}"):
                 if model_name == "encoder":
-                    export_openvino(model, config, folder)
+                    chosen.export(model, settings, folder)
                 elif model_name == "decoder":
-                    export_decoder(model, checkpoint.load_tokenizer(), config, folder)
-                config.save(folder, **{FINGERPRINT: artifact.fingerprint})
+                    export_decoder(model, checkpoint.load_tokenizer(), settings, folder)
+                settings.save(folder, **{FINGERPRINT: artifact.fingerprint})
         with _stage("comparing with transformers"):
-            report = verify(checkpoint, model, folders["encoder"], folders["decoder"], sorted(SAMPLES.glob("*.jpg")))
+            device, verified_dtype = chosen.device, dtype
+            if device == "cuda" and not torch.cuda.is_available():  # to be served elsewhere
+                device, verified_dtype = "cpu", "f32"
+            encoder = load_encoder(chosen.runtime, folders["encoder"], device, verified_dtype)
+            engine = load_engine(folders["decoder"], device, verified_dtype)
+            report = verify(checkpoint, model, encoder, engine, sorted(SAMPLES.glob("*.jpg")))
+        if device != chosen.device:
+            click.echo("  there is no GPU here: compared on the CPU, in f32")
         _show(report)
         if not report.passed:
             raise ArtifactError("what was built is too far from transformers: nothing was installed")
@@ -108,14 +134,14 @@ def _show(report: Report) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Run through `make build` as well.")
 @click.option("--checkpoint", required=True, help="Hub name, or folder, of a BLIP captioner.")
 @click.option(
-    "--config", type=click.Choice(CONFIGS), default="cpu", show_default=True, help="Where it is to be served."
+    "--config", type=click.Choice(list(CONFIGS)), default="cpu", show_default=True, help="Where it is to be served."
 )
 @click.option(
     "--dtype",
     type=click.Choice(get_args(DType)),
     default="auto",
     show_default=True,
-    help="What to compute in; auto: bf16 where the serving processor has it, else f32.",
+    help="What to compute in; auto: f16 on a GPU, else bf16 where the serving processor has it, else f32.",
 )
 @click.option(
     "--repository",
@@ -127,11 +153,10 @@ def _show(report: Report) -> None:
 @click.option("--force", is_flag=True, help="Build what is up to date, too.")
 def main(checkpoint: str, config: str, dtype: DType, repository: Path, force: bool) -> None:
     """Turn a BLIP checkpoint into the artifacts that the models of a repository load, and verify them."""
-    del config  # there is one so far
     transformers.utils.logging.disable_progress_bar()
     torch.set_grad_enabled(False)
     try:
-        build(checkpoint, dtype, repository, force=force)
+        build(checkpoint, dtype, repository, config, force=force)
     except BlipstreamError as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(1)

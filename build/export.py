@@ -4,17 +4,16 @@
 import warnings
 from pathlib import Path
 
-import openvino
 import torch
 from safetensors.torch import save_file
 from transformers import BertTokenizer, BlipForConditionalGeneration
 
 from blipstream.config import CheckpointConfig, VisionConfig
-from blipstream.encoders.openvino import MODEL_NAME
-from blipstream.engine import WEIGHTS_NAME
+from blipstream.encoders.torch import WEIGHTS_NAME as ENCODER_NAME
+from blipstream.engine import WEIGHTS_NAME as DECODER_NAME
 from blipstream.tokenizer import TOKENIZER_NAME
 from blipstream.vision import VisionEncoder
-from convert import decoder_weights, vision_weights
+from convert import Weights, decoder_weights, vision_weights
 
 
 def vision_encoder(model: BlipForConditionalGeneration, config: VisionConfig) -> VisionEncoder:
@@ -27,6 +26,10 @@ def vision_encoder(model: BlipForConditionalGeneration, config: VisionConfig) ->
 
 def export_openvino(model: BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
     """The encoder as OpenVINO IR: UINT8 pixels [B, H, W, 3] in, f32 image_embeds [B, N, E] out."""
+    import openvino  # which a GPU's machine need not have
+
+    from blipstream.encoders.openvino import MODEL_NAME
+
     side = config.vision.image_size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     program = torch.export.export(
@@ -39,11 +42,19 @@ def export_openvino(model: BlipForConditionalGeneration, config: CheckpointConfi
     openvino.save_model(converted, folder / MODEL_NAME, compress_to_fp16=False)
 
 
+def export_torch(model: BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
+    """The encoder's weights in f32."""
+    _save(vision_weights(model.state_dict(), config.vision), folder / ENCODER_NAME)
+
+
 def export_decoder(
     model: BlipForConditionalGeneration, tokenizer: BertTokenizer, config: CheckpointConfig, folder: Path
 ) -> None:
     """The decoder's weights in f32, absorbed cross-attention included, and its tokenizer."""
-    weights = decoder_weights(model.state_dict(), config.text)
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS_NAME)
-    (folder / WEIGHTS_NAME).chmod(0o644)  # a server may run as another user
+    _save(decoder_weights(model.state_dict(), config.text), folder / DECODER_NAME)
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
+
+
+def _save(weights: Weights, file: Path) -> None:
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, file)
+    file.chmod(0o644)  # a server may run as another user

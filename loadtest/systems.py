@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from blipstream.encoders.openvino import OpenVINOEncoder
-from blipstream.engine import Engine
+from blipstream.engine import load_engine
 from blipstream.images import load_pixels
 from blipstream.options import DecodingOptions
 from blipstream.server import TritonServer
@@ -123,7 +123,7 @@ class BareEngine(System):
     def load(self) -> None:
         """From the artifacts."""
         self._encoder = OpenVINOEncoder(self.repository / "encoder/1/openvino")
-        self._engine = Engine.load(self.repository / "decoder/1/artifact")
+        self._engine = load_engine(self.repository / "decoder/1/artifact")
         self._image_size = self._engine.config.vision.image_size
 
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from blipstream.engine import Engine
+from blipstream.engine.graphed import GraphedEngine
+from blipstream.engine.rows import RowEngine
 from blipstream.server import TritonServer
 from build_repository import build
 from scenes import Scene, examination
@@ -16,6 +18,13 @@ from tests.reference import Reference
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
 SAMPLES = ROOT / "build" / "demo" / "samples"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("requires_cuda"):
+                item.add_marker(pytest.mark.skip(reason="there is no NVIDIA GPU here"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,10 +57,26 @@ def f32_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.requires_cuda)]
+ENGINES = [
+    pytest.param((RowEngine, "cpu"), id="rows"),
+    pytest.param((GraphedEngine, "cpu"), id="graphed-without-graphs"),
+    pytest.param((GraphedEngine, "cuda"), id="graphed", marks=pytest.mark.requires_cuda),
+]
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine_kind(request: pytest.FixtureRequest) -> tuple[type[Engine], str]:
+    """Each engine, and the device that it runs on."""
+    kind: tuple[type[Engine], str] = request.param
+    return kind
+
+
 @pytest.fixture(scope="session")
-def engine(f32_artifacts: Path) -> Engine:
-    """The decoder in f32."""
-    return Engine.load(f32_artifacts / "decoder/1/artifact")
+def engine(f32_artifacts: Path, engine_kind: tuple[type[Engine], str]) -> Engine:
+    """The decoder in f32, in each engine."""
+    kind, device = engine_kind
+    return kind.load(f32_artifacts / "decoder/1/artifact", device)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from transformers.generation.logits_process import (
 
 from blipstream.engine import Caption, Engine
 from blipstream.options import DecodingOptions
-from blipstream.strategies import constrain, filter_distribution
+from blipstream.strategies import constrain, filter_distribution, filters
 from tests.reference import Reference
 
 CONSTRAINTS: dict[str, dict[str, Any]] = {
@@ -202,7 +202,8 @@ def test_filtered_distribution(values: dict[str, Any]) -> None:
     for _ in range(20):
         logits = 3 * torch.randn(100)
         expected = processors(torch.tensor([prompt_ids + ids]), logits[None].clone())[0].softmax(0)
-        ours = filter_distribution(constrain(logits.clone(), options, prompt_ids, ids, end_token_id), options)
+        scores = constrain(logits.clone(), options, prompt_ids, ids, end_token_id)
+        ours = filter_distribution(scores[None], *filters(options))[0]
         torch.testing.assert_close(ours, expected)
         assert torch.equal(ours == 0, expected == 0)
 
@@ -211,10 +212,10 @@ def test_draws_follow_the_distribution(engine: Engine, embeds: Tensor) -> None:
     """Chi-square of 3,000 first tokens, drawn by 300 requests with a seed each."""
     options = DecodingOptions(do_sample=True, temperature=2.5, top_k=8, max_tokens=1, num_captions=10)
     start = torch.tensor([[engine.config.text.start_token_id]])
-    probabilities = filter_distribution(engine.logits(start, embeds[5, None])[0], options)
+    probabilities = filter_distribution(engine.logits(start, embeds[5, None]), *filters(options))[0]
     requests = [engine.request(embeds[5], DecodingOptions(**(vars(options) | {"seed": seed}))) for seed in range(300)]
     engine.generate(requests)
-    drawn = [sequence.ids[0] for request in requests for sequence in request.strategy.sequences]
+    drawn = [sequence.ids[0] for request in requests for sequence in request.sequences]
     possible = probabilities.nonzero()[:, 0]
     assert len(possible) == 8
     counts = np.bincount(drawn, minlength=len(probabilities))

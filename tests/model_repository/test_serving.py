@@ -19,7 +19,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from blipstream.encoders.openvino import OpenVINOEncoder
-from blipstream.engine import Engine
+from blipstream.engine import load_engine
 from blipstream.images import load_pixels
 from blipstream.options import DecodingOptions
 from blipstream.server import TritonServer
@@ -72,7 +72,7 @@ def test_captions_equal_the_engines(
 ) -> None:
     """All requests at once, so that Triton batches them as it likes."""
     encoder = OpenVINOEncoder(artifacts / "encoder/1/openvino")
-    engine = Engine.load(artifacts / "decoder/1/artifact")
+    engine = load_engine(artifacts / "decoder/1/artifact")
     images = []
     for scene in scene_images[:64]:
         scene.save(file := BytesIO(), "PNG")

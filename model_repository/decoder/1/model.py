@@ -7,14 +7,15 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from blipstream.engine import Engine
+from blipstream.engine import load_engine
 from blipstream.errors import InvalidInput
 from blipstream.options import OPTION_NAMES, DecodingOptions
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.engine = Engine.load(Path(args["model_repository"], args["model_version"], "artifact"))
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        self.engine = load_engine(Path(args["model_repository"], args["model_version"], "artifact"), device)
 
     def execute(self, requests):
         jobs = [self.prepare(request) for request in requests]
@@ -23,7 +24,8 @@ class TritonPythonModel:
 
     def prepare(self, request):
         """The engine's requests, one an image, or the error that the sender gets."""
-        image_embeds = pb_utils.get_input_tensor_by_name(request, "image_embeds").as_numpy()
+        # without a copy, wherever it lies
+        image_embeds = torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_embeds").to_dlpack())
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in OPTION_NAMES}
         given = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
         try:
@@ -33,7 +35,7 @@ class TritonPythonModel:
             ]
             DecodingOptions.check_together(options)
             return [
-                self.engine.request(torch.from_numpy(embeds), each)
+                self.engine.request(embeds, each)
                 for embeds, each in zip(image_embeds, options, strict=True)
             ]
         except InvalidInput as exc:

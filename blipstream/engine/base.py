@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every engine shares: requests, captions, and running to completion."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from blipstream.config import CheckpointConfig, DType
+from blipstream.decoder import TextDecoder
+from blipstream.dtypes import resolve
+from blipstream.errors import InvalidInput
+from blipstream.options import DecodingOptions
+from blipstream.strategies import Sequence
+from blipstream.tokenizer import Tokenizer
+from blipstream.weights import TORCH_DTYPES, load_weights
+
+WEIGHTS_NAME = "decoder.safetensors"
+LENGTH_BUCKET = 32  # tokens; a cache's length is a multiple of it
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What comes out of a request, once for each caption that it asked for."""
+
+    text: str
+    score: float  # what captions are ranked by: the summed log-probability, length-normalised by beam search
+    num_tokens: int  # generated, the end token included
+    token_scores: list[float]  # the log-probability of each of them
+
+
+@dataclass(eq=False)
+class Request:
+    """One image to be captioned: its embeddings [N, E] and its prompt's ids."""
+
+    image_embeds: Tensor
+    options: DecodingOptions
+    prompt_ids: list[int]
+    sequences: list[Sequence] = field(default_factory=list)  # best first, once it is finished
+    captions: list[Caption] = field(default_factory=list)  # the same in words
+
+    @property
+    def max_length(self) -> int:
+        """Positions that its rows may come to fill; the last token generated is never fed back."""
+        return len(self.prompt_ids) + self.options.max_tokens - 1
+
+
+class Engine(ABC):
+    """Captions from image embeddings. Not thread-safe: one thread drives it."""
+
+    max_rows: int  # in flight at once; requests beyond them wait
+
+    def __init__(self, decoder: TextDecoder, tokenizer: Tokenizer, config: CheckpointConfig, dtype: str) -> None:
+        self.config = config
+        self.dtype = dtype  # what it computes in: bf16, f16 or f32
+        self._decoder = decoder.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
+        self._waiting: deque[Request] = deque()
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", dtype: DType | None = None, max_rows: int | None = None) -> Self:
+        """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError where it is broken."""
+        config = CheckpointConfig.load(folder)
+        with torch.device("meta"):
+            decoder = TextDecoder(config.text)
+        load_weights(decoder, folder / WEIGHTS_NAME)
+        name = resolve(dtype or config.dtype, torch.device(device).type)
+        decoder = decoder.to(device, TORCH_DTYPES[name]).pack()
+        engine = cls(decoder, Tokenizer(folder, config.text), config, name)
+        if max_rows:
+            engine.max_rows = max_rows
+        return engine
+
+    def request(self, image_embeds: Tensor, options: DecodingOptions) -> Request:
+        """A request for one image, image_embeds [N, E] of any float dtype. Raises InvalidInput if it cannot be met."""
+        text = self.config.text
+        expected = (self._num_patches, text.encoder_hidden_size)
+        if tuple(image_embeds.shape) != expected:
+            raise InvalidInput(
+                f"image_embeds must have shape {list(expected)}, not {list(image_embeds.shape)}: "
+                "do they come from another checkpoint's encoder?"
+            )
+        request = Request(image_embeds, options, self._tokenizer.encode(options.prompt))
+        if request.max_length > text.max_positions:
+            raise InvalidInput(
+                f"prompt and max_tokens together must fit {text.max_positions} positions, but the prompt takes "
+                f"{len(request.prompt_ids)} and max_tokens is {options.max_tokens}: shorten one of them"
+            )
+        return request
+
+    @torch.inference_mode()
+    def logits(self, ids: Tensor, image_embeds: Tensor) -> Tensor:
+        """f32 [R, V]: what follows ids [R, T], looking at image_embeds [R, N, E]. Outside of all requests."""
+        rows, length = ids.shape
+        weights = self._decoder.head_bias
+        keys, values = self._decoder.new_cache(rows, length)
+        past = torch.zeros(rows, dtype=torch.int64, device=weights.device)
+        logits: Tensor = self._decoder(
+            ids.to(weights.device), past, past + length, image_embeds.to(weights), [(rows, 1)], keys, values
+        )
+        return logits
+
+    def add(self, request: Request) -> None:
+        """Queue a request; a later `step` takes it up."""
+        self._waiting.append(request)
+
+    def generate(self, requests: Iterable[Request]) -> None:
+        """Run to completion: every request has its captions afterwards."""
+        self._waiting.extend(requests)
+        try:
+            while self._waiting or self._is_running():
+                self.step()
+        except BaseException:
+            self._waiting.clear()  # what failed must not fail those who come next
+            self._abandon()
+            raise
+
+    @abstractmethod
+    def step(self) -> list[Request]:
+        """Bring every row one token further, take up what waits, and return the requests that this finished."""
+
+    @abstractmethod
+    def _is_running(self) -> bool:
+        """Whether any request that was taken up is unfinished."""
+
+    @abstractmethod
+    def _abandon(self) -> None:
+        """Forget the requests that were taken up."""
+
+    def _finish(self, request: Request, sequences: list[Sequence]) -> None:
+        """Put a request's results where its sender looks for them."""
+        request.sequences = sequences
+        prompt = request.prompt_ids if request.options.include_prompt else []
+        request.captions = [
+            Caption(
+                self._tokenizer.decode(prompt + sequence.ids),
+                sequence.sequence_score,
+                len(sequence.ids),
+                sequence.token_scores,
+            )
+            for sequence in sequences
+        ]
