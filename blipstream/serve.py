@@ -21,7 +21,7 @@ SAMPLES = Path("build/demo/samples")
 
 @click.command(context_settings={"show_default": True})
 @click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
-@click.option("--config", default="cpu", help="Runtime: a name in encoder/configs/, or tensorrt.")
+@click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--http-port", default=8000, help="0 for any free port.")
 @click.option("--grpc-port", default=8001, help="0 for any free port.")
@@ -84,7 +84,7 @@ def config_name(repository: Path, config: str) -> str | None:
     """Triton's --model-config-name; it would take a wrong one for config.pbtxt, so check it here."""
     if config in (DEFAULT_CONFIG, "default"):
         return None
-    names = sorted(path.stem for path in (repository / "encoder" / "configs").glob("*.pbtxt"))
+    names = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
     if config not in names:
         choices = ", ".join([*names, DEFAULT_CONFIG])
         raise ServerError(f"{repository} has no configuration {config!r}: choose one of {choices}")

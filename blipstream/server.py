@@ -340,6 +340,8 @@ class TritonServer:
         self._keep_log = True
         log = self.log_path.read_text(errors="replace") if self.log_path else ""
         reason = _failed_model(log) or ": ".join(filter(None, [what, _first_error(log)]))
+        if "no GPUs are available" in reason:
+            reason += ": choose the configuration cpu, or check that nvidia-smi works here"
         return ServerError(f"{reason} (log: {self.log_path})")
 
 

@@ -68,6 +68,7 @@ PLANS = {
     "cpu": Plan(("f32", "bf16"), (1, 4, 8, 16), in_flight=32, rounds=3, seconds=3, images=64),
     "cuda": Plan(("f32", "f16"), (1, 8, 32, 64, 128), in_flight=256, rounds=5, seconds=5, images=512),
 }
+DEFAULT_ARCHITECTURES = {"cpu": ("base",), "cuda": ("base", "large")}
 QUICK = Plan(("f32",), (2,), in_flight=2, rounds=1, seconds=0, images=COMPARED, layers=2)
 
 
@@ -297,10 +298,10 @@ def in_dtype(repository: Path, dtype: str) -> Path:
 @click.option("--device", type=click.Choice(list(PLANS)), default="cpu", show_default=True)
 @click.option(
     "--architecture",
+    "architectures",
     type=click.Choice(list(ARCHITECTURES)),
-    default="base",
-    show_default=True,
-    help="Of a checkpoint with random weights.",
+    multiple=True,
+    help="Of a checkpoint with random weights; may be repeated. If absent, base, and on a GPU large, too.",
 )
 @click.option(
     "--checkpoint",
@@ -339,7 +340,7 @@ def in_dtype(repository: Path, dtype: str) -> Path:
 )
 def main(
     device: str,
-    architecture: str,
+    architectures: tuple[str, ...],
     checkpoint: Path | None,
     quick: bool,
     strategies: tuple[str, ...],
@@ -364,6 +365,15 @@ def main(
         plan = replace(plan, strategies=tuple(name for name in STRATEGIES if name in strategies))
     transformers.utils.logging.disable_progress_bar()
     console = Console()
+    names = architectures or (DEFAULT_ARCHITECTURES[device] if not checkpoint else ("",))
+    for name in names:
+        compare(name, checkpoint, plan, device, cache, output, console)
+
+
+def compare(
+    architecture: str, checkpoint: Path | None, plan: Plan, device: str, cache: Path, output: Path, console: Console
+) -> None:
+    """Run the benchmark on one checkpoint, and show and write what came out."""
     began = time.monotonic()
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -384,12 +394,13 @@ def main(
         "versions": versions(name, benchmark.triton_version),
         "rows": [asdict(row) for row in benchmark.rows],
     }
-    (output / "bench.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    chart(result, output / "bench.png")
+    stem = "bench" if architecture in ("", "base") else f"bench-{architecture}"
+    (output / f"{stem}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    chart(result, output / f"{stem}.png")
     console.print(terminal_table(result))
     for line in benchmark.agreement():
         console.print(line, highlight=False)
-    console.print(f"{output}/bench.json and bench.png, after {time.monotonic() - began:.0f} s", markup=False)
+    console.print(f"{output}/{stem}.json and {stem}.png, after {time.monotonic() - began:.0f} s", markup=False)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,16 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from blipstream.encoders.openvino import OpenVINOEncoder
+from blipstream.encoders import load_encoder
 from blipstream.engine import load_engine
 from blipstream.images import load_pixels
 from blipstream.options import DecodingOptions
 from blipstream.server import TritonServer
+from blipstream.weights import TORCH_DTYPES
 from blipstream_client import BlipstreamError, Client
 from report import NEW_TOKENS
 
-TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
 TIMEOUT = 600.0  # seconds for a request
 MIN_LATENCIES = 3  # images timed alone, however slow
 
@@ -122,8 +123,9 @@ class BareEngine(System):
 
     def load(self) -> None:
         """From the artifacts."""
-        self._encoder = OpenVINOEncoder(self.repository / "encoder/1/openvino")
-        self._engine = load_engine(self.repository / "decoder/1/artifact")
+        runtime = RUNTIMES[self.device]
+        self._encoder = load_encoder(runtime, self.repository / "encoder/1" / runtime, self.device)
+        self._engine = load_engine(self.repository / "decoder/1/artifact", self.device)
         self._image_size = self._engine.config.vision.image_size
 
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
@@ -131,7 +133,7 @@ class BareEngine(System):
         options = DecodingOptions(num_beams=beams, min_tokens=NEW_TOKENS, max_tokens=NEW_TOKENS)
         for group in _batches(images, batch):
             pixels = np.stack([load_pixels(image, self._image_size) for image in group])
-            embeds = torch.from_numpy(self._encoder.encode(pixels))
+            embeds = torch.as_tensor(self._encoder.encode(pixels))
             requests = [self._engine.request(each, options) for each in embeds]
             self._engine.generate(requests)
             yield from (request.captions[0].text for request in requests)

@@ -4,7 +4,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from blipstream.errors import ServerError
 from blipstream.server import TritonServer
 from blipstream_client import Caption, Client
 from build_repository import build
@@ -36,3 +38,10 @@ def test_on_a_cpu(tmp_path: Path, samples: dict[str, str], capsys: pytest.Captur
 def test_on_a_gpu(tmp_path: Path, samples: dict[str, str]) -> None:
     build(str(CHECKPOINT), "auto", tmp_path, "cuda")
     check(tmp_path, samples)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(artifacts: Path) -> None:
+    server = TritonServer(repository=artifacts, config="cuda", http_port=0, grpc_port=0, metrics_port=0)
+    with pytest.raises(ServerError, match="no GPUs are available: choose the configuration cpu"), server:
+        pass
