@@ -71,5 +71,5 @@ lock: $(READY)
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
 	rm -rf loadtest/.bench_cache
-	rm -rf model_repository/*/1/artifact model_repository/*/1/openvino
+	find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

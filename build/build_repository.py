@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import torch
@@ -21,10 +21,12 @@ from artifacts import FINGERPRINT, ROOT, SOURCE_REPOSITORY, Artifact, fingerprin
 from blipstream.config import CheckpointConfig, DType
 from blipstream.dtypes import resolve
 from blipstream.encoders import load_encoder
+from blipstream.encoders.tensorrt import ONNX_NAME, PLAN_NAME
 from blipstream.engine import load_engine
 from blipstream.errors import ArtifactError, BlipstreamError
 from checkpoint import Checkpoint
 from export import export_decoder, export_openvino, export_torch
+from tensorrt_compile import PLAN, Plan, PlanOptions, compile_plan, reason_to_rebuild, stored_plan
 from verify import Report, verify
 
 
@@ -38,9 +40,17 @@ class Config:
     export: Callable[[transformers.BlipForConditionalGeneration, CheckpointConfig, Path], None]
 
 
+def export_tensorrt(model: transformers.BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
+    """The encoder as ONNX, to be compiled."""
+    from onnx_export import export_onnx  # whose library a CPU's machine need not have
+
+    export_onnx(model, config, folder)
+
+
 CONFIGS = {
     "cpu": Config("openvino", "cpu", "openvino", export_openvino),
     "cuda": Config("torch", "cuda", "safetensors", export_torch),
+    "tensorrt": Config("tensorrt", "cuda", "onnx", export_tensorrt),
 }
 SOURCES = tuple(
     ROOT / path
@@ -50,9 +60,12 @@ SOURCES = tuple(
         "blipstream/decoder.py",
         "build/convert.py",
         "build/export.py",
+        "build/onnx_export.py",
+        "build/tensorrt_compile.py",
     )
 )  # a change in any of them makes artifacts stale
 SAMPLES = ROOT / "build" / "demo" / "samples"
+TIMING_CACHE = "tensorrt-timing.cache"  # beside the artifact, to outlive it
 
 
 def artifacts_of(checkpoint: Checkpoint, config: Config, dtype: DType, repository: Path) -> dict[str, Artifact]:
@@ -66,17 +79,31 @@ def artifacts_of(checkpoint: Checkpoint, config: Config, dtype: DType, repositor
     }
 
 
-def build(name: str, dtype: DType, repository: Path, config: str = "cpu", *, force: bool = False) -> None:
-    """Build what is stale, verify it, and only then install it.
+def build(
+    name: str,
+    dtype: DType,
+    repository: Path,
+    config: str = "cpu",
+    plan_options: PlanOptions | None = None,
+    *,
+    force: bool = False,
+) -> None:
+    """Build what is stale, verify it, and only then install it. `plan_options` are for the configuration `tensorrt`.
 
     Raises ArtifactError where the checkpoint is no captioner, or what was built of it is off.
     """
     chosen = CONFIGS[config]
     resolve(dtype, chosen.device)
     checkpoint = Checkpoint.find(name)
+    plan = _plan(checkpoint, chosen, dtype, plan_options)
     materialise(repository)
     artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
     stale = {model: artifact for model, artifact in artifacts.items() if force or not artifact.is_current()}
+    if plan and "encoder" not in stale:
+        reason = reason_to_rebuild(stored_plan(artifacts["encoder"].folder), plan)
+        if reason:
+            click.echo(f"compiling the encoder again: {reason}")
+            stale["encoder"] = artifacts["encoder"]
     if not stale:
         click.echo(f"{repository} is up to date with {checkpoint.name}")
         return
@@ -92,7 +119,12 @@ def build(name: str, dtype: DType, repository: Path, config: str = "cpu", *, for
                     chosen.export(model, settings, folder)
                 elif model_name == "decoder":
                     export_decoder(model, checkpoint.load_tokenizer(), settings, folder)
-                settings.save(folder, **{FINGERPRINT: artifact.fingerprint})
+            extra: dict[str, Any] = {FINGERPRINT: artifact.fingerprint}
+            if plan and model_name == "encoder":
+                click.echo(f"compiling it with {plan.compiler} for {plan.target}")
+                compile_plan(folder / ONNX_NAME, plan, folder / PLAN_NAME, artifact.folder.with_name(TIMING_CACHE))
+                extra[PLAN] = asdict(plan)
+            settings.save(folder, **extra)
         with _stage("comparing with transformers"):
             device, verified_dtype = chosen.device, dtype
             if device == "cuda" and not torch.cuda.is_available():  # to be served elsewhere
@@ -108,6 +140,17 @@ def build(name: str, dtype: DType, repository: Path, config: str = "cpu", *, for
         for model_name, artifact in stale.items():
             artifact.install(folders[model_name])
     click.echo(f"installed {', '.join(stale)} in {repository}")
+
+
+def _plan(checkpoint: Checkpoint, config: Config, dtype: DType, options: PlanOptions | None) -> Plan | None:
+    """What the encoder is to be compiled to, if at all."""
+    if config.runtime != "tensorrt":
+        if options not in (None, PlanOptions()):
+            raise ArtifactError("the options of a plan are for --config tensorrt: leave them out")
+        return None
+    if resolve(dtype, config.device) != "f16":
+        raise ArtifactError(f"the encoder's plan computes in f16: build it with --dtype auto or f16, not {dtype}")
+    return Plan.here(checkpoint.revision, options or PlanOptions())
 
 
 @contextmanager
@@ -131,6 +174,9 @@ def _show(report: Report) -> None:
             click.echo(f"    {ours!r} instead of {theirs!r}")
 
 
+DEFAULTS = PlanOptions()
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Run through `make build` as well.")
 @click.option("--checkpoint", required=True, help="Hub name, or folder, of a BLIP captioner.")
 @click.option(
@@ -150,13 +196,33 @@ def _show(report: Report) -> None:
     show_default="model_repository",
     help="Model repository to build into; another folder becomes a copy.",
 )
+@click.option(
+    "--opt-batch",
+    type=click.IntRange(1, DEFAULTS.max_batch),
+    default=DEFAULTS.opt_batch,
+    show_default=True,
+    help="TensorRT: the batch size that it chooses kernels for.",
+)
+@click.option(
+    "--workspace-mib", type=click.IntRange(1), help="TensorRT: scratch memory at most; else all of the GPU's."
+)
+@click.option("--hardware-compatible", is_flag=True, help="TensorRT: a plan for Ampere and all later GPUs, slower.")
+@click.option("--version-compatible", is_flag=True, help="TensorRT: a plan for later versions of it too, slower.")
+@click.option("--refit", is_flag=True, help="TensorRT: a plan that other weights can be put into.")
 @click.option("--force", is_flag=True, help="Build what is up to date, too.")
-def main(checkpoint: str, config: str, dtype: DType, repository: Path, force: bool) -> None:
+def main(
+    checkpoint: str,
+    config: str,
+    dtype: DType,
+    repository: Path,
+    force: bool,
+    **plan_options: Any,  # noqa: ANN401
+) -> None:
     """Turn a BLIP checkpoint into the artifacts that the models of a repository load, and verify them."""
     transformers.utils.logging.disable_progress_bar()
     torch.set_grad_enabled(False)
     try:
-        build(checkpoint, dtype, repository, config, force=force)
+        build(checkpoint, dtype, repository, config, PlanOptions(**plan_options), force=force)
     except BlipstreamError as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(1)

@@ -9,7 +9,7 @@ from blipstream.errors import ArtifactError
 
 __all__ = ["RUNTIMES", "Encoder", "load_encoder"]
 
-RUNTIMES = ("openvino", "torch")
+RUNTIMES = ("openvino", "torch", "tensorrt")
 
 
 def load_encoder(runtime: str, folder: Path, device: str = "cpu", dtype: DType | None = None) -> Encoder:
@@ -25,4 +25,8 @@ def load_encoder(runtime: str, folder: Path, device: str = "cpu", dtype: DType |
         from blipstream.encoders.torch import TorchEncoder
 
         return TorchEncoder(folder, device, dtype)
+    if runtime == "tensorrt":
+        from blipstream.encoders.tensorrt import TensorRTEncoder
+
+        return TensorRTEncoder(folder)
     raise ArtifactError(f"there is no encoder runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from blipstream.config import CheckpointConfig
+from blipstream.encoders.tensorrt import ONNX_NAME
+from checkpoint import Checkpoint
+from onnx_export import export_onnx
+from random_checkpoint import save_random_checkpoint
+from tests.conftest import CHECKPOINT
+
+SHALLOW = 2  # layers
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint's encoder as ONNX."""
+
+    checkpoint: Path
+    file: Path
+    config: CheckpointConfig
+
+
+@pytest.fixture(scope="session", params=["demo", "base", "large"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The demo, and the real architectures with two layers."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = CHECKPOINT
+    if request.param != "demo":
+        checkpoint = save_random_checkpoint(folder / "checkpoint", request.param, SHALLOW)
+    found = Checkpoint.find(str(checkpoint))
+    model = found.load_model()
+    config = found.config(model, "auto")
+    export_onnx(model, config, folder)
+    return Exported(checkpoint, folder / ONNX_NAME, config)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration `tensorrt`, built where there is no GPU: TensorRT-RTX compiles, ONNX Runtime runs the graph."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime  # type: ignore[import-untyped]
+import pytest
+
+import build_repository
+import tensorrt_compile
+from blipstream.config import CheckpointConfig
+from blipstream.encoders import Encoder
+from blipstream.encoders.tensorrt import MODULES, ONNX_NAME
+from blipstream.errors import ArtifactError
+from tensorrt_compile import Plan, PlanOptions
+from tests.conftest import CHECKPOINT
+
+HERE = Plan.here
+
+
+class OnnxEncoder(Encoder):
+    """In place of the plan, which would need its GPU."""
+
+    dtype = "f16"
+
+    def __init__(self, folder: Path) -> None:
+        self.config = CheckpointConfig.load(folder)
+        self._session = onnxruntime.InferenceSession(folder / ONNX_NAME, providers=["CPUExecutionProvider"])
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        image_embeds: npt.NDArray[np.float16] = self._session.run(None, {"pixels": pixels})[0]
+        return image_embeds
+
+
+@pytest.fixture
+def build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[PlanOptions], str]:
+    """Build into `tmp_path`, and give what was printed."""
+
+    def here(revision: str, options: PlanOptions) -> Plan:
+        return HERE(revision, options, "tensorrt_rtx", "8.9")
+
+    def compile_plan(onnx: Path, plan: Plan, target: Path, timing_cache: Path) -> None:
+        assert timing_cache == tmp_path / "encoder/1/tensorrt-timing.cache"
+        tensorrt_compile.compile_plan(onnx, plan, target)  # RTX knows no such cache
+
+    monkeypatch.setattr(Plan, "here", here)
+    monkeypatch.setattr(build_repository, "compile_plan", compile_plan)
+    monkeypatch.setattr(build_repository, "load_encoder", lambda _, folder, *__: OnnxEncoder(folder))
+
+    def build(options: PlanOptions) -> str:
+        build_repository.build(str(CHECKPOINT), "auto", tmp_path, "tensorrt", options)
+        return capsys.readouterr().out
+
+    return build
+
+
+def test_whole_life(build: Callable[[PlanOptions], str], tmp_path: Path) -> None:
+    output = build(PlanOptions())
+    artifact = tmp_path / "encoder/1/tensorrt"
+    assert "compiling it with TensorRT-RTX" in output
+    assert "8 of 8 equal" in output
+    assert "installed preprocess, encoder, decoder" in output
+    assert {path.name for path in artifact.iterdir()} == {"config.json", "encoder.onnx", "model.plan"}
+    plan = json.loads((artifact / "config.json").read_text())["plan"]
+    assert (plan["flavour"], plan["compute_capability"], plan["options"]["max_batch"]) == ("tensorrt_rtx", "8.9", 64)
+
+    assert build(PlanOptions()) == f"{tmp_path} is up to date with checkpoint\n"
+
+    output = build(PlanOptions(opt_batch=8))
+    assert output.startswith("compiling the encoder again: opt_batch was 32 and is to be 8\n")
+    assert f"installed encoder in {tmp_path}" in output
+    assert build(PlanOptions(opt_batch=8)) == f"{tmp_path} is up to date with checkpoint\n"
+
+    shutil.rmtree(artifact)
+    assert f"installed encoder in {tmp_path}" in build(PlanOptions(opt_batch=8))
+
+
+def test_other_dtypes(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"computes in f16: build it with --dtype auto or f16, not f32"):
+        build_repository.build(str(CHECKPOINT), "f32", tmp_path / "repository", "tensorrt")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_options_of_a_plan_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"options of a plan are for --config tensorrt: leave them out"):
+        build_repository.build(str(CHECKPOINT), "auto", tmp_path / "repository", "cpu", PlanOptions(refit=True))
+
+
+def test_no_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODULES, "tensorrt", "no_such_module")
+    with pytest.raises(ArtifactError, match=r"tensorrt is not installed here"):
+        build_repository.build(str(CHECKPOINT), "auto", tmp_path / "repository", "tensorrt")
+    assert not (tmp_path / "repository").exists()
