@@ -16,7 +16,7 @@ METRICS_PORT ?= 8002
 BIN := .venv/bin
 READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
-SOURCES := blipstream build client loadtest model_repository tests
+SOURCES := blipstream build client deploy loadtest model_repository tests
 
 .PHONY: setup demo serve build bench test test-full lint format lock clean
 
@@ -61,12 +61,17 @@ format: $(READY)
 
 # torch names its CUDA packages exactly, so they are left to it: its CPU build needs none of them
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
+IMAGE = $(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.12 \
+	--python-platform x86_64-manylinux_2_28 --constraint requirements.lock
 TIDY = grep -vE '^(cuda-|nvidia-|triton==)' \
 	| sed -E "s/ and platform_machine == 'x86_64' and sys_platform == 'linux'//; s/ ; python_full_version < '3.13'$$//"
 
 lock: $(READY)
 	$(COMPILE) --extra cpu --extra build --no-emit-package blipstream-client pyproject.toml | $(TIDY) > requirements.lock
 	$(COMPILE) --group dev --constraint requirements.lock | $(TIDY) > requirements-dev.lock
+	$(IMAGE) --extra build --no-emit-package blipstream-client --output-file deploy/requirements.lock \
+		pyproject.toml deploy/requirements.in
+	$(IMAGE) --output-file deploy/loadtest.lock client/pyproject.toml deploy/loadtest.in
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png

@@ -2,6 +2,8 @@
 """Serve captions without a container: `python -m blipstream.serve`."""
 
 import io
+import re
+import secrets
 import shlex
 import signal
 import sys
@@ -21,13 +23,21 @@ SAMPLES = Path("build/demo/samples")
 
 @click.command(context_settings={"show_default": True})
 @click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
-@click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
+@click.option(
+    "--config", envvar="BLIPSTREAM_CONFIG", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt."
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--http-port", default=8000, help="0 for any free port.")
 @click.option("--grpc-port", default=8001, help="0 for any free port.")
 @click.option("--metrics-port", default=8002, help="0 for any free port.")
 @click.option("--cache-mb", type=click.IntRange(min=0), default=64, help="Response cache in MB; 0 for none.")
+@click.option(
+    "--admin-key-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Close the administrative APIs to those without the key in it; if it is empty, to everyone.",
+)
 @click.option("--log", "log_path", type=click.Path(path_type=Path), help="Triton's log; temporary if not given.")
+@click.option("--show-log", is_flag=True, help="Print Triton's log as well.")
 @click.option("--timeout", default=300.0, help="Seconds for the models to load.")
 @click.option("-v", "--verbose", count=True, help="More in Triton's log.")
 def main(
@@ -38,7 +48,9 @@ def main(
     grpc_port: int,
     metrics_port: int,
     cache_mb: int,
+    admin_key_file: Path | None,
     log_path: Path | None,
+    show_log: bool,
     timeout: float,
     verbose: int,
 ) -> None:
@@ -53,7 +65,9 @@ def main(
             grpc_port=grpc_port,
             metrics_port=metrics_port,
             cache_bytes=cache_mb << 20,
+            admin_key=read_admin_key(admin_key_file),
             log_path=log_path,
+            show_log=show_log,
             ready_timeout=timeout,
             verbose=verbose,
         )
@@ -89,6 +103,18 @@ def config_name(repository: Path, config: str) -> str | None:
         choices = ", ".join([*names, DEFAULT_CONFIG])
         raise ServerError(f"{repository} has no configuration {config!r}: choose one of {choices}")
     return config
+
+
+def read_admin_key(file: Path | None) -> str | None:
+    """The key in a file, or a random one that nobody knows if the file is empty."""
+    if file is None:
+        return None
+    key = file.read_text(encoding="utf-8", errors="replace").strip() or secrets.token_hex(32)
+    if not re.fullmatch(r"[\w-]+", key, re.ASCII):  # Triton's option has its own meaning for , : and =
+        raise ServerError(
+            f"the key in {file} must be letters, digits, - and _ alone: make one by `openssl rand -hex 32`"
+        )
+    return key
 
 
 def check_serves(server: TritonServer) -> None:

@@ -33,6 +33,10 @@ from blipstream.errors import ServerError
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstream/
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 STUB = "triton_python_backend_stub"
+# what can read or change a server beyond captions: memory regions, files that logs and traces go to, models
+ADMIN_APIS = "shared-memory,model-repository,trace,logging"
+ADMIN_HEADER = "blipstream-admin"  # over gRPC: triton-grpc-protocol-blipstream-admin
+NO_GPU = ("CudaDriverHelper", "unable to create stream")  # errors in every log where there is no GPU
 ZOMBIE = "Z"  # ended and not reaped, in /proc/PID/stat
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
@@ -141,7 +145,9 @@ class TritonServer:
     grpc_port: int = 8001
     metrics_port: int = 8002
     cache_bytes: int = 0  # response cache; 0: none
+    admin_key: str | None = field(default=None, repr=False)  # what ADMIN_APIS ask for; None: they are open
     log_path: Path | None = None  # None: a temporary file, kept only if the server fails
+    show_log: bool = False  # print it as well
     verbose: int = 0
     ready_timeout: float = 300  # seconds
     exit_timeout: int = 10  # seconds for requests in flight
@@ -151,6 +157,7 @@ class TritonServer:
     _folder: Path | None = field(default=None, init=False, repr=False)
     _stubs: dict[int, str] = field(default_factory=dict, init=False, repr=False)  # pid: model
     _keep_log: bool = field(default=False, init=False, repr=False)
+    _shown: int = field(default=0, init=False, repr=False)  # bytes of the log that were printed
 
     def __enter__(self) -> Self:
         try:
@@ -204,6 +211,7 @@ class TritonServer:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
         self._keep_log = self.log_path is not None
         self.log_path = (self.log_path or self._folder.with_suffix(".log")).resolve()
+        self._shown = 0
         command = [str(installation.binary), *self._options(installation, self._folder)]
         with _create(self.log_path) as log:
             self._process = subprocess.Popen(
@@ -236,6 +244,7 @@ class TritonServer:
     def check(self) -> None:
         """Raise ServerError if the server died, or one of its models' processes: Triton restarts none."""
         exited = self._exited()
+        self._show_log()
         if exited is not None:
             raise self._failure(_exit_words(exited))
         self._stubs |= {pid: model for pid in self._children() if (model := _stub_model(pid))}
@@ -249,6 +258,7 @@ class TritonServer:
         """Stop the server and remove what it left, whatever state it is in."""
         if self._process is not None:
             self._end(self._process)
+            self._show_log()
             self._process = None
             self._stubs = {}
         if self._folder is not None:
@@ -273,6 +283,17 @@ class TritonServer:
         while _running(_group(self.pid)) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         process.wait()
+
+    def _show_log(self) -> None:
+        """Print what is new in the log."""
+        if not self.show_log or self.log_path is None:
+            return
+        with self.log_path.open("rb") as log:
+            log.seek(self._shown)
+            new = log.read()
+        self._shown += len(new)
+        sys.stdout.write(new.decode(errors="replace"))
+        sys.stdout.flush()
 
     def _children(self) -> dict[int, str]:
         """The server's own children and their states."""
@@ -327,6 +348,9 @@ class TritonServer:
             options["log-verbose"] = self.verbose
         if self.cache_bytes:
             options["cache-config"] = f"local,size={self.cache_bytes}"
+        if self.admin_key is not None:
+            restriction = f"{ADMIN_APIS}:{ADMIN_HEADER}={self.admin_key}"
+            options |= {"http-restricted-api": restriction, "grpc-restricted-protocol": restriction}
         if installation.caches:
             options["cache-directory"] = installation.caches
         if installation.python_backend:
@@ -438,7 +462,7 @@ def _first_error(log: str) -> str:
     """What Triton, or a process of its, said when things went wrong, or nothing."""
     pattern = r"^(?:E\d{4} [^\]]*\] |error: |terminate called .*\n +what\(\): +)(.*)"
     errors = [_unquote(error) for error in re.findall(pattern, log, re.MULTILINE)]
-    return next((" ".join(error.split()) for error in errors if "CudaDriverHelper" not in error), "")
+    return next((" ".join(error.split()) for error in errors if not any(word in error for word in NO_GPU)), "")
 
 
 def _unquote(text: str) -> str:

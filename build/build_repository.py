@@ -180,7 +180,12 @@ DEFAULTS = PlanOptions()
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Run through `make build` as well.")
 @click.option("--checkpoint", required=True, help="Hub name, or folder, of a BLIP captioner.")
 @click.option(
-    "--config", type=click.Choice(list(CONFIGS)), default="cpu", show_default=True, help="Where it is to be served."
+    "--config",
+    type=click.Choice(list(CONFIGS)),
+    envvar="BLIPSTREAM_CONFIG",
+    default="cpu",
+    show_default=True,
+    help="Where it is to be served.",
 )
 @click.option(
     "--dtype",

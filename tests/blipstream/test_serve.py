@@ -158,6 +158,41 @@ def test_default_configuration(tmp_path: Path, config: str) -> None:
     assert serve.config_name(tmp_path, config) is None
 
 
+def test_the_admin_key_is_what_the_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3cret-Key_1\n")
+    assert serve.read_admin_key(file) == "s3cret-Key_1"
+    assert serve.read_admin_key(None) is None
+
+
+def test_an_empty_key_file_lets_nobody_in(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.touch()
+    keys = {serve.read_admin_key(file) for _ in range(2)}
+    assert len(keys) == 2
+    assert all(key is not None and len(key) == 64 for key in keys)
+
+
+@pytest.mark.parametrize("key", ["two words", "a:b", "a=b", "a,b", "schlüssel"])
+def test_keys_that_triton_would_misread(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(key)
+    with pytest.raises(
+        ServerError, match=r"must be letters, digits, - and _ alone: make one by `openssl rand -hex 32`"
+    ):
+        serve.read_admin_key(file)
+
+
+def test_shows_the_log(tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "models")
+    with serving(tmp_path, f"--repository={repository}", "--config=toy", "--show-log") as (process, lines):
+        process.terminate()
+        output, errors = process.communicate()
+        assert " ".join([*lines, output]).count("Started HTTPService") == 1
+        assert output.endswith("stopped\n")
+        assert errors == ""
+
+
 def test_real_models(artifacts: Path, tmp_path: Path) -> None:
     with serving(tmp_path, f"--repository={artifacts}", "--config=cpu") as (process, _):
         process.terminate()

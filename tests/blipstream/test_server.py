@@ -9,12 +9,15 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from blipstream import server as module
 from blipstream.errors import ServerError
@@ -243,3 +246,49 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ServerError, match="there is no tritonserver"):
         module.find()
+
+
+def status(server: TritonServer, path: str, key: str = "") -> int:
+    """What the server answers to a POST."""
+    request = urllib.request.Request(server.http_url + path, b"", {module.ADMIN_HEADER: key} if key else {})
+    try:
+        return int(urllib.request.urlopen(request).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def grpc_status(server: TritonServer, key: str = "") -> str:
+    """What the server answers to a question for its models over gRPC."""
+    headers = {f"triton-grpc-protocol-{module.ADMIN_HEADER}": key} if key else {}
+    try:
+        with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+            client.get_model_repository_index(headers=headers)
+    except InferenceServerException as error:
+        return str(error.message())
+    return "OK"
+
+
+def test_administrative_apis_need_the_key(repository: Path) -> None:
+    with TritonServer(repository, admin_key="s3cret", **ANY) as server:
+        assert "s3cret" not in repr(server)
+        assert status(server, "/v2/repository/index") == 403
+        assert status(server, "/v2/repository/index", "guess") == 403
+        assert status(server, "/v2/repository/index", "s3cret") == 200
+        assert "This protocol is restricted" in grpc_status(server)
+        assert grpc_status(server, "s3cret") == "OK"
+        assert "s3cret" not in (server.log_path or Path()).read_text()
+
+
+def test_administrative_apis_are_open_without_a_key(repository: Path) -> None:
+    with TritonServer(repository, **ANY) as server:
+        assert status(server, "/v2/repository/index") == 200
+        assert grpc_status(server) == "OK"
+
+
+def test_shows_each_line_of_the_log_once(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TritonServer(repository, show_log=True, **ANY) as server:
+        server.check()
+        server.check()
+    output = capsys.readouterr().out
+    assert output.count("Started HTTPService") == 1
+    assert output.count("Signal (15) received") == 1
