@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,10 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 from PIL.WebPImagePlugin import WebPImageFile
 
 from blipstream.errors import InvalidInput
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]  # [height, width, 3], RGB
+Size: TypeAlias = tuple[float, float]  # width, height; not whole where a file was decoded at a fraction of its size
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 # Odd metadata makes PIL warn, and a bad request is no line in the server's log. One filter for the process,
 # since warnings.catch_warnings is not thread-safe.
@@ -69,31 +74,65 @@ _STRANGERS = {
     rb"data:|/9j/|iVBOR|UklGR|R0lGOD": "base64 text",
 }
 
-_TURNS = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+
+class Turn(NamedTuple):
+    """How to set a picture upright: PIL's name for it, and the two steps that it amounts to."""
+
+    method: Image.Transpose
+    swaps_axes: bool  # first
+    mirrors_columns: bool
+    mirrors_rows: bool
+
+
+TURNS = {  # by EXIF orientation; any other is upright
+    2: Turn(Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: Turn(Image.Transpose.ROTATE_180, False, True, True),
+    4: Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: Turn(Image.Transpose.TRANSPOSE, True, False, False),
+    6: Turn(Image.Transpose.ROTATE_270, True, True, False),
+    7: Turn(Image.Transpose.TRANSVERSE, True, True, True),
+    8: Turn(Image.Transpose.ROTATE_90, True, False, True),
 }
 
+DEFAULT_RESIZE_MODE = "stretch"  # as the reference
 LETTERBOX_COLOR = (123, 117, 104)  # CLIP's image mean in 8 bits: next to zero once normalised
+
+# How JPEG files are decoded: "fast" lets the decoder shrink large ones by 2, 4 or 8 as long as they keep so many
+# times the pixels a side that the model sees.
+JPEG_SCALING = {"exact": None, "fast": 2}
+
+# PIL gives large images' memory back to the system, to get it anew page by page, unless it may keep some 16 MB blocks.
+Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
 
 
 def load_pixels(
-    data: bytes, image_size: int, resize_mode: str = "stretch", limits: ImageLimits = DEFAULT_LIMITS
-) -> npt.NDArray[np.uint8]:
+    data: bytes,
+    image_size: int,
+    resize_mode: str = DEFAULT_RESIZE_MODE,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    jpeg_scaling: str = "exact",
+) -> Pixels:
     """Decode and resize one image to uint8 [image_size, image_size, 3], RGB.
 
     `resize_mode` is one of RESIZE_MODES: "stretch" ignores the aspect ratio as the reference does,
     "center_crop" fits the shorter side and cuts the rest away evenly, "letterbox" fits the longer side and
     pads evenly with LETTERBOX_COLOR. Raises InvalidInput, and nothing else, for whatever `data` holds.
     """
-    resize = _RESIZERS.get(resize_mode)
-    if resize is None:
+    if resize_mode not in RESIZE_MODES:
         raise InvalidInput(f"resize_mode must be one of {', '.join(RESIZE_MODES)}, not {resize_mode[:40]!r}")
+    with opened(data, limits) as image:
+        oversize = JPEG_SCALING[jpeg_scaling]
+        extent = _shrink(image, oversize * image_size) if oversize else None
+        image.load()
+        turn = TURNS.get(orientation(image))
+        rgb, picture = _upright(_to_rgb(image), extent or image.size, turn)
+    box, size = RESIZE_MODES[resize_mode](picture, image_size)
+    return in_square(np.array(rgb.resize(size, Image.Resampling.BICUBIC, box)), image_size)
+
+
+@contextmanager
+def opened(data: bytes, limits: ImageLimits) -> Iterator[ImageFile]:
+    """An image of which the header is read and in order. Whatever fails within, fails with InvalidInput."""
     if len(data) > limits.max_bytes:
         raise InvalidInput(
             f"image must have at most {limits.max_bytes:,} bytes, not {len(data):,}: scale it down or compress it more"
@@ -102,8 +141,7 @@ def load_pixels(
     with _translated_errors(kind, data):
         image = _FORMATS[kind][1](BytesIO(data))
         _check_size(image, limits)
-        rgb = _decode(image)
-    return np.array(resize(rgb, image_size))
+        yield image
 
 
 def _sniff(data: bytes) -> str:
@@ -149,20 +187,32 @@ def _check_size(image: ImageFile, limits: ImageLimits) -> None:
         )
 
 
-def _decode(image: ImageFile) -> Image.Image:
-    """The first frame: RGB, upright."""
-    image.load()
-    turn = _TURNS.get(_orientation(image))
-    rgb = _to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+def _shrink(image: ImageFile, side: int) -> Size | None:
+    """Have a JPEG file decoded at a fraction of its size, no side below `side`; what it measures then, in pixels."""
+    done = image.draft(None, (side, side))
+    return done and done[1][2:]
 
 
-def _orientation(image: ImageFile) -> int:
+def orientation(image: ImageFile) -> int:
     """EXIF orientation, 1 (upright) where there is none. Unreadable EXIF is no reason to refuse an image."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1
+
+
+def _upright(image: Image.Image, extent: Size, turn: Turn | None) -> tuple[Image.Image, Box]:
+    """An image turned, and the box of its pixels that holds the picture: its last ones may be in it in part only."""
+    width, height = extent
+    if turn is None:
+        return image, (0, 0, width, height)
+    image = image.transpose(turn.method)
+    if turn.swaps_axes:
+        width, height = height, width
+    # last ones that are mirrored are the first ones
+    left = image.width - width if turn.mirrors_columns else 0
+    top = image.height - height if turn.mirrors_rows else 0
+    return image, (left, top, left + width, top + height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -194,25 +244,34 @@ def _narrow(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _stretch(image: Image.Image, side: int) -> Image.Image:
-    return image.resize((side, side), Image.Resampling.BICUBIC)
+def _stretch(picture: Box, side: int) -> tuple[Box, tuple[int, int]]:
+    return picture, (side, side)
 
 
-def _center_crop(image: Image.Image, side: int) -> Image.Image:
-    """Crops while resizing: the whole of a very long image is never scaled."""
-    width, height = image.size
-    edge = min(width, height)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+def _center_crop(picture: Box, side: int) -> tuple[Box, tuple[int, int]]:
+    left, top, right, bottom = picture
+    edge = min(right - left, bottom - top)
+    left, top = left + (right - left - edge) / 2, top + (bottom - top - edge) / 2
+    return (left, top, left + edge, top + edge), (side, side)
 
 
-def _letterbox(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
-    canvas = Image.new("RGB", (side, side), LETTERBOX_COLOR)
-    canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((side - width) // 2, (side - height) // 2))
-    return canvas
+def _letterbox(picture: Box, side: int) -> tuple[Box, tuple[int, int]]:
+    left, top, right, bottom = picture
+    scale = side / max(right - left, bottom - top)
+    width, height = (max(1, round(length * scale)) for length in (right - left, bottom - top))
+    return picture, (width, height)
 
 
-_RESIZERS = {"stretch": _stretch, "center_crop": _center_crop, "letterbox": _letterbox}
-RESIZE_MODES = tuple(_RESIZERS)
+# Which part of an upright picture is resized to which size, if a square of `side` is to show it.
+RESIZE_MODES = {"stretch": _stretch, "center_crop": _center_crop, "letterbox": _letterbox}
+
+
+def in_square(pixels: Pixels, side: int) -> Pixels:
+    """Pixels in the middle of a square, which most fill."""
+    height, width, _ = pixels.shape
+    if height == width == side:
+        return pixels
+    square = np.full((side, side, 3), LETTERBOX_COLOR, np.uint8)
+    left, top = (side - width) // 2, (side - height) // 2
+    square[top : top + height, left : left + width] = pixels
+    return square

@@ -74,7 +74,8 @@ def materialise(repository: Path) -> None:
                 target = repository / source.relative_to(SOURCE_REPOSITORY)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-        # an ensemble has no files of its own, yet Triton wants its version's folder
-        (repository / "caption" / "1").mkdir(parents=True, exist_ok=True)
+        # Triton wants a folder of each model's version, though an ensemble's stays empty
+        for folder in SOURCE_REPOSITORY.glob("*/1"):
+            (repository / folder.relative_to(SOURCE_REPOSITORY)).mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ArtifactError(f"{repository} cannot hold a model repository: {exc.strerror}") from exc

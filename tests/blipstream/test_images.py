@@ -292,6 +292,48 @@ def test_extreme_shapes(mode: str, size: tuple[int, int]) -> None:
     assert red.sum() == (SIDE if mode == "letterbox" and size != (1, 1) else SIDE * SIDE)
 
 
+# JPEG files decoded at a fraction of their size
+
+
+def psnr(ours: Any, theirs: Any) -> float:
+    error = float(np.square(ours.astype(float) - theirs).mean())
+    return 10 * float(np.log10(255**2 / max(error, 1e-9)))
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("size", [(640, 480), (397, 803), (801, 1601)])
+def test_fast_jpeg_scaling_shows(size: tuple[int, int], orientation: int, mode: str) -> None:
+    """A shift by a fraction of a pixel, as last rows that are not whole could cause, would cost 10 dB and more."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encode(FLOWER.resize(size), "JPEG", quality=90, exif=exif)
+    exact, fast = (load_pixels(data, SIDE, mode, jpeg_scaling=how) for how in ("exact", "fast"))
+    assert not np.array_equal(exact, fast)
+    assert psnr(exact, fast) > 46
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_fast_jpeg_scaling_is_for_jpeg(kind: str) -> None:
+    data = encode(CHINA, kind)
+    np.testing.assert_array_equal(load_pixels(data, SIDE), load_pixels(data, SIDE, jpeg_scaling="fast"))
+
+
+def test_fast_jpeg_scaling_keeps_twice_the_pixels() -> None:
+    side = 427 // 4  # of CHINA's height
+    data = encode(CHINA, "JPEG")
+    for image_size, scaled in [(side, True), (side + 1, False)]:
+        exact, fast = (load_pixels(data, image_size, jpeg_scaling=how) for how in ("exact", "fast"))
+        assert np.array_equal(exact, fast) is not scaled
+
+
+def test_fast_jpeg_scaling_refuses_the_same() -> None:
+    for bad in BAD_IMAGES.values():
+        with pytest.raises(InvalidInput) as caught:
+            load_pixels(bad.data, SIDE, jpeg_scaling="fast")
+        assert re.fullmatch(bad.sentence, str(caught.value))
+
+
 # What is refused
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded image bytes to pixels: the Triton adapter of blipstream.images."""
+"""Encoded image bytes to pixels: the Triton adapter of blipstream.loader, or of blipstream.gpu_loader on a GPU."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,30 +9,43 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.config import CheckpointConfig
 from blipstream.errors import InvalidInput
-from blipstream.images import load_pixels
+from blipstream.images import DEFAULT_RESIZE_MODE
+from blipstream.loader import ImageLoader
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"], "artifact")
-        self.image_size = CheckpointConfig.load(folder).vision.image_size
+        image_size = CheckpointConfig.load(folder).vision.image_size
+        if args["model_instance_kind"] == "GPU":
+            from blipstream.gpu_loader import GPUImageLoader
+
+            self.loader = GPUImageLoader(image_size, f"cuda:{args['model_instance_device_id']}")
+        else:
+            self.loader = ImageLoader(
+                image_size,
+                processes=sum(group["count"] for group in config["instance_group"]),
+                jpeg_scaling=config["parameters"]["jpeg_scaling"]["string_value"],
+            )
 
     def execute(self, requests):
-        return [self.respond(request) for request in requests]
+        """All requests' images at once, each request's answer its own."""
+        jobs = [self.unpack(request) for request in requests]
+        images, modes = ([value for job in jobs for value in job[part]] for part in (0, 1))
+        loaded = iter(self.loader.load(images, modes))
+        return [self.respond([next(loaded) for _ in images]) for images, _ in jobs]
 
-    def respond(self, request):
-        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+    def unpack(self, request):
+        images = list(pb_utils.get_input_tensor_by_name(request, "image").as_numpy().flat)
         modes = pb_utils.get_input_tensor_by_name(request, "resize_mode")
-        # without the input, load_pixels has its own default
-        modes = (
-            [()] * images.size
-            if modes is None
-            else [(mode.decode(errors="replace"),) for mode in modes.as_numpy().flat]
-        )
-        try:
-            pixels = [
-                load_pixels(image, self.image_size, *mode) for image, mode in zip(images.flat, modes, strict=True)
-            ]
-        except InvalidInput as exc:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(exc), pb_utils.TritonError.INVALID_ARG))
-        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(pixels))])
+        if modes is None:
+            return images, [DEFAULT_RESIZE_MODE] * len(images)
+        return images, [mode.decode(errors="replace") for mode in modes.as_numpy().flat]
+
+    def respond(self, loaded):
+        for result in loaded:
+            if isinstance(result, InvalidInput):
+                error = pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG)
+                return pb_utils.InferenceResponse(error=error)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(loaded))])

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many encoded images to pixels at once, on as many cores as there are."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from blipstream.errors import InvalidInput, ServerError
+from blipstream.images import JPEG_SCALING, Pixels, load_pixels
+
+
+class ImageLoader:
+    """Loads images in threads: PIL decodes and resizes outside Python's lock."""
+
+    def __init__(self, image_size: int, *, jpeg_scaling: str = "exact", processes: int = 1) -> None:
+        """`processes` is how many of its kind share the machine."""
+        if jpeg_scaling not in JPEG_SCALING:
+            raise ServerError(f"jpeg_scaling must be one of {', '.join(JPEG_SCALING)}, not {jpeg_scaling!r}")
+        self.image_size = image_size
+        self._jpeg_scaling = jpeg_scaling
+        cores = len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(max(1, cores // processes))
+
+    def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | InvalidInput]:
+        """Each image's pixels, or why there are none."""
+        return list(self._pool.map(self._load, images, modes))
+
+    def _load(self, image: bytes, mode: str) -> Pixels | InvalidInput:
+        try:
+            return load_pixels(image, self.image_size, mode, jpeg_scaling=self._jpeg_scaling)
+        except InvalidInput as exc:
+            return exc

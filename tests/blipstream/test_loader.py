@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many images at once come out as they do one by one."""
+
+import numpy as np
+import pytest
+
+from blipstream.errors import InvalidInput, ServerError
+from blipstream.images import JPEG_SCALING, RESIZE_MODES, load_pixels
+from blipstream.loader import ImageLoader
+from tests.blipstream.bad_images import BAD_IMAGES, encode
+from tests.blipstream.test_gpu_resize import noise
+
+SIDE = 64
+
+
+def test_each_image_gets_its_own_answer() -> None:
+    """Good and bad ones in turn, in every mode and one that does not exist."""
+    good = [encode(noise(30 + i, 50, i), "PNG") for i in range(len(BAD_IMAGES))]
+    images = [image for pair in zip(good, (bad.data for bad in BAD_IMAGES.values()), strict=True) for image in pair]
+    modes = [(*RESIZE_MODES, "zoom")[i // 2 % 4] for i in range(len(images))]
+    loaded = ImageLoader(SIDE).load(images, modes)
+    assert len(loaded) == len(images)
+    for image, mode, result in zip(images, modes, loaded, strict=True):
+        if isinstance(result, InvalidInput):
+            with pytest.raises(InvalidInput) as caught:
+                load_pixels(image, SIDE, mode)
+            assert str(caught.value) == str(result)
+        else:
+            np.testing.assert_array_equal(result, load_pixels(image, SIDE, mode))
+    assert sum(isinstance(result, InvalidInput) for result in loaded) >= len(BAD_IMAGES)
+
+
+def test_nothing_is_something() -> None:
+    assert ImageLoader(SIDE).load([], []) == []
+
+
+def test_jpeg_scaling_is_passed_on() -> None:
+    image = encode(noise(SIDE * 4, SIDE * 4), "JPEG")
+    expected = {how: load_pixels(image, SIDE, jpeg_scaling=how) for how in JPEG_SCALING}
+    assert not np.array_equal(expected["exact"], expected["fast"])
+    for how, pixels in expected.items():
+        (loaded,) = ImageLoader(SIDE, jpeg_scaling=how).load([image], ["stretch"])
+        assert not isinstance(loaded, InvalidInput)
+        np.testing.assert_array_equal(loaded, pixels)
+
+
+def test_unknown_jpeg_scaling_is_refused() -> None:
+    with pytest.raises(ServerError, match="jpeg_scaling must be one of exact, fast, not 'quick'"):
+        ImageLoader(SIDE, jpeg_scaling="quick")

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ensemble for clients that resize their images themselves."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from blipstream.images import load_pixels
+from blipstream.server import TritonServer
+
+IMAGE_SIZE = 192  # the demo checkpoint's
+
+
+@pytest.fixture(scope="module")
+def triton(server: TritonServer) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def files(scene_images: list[Image.Image]) -> list[bytes]:
+    images = []
+    for scene in scene_images[:16]:
+        scene.save(file := BytesIO(), "JPEG")
+        images.append(file.getvalue())
+    return images
+
+
+def infer(triton: InferenceServerClient, model: str, /, **inputs: npt.NDArray[Any]) -> InferResult:
+    tensors = []
+    for name, array in inputs.items():
+        tensors.append(InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
+    return triton.infer(model, tensors, client_timeout=120)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": [3], "num_captions": [2]}, {"max_tokens": [2]}], ids=str)
+def test_equals_caption(triton: InferenceServerClient, files: list[bytes], options: dict[str, list[int]]) -> None:
+    given = {name: np.array([value] * len(files), np.int32) for name, value in options.items()}
+    expected = infer(triton, "caption", image=np.array([[file] for file in files], np.object_), **given)
+    pixels = np.stack([load_pixels(file, IMAGE_SIZE) for file in files])
+    result = infer(triton, "caption_pixels", pixels=pixels, **given)
+    for name in ("caption", "num_tokens"):
+        np.testing.assert_array_equal(result.as_numpy(name), expected.as_numpy(name))
+    for name in ("score", "token_scores"):
+        np.testing.assert_allclose(result.as_numpy(name), expected.as_numpy(name), atol=1e-5)
+
+
+def test_answers_are_cached(triton: InferenceServerClient, files: list[bytes]) -> None:
+    def hits() -> int:
+        statistics = triton.get_inference_statistics("caption_pixels", as_json=True)["model_stats"][0]
+        return int(statistics["inference_stats"]["cache_hit"].get("count", 0))
+
+    pixels = load_pixels(files[0], IMAGE_SIZE)[None]
+    first = infer(triton, "caption_pixels", pixels=pixels).as_numpy("caption")
+    before = hits()
+    assert infer(triton, "caption_pixels", pixels=pixels).as_numpy("caption") == first
+    assert hits() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("pixels", "sentence"),
+    [
+        (np.zeros((1, 384, 384, 3), np.uint8), "pixels must have shape [192, 192, 3], not [384, 384, 3]"),
+        (np.zeros((1, 192, 191, 3), np.uint8), "pixels must have shape [192, 192, 3], not [192, 191, 3]"),
+        (np.zeros((1, 0, 0, 3), np.uint8), "pixels must have shape [192, 192, 3], not [0, 0, 3]"),
+        (np.zeros((1, 3, 192, 192), np.uint8), "unexpected shape for input 'pixels'"),
+        (np.zeros((1, 192, 192, 3), np.float32), "data-type is 'FP32', but"),
+    ],
+    ids=["another size", "no square", "nothing", "channels first", "another type"],
+)
+def test_wrong_pixels_are_refused(triton: InferenceServerClient, pixels: npt.NDArray[Any], sentence: str) -> None:
+    with pytest.raises(InferenceServerException) as caught:
+        infer(triton, "caption_pixels", pixels=pixels)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert sentence in caught.value.message()
+    assert "\n" not in caught.value.message()
