@@ -63,7 +63,7 @@ format: $(READY)
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 IMAGE = $(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.12 \
 	--python-platform x86_64-manylinux_2_28 --constraint requirements.lock
-TIDY = grep -vE '^(cuda-|nvidia-|triton==)' \
+TIDY = grep -vP '^(cuda-|nvidia-(?!nvimgcodec)|triton==)' \
 	| sed -E "s/ and platform_machine == 'x86_64' and sys_platform == 'linux'//; s/ ; python_full_version < '3.13'$$//"
 
 lock: $(READY)

@@ -18,6 +18,10 @@ class InvalidInput(BlipstreamError):
     """A request is at fault: its sender can mend it."""
 
 
+class Overloaded(BlipstreamError):
+    """More requests wait than are worth waiting for: try again later."""
+
+
 class ArtifactError(BlipstreamError):
     """A checkpoint or a built artifact is missing, broken or of the wrong kind."""
 

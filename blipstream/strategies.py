@@ -25,6 +25,29 @@ class Sequence:
     sequence_score: float  # what captions are ranked by: beam search divides the sum by length ** length_penalty
 
 
+@dataclass
+class Draft:
+    """A caption in the making."""
+
+    ids: list[int] = field(default_factory=list)
+    token_scores: list[float] = field(default_factory=list)
+    total: float = 0.0
+
+    def append(self, token: int, score: float) -> None:
+        """Add a token and its log-probability."""
+        self.ids.append(token)
+        self.token_scores.append(score)
+        self.total += score
+
+    def extended(self, token: int, score: float, total: float) -> "Draft":
+        """Another one, a token longer, with a total of its own."""
+        return Draft([*self.ids, token], [*self.token_scores, score], total)
+
+    def finished(self, sequence_score: float | None = None) -> Sequence:
+        """What it has come to."""
+        return Sequence(self.ids, self.token_scores, self.total if sequence_score is None else sequence_score)
+
+
 @dataclass(frozen=True)
 class Step:
     """How the next forward goes on: for each row its token, and which row of this one it continues."""
@@ -38,6 +61,7 @@ class Strategy(ABC):
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
         self.max_rows = options.max_rows
+        self.draft: Draft | None = None  # the caption so far, where there is just one and nothing in it will change
         self.sequences: list[Sequence] = []  # best first; filled once `advance` has returned a step without rows
         self._options = options
         self._prompt_ids = prompt_ids
@@ -47,11 +71,11 @@ class Strategy(ABC):
     def advance(self, logits: Tensor) -> Step:
         """From logits, f32 [rows, V], which it may overwrite, what each row goes on with."""
 
-    def _constrain(self, scores: Tensor, draft: "_Draft") -> Tensor:
+    def _constrain(self, scores: Tensor, draft: Draft) -> Tensor:
         """Apply the constraints to the scores, f32 [V], of what may follow `draft`, in place."""
         return constrain(scores, self._options, self._prompt_ids, draft.ids, self._end_token_id)
 
-    def _is_complete(self, draft: "_Draft") -> bool:
+    def _is_complete(self, draft: Draft) -> bool:
         return draft.ids[-1] == self._end_token_id or len(draft.ids) == self._options.max_tokens
 
 
@@ -66,7 +90,7 @@ class Greedy(Strategy):
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
         super().__init__(options, prompt_ids, end_token_id)
-        self._caption = _Draft()
+        self.draft = self._caption = Draft()
 
     def advance(self, logits: Tensor) -> Step:
         """See Strategy."""
@@ -86,7 +110,9 @@ class Sample(Strategy):
         super().__init__(options, prompt_ids, end_token_id)
         self._uniforms = uniforms(options)
         self._drawn = 0  # tokens, for each caption
-        self._drafts = dict(enumerate(_Draft() for _ in range(options.num_captions)))  # of the rows still growing
+        self._drafts = dict(enumerate(Draft() for _ in range(options.num_captions)))  # of the rows still growing
+        if options.num_captions == 1:
+            self.draft = self._drafts[0]
         self._complete: list[Sequence] = []
 
     def advance(self, logits: Tensor) -> Step:
@@ -101,7 +127,7 @@ class Sample(Strategy):
         self._drawn += 1
         token_scores = probabilities.gather(1, drawn[:, None])[:, 0].log()
         step = Step()
-        growing: dict[int, _Draft] = {}
+        growing: dict[int, Draft] = {}
         for (index, draft), row, token, score in zip(
             self._drafts.items(), parents, drawn.tolist(), token_scores.tolist(), strict=True
         ):
@@ -123,7 +149,7 @@ class BeamSearch(Strategy):
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
         super().__init__(options, prompt_ids, end_token_id)
-        self._running = [_Draft()]
+        self._running = [Draft()]
         self._finished: list[Sequence] = []  # at most num_beams, best first
 
     def advance(self, logits: Tensor) -> Step:
@@ -137,8 +163,8 @@ class BeamSearch(Strategy):
         candidates = (log_probs + totals[:, None]).flatten().topk(2 * options.num_beams)
         vocabulary = log_probs.shape[-1]
         step = Step()
-        running: list[_Draft] = []
-        ended: list[tuple[float, _Draft]] = []
+        running: list[Draft] = []
+        ended: list[tuple[float, Draft]] = []
         for rank, (total, index) in enumerate(zip(*(part.tolist() for part in candidates), strict=True)):
             row, token = divmod(index, vocabulary)
             draft = self._running[row].extended(token, float(log_probs[row, token]), total)
@@ -156,7 +182,7 @@ class BeamSearch(Strategy):
         self.sequences = self._finished[: options.num_captions]
         return Step()
 
-    def _finish(self, ended: list[tuple[float, "_Draft"]]) -> None:
+    def _finish(self, ended: list[tuple[float, Draft]]) -> None:
         if self._options.early_stopping and len(self._finished) == self._options.num_beams:
             return
         self._finished += [draft.finished(score) for score, draft in ended]
@@ -171,26 +197,6 @@ class BeamSearch(Strategy):
             return False
         best_score: float = best_total / length**self._options.length_penalty
         return best_score > self._finished[-1].sequence_score
-
-
-@dataclass
-class _Draft:
-    """A caption in the making."""
-
-    ids: list[int] = field(default_factory=list)
-    token_scores: list[float] = field(default_factory=list)
-    total: float = 0.0
-
-    def append(self, token: int, score: float) -> None:
-        self.ids.append(token)
-        self.token_scores.append(score)
-        self.total += score
-
-    def extended(self, token: int, score: float, total: float) -> "_Draft":
-        return _Draft([*self.ids, token], [*self.token_scores, score], total)
-
-    def finished(self, sequence_score: float | None = None) -> Sequence:
-        return Sequence(self.ids, self.token_scores, self.total if sequence_score is None else sequence_score)
 
 
 def constrain(

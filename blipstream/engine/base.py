@@ -16,7 +16,7 @@ from blipstream.decoder import TextDecoder
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
 from blipstream.options import DecodingOptions
-from blipstream.strategies import Sequence
+from blipstream.strategies import Draft, Sequence
 from blipstream.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
 
@@ -41,6 +41,7 @@ class Request:
     image_embeds: Tensor
     options: DecodingOptions
     prompt_ids: list[int]
+    draft: Draft | None = None  # the caption so far, unless several are under way
     sequences: list[Sequence] = field(default_factory=list)  # best first, once it is finished
     captions: list[Caption] = field(default_factory=list)  # the same in words
 
@@ -110,39 +111,53 @@ class Engine(ABC):
         """Queue a request; a later `step` takes it up."""
         self._waiting.append(request)
 
+    def cancel(self, request: Request) -> None:
+        """Forget a request, waiting or taken up: its rows are free for the next step."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        else:
+            self._drop(request)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that were not taken up yet."""
+        return len(self._waiting)
+
     def generate(self, requests: Iterable[Request]) -> None:
         """Run to completion: every request has its captions afterwards."""
         self._waiting.extend(requests)
         try:
-            while self._waiting or self._is_running():
+            while self._waiting or self.rows:
                 self.step()
         except BaseException:
-            self._waiting.clear()  # what failed must not fail those who come next
-            self._abandon()
+            self.reset()  # what failed must not fail those who come next
             raise
+
+    def text(self, request: Request, ids: list[int]) -> str:
+        """The caption of generated `ids`, with the prompt if the request wants it."""
+        return self._tokenizer.decode(request.prompt_ids + ids if request.options.include_prompt else ids)
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Captions under way, each beam counted; 0 if no request is."""
 
     @abstractmethod
     def step(self) -> list[Request]:
         """Bring every row one token further, take up what waits, and return the requests that this finished."""
 
     @abstractmethod
-    def _is_running(self) -> bool:
-        """Whether any request that was taken up is unfinished."""
+    def reset(self) -> None:
+        """Forget all requests."""
 
     @abstractmethod
-    def _abandon(self) -> None:
-        """Forget the requests that were taken up."""
+    def _drop(self, request: Request) -> None:
+        """Forget a request that was taken up, if it is unfinished."""
 
     def _finish(self, request: Request, sequences: list[Sequence]) -> None:
         """Put a request's results where its sender looks for them."""
         request.sequences = sequences
-        prompt = request.prompt_ids if request.options.include_prompt else []
         request.captions = [
-            Caption(
-                self._tokenizer.decode(prompt + sequence.ids),
-                sequence.sequence_score,
-                len(sequence.ids),
-                sequence.token_scores,
-            )
-            for sequence in sequences
+            Caption(self.text(request, each.ids), each.sequence_score, len(each.ids), each.token_scores)
+            for each in sequences
         ]

@@ -42,16 +42,25 @@ class GraphedEngine(Engine):
                 finished.append(request)
         return finished
 
-    def _is_running(self) -> bool:
-        return any(lane.rows for lane in self._lanes.values())
+    @property
+    def rows(self) -> int:
+        """See Engine."""
+        return sum(lane.rows for lane in self._lanes.values())
 
-    def _abandon(self) -> None:
+    def reset(self) -> None:
+        """See Engine."""
+        self._waiting.clear()
         self._lanes.clear()
+
+    @torch.inference_mode()
+    def _drop(self, request: Request) -> None:
+        for lane in self._lanes.values():
+            lane.drop(request)
 
     def _join(self) -> None:
         """Take up waiting requests, in their order, while there are rows for them."""
         joined: dict[Lane, list[Request]] = {}
-        rows = sum(lane.rows for lane in self._lanes.values())
+        rows = self.rows
         while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
             request = self._waiting.popleft()
             joined.setdefault(self._lane(request.options), []).append(request)

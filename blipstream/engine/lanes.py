@@ -14,7 +14,7 @@ from torch import Tensor
 from blipstream.decoder import TextDecoder
 from blipstream.engine.base import LENGTH_BUCKET, Request
 from blipstream.graphs import Graphs, bucket
-from blipstream.strategies import NEVER, Sequence, draw, filter_distribution, uniforms
+from blipstream.strategies import NEVER, Draft, Sequence, draw, filter_distribution, uniforms
 
 SETTINGS = (  # of DecodingOptions, that a step reads
     "max_tokens",
@@ -90,11 +90,15 @@ class Lane(ABC):
             if request and report[slot, 0]:
                 finished.append((request, self._sequences(request, report[slot, 1:])))
                 freed.append(slot)
-                self._requests[slot] = None
-        if freed:
-            self._free(freed)
-            self._close_gaps()
+            elif request and request.draft:
+                draft = self._sequences(request, report[slot, 1:])[0]
+                request.draft = Draft(draft.ids, draft.token_scores, draft.sequence_score)
+        self._vacate(freed)
         return finished
+
+    def drop(self, request: Request) -> None:
+        """Free the slot of a request, if it has one."""
+        self._vacate([slot for slot, each in enumerate(self._requests) if each is request])
 
     @abstractmethod
     def _advance(self, logits: Tensor, context: "_Context") -> list[Tensor]:
@@ -103,6 +107,10 @@ class Lane(ABC):
         Returns, for each slot: whether it is done [S]; for its captions: how many tokens they have [S, W], scores
         [S, W], history and token scores [S, W, H].
         """
+
+    def _new_draft(self) -> Draft | None:
+        """The beginning of a request's caption, where there is one caption and nothing in it will change."""
+        return None
 
     @abstractmethod
     def _reset(self, slots: Tensor, requests: list[Request]) -> None:
@@ -144,6 +152,7 @@ class Lane(ABC):
         slot = self._requests.index(None)
         self._requests[slot] = request
         self._lengths[slot] = len(request.prompt_ids) - 1
+        request.draft = self._new_draft()
         return slot
 
     def _fill(self, slots: Tensor, requests: list[Request]) -> None:
@@ -167,6 +176,14 @@ class Lane(ABC):
         self._history[slots] = history[:, None]
         self._matches[slots] = torch.tensor(matches, device=device)[:, None]
         self._reset(slots, requests)
+
+    def _vacate(self, slots: list[int]) -> None:
+        """Make slots free for other requests."""
+        if slots:
+            for slot in slots:
+                self._requests[slot] = None
+            self._free(slots)
+            self._close_gaps()
 
     def _free(self, slots: list[int]) -> None:
         """Leave what is harmless where nobody reads it: a step runs over free slots, too."""
@@ -299,10 +316,13 @@ class _TokenLane(Lane):
         self._ends = self._new("_ends", width)  # tokens that the caption has come to
         self._totals = self._new("_totals", width, dtype=torch.float64)
 
-    def _reset(self, slots: Tensor, requests: list[Request]) -> None:
+    def _reset(self, slots: Tensor, requests: list[Request]) -> None:  # noqa: ARG002
         self._growing[slots] = True
         self._ends[slots] = 0
         self._totals[slots] = 0
+
+    def _new_draft(self) -> Draft | None:
+        return Draft() if self._width == 1 else None
 
     @abstractmethod
     def _choose(self, scores: Tensor, context: _Context) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,10 @@ class Run:
     strategy: Strategy
     tokens: list[int] = field(default_factory=list)  # the newest of each of its rows, not yet fed
 
+    def unchanged(self) -> Step:
+        """The step that leaves it as it is."""
+        return Step(self.tokens, list(range(len(self.tokens))))
+
 
 class RowCache:
     """What rows remember: keys and values of their tokens, and for each request, the image it looks at.
@@ -87,11 +91,19 @@ class RowEngine(Engine):
             finished += self._advance(len(self._running) - len(joined), self._prefill(joined))
         return finished
 
-    def _is_running(self) -> bool:
-        return bool(self._running)
+    @property
+    def rows(self) -> int:
+        """See Engine."""
+        return sum(len(run.tokens) for run in self._running)
 
-    def _abandon(self) -> None:
+    def reset(self) -> None:
+        """See Engine."""
+        self._waiting.clear()
         self._running.clear()
+
+    @torch.inference_mode()
+    def _drop(self, request: Request) -> None:
+        self._settle([Step() if run.request is request else run.unchanged() for run in self._running])
 
     def _join(self) -> list[Run]:
         """Take up waiting requests, in their order, while there are rows for them."""
@@ -100,6 +112,7 @@ class RowEngine(Engine):
         while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
             request = self._waiting.popleft()
             strategy = strategy_for(request.options, request.prompt_ids, self.config.text.end_token_id)
+            request.draft = strategy.draft
             joined.append(Run(request, strategy))
             rows += strategy.max_rows
         if joined:
@@ -141,19 +154,25 @@ class RowEngine(Engine):
 
     def _advance(self, first: int, logits: Tensor) -> list[Request]:
         """Let the runs from `first` on read their rows' logits; those that are finished leave."""
+        advancing = self._running[first:]
+        rows = torch.split(logits, [len(run.tokens) for run in advancing])
+        steps = [run.unchanged() for run in self._running[:first]]
+        steps += [run.strategy.advance(logits) for run, logits in zip(advancing, rows, strict=True)]
+        finished = self._settle(steps)
+        for run in finished:
+            self._finish(run.request, run.strategy.sequences)
+        return [run.request for run in finished]
+
+    def _settle(self, steps: list[Step]) -> list[Run]:
+        """Let each run go on with the rows that its step says; those without any leave, and come back."""
         starts = [0, *accumulate(len(run.tokens) for run in self._running)]
-        steps = [Step(run.tokens, list(range(len(run.tokens)))) for run in self._running[:first]]
-        for run, start, stop in zip(self._running[first:], starts[first:], starts[first + 1 :], strict=False):
-            steps.append(run.strategy.advance(logits[start - starts[first] : stop - starts[first]]))
         order = _without_holes([bool(step.tokens) for step in steps])
         self._cache.rearrange(order, [starts[index] + parent for index in order for parent in steps[index].parents])
         for run, step in zip(self._running, steps, strict=True):
             run.tokens = step.tokens
-        finished = [run for run in self._running if not run.tokens]
-        for run in finished:
-            self._finish(run.request, run.strategy.sequences)
+        left = [run for run in self._running if not run.tokens]
         self._running = [self._running[index] for index in order]
-        return [run.request for run in finished]
+        return left
 
 
 def _without_holes(kept: list[bool]) -> list[int]:

@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
+from blipstream.encoders.tensorrt import PLAN_NAME
 from blipstream.options import DecodingOptions
 from blipstream_client._contract import OPTIONS
 from tests.conftest import ROOT
@@ -25,6 +26,8 @@ INPUTS = {
     "encoder": {"pixels": ("UINT8", [-1, -1, 3])},
     "decoder": {"image_embeds": ("FP16", [-1, -1])},
     "caption": {"image": ("STRING", [1])},
+    "caption_stream": {"image": ("STRING", [1])},
+    "caption_pixels": {"pixels": ("UINT8", [-1, -1, 3])},
 }
 OPTION_INPUTS = {
     "preprocess": {"resize_mode": "STRING"},
@@ -48,6 +51,8 @@ OPTION_INPUTS = {
     },
 }
 OPTION_INPUTS["caption"] = OPTION_INPUTS["preprocess"] | OPTION_INPUTS["decoder"]
+OPTION_INPUTS["caption_stream"] = OPTION_INPUTS["caption"]
+OPTION_INPUTS["caption_pixels"] = OPTION_INPUTS["decoder"]
 CAPTION_OUTPUTS = {
     "caption": ("STRING", [-1]),
     "score": ("FP32", [-1]),
@@ -59,7 +64,10 @@ OUTPUTS = {
     "encoder": {"image_embeds": ("FP16", [-1, -1])},
     "decoder": CAPTION_OUTPUTS,
     "caption": CAPTION_OUTPUTS,
+    "caption_stream": CAPTION_OUTPUTS | {"text": ("STRING", [1]), "finish_reason": ("STRING", [1])},
+    "caption_pixels": CAPTION_OUTPUTS,
 }
+STEPS = {"caption": ["preprocess", "encoder", "decoder"], "caption_pixels": ["encoder", "decoder"]}
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -83,32 +91,43 @@ def test_contract(path: Path) -> None:
     outputs = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.output}
     assert (needed, options, outputs) == (INPUTS[model], OPTION_INPUTS[model], OUTPUTS[model])
     assert all(list(tensor.dims) == [1] for tensor in config.input if tensor.optional)
-    assert config.max_batch_size == 64
+    assert config.max_batch_size == (1 if model == "caption_stream" else 64)  # it batches between steps
+    assert config.model_transaction_policy.decoupled == (model == "caption_stream")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_scheduling(path: Path) -> None:
-    """Each step batches, with a bound on its queue; the front door alone caches."""
+    """Each step batches, with a bound on its queue; the front doors alone cache."""
     config = parse(path)
-    if model_of(path) == "caption":
+    if model_of(path) in STEPS:
         assert config.response_cache.enable
-        assert [step.model_name for step in config.ensemble_scheduling.step] == ["preprocess", "encoder", "decoder"]
+        assert [step.model_name for step in config.ensemble_scheduling.step] == STEPS[model_of(path)]
         return
     assert 0 < config.dynamic_batching.default_queue_policy.max_queue_size <= 1024
     assert not config.response_cache.enable
-    assert config.instance_group[0].count >= (2 if model_of(path) == "preprocess" else 1)
+    (group,) = config.instance_group
+    cores_share_it = model_of(path) == "preprocess" and group.kind == group.KIND_CPU
+    assert group.count >= (2 if cores_share_it else 1)
 
 
 def test_the_default_encoder_is_tensorrt() -> None:
     """A mistyped --model-config-name falls back to it, and fails at load instead of serving slowly."""
-    assert parse(REPOSITORY / "encoder/config.pbtxt").platform == "tensorrt_plan"
+    config = parse(REPOSITORY / "encoder/config.pbtxt")
+    assert (config.platform, config.default_model_filename) == ("tensorrt_plan", f"tensorrt/{PLAN_NAME}")
 
 
-def test_every_option_passes_through_the_ensemble() -> None:
-    steps = {step.model_name: step for step in parse(REPOSITORY / "caption/config.pbtxt").ensemble_scheduling.step}
-    for model in ("preprocess", "decoder"):
+@pytest.mark.parametrize("ensemble", STEPS)
+def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
+    steps = {step.model_name: step for step in parse(REPOSITORY / ensemble / "config.pbtxt").ensemble_scheduling.step}
+    for model in STEPS[ensemble]:
         for option in OPTION_INPUTS[model]:
             assert steps[model].input_map[option] == option
+
+
+@pytest.mark.parametrize("ensemble", STEPS)
+def test_ensembles_have_a_version_folder(ensemble: str) -> None:
+    """Triton wants one, empty as it is, and git keeps no empty folder."""
+    assert (REPOSITORY / ensemble / "1" / ".gitkeep").is_file()
 
 
 def test_engine_and_client_know_the_same_options() -> None:

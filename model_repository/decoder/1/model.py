@@ -1,63 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image embeddings to captions: the Triton adapter of blipstream.engine."""
+"""Image embeddings to captions: the Triton adapter of blipstream.scheduler, which lets requests join between steps."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from blipstream import answers
 from blipstream.engine import load_engine
 from blipstream.errors import InvalidInput
+from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions
+from blipstream.scheduler import Scheduler
 
 
 class TritonPythonModel:
     def initialize(self, args):
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
-        self.engine = load_engine(Path(args["model_repository"], args["model_version"], "artifact"), device)
+        engine = load_engine(Path(args["model_repository"], args["model_version"], "artifact"), device)
+        # what cannot start soon waits in Triton's queue, with its limits
+        metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
+        self.scheduler = Scheduler(engine, max_waiting=engine.max_rows, on_watch=metrics.watch)
 
     def execute(self, requests):
-        jobs = [self.prepare(request) for request in requests]
-        self.engine.generate(row for job in jobs if isinstance(job, list) for row in job)
-        return [self.respond(job) for job in jobs]
+        """Answers come when captions are finished, not when this returns: meanwhile, Triton brings the next requests."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self.start(request, sender)
+            except InvalidInput as exc:
+                self.fail(sender, pb_utils.TritonError.INVALID_ARG, exc)
 
-    def prepare(self, request):
-        """The engine's requests, one an image, or the error that the sender gets."""
-        # without a copy, wherever it lies
-        image_embeds = torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, "image_embeds").to_dlpack())
+    def start(self, request, sender):
+        """Submit a request's images; the last one that is finished sends the answer."""
+        # a copy, since the tensor's memory is used again before the captions are finished
+        tensor = pb_utils.get_input_tensor_by_name(request, "image_embeds")
+        image_embeds = torch.from_dlpack(tensor.to_dlpack()).clone()
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in OPTION_NAMES}
         given = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
-        try:
-            options = [
-                DecodingOptions.from_tensors({name: values[row] for name, values in given.items()})
-                for row in range(len(image_embeds))
-            ]
-            DecodingOptions.check_together(options)
-            return [
-                self.engine.request(embeds, each)
-                for embeds, each in zip(image_embeds, options, strict=True)
-            ]
-        except InvalidInput as exc:
-            return pb_utils.TritonError(str(exc), pb_utils.TritonError.INVALID_ARG)
+        options = [
+            DecodingOptions.from_tensors({name: values[row] for name, values in given.items()})
+            for row in range(len(image_embeds))
+        ]
+        DecodingOptions.check_together(options)
+        rows = [self.scheduler.engine.request(*each) for each in zip(image_embeds, options, strict=True)]
+        pieces = []
 
-    def respond(self, job):
-        if not isinstance(job, list):
-            return pb_utils.InferenceResponse(error=job)
-        captions = [row.captions for row in job]
-        longest = max(caption.num_tokens for row in captions for caption in row)
-        columns = {
-            "caption": (np.object_, lambda caption: caption.text),
-            "score": (np.float32, lambda caption: caption.score),
-            "num_tokens": (np.int32, lambda caption: caption.num_tokens),
-            "token_scores": (
-                np.float32,
-                lambda caption: caption.token_scores + [0.0] * (longest - caption.num_tokens),
-            ),
-        }
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor(name, np.array([[read(caption) for caption in row] for row in captions], dtype))
-                for name, (dtype, read) in columns.items()
-            ]
-        )
+        def listen(piece):
+            pieces.append(piece)
+            if len(pieces) == len(rows):
+                self.answer(sender, rows, pieces)
+
+        for row in rows:
+            self.scheduler.wait_for_room()
+            self.scheduler.submit(row, listen, sender.is_cancelled)
+
+    def answer(self, sender, rows, pieces):
+        error = next((piece.error for piece in pieces if piece.error), None)
+        if error:
+            self.fail(sender, pb_utils.TritonError.INTERNAL, error)
+        elif any(piece.finish_reason == "cancelled" for piece in pieces):
+            self.fail(sender, pb_utils.TritonError.CANCELLED, "the client has gone")
+        else:
+            outputs = answers.tensors([row.captions for row in rows])
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(*output) for output in outputs.items()])
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def fail(self, sender, code, error):
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def finalize(self):
+        self.scheduler.close()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scheduler tells Prometheus, through the metrics of whoever hosts it."""
+
+import time
+from typing import Any
+
+from blipstream.scheduler import Piece, Scheduler
+
+BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
+
+
+class Metrics:
+    """`family` makes metrics, as Triton's pb_utils.MetricFamily does."""
+
+    def __init__(self, family: Any, model: str) -> None:  # noqa: ANN401
+        def metric(kind: int, name: str, description: str, **more: Any) -> Any:  # noqa: ANN401
+            made = family(name=f"blipstream_{name}", description=description, kind=kind)
+            self._families.append(made)  # a metric ends with its family
+            return made.Metric(labels={"model": model}, **more)
+
+        self._families: list[Any] = []
+        self._rows = metric(family.GAUGE, "rows", "Captions under way, each beam counted")
+        self._waiting = metric(family.GAUGE, "waiting", "Requests that wait for rows")
+        self._steps = metric(family.COUNTER, "steps_total", "Steps of the decoder")
+        self._tokens = metric(family.COUNTER, "tokens_total", "Tokens generated")
+        self._first = metric(
+            family.HISTOGRAM, "first_text_seconds", "From a request's arrival to its first text", buckets=BUCKETS
+        )
+        self._next = metric(
+            family.HISTOGRAM, "next_text_seconds", "From one text of a request to the next", buckets=BUCKETS
+        )
+        self._counted = (0, 0)  # steps and tokens
+
+    def watch(self, scheduler: Scheduler) -> None:
+        """Report what it is doing and what it has done since the last time."""
+        steps, tokens = scheduler.num_steps, scheduler.num_tokens
+        if (steps, tokens) != self._counted:
+            self._steps.increment(steps - self._counted[0])
+            self._tokens.increment(tokens - self._counted[1])
+            self._counted = (steps, tokens)
+        self._rows.set(scheduler.engine.rows)
+        self._waiting.set(scheduler.num_waiting)
+
+    def stopwatch(self) -> "Stopwatch":
+        """For one request."""
+        return Stopwatch(self._first, self._next)
+
+
+class Stopwatch:
+    """Times the texts of one request, from its arrival on."""
+
+    def __init__(self, first: Any, following: Any) -> None:  # noqa: ANN401
+        self._last = time.monotonic()
+        self._metric, self._following = first, following
+
+    def lap(self, piece: Piece) -> None:
+        """A text has come."""
+        if not piece.text:
+            return
+        now = time.monotonic()
+        self._metric.observe(now - self._last)
+        self._last, self._metric = now, self._following

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In-flight batching: a thread that owns an engine, which requests enter and leave between steps."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Condition, Event, Thread
+from typing import Literal
+
+from blipstream.engine import Engine, Request
+from blipstream.errors import Overloaded
+
+MAX_WAITING = 512  # requests beyond those under way; more are refused
+WATCH_SECONDS = 0.05  # how long a sender may be gone before its rows are freed, beyond the step under way
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a request has come to since the last piece."""
+
+    text: str  # all pieces joined are the caption
+    token_scores: tuple[float, ...]  # log-probabilities of the new tokens
+    finish_reason: FinishReason | None = None  # with the last piece, when the request has its captions
+    error: Exception | None = None  # instead of all that
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A submitted request."""
+
+    request: Request
+    listener: Callable[[Piece], None]
+    is_cancelled: Callable[[], bool]
+    streams: bool  # whether the listener wants every token at once
+    text: str = ""  # sent so far
+    tokens: int = 0  # sent so far
+    ended: bool = False  # the last piece was sent
+    gone: bool = False  # nobody listens any more
+
+
+class Scheduler:
+    """Takes requests from any thread, first come, first served, while the engine has rows for them.
+
+    Listeners, and now and then `on_watch`, are called from one other thread, so that a slow one holds up no step.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_waiting: int = MAX_WAITING,
+        on_watch: Callable[["Scheduler"], None] = lambda _: None,
+    ) -> None:
+        self.engine = engine
+        self.num_steps = 0
+        self.num_tokens = 0  # sent on to listeners
+        self._max_waiting = max_waiting
+        self._on_watch = on_watch
+        self._entering: deque[Ticket] = deque()
+        self._tickets: list[Ticket] = []  # in the engine
+        self._changed = Condition()  # guards the two above
+        self._closed = Event()
+        self._pieces: SimpleQueue[tuple[Ticket, Piece] | None] = SimpleQueue()
+        self._threads = [Thread(target=target, daemon=True) for target in (self._run, self._deliver)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no rows yet."""
+        return len(self._entering) + self.engine.num_waiting
+
+    def submit(
+        self,
+        request: Request,
+        listener: Callable[[Piece], None],
+        is_cancelled: Callable[[], bool] = lambda: False,
+        *,
+        streams: bool = False,
+    ) -> None:
+        """Take up a request as soon as there is room. Raises Overloaded where too many wait already."""
+        with self._changed:
+            if self.num_waiting >= self._max_waiting:
+                raise Overloaded(f"{self._max_waiting} requests wait already: try again later")
+            self._entering.append(Ticket(request, listener, is_cancelled, streams))
+            self._changed.notify_all()
+
+    def wait_for_room(self) -> None:
+        """Return once a request would not be refused."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.num_waiting < self._max_waiting)
+
+    def close(self) -> None:
+        """Answer what was submitted, then end."""
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        """The thread that owns the engine."""
+        while self._admit():
+            try:
+                finished = set(self.engine.step())
+            except Exception as exc:
+                self.engine.reset()
+                for ticket in self._leave(self._tickets):
+                    self._pieces.put((ticket, Piece("", (), error=exc)))
+                continue
+            self.num_steps += 1
+            for ticket in self._tickets:
+                if ticket.streams and ticket.request not in finished:
+                    self._send_draft(ticket)
+            for ticket in self._leave([ticket for ticket in self._tickets if ticket.request in finished]):
+                self._send_end(ticket)
+        self._pieces.put(None)
+
+    def _admit(self) -> bool:
+        """Hand the engine what was submitted, take from it what was cancelled; False once all is done and closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._entering or self._tickets or self._closed.is_set())
+            while self._entering:
+                ticket = self._entering.popleft()
+                self.engine.add(ticket.request)
+                self._tickets.append(ticket)
+        for ticket in self._leave([ticket for ticket in self._tickets if ticket.gone]):
+            self.engine.cancel(ticket.request)
+            self._pieces.put((ticket, Piece("", (), "cancelled")))
+        return bool(self._tickets or self._entering) or not self._closed.is_set()
+
+    def _leave(self, tickets: list[Ticket]) -> list[Ticket]:
+        with self._changed:
+            left = list(tickets)
+            self._tickets = [ticket for ticket in self._tickets if ticket not in left]
+            self._changed.notify_all()
+        return left
+
+    def _send_draft(self, ticket: Ticket) -> None:
+        draft = ticket.request.draft
+        if draft and len(draft.ids) > ticket.tokens:
+            self._send(ticket, self.engine.text(ticket.request, draft.ids), draft.token_scores, None)
+
+    def _send_end(self, ticket: Ticket) -> None:
+        best = ticket.request.sequences[0]
+        reason: FinishReason = "stop" if best.ids[-1] == self.engine.config.text.end_token_id else "length"
+        self._send(ticket, ticket.request.captions[0].text, best.token_scores, reason)
+
+    def _send(self, ticket: Ticket, text: str, token_scores: list[float], reason: FinishReason | None) -> None:
+        """Send what is new. A token that changes the text before it is sent together with the next one."""
+        if not text.startswith(ticket.text) and not reason:
+            return
+        piece = Piece(text.removeprefix(ticket.text), tuple(token_scores[ticket.tokens :]), reason)
+        ticket.text, ticket.tokens = text, len(token_scores)
+        self.num_tokens += len(piece.token_scores)
+        self._pieces.put((ticket, piece))
+
+    def _deliver(self) -> None:
+        """The thread that talks to senders.
+
+        All of it in one: to ask for a sender who was sent the last piece meanwhile can bring Triton down.
+        """
+        watch_at = time.monotonic()
+        while True:
+            with suppress(Empty):
+                item = self._pieces.get(timeout=max(watch_at - time.monotonic(), 0))
+                if item is None:
+                    break
+                self._tell(*item)
+            if time.monotonic() >= watch_at:
+                self._watch()
+                watch_at = time.monotonic() + WATCH_SECONDS
+        self._on_watch(self)
+
+    def _tell(self, ticket: Ticket, piece: Piece) -> None:
+        ticket.ended = bool(piece.finish_reason or piece.error)
+        try:
+            ticket.listener(piece)
+        except Exception:  # whoever cannot be told has gone
+            ticket.gone = True
+
+    def _watch(self) -> None:
+        with self._changed:
+            tickets = [*self._tickets, *self._entering]
+        for ticket in tickets:
+            ticket.gone = ticket.gone or (not ticket.ended and ticket.is_cancelled())
+        self._on_watch(self)

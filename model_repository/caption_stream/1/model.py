@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image bytes to a caption, piece by piece: the Triton adapter of blipstream.scheduler.
+
+It calls preprocess and encoder, and decodes itself: an ensemble would not hand on that a client has gone.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from blipstream import answers
+from blipstream.engine import load_engine
+from blipstream.errors import BlipstreamError, InvalidInput, Overloaded
+from blipstream.metrics import Metrics
+from blipstream.options import OPTION_NAMES, DecodingOptions
+from blipstream.scheduler import Scheduler
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.codes = {InvalidInput: pb_utils.TritonError.INVALID_ARG, Overloaded: pb_utils.TritonError.UNAVAILABLE}
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        decoder = Path(args["model_repository"]).with_name("decoder")
+        engine = load_engine(decoder / args["model_version"] / "artifact", device)
+        self.metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
+        self.scheduler = Scheduler(engine, on_watch=self.metrics.watch)
+
+    async def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                await self.start(request, sender)
+            except BlipstreamError as exc:
+                self.fail(sender, self.codes.get(type(exc), pb_utils.TritonError.INTERNAL), exc)
+
+    async def start(self, request, sender):
+        stopwatch = self.metrics.stopwatch()
+        tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        given = {name: tensors[name].as_numpy()[0] for name in OPTION_NAMES if name in tensors}
+        options = DecodingOptions.from_tensors(given)
+        pixels = await self.call("preprocess", "pixels", [tensors[n] for n in ("image", "resize_mode") if n in tensors])
+        image_embeds = await self.call("encoder", "image_embeds", [pixels])
+        # a copy: the tensor's memory is Triton's, and used again once this returns
+        row = self.scheduler.engine.request(torch.from_dlpack(image_embeds.to_dlpack())[0].clone(), options)
+
+        def listen(piece):
+            stopwatch.lap(piece)
+            self.send(sender, row, piece)
+
+        self.scheduler.submit(row, listen, sender.is_cancelled, streams=True)
+
+    async def call(self, model, output, inputs):
+        request = pb_utils.InferenceRequest(model_name=model, requested_output_names=[output], inputs=inputs)
+        response = await request.async_exec()
+        if response.has_error():
+            code, message = response.error().code(), response.error().message()
+            raise next((kind for kind in self.codes if self.codes[kind] == code), BlipstreamError)(message)
+        return pb_utils.get_output_tensor_by_name(response, output)
+
+    def send(self, sender, row, piece):
+        if piece.error or piece.finish_reason == "cancelled":
+            status = pb_utils.TritonError.INTERNAL if piece.error else pb_utils.TritonError.CANCELLED
+            self.fail(sender, status, piece.error or "the client has gone")
+            return
+        outputs = {"text": answers.words([[piece.text]])}
+        if piece.finish_reason:
+            outputs |= answers.tensors([row.captions]) | {"finish_reason": answers.words([[piece.finish_reason]])}
+        else:
+            outputs["score"] = np.array([[sum(piece.token_scores)]], np.float32)
+        response = pb_utils.InferenceResponse([pb_utils.Tensor(*output) for output in outputs.items()])
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if piece.finish_reason else 0)
+
+    def fail(self, sender, status, error):
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), status))
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def finalize(self):
+        self.scheduler.close()
