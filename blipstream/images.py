@@ -7,6 +7,7 @@ where the reference clips it. Transparency is laid on white, as there; of animat
 
 import re
 import warnings
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ _STRANGERS = {
     rb"8BPS": "a Photoshop document",
     rb"PK\x03\x04|\x1f\x8b": "a compressed archive",
     rb"https?://|file://": "an address",
-    rb"data:|/9j/|iVBOR|UklGR|R0lGOD": "base64 text",
+    rb"/9j/|iVBOR|UklGR|R0lGOD": "base64 text",
 }
 
 
@@ -133,6 +134,8 @@ def load_pixels(
 @contextmanager
 def opened(data: bytes, limits: ImageLimits) -> Iterator[ImageFile]:
     """An image of which the header is read and in order. Whatever fails within, fails with InvalidInput."""
+    if data[:5].lower() == b"data:":
+        data = _from_data_url(data)
     if len(data) > limits.max_bytes:
         raise InvalidInput(
             f"image must have at most {limits.max_bytes:,} bytes, not {len(data):,}: scale it down or compress it more"
@@ -142,6 +145,17 @@ def opened(data: bytes, limits: ImageLimits) -> Iterator[ImageFile]:
         image = _FORMATS[kind][1](BytesIO(data))
         _check_size(image, limits)
         yield image
+
+
+def _from_data_url(data: bytes) -> bytes:
+    """What a data URL (RFC 2397) holds: JSON has no other way to carry a file."""
+    header, comma, payload = data.partition(b",")
+    if not comma or not header.lower().endswith(b";base64"):
+        raise InvalidInput(f"a data URL must begin as data:image/jpeg;base64, and not with {data[:40]!r}")
+    try:
+        return b64decode(payload, validate=True)
+    except ValueError as exc:
+        raise InvalidInput(f"the data URL's image must be base64 text: {exc}") from exc
 
 
 def _sniff(data: bytes) -> str:

@@ -67,9 +67,9 @@ class Lane(ABC):
         slots = [self._take_slot(request) for request in requests]
         self._reserve(len(self._requests), max(request.max_length for request in requests))
         self._fill(torch.tensor(slots, device=self._past.device), requests)
-        prompted = [(slot, request) for slot, request in zip(slots, requests, strict=True) if self._lengths[slot]]
+        prompted = [slot for slot in slots if self._lengths[slot]]
         if prompted:
-            self._prefill(*map(list, zip(*prompted, strict=True)))
+            self._prefill(prompted)
 
     def step(self) -> Tensor:
         """Bring every row one token further. What `collect` reads comes back, f64, still on the device."""
@@ -213,7 +213,7 @@ class Lane(ABC):
 
     # the forward
 
-    def _prefill(self, slots: list[int], requests: list[Request]) -> None:
+    def _prefill(self, slots: list[int]) -> None:
         """Feed the prompts but their last tokens, a row each, whatever their lengths; all rows of a slot start so."""
         lengths = [self._lengths[slot] for slot in slots]
         count, longest = len(slots), max(lengths)

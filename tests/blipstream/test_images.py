@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+from base64 import b64encode
 from io import BytesIO
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from blipstream.errors import InvalidInput
 from blipstream.images import LETTERBOX_COLOR, RESIZE_MODES, ImageLimits, load_pixels
 from tests.blipstream.bad_images import BAD_IMAGES, BadImage, encode, png, png_chunk
+from tests.conftest import SAMPLES
 
 # pytest's "error" comes after, so goes before, the filter that blipstream.images sets for PIL
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
@@ -109,6 +111,29 @@ def test_sizes_as_reference(image: Image.Image, side: int) -> None:
 @pytest.mark.parametrize("name", ["coffee", "chelsea", "camera", "rocket"])
 def test_photographs_as_reference(name: str) -> None:
     assert_as_reference(encode(photograph(name), "JPEG", quality=90), 384)
+
+
+def test_data_url() -> None:
+    """As JSON carries a file."""
+    data = (SAMPLES / "a-book.jpg").read_bytes()
+    url = b"data:image/jpeg;base64," + b64encode(data)
+    assert np.array_equal(load_pixels(url, 224), load_pixels(data, 224))
+    with pytest.raises(InvalidInput, match="at most 1,000 bytes"):
+        load_pixels(url, 224, limits=ImageLimits(max_bytes=1000))
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        (b"data:image/png,abc", "a data URL must begin as data:image/jpeg;base64, and not with b'data:image/png,abc'"),
+        (b"data:", "a data URL must begin as data:image/jpeg;base64, and not with b'data:'"),
+        (b"data:image/png;base64,abc@", "the data URL's image must be base64 text: "),
+        (b"data:text/plain;base64," + b64encode(b"hello there"), "its 11 bytes start with 68 65 6c 6c 6f"),
+    ],
+)
+def test_bad_data_url(url: bytes, sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(sentence)):
+        load_pixels(url, 224)
 
 
 def test_pixels_are_writable() -> None:

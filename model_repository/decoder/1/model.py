@@ -23,7 +23,7 @@ class TritonPythonModel:
         self.scheduler = Scheduler(engine, max_waiting=engine.max_rows, on_watch=metrics.watch)
 
     def execute(self, requests):
-        """Answers come when captions are finished, not when this returns: meanwhile, Triton brings the next requests."""
+        """Answers come when captions are finished, not when this returns: until then Triton brings more requests."""
         for request in requests:
             sender = request.get_response_sender()
             try:
