@@ -18,7 +18,7 @@ READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 SOURCES := blipstream build client deploy loadtest model_repository tests
 
-.PHONY: setup demo serve build bench test test-full lint format lock clean
+.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock clean
 
 setup: $(READY)
 
@@ -43,6 +43,18 @@ serve: build  ## until Ctrl-C
 
 bench: $(READY)  ## transformers, the engine and Triton, side by side
 	$(BIN)/python loadtest/bench.py --device $(DEVICE)
+
+loadtest: $(if $(HOST),$(READY),build)  ## Locust against HOST, or a server of its own, and a report
+	$(BIN)/python loadtest/load.py --repository $(REPOSITORY) --config $(CONFIG) \
+		$(if $(HOST),--host $(HOST)) $(if $(SHAPE),--shape $(SHAPE)) $(if $(USERS),--users $(USERS)) \
+		$(if $(DURATION),--duration $(DURATION)) $(if $(RATE),--rate $(RATE)) $(if $(MIX),--mix $(MIX)) \
+		$(if $(WORKERS),--workers $(WORKERS)) $(if $(NAME),--name $(NAME)) \
+		$(if $(SLO_P95_MS),--p95-ms $(SLO_P95_MS)) $(if $(SLO_ERROR_RATE),--error-rate $(SLO_ERROR_RATE)) \
+		$(if $(SLO_MIN_RPS),--min-rps $(SLO_MIN_RPS))
+
+tune: build  ## the batching settings that answer most requests a second within SLO_P95_MS
+	$(BIN)/python loadtest/tune.py --repository $(REPOSITORY) --config $(CONFIG) --p95-ms $(or $(SLO_P95_MS),500) \
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(MIX)) $(if $(NAME),--name $(NAME))
 
 test: $(READY)
 	$(BIN)/pytest
@@ -75,6 +87,6 @@ lock: $(READY)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
-	rm -rf loadtest/.bench_cache
+	rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
 	find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

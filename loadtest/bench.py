@@ -7,10 +7,8 @@ Writes bench.json and bench.png, and prints a table. Each system, in each number
 they take turns, and what counts is the median of the rounds, so that ratios hold on a machine that others use, too.
 """
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -37,6 +35,7 @@ from rich.console import Console
 
 from blipstream.errors import BlipstreamError
 from blipstream_client import BlipstreamError as ClientError
+from machine import machine, versions
 from random_checkpoint import ARCHITECTURES, save_random_checkpoint
 from report import PICTURE_SIZE, STRATEGIES, Row, chart, markdown, read, terminal_table
 from systems import SYSTEMS, BareEngine, System, Transformers, Triton
@@ -228,35 +227,6 @@ def picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What it ran on."""
-    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
-    flags = set(fields.get("flags", "").split())
-    found: dict[str, Any] = {
-        "processor": fields.get("model name", platform.processor()),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "bf16": bool(flags & {"avx512_bf16", "amx_bf16"}),
-        "amx": "amx_bf16" in flags,
-        "os": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
-    }
-    if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def versions(checkpoint: str, triton: str) -> dict[str, str]:
-    """What was compared."""
-    names = ("torch", "transformers", "openvino", "blipstream")
-    return {
-        "checkpoint": checkpoint,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-        "tritonserver": triton,
-    }
-
-
 def prepare_checkpoint(cache: Path, architecture: str, layers: int | None) -> Path:
     """A random checkpoint, made once."""
     folder = cache / (architecture if layers is None else f"{architecture}-{layers}-layers")
@@ -389,9 +359,10 @@ def compare(
     except (BlipstreamError, ClientError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc
     name = str(checkpoint) if checkpoint else f"{folder.name}, random weights"
+    packages = versions(("torch", "transformers", "openvino", "blipstream"))
     result = {
-        "machine": machine(device),
-        "versions": versions(name, benchmark.triton_version),
+        "machine": machine() | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
+        "versions": {"checkpoint": name, **packages, "tritonserver": benchmark.triton_version},
         "rows": [asdict(row) for row in benchmark.rows],
     }
     stem = "bench" if architecture in ("", "base") else f"bench-{architecture}"

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a load test found: its record of requests and of the server, turned into the figures of the report."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shapes import END
+
+PERCENTILES = (50, 90, 95, 99)
+SLICES = 60  # at most, in charts over time
+REQUESTS_A_SLICE = 5  # on average at least, lest its percentiles mean nothing
+
+
+class RecordError(Exception):
+    """A folder holds no load test; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Slo:
+    """What is asked of the service; None asks nothing."""
+
+    p95_ms: float | None = None
+    error_rate: float | None = None
+    min_rps: float | None = None
+
+    def misses(self, window: "Window") -> list[str]:
+        """What a window falls short of, a few words each."""
+        found = []
+        if self.p95_ms is not None and not window.p95_ms <= self.p95_ms:  # NaN, too: nothing succeeded
+            found.append(f"p95 {window.p95_ms:.0f} ms is above {self.p95_ms:g} ms")
+        if self.error_rate is not None and not window.error_rate <= self.error_rate:
+            found.append(f"error rate {window.error_rate:.2%} is above {self.error_rate:.2%}")
+        if self.min_rps is not None and not window.rps >= self.min_rps:
+            found.append(f"{window.rps:.2f} requests a second are below {self.min_rps:g}")
+        return found
+
+
+@dataclass(frozen=True)
+class Window:
+    """What happened in a stretch of time."""
+
+    name: str
+    users: int
+    start: float  # seconds since the first stage's start
+    end: float
+    requests: int  # that were due in it
+    errors: int  # of them
+    rps: float  # answers a second that came in it, errors left out
+    p50_ms: float  # of those that were due in it and succeeded
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @property
+    def error_rate(self) -> float:
+        """The share of requests that failed; all of them if there were none."""
+        return self.errors / self.requests if self.requests else 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the load test met the SLO, and why."""
+
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """What one model did between two readings of the statistics."""
+
+    name: str
+    requests: int
+    failed: int
+    cached: int
+    total_ms: float  # a request, on average
+    queue_ms: float
+    compute_ms: float
+    batches: dict[int, int]  # executions by batch size
+
+    @property
+    def mean_batch(self) -> float:
+        """Images an execution."""
+        executions = sum(self.batches.values())
+        return sum(size * count for size, count in self.batches.items()) / executions if executions else 0.0
+
+
+class Requests:
+    """Every request of a load test, as columns."""
+
+    def __init__(self, path: Path, origin: float) -> None:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.due = np.array([float(row["due"]) - origin for row in rows])
+        self.latency_ms = np.array([float(row["latency_ms"]) for row in rows])
+        self.late_ms = np.array([float(row["late_ms"]) for row in rows])
+        self.kind = np.array([f"{row['protocol']} {row['kind']}" for row in rows], dtype=np.object_)
+        self.size = np.array([row["size"] for row in rows], dtype=np.object_)
+        self.error = np.array([row["error"] for row in rows], dtype=np.object_)
+        self.message = np.array([row["message"] for row in rows], dtype=np.object_)
+
+    @cached_property
+    def done(self) -> npt.NDArray[np.float64]:
+        """When each was answered."""
+        times: npt.NDArray[np.float64] = self.due + self.latency_ms / 1000
+        return times
+
+    @cached_property
+    def ok(self) -> npt.NDArray[np.bool_]:
+        """Which succeeded."""
+        return np.asarray(self.error == "", dtype=np.bool_)
+
+    def window(
+        self, name: str, users: int, start: float, end: float, only: npt.NDArray[np.bool_] | None = None
+    ) -> Window:
+        """What happened between two times, to those chosen by a mask if there is one."""
+        chosen = np.ones(len(self.due), dtype=np.bool_) if only is None else only
+        due = chosen & (self.due >= start) & (self.due < end)
+        answered = chosen & self.ok & (self.done >= start) & (self.done < end)
+        latencies = self.latency_ms[due & self.ok]
+        p50, p90, p95, p99 = np.percentile(latencies, PERCENTILES) if latencies.size else [np.nan] * len(PERCENTILES)
+        return Window(
+            name=name,
+            users=users,
+            start=start,
+            end=end,
+            requests=int(due.sum()),
+            errors=int((due & ~self.ok).sum()),
+            rps=float(answered.sum() / (end - start)) if end > start else 0.0,
+            p50_ms=float(p50),
+            p90_ms=float(p90),
+            p95_ms=float(p95),
+            p99_ms=float(p99),
+            max_ms=float(latencies.max()) if latencies.size else float("nan"),
+        )
+
+    def groups(self, column: npt.NDArray[np.object_], end: float) -> list[Window]:
+        """The whole time, for each value of a column."""
+        return [self.window(str(value), 0, 0.0, end, column == value) for value in sorted(set(column))]
+
+
+class LoadTest:
+    """A folder that a load test left, read."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.conditions: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            with (folder / "stages.csv").open(encoding="utf-8", newline="") as file:
+                marks = [(row["name"], int(row["users"]), float(row["started"])) for row in csv.DictReader(file)]
+            self.origin = marks[0][2]
+            self.requests = Requests(folder / "requests.csv", self.origin)
+            self.lines = [
+                json.loads(line) for line in (folder / "server.jsonl").read_text(encoding="utf-8").splitlines()
+            ]
+        except (OSError, LookupError, TypeError, ValueError) as exc:
+            raise RecordError(f"{folder} holds no complete load test: run it again ({exc})") from exc
+        ends = [started - self.origin for _, _, started in marks[1:]]
+        self.stages = [
+            self.requests.window(name, users, started - self.origin, end)
+            for (name, users, started), end in zip(marks, ends, strict=False)
+            if name != END
+        ]
+        if not self.stages or len(self.requests.due) == 0:
+            raise RecordError(f"{folder} holds no complete load test: it ended before its first stage did")
+        self.end = self.stages[-1].end
+        self.overall = self.requests.window("all", max(stage.users for stage in self.stages), 0.0, self.end)
+        self.slo = Slo(**self.conditions["slo"])
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Slices of at least a second, in which a few requests fell."""
+        count = max(1, min(SLICES, int(self.end), len(self.requests.due) // REQUESTS_A_SLICE))
+        edges = np.linspace(0, self.end, count + 1)
+        return [
+            self.requests.window("", self._users_at(start), float(start), float(end)) for start, end in pairwise(edges)
+        ]
+
+    def _users_at(self, seconds: float) -> int:
+        return next((stage.users for stage in self.stages if seconds < stage.end), 0)
+
+    @cached_property
+    def by_kind(self) -> list[Window]:
+        """The whole time, for each kind of request."""
+        return self.requests.groups(self.requests.kind, self.end)
+
+    @cached_property
+    def by_size(self) -> list[Window]:
+        """The whole time, for each size of images."""
+        return self.requests.groups(self.requests.size, self.end)
+
+    @cached_property
+    def errors(self) -> list[tuple[str, str, int, str]]:
+        """Kind of error, kind of request, how often, and what the first one said."""
+        found = self.requests
+        failed = np.flatnonzero(~found.ok)
+        counts = Counter((str(found.error[i]), str(found.kind[i])) for i in failed)
+        first = {(str(found.error[i]), str(found.kind[i])): str(found.message[i]) for i in reversed(failed)}
+        return [(error, kind, count, first[error, kind]) for (error, kind), count in counts.most_common()]
+
+    @cached_property
+    def late_p99_ms(self) -> float:
+        """How late requests were sent: much, and it is the load's machine that was measured."""
+        return float(np.percentile(self.requests.late_ms, 99))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """A load in steps passes if one step meets the SLO; any other, if the whole of it does."""
+        if self.conditions["shape"] == "steps":
+            good = [stage for stage in self.stages if not self.slo.misses(stage)]
+            if good:
+                best = max(good, key=lambda stage: stage.rps)
+                return Verdict(True, f"{best.rps:.2f} requests a second within the SLO, with {best.name}")
+            nearest = "; ".join(self.slo.misses(self.stages[0]))
+            return Verdict(False, f"no step meets the SLO; in the first, {nearest}")
+        misses = self.slo.misses(self.overall)
+        if misses:
+            return Verdict(False, "; ".join(misses))
+        return Verdict(True, f"{self.overall.rps:.2f} requests a second with p95 {self.overall.p95_ms:.0f} ms")
+
+    @cached_property
+    def unavailable(self) -> str | None:
+        """Why there are no statistics of the server, if so."""
+        return next((str(line["unavailable"]) for line in self.lines if "unavailable" in line), None)
+
+    @cached_property
+    def models(self) -> list[ModelFigures]:
+        """What each model did in all, by the server's own count."""
+        readings = [line["models"] for line in self.lines if "models" in line]
+        return list(_differences(readings[0], readings[-1])) if len(readings) > 1 else []
+
+    @cached_property
+    def models_over_time(self) -> list[tuple[float, dict[str, ModelFigures]]]:
+        """The same in slices: the middle of each in seconds, and each model's figures."""
+        readings = [(line["time"] - self.origin, line["models"]) for line in self.lines if "models" in line]
+        readings = readings[:: max(1, len(readings) // SLICES)]
+        return [
+            ((start + end) / 2, {each.name: each for each in _differences(before, after)})
+            for (start, before), (end, after) in pairwise(readings)
+        ]
+
+    def usage(self, who: str) -> list[tuple[float, float, float]]:
+        """Seconds, cores and MB of memory of the "server" or of the "load"; the first reading knows no cores."""
+        return [
+            (line["time"] - self.origin, line[who]["cores"], line[who]["memory_mb"])
+            for line in self.lines[1:]
+            if who in line
+        ]
+
+    def usage_in(self, who: str, stage: Window) -> tuple[float, float] | None:
+        """Cores on average and memory at most in a stage."""
+        inside = [(cores, memory) for seconds, cores, memory in self.usage(who) if stage.start <= seconds < stage.end]
+        if not inside:
+            return None
+        return sum(cores for cores, _ in inside) / len(inside), max(memory for _, memory in inside)
+
+    def summary(self) -> dict[str, Any]:
+        """All figures, for a program to read."""
+        return {
+            "passed": self.verdict.passed,
+            "verdict": self.verdict.text,
+            "overall": _plain(self.overall),
+            "stages": [_plain(stage) for stage in self.stages],
+            "kinds": [_plain(kind) for kind in self.by_kind],
+            "sizes": [_plain(size) for size in self.by_size],
+            "errors": [
+                dict(zip(("error", "request", "count", "message"), error, strict=True)) for error in self.errors
+            ],
+            "models": [asdict(model) for model in self.models],
+            "late_p99_ms": self.late_p99_ms,
+            "conditions": self.conditions,
+        }
+
+
+def _plain(window: Window) -> dict[str, Any]:
+    """A window for JSON, which has no NaN."""
+    values = asdict(window) | {"error_rate": window.error_rate}
+    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterable[ModelFigures]:
+    for name, last in after.items():
+        first = before.get(name)
+        if first is None:
+            continue
+        change = {key: last[key] - first[key] for key in last if key != "batches"}
+        batches = {int(size): count - first["batches"].get(size, 0) for size, count in last["batches"].items()}
+        yield ModelFigures(
+            name=name,
+            requests=change["success"],
+            failed=change["fail"],
+            cached=change["cache_hit"],
+            total_ms=_mean_ms(change["success_ns"], change["success"]),
+            queue_ms=_mean_ms(change["queue_ns"], change["queue"]),
+            compute_ms=_mean_ms(change["compute_ns"], change["compute"]),
+            batches={size: count for size, count in sorted(batches.items()) if count},
+        )
+
+
+def _mean_ms(nanoseconds: int, count: int) -> float:
+    return nanoseconds / count / 1e6 if count else 0.0

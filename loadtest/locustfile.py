@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Locust runs: users, a load that changes in stages, and a record of every request.
+
+locust -f loadtest/locustfile.py --headless --host grpc://localhost:8001 --users 8 --run-time 60s --shape steps
+
+`make loadtest` does that and writes the report. For workers on other machines see loadtest/README.md.
+"""
+
+import csv
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from locust import LoadTestShape, events
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import WorkerRunner
+
+import mix
+from shapes import DEFAULT_SECONDS, END, SHAPES, Stage, stage_at
+from users import COLUMNS, ClosedUser, OpenUser, row
+
+__all__ = ["ClosedUser", "OpenUser", "StagedShape"]  # what Locust looks for
+
+STAGE_COLUMNS = ["name", "users", "started"]
+ROWS = "blipstream_requests"  # of a worker's report to its master
+STOPPING_SECONDS = 5.0  # beyond the timeout of a request
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: LocustArgumentParser) -> None:
+    """Ours beside Locust's own."""
+    parser.add_argument("--shape", choices=list(SHAPES), default="steady", help="How the load changes over time.")
+    parser.add_argument(
+        "--rate-per-user",
+        type=float,
+        default=0.0,
+        help="Requests a second that each user sends, answered or not. 0: each waits for its answer.",
+    )
+    parser.add_argument("--timeout", type=float, default=30.0, help="Seconds that a request may take.")
+    parser.add_argument("--mix", default=str(mix.DEFAULT), help="YAML file: what is asked for.")
+    parser.add_argument("--record", default="", help="Folder for requests.csv and stages.csv.")
+
+
+class StagedShape(LoadTestShape):
+    """The stages of --shape for --users and --run-time, and then nobody until all answers are there."""
+
+    abstract = False
+    use_common_options = True
+
+    def reset_time(self) -> None:
+        """The start."""
+        super().reset_time()
+        options = self._options()
+        self._seconds = options.run_time or DEFAULT_SECONDS[options.shape]
+        self._stages = SHAPES[options.shape](options.num_users or 1, self._seconds)
+        self._users = [OpenUser] if options.rate_per_user else [ClosedUser]
+        self._stage: Stage | None = None
+        if options.record:
+            write_rows(Path(options.record, "stages.csv"), [STAGE_COLUMNS], "w")
+
+    def tick(self) -> tuple[int, float, list[Any]] | None:
+        """Users, users to start a second, and their kind."""
+        stage = stage_at(self._stages, self.get_run_time()) or Stage(END, 0, 0)
+        options = self._options()
+        if stage != self._stage and options.record:
+            write_rows(Path(options.record, "stages.csv"), [[stage.name, stage.users, time.time()]], "a")
+        self._stage = stage
+        waited = self.get_run_time() - self._seconds
+        if stage.name == END and (not self.get_current_user_count() or waited > options.timeout + STOPPING_SECONDS):
+            return None
+        return stage.users, float(max(each.users for each in self._stages)), list(self._users)
+
+    def _options(self) -> Namespace:
+        options: Namespace = self.runner.environment.parsed_options  # type: ignore[union-attr,assignment]
+        return options
+
+
+def write_rows(path: Path, rows: list[list[Any]], mode: str) -> None:
+    """Write or append rows to a CSV file."""
+    with path.open(mode, encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+class Recorder:
+    """Writes each request to requests.csv; on a worker, sends it to the master, who does."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._rows: list[list[Any]] = []  # a worker's, until its next report
+        self._file: Path | None = None
+        hooks = environment.events
+        hooks.request.add_listener(self.record)
+        if isinstance(environment.runner, WorkerRunner):
+            hooks.report_to_master.add_listener(self.report)
+            return
+        hooks.worker_report.add_listener(self.receive)
+        folder = environment.parsed_options.record if environment.parsed_options else ""
+        if folder:
+            self._file = Path(folder, "requests.csv")
+            write_rows(self._file, [list(COLUMNS)], "w")
+
+    def record(
+        self,
+        request_type: str,
+        name: str,
+        response_time: float,
+        context: dict[str, Any],
+        exception: BaseException | None,
+        **_: object,
+    ) -> None:
+        """One request."""
+        rows = [row(context, request_type, name, response_time, exception)]
+        if self._file:
+            self._write(rows)
+        else:
+            self._rows += rows
+
+    def report(self, data: dict[str, Any], **_: object) -> None:
+        """A worker's report to its master."""
+        data[ROWS], self._rows = self._rows, []
+
+    def receive(self, data: dict[str, Any], **_: object) -> None:
+        """A worker's report at its master."""
+        self._write(data.pop(ROWS, []))
+
+    def _write(self, rows: list[list[Any]]) -> None:
+        if self._file and rows:
+            write_rows(self._file, rows, "a")
+
+
+@events.init.add_listener
+def start_recording(environment: Environment, **_: object) -> None:
+    """Once Locust knows whether it is a worker."""
+    Recorder(environment)

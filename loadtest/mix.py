@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the users of a load test ask for: images, sizes, options and prompts, drawn by weight from a YAML file."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from PIL import Image
+
+from blipstream_client import Options
+
+DEFAULT = Path(__file__).resolve().parent / "mix.yaml"
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+ORIGINAL = "original"
+JPEG_QUALITY = 90
+
+T = TypeVar("T")
+
+
+class MixError(Exception):
+    """The mix file cannot be used; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to send."""
+
+    kind: str
+    size: str
+    image: bytes
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What may be asked, and how often each."""
+
+    images: dict[str, list[bytes]]  # by size
+    sizes: dict[str, float]  # weights
+    kinds: dict[str, float]  # weights
+    options: dict[str, dict[str, Any]]  # by kind; a list stands for one of its values
+
+    def draw(self, rng: random.Random) -> Request:
+        """A request as the weights have it."""
+        return self._request(_by_weight(rng, self.kinds), _by_weight(rng, self.sizes), rng)
+
+    def one_of_each(self) -> Iterator[Request]:
+        """As few requests as have each kind and each size, to warm up with."""
+        rng = random.Random(0)  # noqa: S311
+        kinds, sizes = list(self.kinds), list(self.sizes)
+        for i in range(max(len(kinds), len(sizes))):
+            yield self._request(kinds[i % len(kinds)], sizes[i % len(sizes)], rng)
+
+    def _request(self, kind: str, size: str, rng: random.Random) -> Request:
+        options = {
+            name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
+        }
+        return Request(kind, size, rng.choice(self.images[size]), options)
+
+
+def load(path: Path) -> Mix:
+    """Read a mix file and the images that it names. Raises MixError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as exc:
+        raise MixError(f"{path} cannot be read as YAML: {' '.join(str(exc).split())}") from exc
+    content = _mapping(content, path, "the file", {"images", "requests"})
+    images = _mapping(content.get("images"), path, "images", {"folder", "sizes"})
+    requests = _mapping(content.get("requests"), path, "requests")
+    kinds = {
+        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options"}) for kind, each in requests.items()
+    }
+    sizes = _weights(_mapping(images.get("sizes"), path, "images.sizes"), path, "images.sizes")
+    weights = _weights({kind: each.get("weight", 1) for kind, each in kinds.items()}, path, "requests")
+    return Mix(
+        images=_read_images(path.parent / str(images.get("folder", "")), sizes, path),
+        sizes=sizes,
+        kinds=weights,
+        options={kind: _options(kinds[kind].get("options") or {}, path, kind) for kind in weights},
+    )
+
+
+def _mapping(value: object, path: Path, where: str, known: set[str] | None = None) -> dict[Any, Any]:
+    if not isinstance(value, dict) or not value:
+        raise MixError(f"{path}: {where} must be a mapping, got {value!r}")
+    if known and (strange := set(value) - known):
+        raise MixError(
+            f"{path}: {where} has {', '.join(sorted(map(str, strange)))}; known are {', '.join(sorted(known))}"
+        )
+    return value
+
+
+def _weights(values: dict[Any, Any], path: Path, where: str) -> dict[str, float]:
+    """The weights above zero, by name."""
+    for name, weight in values.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise MixError(f"{path}: the weight of {name} in {where} must be a number of at least 0, got {weight!r}")
+    weights = {str(name): float(weight) for name, weight in values.items() if weight}
+    if not weights:
+        raise MixError(f"{path}: {where} needs at least one weight above 0")
+    return weights
+
+
+def _options(options: object, path: Path, kind: str) -> dict[str, Any]:
+    """Checked by name; the client checks the values when they are sent."""
+    known = set(Options.__annotations__)
+    options = _mapping(options, path, f"requests.{kind}.options", known) if options else {}
+    for name, value in options.items():
+        if value == []:
+            raise MixError(f"{path}: requests.{kind}.options.{name} needs at least one value to choose from")
+    return options
+
+
+def _read_images(folder: Path, sizes: dict[str, float], path: Path) -> dict[str, list[bytes]]:
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise MixError(f"{path}: images.folder {folder} has no images: put JPEG, PNG or WebP files there")
+    originals = [file.read_bytes() for file in files]
+    images = {}
+    for size in sizes:
+        if size != ORIGINAL and not (size.isdecimal() and int(size) > 0):
+            raise MixError(f"{path}: a size in images.sizes must be {ORIGINAL!r} or pixels such as 640, got {size!r}")
+        try:
+            images[size] = originals if size == ORIGINAL else [_resized(image, int(size)) for image in originals]
+        except OSError as exc:
+            raise MixError(f"{path}: an image in {folder} cannot be resized: {exc}") from exc
+    return images
+
+
+def _resized(encoded: bytes, longer_side: int) -> bytes:
+    buffer = BytesIO()
+    with Image.open(BytesIO(encoded)) as image:
+        ratio = longer_side / max(image.size)
+        size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+        image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _by_weight(rng: random.Random, weights: dict[T, float]) -> T:
+    return rng.choices(list(weights), list(weights.values()))[0]

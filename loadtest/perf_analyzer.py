@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's own load generator, perf_analyzer, on the same mix of requests.
+
+python loadtest/perf_analyzer.py --host grpc://localhost:8001 --kind beams -- --concurrency-range 1:16:5
+
+It is part of NVIDIA's Triton SDK container. Where there is none, it is fetched once from the wheel of tritonclient
+that was the last to carry it, which finds its libraries beside the embedded server's.
+"""
+
+import base64
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+import mix
+
+CACHE = Path(__file__).resolve().parent / ".perf_analyzer_cache"
+WHEEL = "tritonclient==2.51.0"  # of Triton 24.10, as the embedded server
+LIBRARIES = ("libb64", "libcudart")  # that it links to, in nvidia_pytriton.libs under names of their own
+STEPS = 32  # different requests, sent in turn
+
+
+class PerfAnalyzerError(Exception):
+    """It cannot be run; the text is one sentence."""
+
+
+def input_data(chosen: mix.Mix, kind: str) -> dict[str, Any]:
+    """What --input-data reads: requests of one kind, with images and sizes as the mix draws them.
+
+    perf_analyzer sends the bytes of base64 as they are, so that an element of BYTES needs its length before it.
+    """
+    rng = random.Random(0)  # noqa: S311
+    only = mix.Mix(chosen.images, chosen.sizes, {kind: 1.0}, chosen.options)
+    return {"data": [_step(only.draw(rng)) for _ in range(STEPS)]}
+
+
+def _step(request: mix.Request) -> dict[str, Any]:
+    element = len(request.image).to_bytes(4, "little") + request.image
+    options = {name: {"content": [value], "shape": [1]} for name, value in request.options.items()}
+    return {"image": {"content": {"b64": base64.b64encode(element).decode()}, "shape": [1]}, **options}
+
+
+def find() -> tuple[Path, dict[str, str]]:
+    """The program, and the environment that it needs. Raises PerfAnalyzerError."""
+    installed = shutil.which("perf_analyzer")
+    if installed:
+        return Path(installed), dict(os.environ)
+    program = CACHE / "perf_analyzer"
+    if not program.exists():
+        fetch()
+    return program, os.environ | {"LD_LIBRARY_PATH": str(CACHE)}
+
+
+def fetch() -> None:
+    """Take the program out of its wheel, and link the libraries beside it. Raises PerfAnalyzerError."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.origin:
+        raise PerfAnalyzerError(
+            "there is no perf_analyzer here: install nvidia-pytriton, or use Triton's SDK container"
+        )
+    libraries = Path(spec.origin).parent.parent / "nvidia_pytriton.libs"
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        done = subprocess.run(
+            [*command, "--platform", "manylinux1_x86_64", "--dest", folder, WHEEL],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            raise PerfAnalyzerError(f"{WHEEL}, which carries perf_analyzer, cannot be fetched: {reason}")
+        for name in LIBRARIES:
+            file = next(libraries.glob(f"{name}-*"))  # libb64-98cb6333.so.0d stands for libb64.so.0d
+            suffix = file.name.partition(".so.")[2]
+            link = CACHE / f"{name}.so.{suffix.split('.')[0]}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+        with zipfile.ZipFile(wheels[0]) as archive:
+            member = next(name for name in archive.namelist() if name.endswith("/bin/perf_analyzer"))
+            program = Path(folder, "perf_analyzer")
+            program.write_bytes(archive.read(member))
+        program.chmod(0o755)
+        program.rename(CACHE / "perf_analyzer")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--host", default="grpc://localhost:8001", help="URL of the server, grpc:// or http://.")
+@click.option("--kind", default="greedy", help="Of the mix's requests.")
+@click.option(
+    "--mix",
+    "mix_path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=mix.DEFAULT,
+    show_default="loadtest/mix.yaml",
+)
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Write the input data there, and end.")
+@click.argument("arguments", nargs=-1)
+def main(host: str, kind: str, mix_path: Path, write: Path | None, arguments: tuple[str, ...]) -> None:
+    """Run perf_analyzer against a server. ARGUMENTS, after --, are its own."""
+    try:
+        chosen = mix.load(mix_path)
+        if kind not in chosen.kinds:
+            raise PerfAnalyzerError(
+                f"{mix_path} has no requests of kind {kind!r}: choose one of {', '.join(chosen.kinds)}"
+            )
+        text = json.dumps(input_data(chosen, kind))
+        if write:
+            write.write_text(text, encoding="utf-8")
+            return
+        program, environment = find()
+    except (OSError, PerfAnalyzerError, mix.MixError) as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(2)
+    url = urlsplit(host)
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        command = [str(program), "-m", "caption", "-u", url.netloc, "-i", url.scheme, "--input-data", file.name]
+        shapes = [f"--shape={name}:1" for name in ("image", *chosen.options[kind])]
+        sys.exit(subprocess.run([*command, *shapes, *arguments], env=environment, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make loadtest`: real Locust against real servers, for a few seconds: that it measures, not what."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import psutil
+import pytest
+
+from blipstream.server import TritonServer
+from figures import LoadTest
+from tests.client.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
+from tests.conftest import ROOT
+
+SVG = "data:image/svg+xml;base64,"
+MODELS = {"caption", "preprocess", "encoder", "decoder"}
+
+
+def start(*options: str | float | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "loadtest" / "load.py"), *map(str, options)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # on a busy machine, more of them would wait for each other
+    )
+
+
+def load(*options: str | float | Path) -> tuple[int, str]:
+    """Exit status and output."""
+    process = start(*options)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def closed(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What steps of closed-loop users over both protocols leave, at a server started for them."""
+    output = tmp_path_factory.mktemp("closed")
+    status, said = load(
+        *("--repository", artifacts, "--protocol", "both", "--shape", "steps", "--users", 2, "--duration", 8),
+        *("--timeout", 60, "--name", "steps", "--output", output),
+    )
+    assert status == 0, said
+    assert "SLO met" in said
+    assert f"report: {output}/steps/index.html" in said
+    return output / "steps"
+
+
+@pytest.fixture(scope="module")
+def open_loop(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a spike of open-loop users in two workers leaves, at a server that runs already."""
+    output = tmp_path_factory.mktemp("open")
+    status, said = load(
+        *("--host", server.grpc_url, "--shape", "spike", "--users", 4, "--rate", 20, "--duration", 6),
+        *("--workers", 2, "--master-port", 0, "--timeout", 60, "--name", "spike", "--output", output),
+        *("--min-rps", 100000, "--p95-ms", 0),
+    )
+    assert status == 1, said
+    assert "SLO missed: p95 " in said
+    assert "are below 100000" in said
+    return output / "spike"
+
+
+@pytest.fixture(params=["closed", "open_loop"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "requests.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_request_is_recorded_once(folder: Path) -> None:
+    with (folder / "locust_stats.csv").open(newline="") as file:
+        (total,) = (row for row in csv.DictReader(file) if row["Name"] == "Aggregated")
+    assert len(rows(folder)) == int(total["Request Count"]) > 0
+    assert {row["error"] for row in rows(folder)} == {""}
+
+
+def test_the_server_counts_the_same(folder: Path) -> None:
+    (front_door,) = (model for model in summary(folder)["models"] if model["name"] == "caption")
+    assert front_door["requests"] == len(rows(folder))
+    assert {model["name"] for model in summary(folder)["models"]} >= MODELS
+    for model in summary(folder)["models"]:
+        batched = sum(int(size) * count for size, count in model["batches"].items())
+        assert batched + model["cached"] == model["requests"]
+
+
+def test_stages(closed: Path, open_loop: Path) -> None:
+    assert [(stage["name"], stage["users"]) for stage in summary(closed)["stages"]] == [("1 user", 1), ("2 users", 2)]
+    assert [(stage["name"], stage["users"]) for stage in summary(open_loop)["stages"]] == [
+        ("before", 1),
+        ("spike", 4),
+        ("after", 1),
+    ]
+
+
+def test_both_protocols_and_the_whole_mix(closed: Path, open_loop: Path) -> None:
+    kinds = {"greedy", "prompt", "beams", "sampling"}
+    asked = {(row["protocol"], row["kind"]) for folder in (closed, open_loop) for row in rows(folder)}
+    assert {protocol for protocol, _ in asked} == {"grpc", "http"}
+    assert {kind for _, kind in asked} <= kinds
+    assert {row["size"] for row in rows(closed)} <= {"original", "640", "1920"}
+    assert json.loads((closed / "run.json").read_text())["mix"] == (ROOT / "loadtest/mix.yaml").read_text()
+
+
+def test_processor_and_memory(folder: Path) -> None:
+    test = LoadTest(folder)
+    assert sum(cores for _, cores, _ in test.usage("server")) > 0
+    assert all(memory > 50 for _, _, memory in test.usage("server"))
+    assert sum(cores for _, cores, _ in test.usage("load")) > 0
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+
+def test_page_needs_no_network(folder: Path) -> None:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert "script" not in page.tags
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_page_has_what_planning_needs(folder: Path) -> None:
+    import base64
+
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    charts = [address for address in Page(text).addresses if address.startswith(SVG)]
+    words = []
+    for chart in charts:
+        drawing = ElementTree.fromstring(base64.b64decode(chart.removeprefix(SVG)))  # noqa: S314 - our own
+        words.append("".join(drawing.itertext()))
+    assert len(words) == 5
+    for chart_words, word in zip(words, ("answered a second", "users", "queue", "batch size", "cores"), strict=True):
+        assert word in chart_words
+    conditions = json.loads((folder / "run.json").read_text())
+    for value in (conditions["machine"]["processor"], conditions["versions"]["locust"], "num_beams: 3", "SLO m"):
+        assert value in text
+
+
+def test_page_can_be_written_anew(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "index.html").unlink()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "loadtest/page.py"), str(copy)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (copy / "index.html").read_text() == (folder / "index.html").read_text()
+
+
+def test_a_slow_server_is_asked_no_less_by_open_loop_users(tmp_path: Path, tiny: TinyTriton) -> None:
+    """Two closed-loop users would ask four times in a second and see half a second each."""
+
+    def slow(inputs: Inputs) -> tuple[str, float, int]:
+        time.sleep(0.5)
+        return size_of_image(inputs)
+
+    tiny.answer = slow
+    status, said = load(
+        *("--host", tiny.url("grpc"), "--users", 2, "--rate", 40, "--duration", 4, "--name", "open"),
+        *("--output", tmp_path),
+    )
+    assert status == 0, said
+    assert len(rows(tmp_path / "open")) > 4 * 4 * 2
+    assert all(float(row["latency_ms"]) >= 500 for row in rows(tmp_path / "open"))
+    page = (tmp_path / "open" / "index.html").read_text()
+    assert "Statistics were missing" in page
+    assert "cannot be seen from here" in page
+
+
+def test_errors_are_counted_by_kind(tmp_path: Path, tiny: TinyTriton) -> None:
+    import grpc
+
+    from tests.client.tiny_triton import Refusal
+
+    asked = 0
+
+    def failing(inputs: Inputs) -> tuple[str, float, int]:
+        nonlocal asked
+        asked += 1
+        if asked > 4:  # what warms up
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        return size_of_image(inputs)
+
+    tiny.answer = failing
+    status, said = load(
+        *("--host", tiny.url("http"), "--rate", 20, "--users", 1, "--duration", 2, "--name", "full"),
+        *("--output", tmp_path),
+    )
+    assert status == 1, said
+    assert "error rate 100.00% is above 1.00%" in said
+    errors = summary(tmp_path / "full")["errors"]
+    assert {error["error"] for error in errors} == {"ServerOverloaded"}
+    assert sum(error["count"] for error in errors) == len(rows(tmp_path / "full"))
+    assert asked == 4 + len(rows(tmp_path / "full"))  # and none is asked again behind the record's back
+    assert "Exceeds maximum queue size" in (tmp_path / "full" / "index.html").read_text()
+
+
+@pytest.fixture
+def tiny() -> Iterator[TinyTriton]:
+    with tiny_triton() as server:
+        yield server
+
+
+def test_interrupted(tmp_path: Path, tiny: TinyTriton) -> None:
+    """Nothing stays behind."""
+    process = start("--host", tiny.url("grpc"), "--duration", 60, "--name", "long", "--output", tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "long" / "stages.csv").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--host", "grpc://127.0.0.1:1"], "error: the first 'greedy' request of"),
+        (["--host", "ftp://there"], "error: Expected an address such as grpc://localhost:8001"),
+        (["--name", "a/b", "--host", "grpc://127.0.0.1:1"], "error: a name has letters, digits"),
+        (["--mix", str(ROOT / "README.md")], "error: "),
+        (["--users", "0"], "0 is not in the range x>=1"),
+        (["--remote-workers", "1", "--master-port", "0"], "--remote-workers need a --master-port that they know"),
+    ],
+)
+def test_mistakes(options: list[str], sentence: str, tmp_path: Path) -> None:
+    status, said = load(*options, "--output", tmp_path)
+    assert status == 2
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.full
+def test_page_in_a_browser(open_loop: Path, tmp_path: Path) -> None:
+    """Chromium shows it without a word on its console, and asks no network for anything."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    address = (open_loop / "index.html").as_uri()
+    picture = tmp_path / "page.png"
+    quiet = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path}/user",
+    )
+    done = subprocess.run(
+        [chromium, *quiet, "--enable-logging=stderr", "--window-size=1100,3500", f"--screenshot={picture}", address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr
+    from PIL import Image
+
+    with Image.open(picture) as shown:
+        colours = shown.convert("RGB").getcolors(maxcolors=1 << 24) or []
+    assert len(colours) > 100

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make tune`: that it searches, serves what it writes, and leaves what it was given alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import tune
+from tests.conftest import ROOT
+from tune import Point, Settings, Trial
+
+START: Settings = {name: values[0] for name, values in tune.SPACE.items()}
+
+
+def made_up(settings: Settings) -> Trial:
+    """Throughput as it never was: best with two instances of the decoder and a batch of 8."""
+    rps = 10.0 + 5 * (settings["decoder.instances"] == 2) + 3 * (settings["encoder.preferred_batch"] == 8)
+    return Trial(settings, [Point(1, rps, 50.0, 0), Point(2, rps + 100, 500.0, 0)])
+
+
+def score(trial: Trial) -> float:
+    return trial.score(100)
+
+
+def test_search_finds_what_is_best() -> None:
+    trials = tune.search(START, made_up, score, lambda: True)
+    best = max(trials, key=score).settings
+    assert best == {**START, "decoder.instances": 2, "encoder.preferred_batch": 8}
+    assert len({json.dumps(trial.settings) for trial in trials}) == len(trials)
+
+
+def test_search_keeps_to_its_budget() -> None:
+    run = iter([True, True, False])
+    trials = tune.search(START, made_up, score, lambda: next(run))
+    assert trials[0].settings == START
+    assert len(trials) == 2
+
+
+def test_search_takes_small_gains_for_noise() -> None:
+    def nearly_flat(settings: Settings) -> Trial:
+        return Trial(settings, [Point(1, 10 + 0.01 * sum(settings.values()) / 1e4, 50.0, 0)])
+
+    trials = tune.search(START, nearly_flat, score, lambda: True)
+    assert len(trials) == 1 + sum(len(values) - 1 for values in tune.SPACE.values())  # one pass around the start
+
+
+def test_score() -> None:
+    trial = Trial(START, [Point(1, 5, 90, 0), Point(2, 9, 99, 0), Point(4, 12, 101, 0), Point(8, 14, 80, 1)])
+    assert trial.score(100) == 9
+    assert trial.score(50) == -80
+    assert trial.best(50) is None
+
+
+def test_settings_are_read_and_written(tmp_path: Path) -> None:
+    for source in (ROOT / "model_repository").glob("*/config*"):
+        for file in [source] if source.is_file() else source.iterdir():
+            target = tmp_path / file.relative_to(ROOT / "model_repository")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    before = tune.read_settings(tmp_path, "cpu")
+    assert before["encoder.preferred_batch"] == 8
+    tune.write_settings(tmp_path, "cpu", before)
+    assert tune.read_settings(tmp_path, "tuned") == before
+    for model in ("encoder", "decoder"):  # all the rest stays: a CPU's instances, the queue's bound, parameters
+        assert tune.read_config(tmp_path, model, "tuned") == tune.read_config(tmp_path, model, "cpu")
+    changed = {name: values[-1] for name, values in tune.SPACE.items()}
+    tune.write_settings(tmp_path, "cpu", changed)
+    assert tune.read_settings(tmp_path, "tuned") == changed
+    assert tune.read_settings(tmp_path, "cpu") == before
+    bound = tune.read_config(tmp_path, "encoder", "tuned").dynamic_batching.default_queue_policy.max_queue_size
+    assert bound == tune.read_config(tmp_path, "encoder", "cpu").dynamic_batching.default_queue_policy.max_queue_size
+
+
+def run_tune(*options: str | Path | float) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "loadtest/tune.py"), *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_real_trial(artifacts: Path, tmp_path: Path) -> None:
+    """With no time for a second one."""
+    before = {path: path.read_bytes() for path in artifacts.rglob("*.pbtxt")}
+    status, said = run_tune(
+        *("--p95-ms", 60000, "--repository", artifacts, "--budget", 0, "--seconds", 1, "--max-in-flight", 2),
+        *("--name", "one", "--output", tmp_path),
+    )
+    assert status == 0, said
+    assert "tuned: as before" in said
+    result = json.loads((tmp_path / "one" / "tune.json").read_text())
+    assert [point["in_flight"] for point in result["trials"][0]["points"]] == [1, 2]
+    assert result["tuned"] == result["before"] == tune.read_settings(tmp_path / "one" / "repository", "tuned")
+    with Image.open(tmp_path / "one" / "tune.png") as image:
+        assert image.width > 1000
+    assert {path: path.read_bytes() for path in artifacts.rglob("*.pbtxt")} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "Missing option '--p95-ms'"),
+        (["--p95-ms", "100", "--mix", str(ROOT / "README.md")], "error: "),
+        (["--p95-ms", "100", "--repository", str(ROOT / "tests")], "is no configuration of a model"),
+    ],
+)
+def test_mistakes(options: list[str], sentence: str, tmp_path: Path) -> None:
+    status, said = run_tune(*options, "--output", tmp_path)
+    assert status == 2
+    assert sentence in said
+    assert "Traceback" not in said
