@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README's requests, run as they stand but for the ports."""
 
+import json
 import os
 import re
 import subprocess
@@ -34,7 +35,14 @@ def test_tritonclient_alone(server: TritonServer) -> None:
 
 
 def test_curl(server: TritonServer) -> None:
-    assert '"data":["a book on a purple background"]' in run_block(server, "sh", "curl")
+    assert '"data":["a book on a purple background"]' in run_block(server, "sh", "Inference-Header")
+
+
+def test_server_sent_events(server: TritonServer) -> None:
+    events = run_block(server, "sh", "generate_stream").splitlines()
+    pieces = [json.loads(event.removeprefix("data: ")) for event in events if event]
+    assert "".join(piece["text"] for piece in pieces) == "a book on a purple background"
+    assert pieces[-1]["finish_reason"] == "stop"
 
 
 def test_client_library(server: TritonServer) -> None:
