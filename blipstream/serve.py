@@ -17,7 +17,7 @@ from PIL import Image
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.server import ROOT, TritonServer
 
-DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself
+DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself, unless the build wrote one for its plan
 SAMPLES = Path("build/demo/samples")
 
 
@@ -96,13 +96,13 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG00
 
 def config_name(repository: Path, config: str) -> str | None:
     """Triton's --model-config-name; it would take a wrong one for config.pbtxt, so check it here."""
-    if config in (DEFAULT_CONFIG, "default"):
-        return None
     names = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
-    if config not in names:
+    if config in names:
+        return config
+    if config not in (DEFAULT_CONFIG, "default"):
         choices = ", ".join([*names, DEFAULT_CONFIG])
         raise ServerError(f"{repository} has no configuration {config!r}: choose one of {choices}")
-    return config
+    return None
 
 
 def read_admin_key(file: Path | None) -> str | None:

@@ -415,10 +415,14 @@ def _environment(installation: Installation) -> dict[str, str]:
         "PYTHONPATH": (ROOT, *packages),
         "LD_LIBRARY_PATH": installation.libraries,
     }
-    return SPINNING | os.environ | {
-        name: os.pathsep.join(filter(None, [*map(str, paths), os.environ.get(name, "")]))
-        for name, paths in first.items()
-    }
+    return (
+        SPINNING
+        | os.environ
+        | {
+            name: os.pathsep.join(filter(None, [*map(str, paths), os.environ.get(name, "")]))
+            for name, paths in first.items()
+        }
+    )
 
 
 def _group(group: int) -> dict[int, tuple[str, int]]:

@@ -16,6 +16,7 @@ from blipstream.errors import ArtifactError
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_REPOSITORY = ROOT / "model_repository"
 FINGERPRINT = "fingerprint"
+GENERATED = Path("encoder/configs/tensorrt.pbtxt")  # the one config that a build writes; git ignores it
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def materialise(repository: Path) -> None:
         for pattern in ("*/config.pbtxt", "*/configs/*.pbtxt", "*/1/model.py"):
             for source in SOURCE_REPOSITORY.glob(pattern):
                 target = repository / source.relative_to(SOURCE_REPOSITORY)
+                if target == repository / GENERATED:
+                    continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
         # Triton wants a folder of each model's version, though an ensemble's stays empty

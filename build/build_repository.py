@@ -25,6 +25,7 @@ from blipstream.encoders.tensorrt import ONNX_NAME, PLAN_NAME
 from blipstream.engine import load_engine
 from blipstream.errors import ArtifactError, BlipstreamError
 from checkpoint import Checkpoint
+from encoder_config import write_encoder_config
 from export import export_decoder, export_openvino, export_torch
 from tensorrt_compile import PLAN, Plan, PlanOptions, compile_plan, reason_to_rebuild, stored_plan
 from verify import Report, verify
@@ -59,6 +60,7 @@ SOURCES = tuple(
         "blipstream/vision.py",
         "blipstream/decoder.py",
         "build/convert.py",
+        "build/encoder_config.py",
         "build/export.py",
         "build/onnx_export.py",
         "build/tensorrt_compile.py",
@@ -139,6 +141,8 @@ def build(
             raise ArtifactError("what was built is too far from transformers: nothing was installed")
         for model_name, artifact in stale.items():
             artifact.install(folders[model_name])
+        if plan:
+            write_encoder_config(repository, plan.options, settings.vision.image_size)
     click.echo(f"installed {', '.join(stale)} in {repository}")
 
 

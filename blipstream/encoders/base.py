@@ -15,6 +15,7 @@ class Encoder(ABC):
     """Pixels to image_embeds. Not thread-safe: one thread drives it."""
 
     config: CheckpointConfig
+    warm_up_batches: tuple[int, ...] = (1,)
     dtype: str  # what it computes in: bf16, f16 or f32
 
     def check(self, pixels: npt.NDArray[np.uint8]) -> None:
@@ -22,6 +23,12 @@ class Encoder(ABC):
         side = self.config.vision.image_size
         if pixels.shape[1:] != (side, side, 3):
             raise InvalidInput(f"pixels must have shape {[side, side, 3]}, not {list(pixels.shape[1:])}")
+
+    def warm_up(self) -> None:
+        """Do what would make the first requests wait."""
+        side = self.config.vision.image_size
+        for batch in self.warm_up_batches:
+            self.encode(np.zeros((batch, side, side, 3), np.uint8))
 
     @abstractmethod
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Any:  # noqa: ANN401

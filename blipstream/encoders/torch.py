@@ -33,6 +33,8 @@ class TorchEncoder(Encoder):
         encoder.scale, encoder.shift = encoder.scale.float(), encoder.shift.float()  # the normalisation stays in f32
         self._encoder = encoder.to(self._device).eval().requires_grad_(False)
         self._graphs: Graphs[Tensor] = Graphs(self._device)
+        if self._graphs.enabled:  # the second run of each size records its graph
+            self.warm_up_batches = tuple(batch for batch in (1, 2, 4, 8, 16, 32, 64) for _ in range(2))
         self._pixels: dict[int, Tensor] = {}  # by bucket, where graphs read from
 
     @torch.inference_mode()

@@ -55,6 +55,7 @@ class Engine(ABC):
     """Captions from image embeddings. Not thread-safe: one thread drives it."""
 
     max_rows: int  # in flight at once; requests beyond them wait
+    warm_up_counts: tuple[int, ...] = (1,)
 
     def __init__(self, decoder: TextDecoder, tokenizer: Tokenizer, config: CheckpointConfig, dtype: str) -> None:
         self.config = config
@@ -132,6 +133,13 @@ class Engine(ABC):
         except BaseException:
             self.reset()  # what failed must not fail those who come next
             raise
+
+    def warm_up(self) -> None:
+        """Do what would make the first requests wait: greedy captions in each number that comes up."""
+        image_embeds = self._decoder.head_bias.new_zeros(self._num_patches, self.config.text.encoder_hidden_size)
+        options = DecodingOptions(max_tokens=2)
+        for count in self.warm_up_counts:
+            self.generate(self.request(image_embeds, options) for _ in range(count))
 
     def text(self, request: Request, ids: list[int]) -> str:
         """The caption of generated `ids`, with the prompt if the request wants it."""

@@ -27,6 +27,9 @@ class GraphedEngine(Engine):
     def __init__(self, decoder: TextDecoder, tokenizer: Tokenizer, config: CheckpointConfig, dtype: str) -> None:
         super().__init__(decoder, tokenizer, config, dtype)
         self._device = decoder.head_bias.device
+        if self._device.type == "cuda":
+            # the largest first, so that buffers are made once; the second run of each records its graph
+            self.warm_up_counts = tuple(count for count in (64, 32, 16, 8, 4, 2, 1) for _ in range(2))
         self._lanes: dict[tuple[type[Lane], int], Lane] = {}
 
     @torch.inference_mode()

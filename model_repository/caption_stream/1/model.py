@@ -22,8 +22,8 @@ class TritonPythonModel:
     def initialize(self, args):
         self.codes = {InvalidInput: pb_utils.TritonError.INVALID_ARG, Overloaded: pb_utils.TritonError.UNAVAILABLE}
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
-        decoder = Path(args["model_repository"]).with_name("decoder")
-        engine = load_engine(decoder / args["model_version"] / "artifact", device)
+        engine = load_engine(Path(args["model_repository"], "../decoder", args["model_version"], "artifact"), device)
+        engine.warm_up()
         self.metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
         self.scheduler = Scheduler(engine, on_watch=self.metrics.watch)
 

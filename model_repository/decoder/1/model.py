@@ -18,6 +18,7 @@ class TritonPythonModel:
     def initialize(self, args):
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         engine = load_engine(Path(args["model_repository"], args["model_version"], "artifact"), device)
+        engine.warm_up()
         # what cannot start soon waits in Triton's queue, with its limits
         metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
         self.scheduler = Scheduler(engine, max_waiting=engine.max_rows, on_watch=metrics.watch)

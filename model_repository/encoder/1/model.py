@@ -17,6 +17,7 @@ class TritonPythonModel:
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         folder = Path(args["model_repository"], args["model_version"], runtime)
         self.encoder = load_encoder(runtime, folder, device)
+        self.encoder.warm_up()
 
     def execute(self, requests):
         inputs = [pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]
