@@ -1,22 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: `blipstream caption photo.jpg`."""
 
+import dataclasses
+import functools
+import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, cast
 
 import click
 
 from blipstream_client import BlipstreamError, Caption, Client, ImageLike, Options, __version__
-from blipstream_client._client import DEFAULT_URL
+from blipstream_client._base import DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
+from blipstream_client.bulk import job
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 
-def caption_options(command: Callable[..., None]) -> Callable[..., None]:
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+
+
+def caption_options(command: Command) -> Command:
     """A flag for each option of a caption."""
     for name, option in reversed(OPTIONS.items()):
         flag = name.replace("_", "-")
@@ -24,6 +32,75 @@ def caption_options(command: Callable[..., None]) -> Callable[..., None]:
         declaration = f"--{flag}/--no-{flag}" if switch else f"--{flag}"
         command = click.option(declaration, type=option.kind.python, default=None, help=option.help)(command)
     return command
+
+
+def _headers(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition(":") for value in values]
+    if wrong := [name for name, colon, _ in pairs if not colon]:
+        raise click.BadParameter(f"expected NAME:VALUE, got {wrong[0]!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+FILE = click.Path(dir_okay=False)
+
+
+def connection_options(timeout: float, retries: int) -> Sequence[Decorator]:
+    """Flags of what `Client` wants to know, with these defaults."""
+    return [
+        click.option(
+            "--url",
+            envvar="BLIPSTREAM_URL",
+            default=DEFAULT_URL,
+            show_default=True,
+            show_envvar=True,
+            help="The server; several, as in grpc://a:8001,b:8001, are asked in turn.",
+        ),
+        click.option("--timeout", default=timeout, show_default=True, help="Seconds for an image, with all retries."),
+        click.option(
+            "--retries", default=retries, show_default=True, help="If the server is overloaded or cannot be reached."
+        ),
+        click.option(
+            "--header", "headers", multiple=True, metavar="NAME:VALUE", callback=_headers, help="To send along."
+        ),
+        click.option("--ca-file", type=FILE, help="TLS: certificates to trust instead of the well-known ones."),
+        click.option("--cert-file", type=FILE, help="TLS: the client's own certificate."),
+        click.option("--key-file", type=FILE, help="TLS: its key, if not in the same file."),
+    ]
+
+
+CONNECTION = connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES)
+IMAGES: Sequence[Decorator] = [
+    click.option("--max-side", type=int, help="Scale larger images down to so many pixels before they are sent."),
+    click.option("--allow-private-urls", is_flag=True, help="Fetch images from private networks, too."),
+]
+
+
+def client_options(*groups: Sequence[Decorator]) -> Decorator:
+    """The flags that say how to talk to the server, as one argument `connection`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collect(**arguments: Any) -> None:  # noqa: ANN401
+            names = inspect.signature(BaseClient).parameters.keys() & arguments.keys()
+            command(connection={name: arguments.pop(name) for name in names}, **arguments)
+
+        decorated: Command = collect
+        for option in reversed([option for group in groups for option in group]):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """The client's errors end the program with their sentence, and Ctrl-C ends it quietly."""
+    try:
+        yield
+    except BlipstreamError as exc:
+        raise click.ClickException(str(exc)) from exc
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 @click.group()
@@ -34,25 +111,70 @@ def main() -> None:
 
 @main.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--url", envvar="BLIPSTREAM_URL", default=DEFAULT_URL, show_default=True, show_envvar=True)
+@client_options(CONNECTION, IMAGES)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @caption_options
-def caption(images: tuple[str, ...], url: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Print a line for each IMAGE, a file or - for standard input."""
-    try:
-        succeeded = _caption(images, url, as_json, cast(Options, options))
-    except BlipstreamError as exc:
-        raise click.ClickException(str(exc)) from exc
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+def caption(images: tuple[str, ...], connection: dict[str, Any], as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Print a line for each IMAGE, a file, a URL, or - for standard input."""
+    with one_sentence_errors():
+        succeeded = _caption(images, connection, as_json, cast(Options, options))
     sys.exit(0 if succeeded else 1)
 
 
-def _caption(names: tuple[str, ...], url: str, as_json: bool, options: Options) -> bool:
+@main.command()
+@click.argument("images", metavar="IMAGES...", nargs=-1, required=True)
+@click.option("--output", required=True, help="A file that ends in .parquet, .jsonl or .csv.")
+@click.option("--column", help="Where Parquet files have images, paths or URLs.")
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(1),
+    default=job.DEFAULT_MAX_IN_FLIGHT,
+    show_default=True,
+    help="Requests at once, if the server takes as many.",
+)
+@client_options(connection_options(job.DEFAULT_TIMEOUT, job.DEFAULT_RETRIES), IMAGES)
+@caption_options
+def bulk(
+    images: tuple[str, ...],
+    output: str,
+    column: str | None,
+    max_in_flight: int,
+    connection: dict[str, Any],
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Write a row for each of IMAGES to a file.
+
+    IMAGES are folders, files, URLs, patterns in quotes, tar shards, Parquet files, or - for a list of such names on
+    standard input. If it was interrupted, the same command goes on where it ended.
+    """
+    with one_sentence_errors():
+        summary = job.run(
+            images,
+            output,
+            connection=connection,
+            options=cast(Options, options),
+            column=column,
+            max_in_flight=max_in_flight,
+        )
+    click.echo(f"{summary.rows:,} rows in {output}, {summary.found:,} of them from before", err=True)
+    if summary.failures:
+        click.echo(f"{summary.failures:,} have an error instead of a caption; {summary.first_failure}", err=True)
+    sys.exit(1 if summary.failures else 0)
+
+
+@main.command()
+@client_options(CONNECTION)
+def info(connection: dict[str, Any]) -> None:
+    """Print what the server is, as JSON."""
+    with one_sentence_errors(), Client(**connection) as client:
+        _print_json(**dataclasses.asdict(client.info()))
+
+
+def _caption(names: tuple[str, ...], connection: dict[str, Any], as_json: bool, options: Options) -> bool:
     """Print what each image gave. True if all gave captions."""
     succeeded = True
     sources: Iterator[ImageLike] = (sys.stdin.buffer if name == "-" else name for name in names)
-    with Client(url) as client, closing(client.caption_many(sources, **options)) as results:
+    with Client(**connection) as client, closing(client.caption_many(sources, **options)) as results:
         for name, result in zip(names, results, strict=True):
             succeeded = succeeded and not isinstance(result, BlipstreamError)
             _print(click.format_filename(name), result, as_json)

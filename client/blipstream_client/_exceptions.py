@@ -3,8 +3,10 @@
 
 * BlipstreamError
   * InvalidURL           the server's address cannot be used
+  * InvalidCertificate   a certificate or key file cannot be used
   * InvalidRequest       the server, or the client before sending, refuses what was asked
-    * InvalidImage       the image cannot be read or is of a kind that cannot be sent
+    * InvalidImage       the image cannot be read or fetched, or is of a kind that cannot be sent
+  * AccessDenied         the server wants other credentials
   * RequestCancelled     the client was closed before the answer came
   * RequestTimeout       no answer in time
   * ServerUnreachable    no server answers at the address
@@ -13,22 +15,25 @@
   * ServerError          the server failed, or its answer makes no sense
 """
 
-import http.client
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
-
-from tritonclient.utils import InferenceServerException
 
 
 class BlipstreamError(Exception):
     """Base of every error of this client; its text is one sentence."""
 
+    transient: bool = False  # whether the same request may succeed later, or at another endpoint
+
 
 class InvalidURL(BlipstreamError):
     """The server's address cannot be used."""
+
+
+class InvalidCertificate(BlipstreamError):
+    """A certificate or key file cannot be used."""
 
 
 class InvalidRequest(BlipstreamError):
@@ -36,7 +41,11 @@ class InvalidRequest(BlipstreamError):
 
 
 class InvalidImage(InvalidRequest):
-    """The image cannot be read or is of a kind that cannot be sent."""
+    """The image cannot be read or fetched, or is of a kind that cannot be sent."""
+
+
+class AccessDenied(BlipstreamError):
+    """The server wants other credentials."""
 
 
 class RequestCancelled(BlipstreamError):
@@ -50,13 +59,17 @@ class RequestTimeout(BlipstreamError):
 class ServerUnreachable(BlipstreamError):
     """No server answers at the address."""
 
+    transient = True
+
 
 class ServerOverloaded(BlipstreamError):
     """The server's queue is full: try again later."""
 
+    transient = True
+
 
 class ModelNotReady(BlipstreamError):
-    """The server has no such model, or not yet."""
+    """The server has no such model, or not yet; only the latter is transient."""
 
 
 class ServerError(BlipstreamError):
@@ -69,9 +82,13 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "DEADLINE_EXCEEDED": RequestTimeout,
     "INVALID_ARGUMENT": InvalidRequest,
     "NOT_FOUND": ModelNotReady,
+    "PERMISSION_DENIED": AccessDenied,
     "RESOURCE_EXHAUSTED": ServerOverloaded,
+    "UNAUTHENTICATED": AccessDenied,
     "UNAVAILABLE": ServerUnreachable,
     "400": InvalidRequest,
+    "401": AccessDenied,
+    "403": AccessDenied,
     "404": ModelNotReady,
     "408": RequestTimeout,
     "413": InvalidRequest,
@@ -87,26 +104,32 @@ _UNAVAILABLE: dict[str, type[BlipstreamError]] = {
     "Exceeds maximum queue size": ServerOverloaded,
     "Request timeout expired": RequestTimeout,
     "is not at ready state": ModelNotReady,
+    "is restricted, expecting header": AccessDenied,
 }
+
+_STOPPING = "has no available versions"  # said with NOT_FOUND by a server that is shutting down
 
 _TRITON_PREFIXES = re.compile(r"(?:\[request id: [^]]*\]|in ensemble '[^']*',|.*last error: \w+:)\s*")
 
 
 def error_from_status(status: str, message: str, *, url: str, timeout: float) -> BlipstreamError:
-    """The error for a gRPC status ("StatusCode.NOT_FOUND") or an HTTP one ("404"), in one sentence."""
-    code = status.removeprefix("StatusCode.")
+    """The error for a gRPC status ("NOT_FOUND") or an HTTP one ("404"), in one sentence."""
     sentence = " ".join(message.split())
     while prefix := _TRITON_PREFIXES.match(sentence):
         sentence = sentence[prefix.end() :]
 
-    kind = _BY_STATUS.get(code, ServerError)
-    if code in ("UNAVAILABLE", "503"):
+    kind = _BY_STATUS.get(status, ServerError)
+    unavailable = status in ("UNAVAILABLE", "503")
+    if unavailable:
         kind = next((error for words, error in _UNAVAILABLE.items() if words in sentence), kind)
     if kind is ServerUnreachable:
-        return unreachable(url, sentence or f"status {code}")
-    if code == "DEADLINE_EXCEEDED":
+        return unreachable(url, sentence or f"status {status}")
+    if status == "DEADLINE_EXCEEDED":
         return no_answer(url, timeout)
-    return kind(sentence or f"The server at {url} answered {code} without a message")
+    error = kind(sentence or f"The server at {url} answered {status} without a message")
+    if kind is ModelNotReady:
+        error.transient = unavailable or _STOPPING in sentence
+    return error
 
 
 def unreachable(url: str, reason: str) -> ServerUnreachable:
@@ -119,39 +142,38 @@ def no_answer(url: str, timeout: float) -> RequestTimeout:
     return RequestTimeout(f"No answer from {url} within {timeout:g} s: give it a longer timeout, or less to do")
 
 
-def translate(exc: Exception, *, url: str, timeout: float) -> BlipstreamError | None:
-    """The client's own error for one from tritonclient, the sockets or the parsing; None for a stranger."""
-    match exc:
-        case InferenceServerException():
-            return error_from_status(exc.status() or "", exc.message() or "", url=url, timeout=timeout)
-        case TimeoutError():
-            return no_answer(url, timeout)
-        case OSError():
-            return unreachable(url, exc.strerror or str(exc))
-        case http.client.HTTPException():
-            return unreachable(url, f"what answers there does not speak HTTP: {exc!r}")
-        case ValueError() | LookupError() | TypeError() | struct.error():
-            return ServerError(f"The answer from {url} is not one that Triton gives: {exc}")
-        case _:
-            return None
+def client_closed() -> RequestCancelled:
+    """The error for what was asked of a closed client."""
+    return RequestCancelled("The client is closed: open another")
+
+
+def cancelled() -> RequestCancelled:
+    """The error for what a client was waiting for when it was closed."""
+    return RequestCancelled("The client was closed before the answer came")
+
+
+Translate = Callable[[Exception, str, float], BlipstreamError | None]  # error, url, timeout -> ours
 
 
 @contextmanager
-def translated_errors(*, url: str, timeout: float, closed: Event) -> Iterator[None]:
+def translated_errors(translate: Translate, *, url: str, timeout: float, closed: Event) -> Iterator[None]:
     """Turn third-party errors into the client's own, around one exchange with the server.
 
-    Everything that fails once `closed` is set is a RequestCancelled.
+    `translate` knows the protocol's errors and gives None for strangers. Everything that fails once `closed` is set
+    is a RequestCancelled.
     """
+    if closed.is_set():
+        raise client_closed()
     try:
-        if closed.is_set():
-            raise RequestCancelled("The client is closed: open another")
         yield
-    except BlipstreamError:
-        raise
     except Exception as exc:
         if closed.is_set():
-            raise RequestCancelled("The client was closed before the answer came") from exc
-        error = translate(exc, url=url, timeout=timeout)
+            raise cancelled() from exc
+        if isinstance(exc, BlipstreamError):
+            raise
+        error = translate(exc, url, timeout)
+        if error is None and isinstance(exc, (ValueError, LookupError, TypeError, struct.error)):
+            error = ServerError(f"The answer from {url} is not one that Triton gives: {exc}")
         if error is None:
             raise
         raise error from exc

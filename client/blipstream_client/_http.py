@@ -1,136 +1,271 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors over HTTP/1.1.
-
-tritonclient's HTTP client runs on gevent, and none of it may leave the thread that made it. So only its
-two pure functions are used, which write a request's body and read a response's, and the standard library's
-connections carry them.
-"""
+"""Questions over HTTP/1.1, on as many kept-alive connections as there were requests at once."""
 
 import json
 import socket
-import ssl
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
-from threading import Event
+from http import HTTPStatus
+from threading import Event, Lock
+from typing import Any
 from urllib.parse import quote
 
-from tritonclient.http import InferenceServerClient, InferInput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+import httpcore2
 
 from blipstream_client._contract import Tensors
-from blipstream_client._exceptions import translated_errors
-from blipstream_client._transport import Address
+from blipstream_client._endpoints import Address
+from blipstream_client._exceptions import (
+    BlipstreamError,
+    error_from_status,
+    no_answer,
+    translated_errors,
+    unreachable,
+)
+from blipstream_client._questions import AnswerT, GetConfig, GetServer, Infer, IsReady, Question
+from blipstream_client._streams import Stream
+from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings
+from blipstream_client._wire import datatype, from_raw, to_raw
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
+KEEPALIVE_PROBES = 3  # unanswered, before a connection counts as lost
 
 
-def request_body(inputs: Tensors) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of an inference request."""
-    tensors = [
-        InferInput(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype)).set_data_from_numpy(tensor)
+@dataclass(frozen=True)
+class Exchange:
+    """A request, and what its answer says."""
+
+    method: str
+    path: str
+    read: Callable[[httpcore2.Response], Any]
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class StatusError(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
+    """How a question is asked."""
+    match question:
+        case Infer(model, inputs):
+            body, header_length = infer_body(inputs, deadline)
+            headers = ((HEADER_LENGTH, str(header_length)), ("Content-Type", "application/octet-stream"))
+            return Exchange("POST", f"{model_path(model)}/infer", read_outputs, body, headers)
+        case IsReady(model):
+            return Exchange("GET", f"{model_path(model)}/ready", lambda answer: answer.status == HTTPStatus.OK)
+        case GetServer():
+            return Exchange("GET", "/v2", read_json)
+        case GetConfig(model):
+            return Exchange("GET", f"{model_path(model)}/config", read_json)
+        case _:
+            raise NotImplementedError(question)
+
+
+def model_path(model: str) -> str:
+    """Where a model's resources are."""
+    return f"/v2/models/{quote(model, safe='')}"
+
+
+def infer_body(inputs: Tensors, deadline: Deadline) -> tuple[bytes, int]:
+    """A JSON header with the tensors' bytes after it, and the length of the header."""
+    raw = {name: to_raw(tensor) for name, tensor in inputs.items()}
+    described = [
+        {
+            "name": name,
+            "shape": tensor.shape,
+            "datatype": datatype(tensor),
+            "parameters": {"binary_data_size": len(raw[name])},
+        }
         for name, tensor in inputs.items()
     ]
-    body, header_length = InferenceServerClient.generate_request_body(tensors)
-    return body, {HEADER_LENGTH: str(header_length)}
+    parameters = {"timeout": deadline.microseconds_left(), "binary_data_output": True}
+    header = json.dumps({"inputs": described, "parameters": parameters}).encode()
+    return b"".join([header, *raw.values()]), len(header)
 
 
-def response_tensors(status: int, header_length: str | None, body: bytes) -> Tensors:
-    """The outputs in an inference response. Raises InferenceServerException for a status other than 200."""
-    if status != 200:
-        raise InferenceServerException(_error_message(body), status=str(status))
-    result = InferenceServerClient.parse_response_body(
-        body, header_length=int(header_length) if header_length else None
-    )
-    return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+def read_outputs(answer: httpcore2.Response) -> Tensors:
+    """The tensors in the answer to it. Raises StatusError."""
+    check_status(answer)
+    lengths = [int(value) for name, value in answer.headers if name.lower() == HEADER_LENGTH.lower().encode()]
+    start = lengths[0] if lengths else len(answer.content)
+    outputs = {}
+    for output in json.loads(answer.content[:start])["outputs"]:
+        end = start + output["parameters"]["binary_data_size"]
+        outputs[output["name"]] = from_raw(output["datatype"], output["shape"], answer.content[start:end])
+        start = end
+    return outputs
 
 
-def _error_message(body: bytes) -> str:
+def read_json(answer: httpcore2.Response) -> Any:  # noqa: ANN401
+    """The JSON in an answer. Raises StatusError."""
+    check_status(answer)
+    return json.loads(answer.content)
+
+
+def check_status(answer: httpcore2.Response) -> None:
+    """Raises StatusError."""
+    if answer.status == HTTPStatus.OK:
+        return
     try:
-        return str(json.loads(body)["error"])
+        message = str(json.loads(answer.content)["error"])
     except (ValueError, LookupError, TypeError):  # a proxy's page, not Triton's JSON
-        return ""
+        message = ""
+    raise StatusError(answer.status, message)
+
+
+def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | None:
+    """The client's own error for HTTP's; None for a stranger."""
+    match exc:
+        case StatusError():
+            return error_from_status(str(exc.status), str(exc), url=url, timeout=timeout)
+        case httpcore2.ConnectTimeout() if timeout > CONNECT_SECONDS:
+            return unreachable(url, f"it did not connect within {CONNECT_SECONDS:g} s")
+        case httpcore2.TimeoutException() | TimeoutError():
+            return no_answer(url, timeout)
+        case httpcore2.NetworkError():
+            return unreachable(url, str(exc) or type(exc).__name__)
+        case httpcore2.RemoteProtocolError() if "disconnected" in str(exc) or "closed" in str(exc):
+            return unreachable(url, "the server closed the connection")
+        case httpcore2.ProtocolError():
+            return unreachable(url, f"what answers there does not speak HTTP: {exc}")
+        case _:
+            return None
+
+
+def socket_options(settings: Settings) -> list[tuple[int, int, int]]:
+    """Have the kernel check connections that are silent."""
+    seconds = max(1, int(settings.keepalive))
+    linux = [
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", seconds), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", KEEPALIVE_PROBES))
+        if hasattr(socket, name)
+    ]
+    return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *linux]
+
+
+class Endpoint:
+    """What the two transports share: how requests to one endpoint look, and their errors."""
+
+    def __init__(self, address: Address, settings: Settings) -> None:
+        self.closed = Event()
+        self.errors = partial(translated_errors, translate, url=address.url, closed=self.closed)
+        self._address = address
+        self._headers = [("Host", address.netloc), *settings.headers.items()]
+        self.pool: dict[str, Any] = {
+            "ssl_context": settings.tls.context if address.secure else None,
+            "max_connections": None,
+            "socket_options": socket_options(settings),
+        }
+
+    def request(self, asked: Exchange, deadline: Deadline) -> dict[str, Any]:
+        """What a pool needs to know."""
+        left = deadline.left()
+        return {
+            "method": asked.method,
+            "url": httpcore2.URL(
+                scheme="https" if self._address.secure else "http",
+                host=self._address.host,
+                port=self._address.port,
+                target=self._address.path + asked.path,
+            ),
+            "headers": [*self._headers, *asked.headers],
+            "content": asked.body,
+            "extensions": {"timeout": {"connect": min(left, CONNECT_SECONDS), "write": left, "read": left}},
+        }
 
 
 class HttpTransport:
-    """As many kept-alive connections as there were requests at once."""
+    """To one endpoint, from any number of threads."""
 
-    def __init__(self, address: Address, timeout: float) -> None:
-        self._address = address
-        self._timeout = timeout
-        self._closed = Event()
-        self._errors = partial(translated_errors, url=address.url, timeout=timeout, closed=self._closed)
-        self._tls = ssl.create_default_context() if address.scheme == "https" else None
-        self._idle: list[HTTPConnection] = []
-        self._busy: set[HTTPConnection] = set()
+    def __init__(self, address: Address, settings: Settings) -> None:
+        self._endpoint = Endpoint(address, settings)
+        self._backend = CuttableBackend()
+        self._pool = httpcore2.ConnectionPool(network_backend=self._backend, **self._endpoint.pool)
 
-    def infer(self, model: str, inputs: Tensors) -> Tensors:
-        """The model's outputs for one request. Raises BlipstreamError."""
-        body, headers = request_body(inputs)
-        with self._errors():
-            response, content = self._exchange("POST", f"/v2/models/{quote(model, safe='')}/infer", body, headers)
-            return response_tensors(response.status, response.headers.get(HEADER_LENGTH), content)
-
-    def is_model_ready(self, model: str) -> bool:
-        """Whether the server says that the model can serve. Raises BlipstreamError."""
-        with self._errors():
-            response, _ = self._exchange("GET", f"/v2/models/{quote(model, safe='')}/ready")
-            return response.status == 200
+    def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        """The server's answer. Raises BlipstreamError."""
+        asked = exchange(question, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds):
+            answer: AnswerT = asked.read(self._pool.request(**self._endpoint.request(asked, deadline)))
+            return answer
 
     def close(self) -> None:
         """Hang up. Requests in flight end at once with RequestCancelled."""
-        self._closed.set()
-        self._close_idle()
-        for connection in list(self._busy):
-            if connection.sock is not None:
-                with suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits on it
+        self._endpoint.closed.set()
+        self._backend.cut()
+        self._pool.close()
 
-    def _exchange(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> tuple[HTTPResponse, bytes]:
-        while True:
-            connection, reused = self._borrow()
-            try:
-                if connection.sock is None:
-                    connection.connect()
-                if self._closed.is_set():  # and close() may have come before there was a socket to end
-                    raise ConnectionAbortedError
-                connection.request(method, self._address.path + path, body, headers or {})
-                response = connection.getresponse()
-                content = response.read()
-            except ConnectionError:
-                connection.close()
-                if not reused or self._closed.is_set():
-                    raise
-                continue  # the server had hung up on an idle connection: take another
-            except BaseException:
-                connection.close()
-                raise
-            finally:
-                self._busy.discard(connection)
-            self._idle.append(connection)
-            if self._closed.is_set():
-                self._close_idle()
-            return response, content
 
-    def _borrow(self) -> tuple[HTTPConnection, bool]:
-        """A connection of the caller's own for a while, and whether it has been used before."""
-        try:
-            connection, reused = self._idle.pop(), True
-        except IndexError:
-            connection, reused = self._connection(), False
-        self._busy.add(connection)
-        return connection, reused
+class AsyncHttpTransport:
+    """To one endpoint, in one event loop."""
 
-    def _connection(self) -> HTTPConnection:
-        _, _, host, port, _ = self._address
-        if self._tls:
-            return HTTPSConnection(host, port, timeout=self._timeout, context=self._tls)
-        return HTTPConnection(host, port, timeout=self._timeout)
+    def __init__(self, address: Address, settings: Settings) -> None:
+        self._endpoint = Endpoint(address, settings)
+        self._pool = httpcore2.AsyncConnectionPool(**self._endpoint.pool)
 
-    def _close_idle(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._idle.pop().close()
+    async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        """The server's answer. Raises BlipstreamError."""
+        asked = exchange(question, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds):
+            answer: AnswerT = asked.read(await self._pool.request(**self._endpoint.request(asked, deadline)))
+            return answer
+
+    async def aclose(self) -> None:
+        """Hang up, once nothing is in flight."""
+        self._endpoint.closed.set()
+        await self._pool.aclose()
+
+
+class CuttableBackend(httpcore2.SyncBackend):
+    """Connects as httpcore2 does, and can end all of its connections while threads wait on them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: set[Stream] = set()
+        self._cut = False
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """A connection that `cut` ends."""
+        stream = CuttableStream(super().connect_tcp(host, port, timeout, local_address, socket_options), self._forget)
+        with self._lock:
+            self._open.add(stream)
+            if self._cut:
+                stream.cut()
+        return stream
+
+    def cut(self) -> None:
+        """End every connection, and those that are just being made."""
+        with self._lock:
+            self._cut = True
+            for stream in self._open:
+                stream.cut()
+
+    def _forget(self, stream: Stream) -> None:
+        with self._lock:
+            self._open.discard(stream)
+
+
+class CuttableStream(Stream):
+    """A connection that says when it is closed."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, forget: Callable[[Stream], None]) -> None:
+        super().__init__(stream)
+        self._forget = forget
+
+    def close(self) -> None:
+        """Hang up."""
+        self._forget(self)
+        super().close()

@@ -3,6 +3,7 @@
 
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -18,6 +19,8 @@ ImageLike: TypeAlias = (
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # what PNG holds without loss
 PNG_COMPRESS_LEVEL = 1  # of 9: the fastest that still compresses
+SCALABLE_MODES = {"L", "LA", "RGB", "RGBA", "CMYK", "I;16"}  # others have no colours between two colours
+JPEG_QUALITY = 95  # of what is shrunk
 
 
 def encode(image: ImageLike) -> bytes:
@@ -81,4 +84,33 @@ def _png(image: Image.Image) -> bytes:
         drawable.save(buffer, "PNG", compress_level=PNG_COMPRESS_LEVEL, exif=image.getexif())
     except (OSError, SyntaxError, ValueError) as exc:  # PIL decodes only now: truncated, broken or closed
         raise InvalidImage(f"Cannot encode the PIL image as PNG: {exc}") from exc
+    return buffer.getvalue()
+
+
+def shrink(encoded: bytes, max_side: int) -> bytes:
+    """The same picture with no side longer than `max_side` pixels, or the very same bytes if it has none.
+
+    JPEG stays JPEG and the rest becomes PNG; the Exif orientation travels along. What cannot be decoded is left as it
+    is, for the server to judge.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is what this is for
+            image = Image.open(io.BytesIO(encoded))
+            if max(image.size) <= max_side:
+                return encoded
+            kind = image.format
+            small = (
+                image
+                if image.mode in SCALABLE_MODES
+                else image.convert("RGBA" if "transparency" in image.info else "RGB")
+            )
+            small.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return encoded
+    if kind != "JPEG":
+        return _png(small)
+    buffer = io.BytesIO()
+    profile = image.info.get("icc_profile")
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY, exif=image.getexif(), icc_profile=profile)
     return buffer.getvalue()

@@ -1,61 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The address of a server, and what every way of talking to it can do."""
+"""What every way of talking to a server can do, waiting for it or not."""
 
-from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
-from blipstream_client._contract import Tensors
-from blipstream_client._exceptions import InvalidURL
+from blipstream_client._endpoints import Address
+from blipstream_client._questions import AnswerT, Question
+from blipstream_client._tls import TLS
 
-DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
-
-
-class Address(NamedTuple):
-    """Where a server is."""
-
-    url: str  # as the caller wrote it
-    scheme: str  # a key of DEFAULT_PORTS
-    host: str
-    port: int
-    path: str  # before /v2, for HTTP behind a proxy
+CONNECT_SECONDS = 5.0  # to connect, before the server counts as unreachable
 
 
-def parse_url(url: str) -> Address:
-    """SCHEME://HOST[:PORT][/PATH]. Raises InvalidURL."""
-    try:
-        parts = urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname, parts.port
-    except ValueError:  # such as a port that is not a number
-        scheme, host, port = "", None, None
-    path = parts.path.rstrip("/") if scheme else ""
-    if scheme not in DEFAULT_PORTS or not host or (path and not scheme.startswith("http")):
-        raise InvalidURL(
-            f"Expected an address such as grpc://localhost:8001 or http://localhost:8000, got {url!r};"
-            f" the schemes are {', '.join(DEFAULT_PORTS)}"
-        )
-    return Address(url, scheme, host, port or DEFAULT_PORTS[scheme], path)
+class Deadline:
+    """When a request's time is up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until then; a moment, where there are none."""
+        return max(self._end - time.monotonic(), 0.001)
+
+    def microseconds_left(self) -> int:
+        """The same, as Triton's request parameter `timeout` wants it.
+
+        A model whose queue policy has `allow_timeout_override` then drops what nobody waits for any more; others,
+        and the response cache, pay no heed to it.
+        """
+        return int(self.left() * 1e6)
+
+    def is_over(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() >= self._end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to talk to servers."""
+
+    headers: Mapping[str, str]  # to send with every request
+    tls: TLS
+    keepalive: float  # seconds of silence after which a connection in use is checked
 
 
 class Transport(Protocol):
-    """Carries tensors to a model and back. Any number of threads may share one."""
+    """Talks to one endpoint. Any number of threads may share one."""
 
-    def infer(self, model: str, inputs: Tensors) -> Tensors:
-        """The model's outputs for one request. Raises BlipstreamError."""
-
-    def is_model_ready(self, model: str) -> bool:
-        """Whether the server says that the model can serve. Raises BlipstreamError."""
+    def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        """The server's answer. Raises BlipstreamError."""
 
     def close(self) -> None:
         """Hang up. Requests in flight end at once with RequestCancelled."""
 
 
-def connect(address: Address, timeout: float) -> Transport:
-    """The transport for the address's scheme, with `timeout` in seconds. Nothing is sent yet."""
+class AsyncTransport(Protocol):
+    """Talks to one endpoint, in one event loop."""
+
+    async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        """The server's answer. Raises BlipstreamError."""
+
+    async def aclose(self) -> None:
+        """Hang up, once nothing is in flight."""
+
+
+def connect(address: Address, settings: Settings) -> Transport:
+    """The transport for the address's scheme. Nothing is sent yet."""
     # Each one's imports are slow, and only one is needed.
     if address.scheme.startswith("grpc"):
         from blipstream_client._grpc import GrpcTransport
 
-        return GrpcTransport(address, timeout)
+        return GrpcTransport(address, settings)
     from blipstream_client._http import HttpTransport
 
-    return HttpTransport(address, timeout)
+    return HttpTransport(address, settings)
+
+
+def connect_async(address: Address, settings: Settings) -> AsyncTransport:
+    """The same for the event loop that runs."""
+    if address.scheme.startswith("grpc"):
+        from blipstream_client._grpc import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(address, settings)
+    from blipstream_client._http import AsyncHttpTransport
+
+    return AsyncHttpTransport(address, settings)

@@ -4,12 +4,19 @@
 import io
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from blipstream_client import Client
 from tests.client.tiny_triton import TinyTriton, tiny_triton
+
+
+@pytest.fixture
+def samples_folder() -> Path:
+    """Where the demo checkpoint's own pictures are."""
+    return Path(__file__).parents[2] / "build" / "demo" / "samples"
 
 
 @pytest.fixture(params=["grpc", "http"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client and the real server, with the demo checkpoint's own pictures."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,7 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blipstream_client import Caption, Client, ImageLike, InvalidImage, InvalidRequest, ModelNotReady
+from blipstream_client import (
+    AsyncClient,
+    BlipstreamError,
+    Caption,
+    Client,
+    ImageLike,
+    InvalidImage,
+    InvalidRequest,
+    ModelNotReady,
+    Options,
+    ServerInfo,
+)
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "build" / "demo" / "samples"
@@ -102,3 +114,49 @@ def test_the_command_line(url: str, samples: dict[str, str], tmp_path: Path) -> 
     assert (good["file"], good["caption"]) == (str(SAMPLES / name), text)
     assert set(good) == {"file", "caption", "score", "num_tokens"}
     assert set(bad) == {"file", "error"}
+
+
+@pytest.mark.parametrize("kind", ["waiting", "async"])
+def test_what_the_server_says_of_itself(url: str, kind: str) -> None:
+    async def ask() -> ServerInfo:
+        async with AsyncClient(url) as client:
+            assert await client.is_ready()
+            return await client.info()
+
+    with Client(url) as client:
+        info = asyncio.run(ask()) if kind == "async" else client.info()
+    assert info.version[0].isdigit()
+    assert list(info.runtimes) == ["preprocess", "encoder", "decoder"]
+    assert info.runtimes["encoder"] == "openvino"
+    assert set(info.options) == set(Options.__annotations__)
+
+
+def test_a_model_that_is_no_ensemble_has_one_step(url: str) -> None:
+    with Client(url, model="decoder") as client:
+        assert list(client.info().runtimes) == ["decoder"]
+
+
+def test_the_command_line_prints_it(url: str) -> None:
+    command = [sys.executable, "-m", "blipstream_client", "info", "--url", url]
+    printed = subprocess.run(command, cwd=ROOT / "client", capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed)["runtimes"]["encoder"] == "openvino"
+
+
+def test_without_blocking(url: str, samples: dict[str, str]) -> None:
+    images: list[ImageLike] = [SAMPLES / name for name in samples]
+
+    async def ask() -> list[Caption | BlipstreamError]:
+        async with AsyncClient(url) as client:
+            return [result async for result in client.caption_many([b"not an image", *images])]
+
+    wrong, *results = asyncio.run(ask())
+    assert type(wrong) is InvalidRequest
+    assert [result.text for result in results if isinstance(result, Caption)] == list(samples.values())
+
+
+def test_smaller_images_get_the_same_captions(url: str, samples: dict[str, str]) -> None:
+    """Seen at a size well above the model's own."""
+    name, text = next(iter(samples.items()))
+    large = Image.open(SAMPLES / name).resize((1600, 1600))
+    with Client(url, max_side=800) as client:
+        assert client.caption(large).text == text

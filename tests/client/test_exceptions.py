@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import http
-import http.client
+from contextlib import AbstractContextManager
 from threading import Event
 
 import grpc
+import httpcore2
 import pytest
-from tritonclient.utils import InferenceServerException
 
 from blipstream_client import (
+    AccessDenied,
     BlipstreamError,
     InvalidRequest,
     ModelNotReady,
@@ -16,8 +17,10 @@ from blipstream_client import (
     ServerError,
     ServerOverloaded,
     ServerUnreachable,
+    _grpc,
+    _http,
 )
-from blipstream_client._exceptions import error_from_status, translate, translated_errors
+from blipstream_client._exceptions import error_from_status, translated_errors
 
 URL = "grpc://captions:8001"
 TIMEOUT = 2.5
@@ -29,7 +32,7 @@ GRPC = {
     grpc.StatusCode.DEADLINE_EXCEEDED: RequestTimeout,
     grpc.StatusCode.NOT_FOUND: ModelNotReady,
     grpc.StatusCode.ALREADY_EXISTS: ServerError,
-    grpc.StatusCode.PERMISSION_DENIED: ServerError,
+    grpc.StatusCode.PERMISSION_DENIED: AccessDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ServerOverloaded,
     grpc.StatusCode.FAILED_PRECONDITION: ServerError,
     grpc.StatusCode.ABORTED: ServerError,
@@ -38,11 +41,13 @@ GRPC = {
     grpc.StatusCode.INTERNAL: ServerError,
     grpc.StatusCode.UNAVAILABLE: ServerUnreachable,
     grpc.StatusCode.DATA_LOSS: ServerError,
-    grpc.StatusCode.UNAUTHENTICATED: ServerError,
+    grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
 }
 
 HTTP = {
     400: InvalidRequest,
+    401: AccessDenied,
+    403: AccessDenied,
     404: ModelNotReady,
     408: RequestTimeout,
     413: InvalidRequest,
@@ -57,8 +62,12 @@ def error(status: str, message: str = "Some words.") -> BlipstreamError:
     return error_from_status(status, message, url=URL, timeout=TIMEOUT)
 
 
+def errors(closed: Event | None = None) -> AbstractContextManager[None]:
+    return translated_errors(_http.translate, url=URL, timeout=TIMEOUT, closed=closed or Event())
+
+
 def test_every_grpc_status_has_its_error() -> None:
-    assert {code: type(error(str(code))) for code in grpc.StatusCode if code != grpc.StatusCode.OK} == GRPC
+    assert {code: type(error(code.name)) for code in grpc.StatusCode if code != grpc.StatusCode.OK} == GRPC
 
 
 def test_every_http_status_has_its_error() -> None:
@@ -67,7 +76,7 @@ def test_every_http_status_has_its_error() -> None:
             assert type(error(str(status.value))) is HTTP.get(status, ServerError), status
 
 
-@pytest.mark.parametrize("status", ["StatusCode.UNAVAILABLE", "503"])
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "503"])
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -75,6 +84,7 @@ def test_every_http_status_has_its_error() -> None:
         ("in ensemble 'caption', [request id: 7] Exceeds maximum queue size", ServerOverloaded),
         ("[request id: 7] Request timeout expired", RequestTimeout),
         ("Request for unknown model: 'caption' version 1 is not at ready state", ModelNotReady),
+        ("This protocol is restricted, expecting header 'key'", AccessDenied),
         ("Server exiting", ServerUnreachable),
     ],
 )
@@ -97,61 +107,87 @@ def test_the_servers_sentence_comes_without_tritons_prefixes(message: str) -> No
 
 def test_messages_say_where_why_and_how_long() -> None:
     refused = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:9: Connection refused (111)"
-    unreachable = str(error("StatusCode.UNAVAILABLE", refused))
+    unreachable = str(error("UNAVAILABLE", refused))
     assert URL in unreachable
     assert unreachable.endswith("(ipv4:127.0.0.1:9: Connection refused (111))")
-    assert f"{URL} within 2.5 s" in str(error("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded"))
+    assert f"{URL} within 2.5 s" in str(error("DEADLINE_EXCEEDED", "Deadline Exceeded"))
     assert str(error("418", "")) == f"The server at {URL} answered 418 without a message"
+
+
+def test_what_may_succeed_later_is_transient() -> None:
+    assert error("UNAVAILABLE").transient
+    assert error("UNAVAILABLE", "Exceeds maximum queue size").transient
+    assert error("503", "Model 'caption' is not at ready state").transient
+    assert error("NOT_FOUND", "Request for unknown model: 'caption' has no available versions").transient
+    assert not error("404", "Request for unknown model: 'caption' is not found").transient
+    assert not error("UNAVAILABLE", "Request timeout expired").transient
+    assert not error("INVALID_ARGUMENT").transient
+
+
+class RpcError(grpc.RpcError):  # type: ignore[misc]
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.NOT_FOUND
+
+    def details(self) -> str:
+        return "words"
 
 
 @pytest.mark.parametrize(
     ("stranger", "expected"),
     [
-        (InferenceServerException("words", "StatusCode.NOT_FOUND"), ModelNotReady),
-        (InferenceServerException("words"), ServerError),
-        (TimeoutError("timed out"), RequestTimeout),
-        (ConnectionRefusedError(111, "Connection refused"), ServerUnreachable),
-        (http.client.BadStatusLine("\x00\x00"), ServerUnreachable),
-        (http.client.RemoteDisconnected("closed"), ServerUnreachable),
-        (ValueError("not JSON"), ServerError),
-        (KeyError("outputs"), ServerError),
+        (RpcError(), ModelNotReady),
+        (_http.StatusError(404, "words"), ModelNotReady),
+        (httpcore2.ConnectError("[Errno 111] Connection refused"), ServerUnreachable),
+        (httpcore2.ConnectTimeout("timed out"), RequestTimeout),
+        (httpcore2.ReadTimeout("timed out"), RequestTimeout),
+        (httpcore2.ReadError("reset"), ServerUnreachable),
+        (httpcore2.RemoteProtocolError("illegal status line"), ServerUnreachable),
         (ZeroDivisionError(), type(None)),
     ],
     ids=lambda value: getattr(value, "__name__", None) or type(value).__name__,
 )
 def test_third_party_errors_become_ours(stranger: Exception, expected: type) -> None:
-    assert type(translate(stranger, url=URL, timeout=TIMEOUT)) is expected
+    found = [translate(stranger, URL, TIMEOUT) for translate in (_grpc.translate, _http.translate)]
+    assert type(next(filter(None, found), None)) is expected
+
+
+def test_every_error_of_the_http_library_is_known() -> None:
+    kinds = [each for each in vars(httpcore2).values() if isinstance(each, type) and issubclass(each, Exception)]
+    for kind in kinds:
+        if kind not in UNUSED:
+            assert isinstance(_http.translate(kind("words"), URL, TIMEOUT), BlipstreamError), kind
+
+
+# proxies and other schemes are not used, and a pool handles the first itself
+UNUSED = {httpcore2.ConnectionNotAvailable, httpcore2.ProxyError, httpcore2.UnsupportedProtocol}
+
+
+@pytest.mark.parametrize("odd", [ValueError("not JSON"), KeyError("outputs"), TypeError("not a list")])
+def test_an_answer_that_makes_no_sense(odd: Exception) -> None:
+    with pytest.raises(ServerError, match="not one that Triton gives"), errors():
+        raise odd
 
 
 def test_the_cause_is_kept() -> None:
-    cause = OSError(113, "No route to host")
-    with (
-        pytest.raises(ServerUnreachable, match="No route to host") as caught,
-        translated_errors(url=URL, timeout=TIMEOUT, closed=Event()),
-    ):
+    cause = httpcore2.ConnectError("No route to host")
+    with pytest.raises(ServerUnreachable, match="No route to host") as caught, errors():
         raise cause
     assert caught.value.__cause__ is cause
 
 
 def test_our_own_errors_and_bugs_pass_unchanged() -> None:
     for own in (ModelNotReady("words"), ZeroDivisionError()):
-        with (
-            pytest.raises(type(own)) as caught,
-            translated_errors(url=URL, timeout=TIMEOUT, closed=Event()),
-        ):
+        with pytest.raises(type(own)) as caught, errors():
             raise own
         assert caught.value is own
 
 
 def test_whatever_fails_after_closing_was_cancelled() -> None:
     closed = Event()
-    errors = translated_errors(url=URL, timeout=TIMEOUT, closed=closed)
-    errors.__enter__()
+    around = errors(closed)
+    around.__enter__()
     closed.set()
     with pytest.raises(RequestCancelled, match="before the answer came"):
-        errors.__exit__(OSError, OSError(), None)
-    with (
-        pytest.raises(RequestCancelled, match="The client is closed"),
-        translated_errors(url=URL, timeout=TIMEOUT, closed=closed),
-    ):
+        around.__exit__(OSError, OSError(), None)
+    with pytest.raises(RequestCancelled, match="The client is closed"), errors(closed):
         pytest.fail("entered though closed")

@@ -29,7 +29,7 @@ def test_only_the_dependencies_it_names_are_imported() -> None:
     """The server's own packages, and torch above all, stay out of a client."""
     program = (
         "import sys, blipstream_client.__main__, blipstream_client._grpc, blipstream_client._http\n"
-        "print(sorted({'blipstream', 'torch', 'transformers'} & set(sys.modules)))"
+        "print(sorted({'blipstream', 'torch', 'transformers', 'gevent', 'aiohttp'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

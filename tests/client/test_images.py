@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from blipstream_client import InvalidImage
-from blipstream_client._images import encode
+from blipstream_client._images import encode, shrink
 
 RNG = np.random.default_rng(0)
 
@@ -102,3 +102,61 @@ def test_other_kinds(wrong: Any) -> None:
 def test_empty_images() -> None:
     with pytest.raises(InvalidImage, match="got 0 bytes"):
         encode(b"")
+
+
+def encoded(image: Image.Image, kind: str, **arguments: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **arguments)
+    return buffer.getvalue()
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """A smooth one: red from left to right, green from top to bottom."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [columns * 255 // width, rows * 255 // height, np.full((height, width), 128)]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_large_images_shrink_and_keep_their_shape(kind: str) -> None:
+    large = picture(600, 400)
+    small = Image.open(io.BytesIO(shrink(encoded(large, kind), 150)))
+    assert small.size == (150, 100)
+    assert small.format == ("JPEG" if kind == "JPEG" else "PNG")
+    expected = np.asarray(large.resize((150, 100), Image.Resampling.BICUBIC), dtype=float)
+    difference = np.abs(np.asarray(small.convert("RGB"), dtype=float) - expected)
+    assert difference.mean() < (8 if kind == "GIF" else 3)
+
+
+def test_images_that_are_small_enough_are_not_touched(jpeg: bytes) -> None:
+    assert shrink(jpeg, 8) is jpeg
+    tall = encoded(picture(5, 9), "PNG")
+    assert shrink(tall, 9) is tall
+    assert Image.open(io.BytesIO(shrink(tall, 8))).size == (4, 8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_the_orientation_survives_shrinking(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = encoded(picture(600, 400), kind, exif=exif)
+    upright = [ImageOps.exif_transpose(Image.open(io.BytesIO(data))) for data in (large, shrink(large, 60))]
+    assert [image.size for image in upright] == [(400, 600), (40, 60)]
+    difference = np.asarray(upright[0].resize((40, 60)), dtype=float) - np.asarray(upright[1], dtype=float)
+    assert np.abs(difference).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
+def test_every_mode_shrinks(mode: str) -> None:
+    image = picture(60, 40).convert("L" if mode == "I;16" else mode).convert(mode)
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    if mode == "P":
+        image.info["transparency"] = 0
+    small = Image.open(io.BytesIO(shrink(encoded(image, kind), 30)))
+    assert small.size == (30, 20)
+    assert ("A" in small.mode) == (mode in ("LA", "RGBA", "P"))
+
+
+def test_what_is_no_image_is_left_for_the_server_to_judge() -> None:
+    for wrong in (b"not an image", encoded(picture(600, 400), "JPEG")[:2000]):
+        assert shrink(wrong, 10) is wrong

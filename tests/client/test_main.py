@@ -132,3 +132,37 @@ def test_ctrl_c_ends_it_quietly(scheme: str, tiny: TinyTriton) -> None:
         out, err = process.communicate(timeout=20)
     finished.set()
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.usefixtures("environment")
+def test_how_to_talk_to_the_server(tiny: TinyTriton, closed_port: int) -> None:
+    url = f"grpc://127.0.0.1:{closed_port},{tiny.url('grpc').removeprefix('grpc://')}"
+    flags = ["--url", url, "--timeout", "20", "--retries", "2", "--header", "Authorization: Bearer a:b"]
+    assert blipstream("caption", "a.jpg", "b.png", *flags) == (0, "a.jpg: 1 bytes\nb.png: 2 bytes\n", "")
+    assert {headers["authorization"] for headers in tiny.headers} == {"Bearer a:b"}
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [
+        (["--header", "Authorization"], 2, "expected NAME:VALUE, got 'Authorization'"),
+        (["--timeout", "0"], 1, "timeout must be a number of seconds above 0"),
+        (["--retries", "-1"], 1, "retries must be at least 0"),
+        (["--max-side", "0"], 1, "max_side must be at least 1"),
+        (["--ca-file", "a.jpg"], 1, "Cannot trust the certificates in a.jpg"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(flags: list[str], status: int, words: str) -> None:
+    found, out, err = blipstream("caption", "a.jpg", *flags)
+    assert (found, out) == (status, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("environment")
+def test_images_by_url_must_be_public() -> None:
+    status, out, err = blipstream("caption", "http://127.0.0.1:1/a.jpg", "--retries", "0")
+    assert (status, out) == (1, "")
+    assert "which is not a public address" in err
+    assert "refused" in blipstream("caption", "http://127.0.0.1:1/a.jpg", "--allow-private-urls")[2]

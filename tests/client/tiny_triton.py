@@ -7,14 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
 
 MAX_REQUESTS = 64  # at once
@@ -25,6 +26,8 @@ HTTP_STATUS = {
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
 }
+
+CONFIG = {"name": "caption", "backend": "tiny", "platform": "", "input": [{"name": "image"}]}
 
 Inputs = dict[str, npt.NDArray[Any]]
 Answer = tuple[str, float, int]  # caption, score, num_tokens
@@ -45,6 +48,8 @@ class TinyTriton:
 
     answer: Callable[[Inputs], Answer]
     ready: bool = True
+    name: str = "triton"
+    headers: list[dict[str, str]] = field(default_factory=list)  # of each request, names in lower case
     http_port: int = 0
     grpc_port: int = 0
 
@@ -82,7 +87,14 @@ def grpc_servicer(tiny: TinyTriton) -> Any:
         def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002, N802
             return service_pb2.ModelReadyResponse(ready=tiny.ready)
 
+        def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002, N802
+            return service_pb2.ServerMetadataResponse(name=tiny.name, version="2.51.0")
+
+        def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002, N802
+            return service_pb2.ModelConfigResponse(config=json_format.ParseDict(CONFIG, model_config_pb2.ModelConfig()))
+
         def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+            tiny.headers.append(dict(context.invocation_metadata()))
             inputs = {
                 each.name: tensor(each.datatype, list(each.shape), raw)
                 for each, raw in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -106,9 +118,15 @@ def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            self.respond(200 if tiny.ready else 400, {}, b"")
+            if self.path == "/v2":
+                self.respond(200, {}, json.dumps({"name": tiny.name, "version": "2.51.0"}).encode())
+            elif self.path.endswith("/config"):
+                self.respond(200, {}, json.dumps(CONFIG).encode())
+            else:
+                self.respond(200 if tiny.ready else 400, {}, b"")
 
         def do_POST(self) -> None:
+            tiny.headers.append({name.lower(): value for name, value in self.headers.items()})
             body = self.rfile.read(int(self.headers["Content-Length"]))
             start = int(self.headers["Inference-Header-Content-Length"])
             inputs = {}

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two clients share: their arguments, and all that is not waiting."""
+
+from collections.abc import Mapping
+
+from blipstream_client._contract import Options, Tensors, image_tensor, option_tensors
+from blipstream_client._endpoints import Rotation, parse_urls
+from blipstream_client._exceptions import BlipstreamError, InvalidCertificate, InvalidRequest
+from blipstream_client._fetch import fetch, is_url
+from blipstream_client._images import ImageLike, encode, shrink
+from blipstream_client._lines import Route
+from blipstream_client._questions import Infer
+from blipstream_client._tls import TLS, PathLike
+from blipstream_client._transport import Deadline, Settings
+
+DEFAULT_URL = "grpc://localhost:8001"
+DEFAULT_MODEL = "caption"
+DEFAULT_TIMEOUT = 60.0  # seconds that a request may take, with all its retries
+DEFAULT_RETRIES = 3
+DEFAULT_MAX_IN_FLIGHT = 32  # requests at once
+CHECKS_PER_TIMEOUT = 3  # of a silent connection: Triton hangs up on clients that ask a fourth time in five minutes
+
+
+class BaseClient:
+    """What to ask, and where."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        model: str = DEFAULT_MODEL,
+        timeout: float = DEFAULT_TIMEOUT,
+        retries: int = DEFAULT_RETRIES,
+        headers: Mapping[str, str] | None = None,
+        ca_file: PathLike | None = None,
+        cert_file: PathLike | None = None,
+        key_file: PathLike | None = None,
+        keepalive: float | None = None,
+        max_side: int | None = None,
+        allow_private_urls: bool = False,
+    ) -> None:
+        """Nothing is sent yet. Raises InvalidURL, InvalidCertificate or InvalidRequest.
+
+        url: where the server is: grpc://, http://, or for TLS grpcs:// or https://. Several endpoints, such as
+            grpc://a:8001,b:8001, are asked in turn.
+        model: the name under which the server has the model.
+        timeout: seconds that a request may take, with all its retries.
+        retries: how often a request is sent again if the server is overloaded or cannot be reached.
+        headers: sent with every request to the server, such as {"authorization": "Bearer ..."}.
+        ca_file: certificates to trust instead of the well-known ones, PEM.
+        cert_file, key_file: the client's own certificate and its key, PEM, for servers that want one.
+        keepalive: seconds of silence after which a connection that waits for an answer is checked; a third of
+            `timeout` if None.
+        max_side: images with a longer side, in pixels, are scaled down before they are sent.
+        allow_private_urls: also fetch images from URLs of this machine and of private networks.
+        """
+        addresses = parse_urls(url)
+        self._model = model
+        self._timeout = _positive("timeout", timeout)
+        self._max_side = max_side if max_side is None else _at_least(1, "max_side", max_side)
+        self._allow_private_urls = allow_private_urls
+        tls = TLS(ca_file, cert_file, key_file)
+        if tls.is_given and not addresses[0].secure:
+            raise InvalidCertificate(f"Certificates are for grpcs:// and https://, and the address is {url}")
+        interval = timeout / CHECKS_PER_TIMEOUT if keepalive is None else _positive("keepalive", keepalive)
+        settings = Settings(_checked_headers(headers or {}), tls, interval)
+        self._route = Route(addresses, settings, _at_least(0, "retries", retries), Rotation(len(addresses)))
+        self._open()
+
+    def _open(self) -> None:
+        """Make what asks. Nothing is sent yet."""
+        raise NotImplementedError
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self._timeout if timeout is None else _positive("timeout", timeout))
+
+    def _encoded(self, image: ImageLike, deadline: Deadline) -> bytes:
+        """The bytes to send. Blocks: it reads and scales."""
+        encoded = self._read(image, deadline)
+        return shrink(encoded, self._max_side) if self._max_side else encoded
+
+    def _read(self, image: ImageLike, deadline: Deadline) -> bytes:
+        """The bytes of the image, from wherever they are."""
+        if is_url(image):
+            return fetch(str(image), deadline, allow_private=self._allow_private_urls)
+        return encode(image)
+
+    def _question(self, encoded: bytes, options: Tensors) -> Infer:
+        return Infer(self._model, {"image": image_tensor(encoded), **options})
+
+
+def checked_many(max_in_flight: int, options: Options) -> Tensors:
+    """The options of many requests. Raises InvalidRequest."""
+    _at_least(1, "max_in_flight", max_in_flight)
+    return option_tensors(options)
+
+
+def without_frames(error: BlipstreamError) -> BlipstreamError:
+    """The error without its tracebacks, whose frames would keep the image in memory as long as the error."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise InvalidRequest(f"{name} must be a number of seconds above 0, got {value}")
+    return value
+
+
+def _at_least(least: int, name: str, value: int) -> int:
+    if value < least:
+        raise InvalidRequest(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in headers.items():
+        if not (name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()):
+            raise InvalidRequest(f"A header's name must be of letters, digits and hyphens, got {name!r}")
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidRequest(f"The header {name} must be printable ASCII on one line")
+    return dict(headers)

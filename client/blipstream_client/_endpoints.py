@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where servers are, and which of several is asked next."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from blipstream_client._exceptions import (
+    BlipstreamError,
+    InvalidURL,
+    ModelNotReady,
+    RequestCancelled,
+    RequestTimeout,
+    ServerUnreachable,
+)
+
+DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
+FIRST_REST = 1.0  # seconds that an endpoint is spared after it failed, and twice as long each time it fails again
+LONGEST_REST = 30.0
+
+
+class Address(NamedTuple):
+    """Where a server is."""
+
+    url: str  # for messages
+    scheme: str  # a key of DEFAULT_PORTS
+    host: str
+    port: int
+    path: str  # before /v2, for HTTP behind a proxy
+
+    @property
+    def netloc(self) -> str:
+        """HOST:PORT, with brackets around an IPv6 address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is spoken there."""
+        return self.scheme.endswith("s")
+
+
+def parse_urls(url: str) -> list[Address]:
+    """SCHEME://HOST[:PORT][,HOST[:PORT]...][/PATH]. Raises InvalidURL."""
+    scheme, separator, rest = url.partition("://")
+    netloc, slash, path = rest.partition("/")
+    hosts = netloc.split(",")
+    if len(hosts) == 1:
+        return [_parse_url(url)]
+    return [_parse_url(f"{scheme}{separator}{host.strip()}{slash}{path}") for host in hosts]
+
+
+def _parse_url(url: str) -> Address:
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:  # such as a port that is not a number
+        scheme, host, port = "", None, None
+    path = parts.path.rstrip("/") if scheme else ""
+    if scheme not in DEFAULT_PORTS or not host or (path and not scheme.startswith("http")):
+        raise InvalidURL(
+            "Expected an address such as grpc://localhost:8001 or http://localhost:8000, or several such as"
+            f" grpc://a:8001,b:8001, got {url!r}; the schemes are {', '.join(DEFAULT_PORTS)}"
+        )
+    return Address(url, scheme, host, port or DEFAULT_PORTS[scheme], path)
+
+
+class Rotation:
+    """Endpoints in turn, sparing for a while those that failed. Any number of threads may share one."""
+
+    def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._next = 0
+        self._failures = [0] * count  # in a row
+        self._resting_until = [0.0] * count
+
+    @contextmanager
+    def turn(self) -> Iterator[int]:
+        """The number of the endpoint to ask; what its answer is decides whether it rests."""
+        index, failures = self._take()
+        try:
+            yield index
+        except BlipstreamError as exc:
+            if _says_that_server_is_ill(exc):
+                self._note_failure(index, failures)
+            elif not isinstance(exc, RequestCancelled):
+                self._note_success(index)
+            raise
+        self._note_success(index)
+
+    def has_rested(self) -> bool:
+        """Whether there is an endpoint that is worth asking at once."""
+        with self._lock:
+            now = self._clock()
+            return any(until <= now for until in self._resting_until)
+
+    def _take(self) -> tuple[int, int]:
+        with self._lock:
+            now = self._clock()
+            count = len(self._failures)
+            order = [(self._next + step) % count for step in range(count)]
+            # all of them rest: take the one that has rested longest
+            index = next(
+                (each for each in order if self._resting_until[each] <= now),
+                min(order, key=self._resting_until.__getitem__),
+            )
+            if self._failures[index]:
+                self._rest(index, now)  # until this one request has seen how the endpoint is, others spare it
+            self._next = index + 1
+            return index, self._failures[index]
+
+    def _note_failure(self, index: int, failures_before: int) -> None:
+        with self._lock:
+            if self._failures[index] == failures_before:  # else another request met the same failure
+                self._failures[index] += 1
+                self._rest(index, self._clock())
+
+    def _note_success(self, index: int) -> None:
+        with self._lock:
+            self._failures[index] = 0
+            self._resting_until[index] = 0.0
+
+    def _rest(self, index: int, now: float) -> None:
+        doublings = min(self._failures[index] - 1, 10)
+        self._resting_until[index] = now + min(FIRST_REST * 2**doublings, LONGEST_REST)
+
+
+def _says_that_server_is_ill(error: BlipstreamError) -> bool:
+    """Whether the error speaks of the endpoint; else it speaks of the request, and the endpoint is well."""
+    match error:
+        case ServerUnreachable() | RequestTimeout():
+            return True
+        case ModelNotReady():
+            return error.transient
+        case _:
+            return False

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server says of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blipstream_client._exceptions import ServerError
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server serves."""
+
+    version: str  # of Triton
+    checkpoint: str | None  # NAME@REVISION, if the server was told it: `tritonserver --id`
+    runtimes: Mapping[str, str]  # of each model that a caption passes through, such as openvino or tensorrt_plan
+    options: tuple[str, ...]  # what a request may ask for
+
+
+def steps(config: Mapping[str, Any]) -> list[str]:
+    """The models that an ensemble's requests pass through; a model that is no ensemble is its own only step."""
+    listed = config.get("ensemble_scheduling", {}).get("step", [])
+    return [step["model_name"] for step in listed] or [config["name"]]
+
+
+def parse_info(
+    server: Mapping[str, Any], config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+) -> ServerInfo:
+    """From the server's metadata, the model's config, and those of its steps. Raises ServerError."""
+    try:
+        return ServerInfo(
+            version=server["version"],
+            checkpoint=server["name"] if "@" in server["name"] else None,
+            runtimes={name: _runtime(part) for name, part in parts.items()},
+            options=tuple(each["name"] for each in config["input"] if each.get("optional")),
+        )
+    except (LookupError, TypeError, AttributeError) as exc:
+        raise ServerError(f"The server's description of itself is not one that Triton gives: {exc!r}") from exc
+
+
+def _runtime(config: Mapping[str, Any]) -> str:
+    parameters = config.get("parameters", {})
+    named: str | None = parameters.get("runtime", {}).get("string_value")
+    return named or config["platform"] or config["backend"]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines to all of a client's endpoints: which is asked, and whether again, since captions may be asked for twice.
+
+gRPC's own retry policy does not do: it cannot tell Triton's reasons for UNAVAILABLE apart, nor go to another endpoint.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from blipstream_client._endpoints import Address, Rotation
+from blipstream_client._exceptions import (
+    BlipstreamError,
+    ModelNotReady,
+    RequestTimeout,
+    ServerOverloaded,
+    ServerUnreachable,
+    cancelled,
+    client_closed,
+)
+from blipstream_client._questions import AnswerT, IsReady, Question
+from blipstream_client._transport import Deadline, Settings, connect, connect_async
+
+FIRST_WAIT = 0.2  # seconds at most before the first retry, and twice as much before each further one
+LONGEST_WAIT = 5.0
+NOT_READY = (ServerUnreachable, RequestTimeout, ModelNotReady)
+
+_back_off = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where questions go, and how often."""
+
+    addresses: Sequence[Address]
+    settings: Settings
+    retries: int
+    rotation: Rotation  # shared by all lines of a client, so that one learns from the other
+
+    def policy(self, deadline: Deadline) -> dict[str, Any]:
+        """For tenacity: what is transient is tried again, with longer and longer waits, but not beyond the deadline."""
+        return {
+            "retry": retry_if_exception(lambda exc: isinstance(exc, BlipstreamError) and exc.transient),
+            "stop": stop_after_attempt(1 + self.retries) | stop_before_delay(deadline.left()),
+            "wait": self._wait,
+            "reraise": True,
+        }
+
+    def _wait(self, state: RetryCallState) -> float:
+        error = state.outcome and state.outcome.exception()
+        if self.rotation.has_rested() and not isinstance(error, ServerOverloaded):
+            return 0.0  # another endpoint can be asked at once
+        return _back_off(state)
+
+
+class Line:
+    """A connection to each endpoint, for any number of threads."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._closed = Event()
+        self._transports = [connect(address, route.settings) for address in route.addresses]
+
+    def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        """The answer of one endpoint. Raises BlipstreamError."""
+        retrying = Retrying(sleep=sleep_using_event(self._closed), **self._route.policy(deadline))
+        answer: AnswerT = retrying(self._attempt, question, deadline)
+        return answer
+
+    def is_ready(self, model: str, deadline: Deadline) -> bool:
+        """Whether any endpoint says that the model can serve; none is asked twice."""
+        for transport in self._transports:
+            with suppress(*NOT_READY):
+                if transport.ask(IsReady(model), deadline):
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Hang up. Requests in flight end at once with RequestCancelled."""
+        self._closed.set()
+        for transport in self._transports:
+            transport.close()
+
+    def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        with self._route.rotation.turn() as index:
+            return self._transports[index].ask(question, deadline)
+
+
+class AsyncLine:
+    """A connection to each endpoint, for the event loop that runs."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._closed = False
+        self._asking: set[asyncio.Future[Any]] = set()
+        self._transports = [connect_async(address, route.settings) for address in route.addresses]
+
+    async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        """The answer of one endpoint. Raises BlipstreamError."""
+        if self._closed:
+            raise client_closed()
+        retrying = AsyncRetrying(sleep=asyncio.sleep, **self._route.policy(deadline))
+        # a task of its own, so that closing can end it and leave the caller's task alone
+        asking: asyncio.Future[AnswerT] = asyncio.ensure_future(retrying(self._attempt, question, deadline))
+        self._asking.add(asking)
+        try:
+            return await asking
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closed and not (caller and caller.cancelling()):
+                raise cancelled() from None
+            raise
+        finally:
+            self._asking.discard(asking)
+
+    async def is_ready(self, model: str, deadline: Deadline) -> bool:
+        """Whether any endpoint says that the model can serve; none is asked twice."""
+        if self._closed:
+            raise client_closed()
+        for transport in self._transports:
+            with suppress(*NOT_READY):
+                if await transport.ask(IsReady(model), deadline):
+                    return True
+        return False
+
+    async def aclose(self) -> None:
+        """Hang up. Requests in flight end at once with RequestCancelled."""
+        self._closed = True
+        for asking in self._asking:
+            asking.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
+        for transport in self._transports:
+            await transport.aclose()
+
+    async def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        with self._route.rotation.turn() as index:
+            return await self._transports[index].ask(question, deadline)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server can be asked, in no protocol yet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from blipstream_client._contract import Tensors
+
+AnswerT = TypeVar("AnswerT")
+
+
+class Question(Generic[AnswerT]):
+    """Base of them all; the parameter is the kind of answer."""
+
+
+@dataclass(frozen=True)
+class Infer(Question[Tensors]):
+    """A model's outputs for these inputs."""
+
+    model: str
+    inputs: Tensors
+
+
+@dataclass(frozen=True)
+class IsReady(Question[bool]):
+    """Whether a model can serve."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class GetServer(Question[Mapping[str, Any]]):
+    """The server's name and version."""
+
+
+@dataclass(frozen=True)
+class GetConfig(Question[Mapping[str, Any]]):
+    """A model's config, as a dictionary of what config.pbtxt says."""
+
+    model: str

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Libraries that only some need: `pip install 'blipstream-client[bulk]'`."""
+
+from importlib import import_module
+from types import ModuleType
+
+from blipstream_client._exceptions import InvalidRequest
+
+
+def pyarrow(what: str) -> ModuleType:
+    """pyarrow with its Parquet part. Raises InvalidRequest."""
+    try:
+        import_module("pyarrow.parquet")
+    except ImportError as exc:
+        raise InvalidRequest(f"{what} needs pyarrow: pip install 'blipstream-client[bulk]' ({exc})") from exc
+    return import_module("pyarrow")

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole run: what is asked for, checked against what was begun, done, and summed up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from blipstream_client._contract import Options
+from blipstream_client._exceptions import BlipstreamError
+from blipstream_client.bulk import sources
+from blipstream_client.bulk.captioner import Captioner
+from blipstream_client.bulk.limit import Limit
+from blipstream_client.bulk.progress import progress
+from blipstream_client.bulk.runner import Runner, Summary, skip_written
+from blipstream_client.bulk.sinks import lock, open_sink
+
+DEFAULT_MAX_IN_FLIGHT = 128
+DEFAULT_TIMEOUT = 300.0  # seconds for an image, with all its retries: a server may be restarted meanwhile
+DEFAULT_RETRIES = 100
+
+
+class Interrupted(BlipstreamError):
+    """The run ended before its last image, and the same command goes on with it."""
+
+
+def run(
+    inputs: Sequence[str],
+    output: str,
+    *,
+    connection: dict[str, Any],
+    options: Options,
+    column: str | None = None,
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+) -> Summary:
+    """Write a row for each image to the output, or those that it lacks. Raises BlipstreamError."""
+    sources.check(inputs)
+    sink, limit, summary = open_sink(output), Limit(max_in_flight), Summary()
+    with Captioner(limit, options, **connection) as captioner:
+        sink.begin(
+            {
+                "images": list(inputs),
+                "column": column,
+                "options": {name: value for name, value in options.items() if value is not None},
+                "checkpoint": captioner.checkpoint,
+                "max_side": connection.get("max_side"),
+            }
+        )
+        with lock(sink.job_path):
+            images = sources.items(inputs, column)
+            skip_written(images, sink, summary)
+            with progress(summary, limit, lambda: sources.count(inputs)) as show:
+                try:
+                    Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
+                except BlipstreamError as exc:
+                    raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
+    return summary

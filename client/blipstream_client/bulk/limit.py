@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many requests may be in flight: more as long as the server takes them, half as many once it refuses one."""
+
+from threading import Condition
+
+FIRST_LIMIT = 8
+
+
+class Limit:
+    """Additive increase, multiplicative decrease. Any number of threads may share one."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._limit = float(min(FIRST_LIMIT, most))
+        self._in_flight = 0
+        self._deaf_for = 0  # answers that were asked for before the last decrease, and say nothing new
+        self._changed = Condition()
+
+    @property
+    def current(self) -> int:
+        """Requests that may be in flight now."""
+        return int(self._limit)
+
+    def acquire(self) -> None:
+        """Wait until one more may be in flight."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight < self.current)
+            self._in_flight += 1
+
+    def release(self) -> None:
+        """One is in flight no more."""
+        with self._changed:
+            self._in_flight -= 1
+            self._changed.notify()
+
+    def taken(self) -> None:
+        """The server took a request: one more in flight, once so many were taken as are in flight now."""
+        with self._changed:
+            self._deaf_for = max(0, self._deaf_for - 1)
+            self._limit = min(self._limit + 1 / self._limit, self._most)
+            self._changed.notify()
+
+    def refused(self) -> None:
+        """The server refused one: half as many, but only once for all that were in flight together."""
+        with self._changed:
+            if self._deaf_for == 0:
+                self._limit = max(1.0, self._limit / 2)
+                self._deaf_for = self._in_flight
+            else:
+                self._deaf_for -= 1

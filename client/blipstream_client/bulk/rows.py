@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written of an image."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, and its caption or the error it met. What is unknown is None."""
+
+    name: str
+    caption: str | None
+    score: float | None
+    options: str  # JSON
+    checkpoint: str | None
+    width: int | None  # pixels, as stored
+    height: int | None
+    hash: str | None  # SHA-256 of the image's bytes
+    error: str | None
+
+
+COLUMNS = tuple(field.name for field in fields(Row))

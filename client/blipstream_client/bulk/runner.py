@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From sources to a sink, in order, with as many requests in flight as the server likes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from blipstream_client._exceptions import InvalidRequest
+from blipstream_client.bulk.captioner import Captioner
+from blipstream_client.bulk.limit import Limit
+from blipstream_client.bulk.rows import Row
+from blipstream_client.bulk.sinks import Sink
+from blipstream_client.bulk.sources import Item
+
+ROWS_AHEAD = 2048  # that may be finished behind one that is not
+
+
+@dataclass
+class Summary:
+    """What came of it so far."""
+
+    found: int = 0  # rows that an earlier run left
+    captions: int = 0
+    failures: int = 0
+    first_failure: str = ""
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.captions + self.failures
+
+    def count(self, name: str, error: str | None) -> None:
+        """One row more."""
+        if error is None:
+            self.captions += 1
+            return
+        self.failures += 1
+        self.first_failure = self.first_failure or f"{name}: {error}"
+
+
+def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
+    """Pass over the items that the sink has rows of. Raises InvalidRequest if they are not the same."""
+    for name, succeeded in sink.recover():
+        item = next(items, None)
+        if item is None or item.name != name:
+            found = item.name if item else "nothing more"
+            raise InvalidRequest(
+                f"The images have changed: {sink.path} goes on with {name}, and here comes {found};"
+                " use the same images to go on, or another --output"
+            )
+        summary.found += 1
+        summary.count(name, None if succeeded else f"see {sink.path}")
+
+
+class Runner:
+    """Asks for what items there are, and writes their rows in order."""
+
+    def __init__(self, captioner: Captioner, limit: Limit, most: int, sink: Sink, summary: Summary) -> None:
+        self._captioner = captioner
+        self._limit = limit
+        self._executor = ThreadPoolExecutor(most, thread_name_prefix="blipstream")
+        self._sink = sink
+        self._summary = summary
+        self._pending: deque[Future[Row]] = deque()
+
+    def run(self, items: Iterable[Item], show: Callable[[], None]) -> None:
+        """Write a row for each item, and `show` after each.
+
+        Raises BlipstreamError if the server cannot be asked any more; what is done is kept.
+        """
+        try:
+            for item in items:
+                self._limit.acquire()
+                self._pending.append(self._executor.submit(self._work, item.name, item.load()))
+                while self._pending and (self._pending[0].done() or len(self._pending) > ROWS_AHEAD):
+                    self._write_next()
+                    show()
+            while self._pending:
+                self._write_next()
+                show()
+        finally:
+            self._captioner.close()  # so that nobody waits for what is in flight
+            self._executor.shutdown(cancel_futures=True)
+            self._sink.close()
+
+    def _work(self, name: str, image: bytes | str) -> Row:
+        try:
+            return self._captioner.row(name, image)
+        finally:
+            self._limit.release()
+
+    def _write_next(self) -> None:
+        row = self._pending.popleft().result()
+        self._sink.write(row)
+        self._summary.count(row.name, row.error)

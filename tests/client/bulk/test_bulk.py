@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command itself: what it writes, and that nothing that happens to it changes that."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from PIL import Image
+
+from blipstream.server import TritonServer
+from blipstream_client.bulk.extras import pyarrow
+from tests.client.bulk.test_sinks import read
+from tests.client.proxy import proxy
+from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image
+
+ROOT = Path(__file__).parents[3]
+COMMAND = [sys.executable, "-m", "blipstream_client", "bulk"]
+SMALL_PARTS = """
+from blipstream_client.__main__ import main
+from blipstream_client.bulk import sinks
+sinks.PART_ROWS = {part_rows}
+main()
+"""
+
+pa = pyarrow("This test")
+pq = pa.parquet
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "client"))
+
+
+def jpeg(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8 + number % 5, 6), (number % 256, number // 256 % 256, 0)).save(buffer, "JPEG")
+    return buffer.getvalue() + number.to_bytes(4, "big")
+
+
+def write_images(count: int) -> None:
+    Path("images").mkdir()
+    for number in range(count):
+        Path(f"images/{number:06}.jpg").write_bytes(jpeg(number))
+
+
+def bulk(*arguments: str, stdin: str = "") -> tuple[int, str]:
+    """Exit status and standard error."""
+    done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("output", ["a.jsonl", "a.csv", "a.parquet"])
+def test_a_row_an_image(tiny: TinyTriton, scheme: str, output: str) -> None:
+    write_images(20)
+    tiny.name = "demo@123"
+    arguments = ["images", "--output", output, "--url", tiny.url(scheme), "--prompt", "a picture of"]
+    assert bulk(*arguments) == (0, f"20 rows in {output}, 0 of them from before\n")
+    rows = read(Path(output))
+    assert [row["name"] for row in rows] == [f"images/{number:06}.jpg" for number in range(20)]
+    assert rows[3]["caption"] == f"{len(jpeg(3))} bytes"
+    assert float(rows[3]["score"]) == -1.5
+    assert (int(rows[3]["width"]), int(rows[3]["height"])) == (11, 6)
+    assert {(row["checkpoint"], row["options"]) for row in rows} == {("demo@123", '{"prompt": "a picture of"}')}
+    assert len({row["hash"] for row in rows}) == 20
+    assert bulk(*arguments) == (0, f"20 rows in {output}, 20 of them from before\n")
+
+
+def test_failures_are_rows_and_a_summary(tiny: TinyTriton) -> None:
+    write_images(3)
+    Path("images/000001.jpg").write_bytes(b"")
+    status, err = bulk("images", "nowhere/../images/000002.jpg", "-", "--output", "a.jsonl", "--url", tiny.url("grpc"))
+    assert (status, "There is no file" in err) == (1, True)
+    arguments = ["images", "-", "--output", "a.jsonl", "--url", tiny.url("grpc")]
+    status, err = bulk(*arguments, stdin="nowhere.jpg\nimages/000002.jpg\n")
+    assert status == 1
+    assert err.startswith(
+        "5 rows in a.jsonl, 0 of them from before\n2 have an error instead of a caption; images/000001"
+    )
+    rows = read(Path("a.jsonl"))
+    assert [row["error"] is None for row in rows] == [True, False, True, False, True]
+    assert "No such file" in rows[3]["error"]
+    status, err = bulk(*arguments, stdin="nowhere.jpg\nimages/000002.jpg\n")
+    assert (status, "2 have an error" in err) == (1, True)
+
+
+def test_tar_and_parquet_in_parquet_out(tiny: TinyTriton) -> None:
+    with tarfile.open("shard.tar", "w") as tar:
+        for number in range(70):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.size = len(jpeg(number))
+            tar.addfile(info, io.BytesIO(jpeg(number)))
+    url = ["--url", tiny.url("grpc")]
+    assert bulk("shard.tar", "--output", "a.parquet", *url)[0] == 0
+    assert [row["name"] for row in read(Path("a.parquet"))] == [f"shard.tar/{number}.jpg" for number in range(70)]
+
+
+def test_changed_images_and_options_are_refused(tiny: TinyTriton) -> None:
+    write_images(5)
+    arguments = ["images", "--output", "a.jsonl", "--url", tiny.url("grpc")]
+    assert bulk(*arguments)[0] == 0
+    status, err = bulk(*arguments, "--num-beams", "3")
+    assert (status, err.count("\n")) == (1, 1)
+    assert 'Error: a.jsonl was begun with options {}, not {"num_beams": 3}' in err
+    Path("images/000003.jpg").rename("images/000002b.jpg")
+    status, err = bulk(*arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "a.jsonl goes on with images/000003.jpg, and here comes images/000002b.jpg" in err
+    tiny.name = "other@checkpoint"
+    assert "begun with checkpoint null" in bulk(*arguments)[1]
+
+
+def test_a_server_that_is_gone_ends_the_run_and_keeps_its_rows(tiny: TinyTriton) -> None:
+    write_images(40)
+    with proxy(tiny.grpc_port) as between:
+        tiny.answer = lambda inputs: gone(inputs, between)
+        arguments = ["images", "--output", "a.jsonl", "--max-in-flight", "1"]
+        status, err = bulk(*arguments, "--url", f"grpc://127.0.0.1:{between.port}", "--retries", "1")
+    assert status == 1
+    assert "No Triton server answers" in err
+    assert "10 rows are done; the same command goes on" in err
+    assert len(read(Path("a.jsonl"))) == 10
+    tiny.answer = size_of_image
+    assert bulk(*arguments, "--url", tiny.url("grpc")) == (0, "40 rows in a.jsonl, 10 of them from before\n")
+
+
+def gone(inputs: Inputs, between: Any) -> Answer:
+    if inputs["image"][0, 0] == jpeg(10):
+        between.target = 1
+        between.cut()
+    return size_of_image(inputs)
+
+
+class Narrow:
+    """A server that takes so many requests at once and refuses the others."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.refused = 0
+        self.taken = 0
+        self._inside = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Inputs) -> Answer:
+        with self._lock:
+            if self._inside >= self.width:
+                self.refused += 1
+                raise Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+            self._inside += 1
+            self.taken += 1
+        time.sleep(0.01)
+        with self._lock:
+            self._inside -= 1
+        return size_of_image(inputs)
+
+
+def test_a_server_that_is_overloaded_is_asked_less(tiny: TinyTriton) -> None:
+    write_images(400)
+    tiny.answer = narrow = Narrow(12)
+    assert bulk("images", "--output", "a.jsonl", "--url", tiny.url("grpc"))[0] == 0
+    assert len(read(Path("a.jsonl"))) == narrow.taken == 400
+    assert 0 < narrow.refused < 200
+
+
+def run_with_kills(arguments: list[str], kills: int, longest: float, part_rows: int = 20) -> int:
+    """Start the command, kill it at random moments, and start it again until it ends; how often it was killed."""
+    moments = random.Random(0)
+    killed = 0
+    command = [sys.executable, "-c", SMALL_PARTS.format(part_rows=part_rows), "bulk", *arguments]
+    while True:
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            if killed < kills:
+                try:
+                    process.wait(moments.uniform(0.3, longest))
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    killed += 1
+                    continue
+            _, err = process.communicate(timeout=600)
+            assert process.returncode == 0, err
+            return killed
+
+
+@pytest.mark.parametrize("output", ["jsonl", "csv", "parquet"])
+def test_killed_at_any_moment_it_goes_on(
+    server: TritonServer, samples: dict[str, str], samples_folder: Path, output: str
+) -> None:
+    """Real captions of a few hundred demo images, none of which is in the server's cache at first."""
+    names = list(samples)
+    Path("images").mkdir()
+    for number in range(240):
+        content = (samples_folder / names[number % len(names)]).read_bytes()
+        Path(f"images/{number:06}.jpg").write_bytes(content + os.urandom(8))
+    url = ["--url", server.grpc_url, "--max-in-flight", "16"]
+    killed = run_with_kills(["images", "--output", f"killed.{output}", *url], kills=5, longest=3)
+    assert killed > 0
+    assert bulk("images", "--output", f"whole.{output}", *url)[0] == 0
+    whole, again = read(Path(f"whole.{output}")), read(Path(f"killed.{output}"))
+    for one, other in zip(whole, again, strict=True):
+        assert float(one.pop("score")) == pytest.approx(float(other.pop("score")), abs=0.05)
+    assert again == whole
+    assert Counter(row["caption"] for row in whole) == Counter(samples[names[i % len(names)]] for i in range(240))
+
+
+def peak_memory(arguments: list[str]) -> int:
+    """Of one run, in bytes."""
+    process = subprocess.Popen([*COMMAND, *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_memory_does_not_grow_with_the_number_of_images(tiny: TinyTriton, kind: str) -> None:
+    size, counts = 2**20, (10, 200)
+    for count in counts:
+        if kind == "tar":
+            with tarfile.open(f"{count}.tar", "w") as tar:
+                for number in range(count):
+                    info = tarfile.TarInfo(f"{number}.jpg")
+                    info.size = size
+                    tar.addfile(info, io.BytesIO(number.to_bytes(4, "big") * (size // 4)))
+        else:
+            schema = pa.schema([("image", pa.binary())])
+            with pq.ParquetWriter(f"{count}.parquet", schema) as writer:
+                for number in range(0, count, 10):
+                    images = [os.urandom(size) for _ in range(number, number + 10)]
+                    writer.write_table(pa.table({"image": images}, schema=schema))
+    url = ["--url", tiny.url("grpc"), "--max-in-flight", "4"]
+    few, many = (peak_memory([f"{count}.{kind}", "--output", f"{count}.jsonl", *url]) for count in counts)
+    assert many - few < 100 * 2**20
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("output", ["jsonl", "parquet"])
+def test_a_hundred_thousand_images_and_twenty_kills(tiny: TinyTriton, output: str) -> None:
+    with tarfile.open("shard.tar", "w") as tar:
+        for number in range(100_000):
+            content = number.to_bytes(4, "big") * (1 + number % 50)
+            info = tarfile.TarInfo(f"{number:06}.jpg")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    url = ["--url", tiny.url("grpc")]
+    assert bulk("shard.tar", "--output", f"whole.{output}", *url)[0] == 0
+    killed = run_with_kills(["shard.tar", "--output", f"killed.{output}", *url], kills=20, longest=12, part_rows=500)
+    assert killed == 20
+    whole = read(Path(f"whole.{output}"))
+    assert len(whole) == 100_000
+    assert json.dumps(read(Path(f"killed.{output}"))) == json.dumps(whole)

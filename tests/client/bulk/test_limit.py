@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+
+from blipstream_client.bulk.limit import FIRST_LIMIT, Limit
+
+
+def test_it_grows_by_one_for_as_many_as_are_in_flight() -> None:
+    limit = Limit(100)
+    limits = []
+    for _ in range(4):
+        for _ in range(limit.current + 1):
+            limit.taken()
+        limits.append(limit.current)
+    assert limits == [FIRST_LIMIT + 1, FIRST_LIMIT + 2, FIRST_LIMIT + 3, FIRST_LIMIT + 4]
+
+
+def test_it_has_an_upper_and_a_lower_end() -> None:
+    limit = Limit(10)
+    for _ in range(1000):
+        limit.taken()
+    assert limit.current == 10
+    for _ in range(1000):
+        limit.refused()
+    assert limit.current == 1
+    assert Limit(3).current == 3
+
+
+def test_refusals_of_one_moment_count_once() -> None:
+    limit = Limit(64)
+    for _ in range(5000):
+        limit.taken()
+    for _ in range(64):
+        limit.acquire()
+    for _ in range(60):
+        limit.refused()
+    assert limit.current == 32
+    for _ in range(60):
+        limit.refused()
+    assert limit.current == 16
+
+
+def test_no_more_are_let_in_than_it_says() -> None:
+    limit = Limit(2)
+    limit.acquire()
+    limit.acquire()
+    entered = threading.Event()
+    thread = threading.Thread(target=lambda: (limit.acquire(), entered.set()))  # type: ignore[func-returns-value]
+    thread.start()
+    assert not entered.wait(0.1)
+    limit.release()
+    assert entered.wait(10)
+    thread.join()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blipstream_client import InvalidRequest
+from blipstream_client.bulk import sinks
+from blipstream_client.bulk.extras import pyarrow
+from blipstream_client.bulk.rows import COLUMNS, Row
+from blipstream_client.bulk.sinks import lock, open_sink
+
+pq = pyarrow("This test").parquet
+
+JOB: dict[str, Any] = {"images": ["a"], "options": {}}
+
+
+def row(number: int, **changes: Any) -> Row:
+    values: dict[str, Any] = {
+        "name": f"{number}.jpg",
+        "caption": f'a "bear", ein Bär 🐻\nnumber {number}',
+        "score": -number / 2,
+        "options": "{}",
+        "checkpoint": None,
+        "width": 8,
+        "height": 6,
+        "hash": "0" * 64,
+        "error": None,
+    }
+    return Row(**(values | changes))
+
+
+ROWS = [row(0), row(1, caption=None, score=None, error="no image,\r\nat all"), row(2)]
+
+
+@pytest.fixture(params=[".jsonl", ".csv", ".parquet"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / f"captions{request.param}"
+
+
+def write(output: Path, rows: list[Row]) -> list[tuple[str, bool]]:
+    """What a run finds and adds."""
+    sink = open_sink(str(output))
+    sink.begin(JOB)
+    found = list(sink.recover())
+    for each in rows:
+        sink.write(each)
+    sink.close()
+    return found
+
+
+def read(output: Path) -> list[dict[str, Any]]:
+    match output.suffix:
+        case ".jsonl":
+            return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        case ".csv":
+            with output.open(encoding="utf-8", newline="") as file:
+                return list(csv.DictReader(file))
+        case _:
+            table: list[dict[str, Any]] = pq.read_table(output).to_pylist()
+            return table
+
+
+def test_rows_come_back(output: Path) -> None:
+    assert write(output, ROWS) == []
+    found = read(output)
+    assert [list(each) for each in found] == [list(COLUMNS)] * 3
+    assert [each["caption"] or None for each in found] == [each.caption for each in ROWS]
+    assert [each["error"] or None for each in found] == [each.error for each in ROWS]
+    assert [float(each["score"]) if each["score"] not in ("", None) else None for each in found] == [0, None, -1]
+
+
+def test_going_on_adds_to_what_is_there(output: Path) -> None:
+    write(output, ROWS[:2])
+    assert write(output, ROWS[2:]) == [("0.jpg", True), ("1.jpg", False)]
+    assert write(output, []) == [("0.jpg", True), ("1.jpg", False), ("2.jpg", True)]
+    assert len(read(output)) == 3
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_row_that_is_half_written_is_cut_off(suffix: str, tmp_path: Path) -> None:
+    """Wherever the file ends."""
+    whole = tmp_path / f"whole{suffix}"
+    write(whole, ROWS)
+    content = whole.read_bytes()
+    expected = [each.name for each in ROWS]
+    for end in range(len(sinks.Csv.header) if suffix == ".csv" else 0, len(content)):
+        cut = tmp_path / f"cut{suffix}"
+        write(cut, [])
+        cut.write_bytes(content[:end])
+        found = [name for name, _ in write(cut, [])]
+        assert found == expected[: len(found)]
+        write(cut, ROWS[len(found) :])
+        assert cut.read_bytes() == content
+
+
+def test_a_csv_file_that_lost_its_header_gets_it_back(tmp_path: Path) -> None:
+    output = tmp_path / "a.csv"
+    write(output, [])
+    output.write_bytes(b"name,cap")
+    write(output, ROWS)
+    assert [each["name"] for each in read(output)] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_long_json_lines_are_cut_off_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "BLOCK", 64)
+    output = tmp_path / "a.jsonl"
+    write(output, ROWS[:1])
+    with output.open("a") as file:
+        file.write("{" + "x" * 1000)
+    assert write(output, []) == [("0.jpg", True)]
+
+
+def test_a_part_that_is_half_written_is_dropped(tmp_path: Path) -> None:
+    output = tmp_path / "captions.parquet"
+    write(output, ROWS[:1])
+    (output / ".part-000002.parquet.tmp").write_bytes(b"half")
+    assert write(output, ROWS[1:]) == [("0.jpg", True)]
+    assert sorted(path.name for path in output.iterdir()) == ["_job.json", "part-000001.parquet", "part-000002.parquet"]
+
+
+def test_parts_are_written_along_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "PART_ROWS", 2)
+    output = tmp_path / "captions.parquet"
+    write(output, [row(number) for number in range(5)])
+    assert [pq.read_metadata(part).num_rows for part in sorted(output.glob("part-*"))] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"options": {"num_beams": 3}}, r'begun with options {}, not {"num_beams": 3}'),
+        ({"images": ["b"]}, r'begun with images \["a"\], not \["b"\]'),
+        ({"checkpoint": "x@1"}, 'begun with checkpoint null, not "x@1"'),
+    ],
+)
+def test_another_job_is_refused(output: Path, changes: dict[str, Any], words: str) -> None:
+    write(output, ROWS)
+    with pytest.raises(InvalidRequest, match=words):
+        open_sink(str(output)).begin(JOB | changes)
+    assert len(read(output)) == 3
+
+
+def test_what_others_wrote_is_left_alone(output: Path) -> None:
+    output.write_text("precious")
+    with pytest.raises(InvalidRequest, match="exists and was not begun by this command"):
+        open_sink(str(output)).begin(JOB)
+    assert output.read_text() == "precious"
+
+
+def test_a_folder_that_was_only_just_made_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").mkdir()
+    (tmp_path / "a.parquet" / "._job.json.tmp").write_text("{")
+    assert write(tmp_path / "a.parquet", ROWS) == []
+
+
+def test_a_job_that_cannot_be_read(output: Path) -> None:
+    write(output, ROWS)
+    open_sink(str(output)).job_path.write_text("{")
+    with pytest.raises(InvalidRequest, match="to begin anew"):
+        open_sink(str(output)).begin(JOB)
+
+
+def test_only_one_process_at_a_time(output: Path) -> None:
+    write(output, [])
+    path = open_sink(str(output)).job_path
+    with lock(path), pytest.raises(InvalidRequest, match="Another process is writing there"):
+        lock(path)
+    lock(path).close()
+
+
+@pytest.mark.parametrize("name", ["captions", "captions.txt", "captions.json"])
+def test_other_kinds_of_output(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"ends in \.parquet, \.jsonl or \.csv"):
+        open_sink(name)

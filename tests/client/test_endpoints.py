@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections import Counter
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+
+from blipstream_client import (
+    BlipstreamError,
+    InvalidRequest,
+    InvalidURL,
+    ModelNotReady,
+    RequestCancelled,
+    RequestTimeout,
+    ServerOverloaded,
+    ServerUnreachable,
+)
+from blipstream_client._endpoints import LONGEST_REST, Address, Rotation, parse_urls
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme", "host", "port", "path"),
+    [
+        ("grpc://localhost:9001", "grpc", "localhost", 9001, ""),
+        ("grpc://captions", "grpc", "captions", 8001, ""),
+        ("http://captions/", "http", "captions", 8000, ""),
+        ("https://example.com/blip/", "https", "example.com", 443, "/blip"),
+        ("grpcs://[::1]", "grpcs", "::1", 443, ""),
+    ],
+)
+def test_one_address(url: str, scheme: str, host: str, port: int, path: str) -> None:
+    assert parse_urls(url) == [Address(url, scheme, host, port, path)]
+
+
+@pytest.mark.parametrize(
+    ("url", "netlocs"),
+    [
+        ("grpc://a:8001,b:9001", ["a:8001", "b:9001"]),
+        ("grpc://a, b,[::1]", ["a:8001", "b:8001", "[::1]:8001"]),
+        ("https://a,b:444/blip/", ["a:443", "b:444"]),
+    ],
+)
+def test_several_addresses(url: str, netlocs: list[str]) -> None:
+    addresses = parse_urls(url)
+    assert [address.netloc for address in addresses] == netlocs
+    assert len({(address.scheme, address.path) for address in addresses}) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:8001", "ftp://localhost", "grpc://", "http://a:b", "grpc://a/b", "grpc://a,", "grpc://a,http://b"],
+)
+def test_wrong_addresses_are_told_what_was_expected(url: str) -> None:
+    with pytest.raises(InvalidURL, match="such as grpc://localhost:8001 or http://localhost:8000"):
+        parse_urls(url)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def take(rotation: Rotation, error: BlipstreamError | None = None) -> int:
+    """The endpoint whose turn it is, which then answers, or fails with the error."""
+    if error is None:
+        with rotation.turn() as index:
+            return index
+    with pytest.raises(type(error)), rotation.turn() as index:
+        raise error
+    return index
+
+
+def test_each_in_turn(clock: Clock) -> None:
+    rotation = Rotation(3, clock)
+    assert [take(rotation) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("error", [ServerUnreachable(), RequestTimeout()])
+def test_one_that_failed_is_spared_for_a_while_and_then_tried_by_one_request(
+    clock: Clock, error: BlipstreamError
+) -> None:
+    rotation = Rotation(2, clock)
+    assert take(rotation, error) == 0
+    assert [take(rotation) for _ in range(4)] == [1, 1, 1, 1]
+    clock.now += 1.0
+    with rotation.turn() as index:
+        assert index == 0
+        assert [take(rotation) for _ in range(3)] == [1, 1, 1]  # while it is being tried
+    assert Counter(take(rotation) for _ in range(10)) == {0: 5, 1: 5}
+
+
+def test_the_longer_it_fails_the_longer_it_rests(clock: Clock) -> None:
+    rotation = Rotation(2, clock)
+    asked_at = []
+    for _ in range(1000):
+        with suppress(ServerUnreachable), rotation.turn() as index:
+            if index == 0:
+                asked_at.append(clock.now)
+                raise ServerUnreachable
+        clock.now += 0.25
+    rests = [later - earlier for earlier, later in pairwise(asked_at)]
+    assert rests[:4] == [1, 2, 4, 8]
+    assert rests[-1] == LONGEST_REST
+
+
+def test_one_failure_that_many_requests_meet_counts_once(clock: Clock) -> None:
+    rotation = Rotation(2, clock)
+    turns = [rotation.turn() for _ in range(20)]
+    taken = [turn.__enter__() for turn in turns]
+    for index, turn in zip(taken, turns, strict=True):
+        if index == 0:
+            error = ServerUnreachable()
+            turn.__exit__(ServerUnreachable, error, None)
+        else:
+            turn.__exit__(None, None, None)
+    assert [take(rotation) for _ in range(3)] == [1, 1, 1]
+    clock.now += 1.0
+    assert 0 in [take(rotation) for _ in range(2)]
+
+
+def test_errors_of_the_request_leave_the_endpoint_in_its_place(clock: Clock) -> None:
+    rotation = Rotation(2, clock)
+    for error in (InvalidRequest(), ServerOverloaded(), ModelNotReady(), RequestCancelled()):
+        take(rotation, error)
+    assert [take(rotation) for _ in range(4)] == [0, 1, 0, 1]
+
+
+def test_where_all_fail_all_are_asked(clock: Clock) -> None:
+    rotation = Rotation(2, clock)
+    assert rotation.has_rested()
+    indices = [take(rotation, ServerUnreachable()) for _ in range(6)]
+    assert set(indices) == {0, 1}
+    assert not rotation.has_rested()
+    clock.now += LONGEST_REST
+    assert rotation.has_rested()

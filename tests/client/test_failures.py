@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the client does when the network or a server fails: a real proxy lies between them."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from blipstream_client import (
+    AsyncClient,
+    Caption,
+    Client,
+    InvalidRequest,
+    RequestCancelled,
+    RequestTimeout,
+    ServerOverloaded,
+    ServerUnreachable,
+)
+from tests.client.proxy import Proxy, proxy
+from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
+
+
+def port_of(tiny: TinyTriton, scheme: str) -> int:
+    return int(tiny.url(scheme).rpartition(":")[2])
+
+
+@pytest.fixture
+def between(tiny: TinyTriton, scheme: str) -> Iterator[Proxy]:
+    with proxy(port_of(tiny, scheme)) as running:
+        yield running
+
+
+@pytest.fixture
+def url(between: Proxy, scheme: str) -> str:
+    return f"{scheme}://127.0.0.1:{between.port}"
+
+
+@pytest.fixture(params=["waiting", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def texts(kind: str, url: str, images: list[bytes], max_in_flight: int = 8, **arguments: Any) -> list[Any]:
+    """What either client says of the images: texts and the types of errors."""
+    many = {"max_in_flight": max_in_flight}
+
+    async def collect() -> list[Any]:
+        async with AsyncClient(url, **arguments) as client:
+            return [result async for result in client.caption_many(images, **many)]  # type: ignore[arg-type]
+
+    if kind == "async":
+        results = asyncio.run(collect())
+    else:
+        with Client(url, **arguments) as client:
+            results = list(client.caption_many(images, **many))  # type: ignore[arg-type]
+    return [result.text if isinstance(result, Caption) else type(result) for result in results]
+
+
+class Flaky:
+    """An answer that counts, and fails the first times."""
+
+    def __init__(self, failures: int, refusal: Refusal) -> None:
+        self.asked = 0
+        self._failures = failures
+        self._refusal = refusal
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Inputs) -> Answer:
+        with self._lock:
+            self.asked += 1
+            failing = self.asked <= self._failures
+        if failing:
+            raise self._refusal
+        return size_of_image(inputs)
+
+
+FULL = Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+
+
+def test_an_overloaded_server_is_asked_again(tiny: TinyTriton, url: str, kind: str) -> None:
+    tiny.answer = flaky = Flaky(2, FULL)
+    assert texts(kind, url, [b"image"]) == ["5 bytes"]
+    assert flaky.asked == 3
+
+
+def test_retries_have_an_end(tiny: TinyTriton, url: str, kind: str) -> None:
+    tiny.answer = flaky = Flaky(100, FULL)
+    assert texts(kind, url, [b"image"], retries=2) == [ServerOverloaded]
+    assert flaky.asked == 3
+
+
+def test_retries_can_be_switched_off(tiny: TinyTriton, url: str, kind: str) -> None:
+    tiny.answer = flaky = Flaky(1, FULL)
+    assert texts(kind, url, [b"image"], retries=0) == [ServerOverloaded]
+    assert flaky.asked == 1
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL])
+def test_what_would_fail_again_is_not_asked_again(tiny: TinyTriton, url: str, kind: str, code: grpc.StatusCode) -> None:
+    tiny.answer = flaky = Flaky(1, Refusal(code, "no"))
+    (error,) = texts(kind, url, [b"image"])
+    assert isinstance(error, type)
+    assert flaky.asked == 1
+
+
+def test_no_retry_begins_after_the_deadline(tiny: TinyTriton, url: str, kind: str) -> None:
+    tiny.answer = flaky = Flaky(10_000, FULL)
+    assert texts(kind, url, [b"image"], retries=10_000, timeout=1) == [ServerOverloaded]
+    assert 1 < flaky.asked < 100
+
+
+def test_the_deadline_of_one_request(tiny: TinyTriton, url: str, kind: str) -> None:
+    opened = threading.Event()
+
+    def wait(inputs: Inputs) -> Answer:
+        opened.wait(30)
+        return size_of_image(inputs)
+
+    tiny.answer = wait
+
+    async def ask() -> Caption:
+        async with AsyncClient(url) as client:
+            return await client.caption(b"image", timeout=0.3)
+
+    with Client(url) as client, pytest.raises(RequestTimeout, match=r"within 0\.3 s"):
+        asyncio.run(ask()) if kind == "async" else client.caption(b"image", timeout=0.3)
+    opened.set()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_times_that_are_none(timeout: float) -> None:
+    with pytest.raises(InvalidRequest, match="timeout must be a number of seconds above 0"):
+        Client(timeout=timeout)
+    with Client() as client, pytest.raises(InvalidRequest, match="timeout"):
+        client.caption_many([], timeout=timeout)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["cut", "reset"])
+def test_connections_lost_in_mid_request(tiny: TinyTriton, between: Proxy, url: str, kind: str, reset: bool) -> None:
+    calls = []
+
+    def lose_the_first(inputs: Inputs) -> Answer:
+        calls.append(inputs)
+        if len(calls) == 1:
+            between.cut(reset=reset)
+        return size_of_image(inputs)
+
+    tiny.answer = lose_the_first
+    images = [bytes(size) for size in range(1, 41)]
+    assert texts(kind, url, images) == [f"{size} bytes" for size in range(1, 41)]
+
+
+def test_without_retries_a_lost_connection_is_an_error(tiny: TinyTriton, between: Proxy, url: str, kind: str) -> None:
+    def lose(inputs: Inputs) -> Answer:
+        between.cut()
+        return size_of_image(inputs)
+
+    tiny.answer = lose
+    assert texts(kind, url, [b"image"], retries=0) == [ServerUnreachable]
+
+
+def test_a_slow_network(between: Proxy, url: str, kind: str) -> None:
+    between.delay = 0.05
+    assert texts(kind, url, [bytes(200_000)]) == ["200000 bytes"]
+
+
+def test_a_network_that_went_silent_ends_at_the_deadline(between: Proxy, url: str, kind: str) -> None:
+    between.deaf = True
+    assert texts(kind, url, [b"image"], timeout=0.5) == [RequestTimeout]
+
+
+def test_grpc_notices_that_a_network_went_silent(tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is sent again over a new connection, long before its deadline."""
+    monkeypatch.setattr("blipstream_client._grpc.CONNECT_SECONDS", 4.0)
+    with (
+        proxy(tiny.grpc_port) as between,
+        Client(f"grpc://127.0.0.1:{between.port}", timeout=200, keepalive=1) as client,
+    ):
+        client.caption(b"image")
+        between.deaf = True
+        healed = threading.Timer(1, lambda: setattr(between, "deaf", False))
+        healed.start()
+        assert client.caption(b"image").text == "5 bytes"
+        healed.join()
+        assert between.connections == 2
+
+
+def test_a_server_that_comes_late(scheme: str, kind: str, closed_port: int) -> None:
+    with tiny_triton() as tiny:
+        late = threading.Timer(0.5, lambda: servers.append(Proxy(port_of(tiny, scheme), port=closed_port)))
+        servers: list[Proxy] = []
+        late.start()
+        assert texts(kind, f"{scheme}://127.0.0.1:{closed_port}", [b"image"], retries=20) == ["5 bytes"]
+        late.join()
+        servers[0].stop()
+
+
+def test_two_servers_share_the_work_evenly(scheme: str, kind: str) -> None:
+    with tiny_triton() as one, tiny_triton() as two:
+        counts = [Flaky(0, FULL), Flaky(0, FULL)]
+        one.answer, two.answer = counts
+        url = f"{one.url(scheme)},127.0.0.1:{port_of(two, scheme)}"
+        assert texts(kind, url, [b"image"] * 200) == ["5 bytes"] * 200
+    assert [each.asked for each in counts] == [100, 100]
+
+
+def test_one_dead_server_costs_retries_and_no_image(scheme: str, kind: str, closed_port: int) -> None:
+    with tiny_triton() as one:
+        url = f"{scheme}://127.0.0.1:{closed_port},127.0.0.1:{port_of(one, scheme)}"
+        assert texts(kind, url, [b"image"] * 100, retries=1) == ["5 bytes"] * 100
+
+
+def test_one_overloaded_server_costs_retries_and_no_image(scheme: str, kind: str) -> None:
+    with tiny_triton() as one, tiny_triton() as two:
+        one.answer = Flaky(10_000, FULL)
+        url = f"{one.url(scheme)},127.0.0.1:{port_of(two, scheme)}"
+        assert texts(kind, url, [b"image"] * 20, max_in_flight=1, retries=1) == ["5 bytes"] * 20
+
+
+def test_a_server_that_came_back_is_asked_again(tiny: TinyTriton, scheme: str) -> None:
+    with tiny_triton() as two, proxy(port_of(two, scheme)) as between:
+        two.answer = counted = Flaky(0, FULL)
+        url = f"{tiny.url(scheme)},127.0.0.1:{between.port}"
+        with Client(url, timeout=10) as client:
+            between.target = 1  # nobody is there
+            between.cut()
+            for _ in range(10):
+                client.caption(b"image")
+            assert counted.asked == 0
+            between.target = port_of(two, scheme)
+            deadline = time.monotonic() + 60
+            while counted.asked == 0:
+                assert time.monotonic() < deadline, "it was never asked again"
+                client.caption(b"image")
+
+
+def test_closing_ends_a_client_that_waits_to_try_again(tiny: TinyTriton, scheme: str) -> None:
+    tiny.answer = flaky = Flaky(10_000, FULL)
+    client = Client(tiny.url(scheme), retries=10_000)
+    closer = threading.Thread(target=close_after, args=(client, flaky, 3))
+    closer.start()
+    with pytest.raises(RequestCancelled):
+        client.caption(b"image")
+    closer.join()
+
+
+def close_after(client: Client, flaky: Flaky, requests: int) -> None:
+    while flaky.asked < requests:
+        time.sleep(0.01)
+    client.close()
+
+
+@pytest.mark.parametrize("headers", [{"authorization": "Bearer a.b-c"}, {"X-Team": "birds"}])
+def test_headers_travel(tiny: TinyTriton, url: str, kind: str, headers: dict[str, str]) -> None:
+    assert texts(kind, url, [b"image"], headers=headers) == ["5 bytes"]
+    ((name, value),) = headers.items()
+    assert tiny.headers[-1][name.lower()] == value
+
+
+@pytest.mark.parametrize("headers", [{"a b": "c"}, {"": "c"}, {"a": "b\r\nc: d"}, {"a": "é"}])
+def test_headers_that_cannot_travel(headers: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest, match="header"):
+        Client(headers=headers)

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images by URL: a real web server, and every way in which a URL could reach what it must not."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+
+from blipstream_client import Client, InvalidImage, _fetch
+from blipstream_client._fetch import fetch, is_public, is_url
+from blipstream_client._transport import Deadline
+from tests.client.proxy import proxy
+from tests.client.tiny_triton import TinyTriton
+
+Respond = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Web:
+    """A web server and its pages."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.pages: dict[str, Respond] = {}
+        self.headers: list[dict[str, str]] = []
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def redirect(url: str) -> Respond:
+    return lambda handler: send(handler, 302, Location=url)
+
+
+def missing(handler: BaseHTTPRequestHandler) -> None:
+    send(handler, 404)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.headers.append(dict(self.headers.items()))
+            respond: Respond = site.pages.get(self.path, missing)
+            respond(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Clients hang up here."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    site = Web(server.server_address[1])
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    site.pages["/a.jpg"] = lambda handler: send(handler, 200, b"12345")
+    yield site
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def get(url: str, seconds: float = 20, *, allow_private: bool = True) -> bytes:
+    return fetch(url, Deadline(seconds), allow_private=allow_private)
+
+
+def test_what_a_url_is() -> None:
+    assert is_url("http://a/b")
+    assert is_url("HTTPS://a/b")
+    assert not any(map(is_url, ["a.jpg", "https", "ftp://a/b", b"http://a", None]))
+
+
+def test_a_caption_for_a_url(web: Web, tiny: TinyTriton, scheme: str) -> None:
+    headers = {"authorization": "Bearer secret"}
+    with Client(tiny.url(scheme), allow_private_urls=True, headers=headers) as client:
+        assert client.caption(web.url("/a.jpg")).text == "5 bytes"
+    assert "secret" not in str(web.headers), "a token for the server is none of the web's business"
+
+
+def test_private_addresses_are_refused_unless_permitted(web: Web, tiny: TinyTriton) -> None:
+    with Client(tiny.url("grpc")) as client, pytest.raises(InvalidImage) as caught:
+        client.caption(web.url("/a.jpg"))
+    assert str(caught.value) == (
+        f"Refused to fetch {web.url('/a.jpg')}: 127.0.0.1 is 127.0.0.1, which is not a public address;"
+        " allow_private_urls=True would permit it"
+    )
+    assert web.headers == []
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[list[str]]]) -> list[str]:
+    """Have names resolve to these addresses, each time to the next of the lists; returns what was asked."""
+    asked: list[str] = []
+    original = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *args: int, **kwargs: int) -> list[tuple[object, ...]]:
+        if host not in names:
+            return original(host, port, *args, **kwargs)  # type: ignore[return-value]
+        asked.append(host)
+        addresses = names[host].pop(0) if len(names[host]) > 1 else names[host][0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [["127.0.0.1"], ["10.0.0.1"], ["169.254.169.254"], ["::1"], ["8.8.8.8", "192.168.0.1"]],
+    ids=lambda addresses: "+".join(addresses),
+)
+def test_names_of_private_addresses_are_refused(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
+    asked = resolve(monkeypatch, {"evil.example": [addresses]})
+    with pytest.raises(InvalidImage, match=r"evil\.example is .*, which is not a public address"):
+        get("http://evil.example/a.jpg", allow_private=False)
+    assert asked == ["evil.example"]
+
+
+def test_redirects_pass_the_same_gate(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first host counts as public here, and sends on to one that does not."""
+    monkeypatch.setattr(_fetch, "is_public", lambda address: address == "127.0.0.1")
+    resolve(monkeypatch, {"inside.example": [["127.0.0.2"]]})
+    web.pages["/on"] = redirect(f"http://inside.example:{web.port}/a.jpg")
+    with pytest.raises(InvalidImage, match=r"inside\.example is 127\.0\.0\.2, which is not a public address"):
+        get(web.url("/on"), allow_private=False)
+    assert len(web.headers) == 1
+
+
+def test_the_address_that_was_checked_is_the_one_that_is_asked(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that resolves to something else the second time gets no second time."""
+    monkeypatch.setattr(_fetch, "is_public", lambda address: address == "127.0.0.1")
+    asked = resolve(monkeypatch, {"twice.example": [["127.0.0.1"], ["127.0.0.2"]]})
+    assert get(web.url("/a.jpg", "twice.example"), allow_private=False) == b"12345"
+    assert asked == ["twice.example"]
+    assert web.headers[0]["Host"] == f"twice.example:{web.port}"
+
+
+def test_https_checks_the_certificate_of_the_name(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    resolve(monkeypatch, {"right.example": [["127.0.0.1"]], "wrong.example": [["127.0.0.1"]]})
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("right.example").configure_cert(context)
+    with proxy(web.port, tls=context) as running:
+        assert get(f"https://right.example:{running.port}/a.jpg") == b"12345"
+        with pytest.raises(InvalidImage, match=r"(?i)certificate verify failed"):
+            get(f"https://wrong.example:{running.port}/a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("0.0.0.0", False),  # noqa: S104
+        ("10.1.2.3", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("192.168.1.1", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("fd00::1", False),
+        ("ff02::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+        ("2002:7f00:1::", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::808:808", True),
+        ("2001:0:7f00:1::", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, expected: bool) -> None:
+    assert is_public(address) is expected
+
+
+def test_redirects(web: Web) -> None:
+    web.pages["/1"] = redirect("/2")
+    web.pages["/2"] = redirect(web.url("/a.jpg"))
+    assert get(web.url("/1")) == b"12345"
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("/round", "redirects more than 5 times"),
+        ("file:///etc/passwd", "expected an address that begins with http"),
+        ("gopher://a/b", "expected an address that begins with http"),
+    ],
+)
+def test_redirects_to_nowhere(web: Web, location: str, words: str) -> None:
+    web.pages["/round"] = redirect(location)
+    with pytest.raises(InvalidImage, match=words):
+        get(web.url("/round"))
+
+
+def test_other_answers(web: Web, closed_port: int) -> None:
+    with pytest.raises(InvalidImage, match="the server answered 404"):
+        get(web.url("/nowhere.jpg"))
+    with pytest.raises(InvalidImage, match=r"Cannot fetch .*refused"):
+        get(f"http://127.0.0.1:{closed_port}/a.jpg")
+    with pytest.raises(InvalidImage, match=r"Cannot fetch http://no-such-host\.invalid/a\.jpg"):
+        get("http://no-such-host.invalid/a.jpg")
+    for odd in ("http://", "http://a:b/c", "http://[::1/", f"http://{'a' * 70}.example/"):
+        with pytest.raises(InvalidImage):
+            get(odd)
+
+
+def test_addresses_in_any_script(web: Web) -> None:
+    web.pages["/b%C3%A4r.jpg?a=%20b"] = lambda handler: send(handler, 200, b"bear")
+    assert get(web.url("/bär.jpg?a=%20b")) == b"bear"
+
+
+def test_what_is_too_large(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fetch, "MAX_BYTES", 2**20)
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(bytes(2**16))
+
+    web.pages["/endless"] = endless
+    with pytest.raises(InvalidImage, match="larger than 1 MiB"):
+        get(web.url("/endless"))
+
+
+@pytest.mark.parametrize("where", ["headers", "body", "nothing"])
+def test_what_comes_too_slowly(web: Web, where: str) -> None:
+    """A byte now and then keeps every single wait short, and still the whole ends in time."""
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        if where == "body":
+            handler.send_response(200)
+            handler.end_headers()
+        elif where == "headers":
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(100):
+            if where != "nothing":
+                handler.wfile.write(b"a")
+            time.sleep(0.1)
+
+    web.pages["/slow"] = drip
+    with pytest.raises(InvalidImage, match=r"took more than 0\.5 s"):
+        get(web.url("/slow"), seconds=0.5)
