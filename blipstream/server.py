@@ -347,6 +347,8 @@ class TritonServer:
         }
         if self.config:
             options["model-config-name"] = self.config
+        if checkpoint := _checkpoint(self.repository):
+            options["id"] = checkpoint  # clients see it as the server's name
         if self.verbose:
             options["log-verbose"] = self.verbose
         if self.cache_bytes:
@@ -370,6 +372,15 @@ class TritonServer:
         if "no GPUs are available" in reason:
             reason += ": choose the configuration cpu, or check that nvidia-smi works here"
         return ServerError(f"{reason} (log: {self.log_path})")
+
+
+def _checkpoint(repository: Path) -> str | None:
+    """NAME@REVISION of what is served, if its artifacts say so."""
+    try:
+        config = json.loads((repository / "decoder/1/artifact/config.json").read_text(encoding="utf-8"))
+        return f"{config['checkpoint']}@{config['revision']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _bind(host: str, protocol: str, port: int) -> socket.socket:

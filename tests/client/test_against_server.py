@@ -126,6 +126,8 @@ def test_what_the_server_says_of_itself(url: str, kind: str) -> None:
     with Client(url) as client:
         info = asyncio.run(ask()) if kind == "async" else client.info()
     assert info.version[0].isdigit()
+    assert info.checkpoint
+    assert info.checkpoint.startswith("checkpoint@")
     assert list(info.runtimes) == ["preprocess", "encoder", "decoder"]
     assert info.runtimes["encoder"] == "openvino"
     assert set(info.options) == set(Options.__annotations__)

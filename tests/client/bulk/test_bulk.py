@@ -257,7 +257,7 @@ def test_a_hundred_thousand_images_and_twenty_kills(tiny: TinyTriton, output: st
             tar.addfile(info, io.BytesIO(content))
     url = ["--url", tiny.url("grpc")]
     assert bulk("shard.tar", "--output", f"whole.{output}", *url)[0] == 0
-    killed = run_with_kills(["shard.tar", "--output", f"killed.{output}", *url], kills=20, longest=12, part_rows=500)
+    killed = run_with_kills(["shard.tar", "--output", f"killed.{output}", *url], kills=20, longest=5, part_rows=500)
     assert killed == 20
     whole = read(Path(f"whole.{output}"))
     assert len(whole) == 100_000
