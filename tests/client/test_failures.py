@@ -109,7 +109,8 @@ def test_what_would_fail_again_is_not_asked_again(tiny: TinyTriton, url: str, ki
 
 def test_no_retry_begins_after_the_deadline(tiny: TinyTriton, url: str, kind: str) -> None:
     tiny.answer = flaky = Flaky(10_000, FULL)
-    assert texts(kind, url, [b"image"], retries=10_000, timeout=1) == [ServerOverloaded]
+    (error,) = texts(kind, url, [b"image"], retries=10_000, timeout=1)
+    assert error in (ServerOverloaded, RequestTimeout)  # the last answer came in time, or did not
     assert 1 < flaky.asked < 100
 
 
