@@ -83,6 +83,7 @@ def test_one_is_killed_and_no_image_fails(
     assert results == expected
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("scheme", "signal_"), [("grpc", signal.SIGTERM), ("http", signal.SIGKILL)])
 def test_the_only_one_goes_and_comes_back(
     start: Callable[[], TritonServer], samples: dict[str, str], scheme: str, samples_folder: Path, signal_: int

@@ -89,6 +89,7 @@ def run_tune(*options: str | Path | float) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.full
 def test_a_real_trial(artifacts: Path, tmp_path: Path) -> None:
     """With no time for a second one."""
     before = {path: path.read_bytes() for path in artifacts.rglob("*.pbtxt")}
