@@ -8,6 +8,9 @@ import torch
 
 T = TypeVar("T")
 
+# the largest first, so that buffers are made once; the second run of each records its graph
+WARM_UP_SIZES = tuple(size for size in (64, 32, 16, 8, 4, 2, 1) for _ in range(2))
+
 
 class Graphs(Generic[T]):
     """Functions of tensors that stay where they are, one for each key.

@@ -29,17 +29,21 @@ class Metrics:
         self._next = metric(
             family.HISTOGRAM, "next_text_seconds", "From one text of a request to the next", buckets=BUCKETS
         )
-        self._counted = (0, 0)  # steps and tokens
+        self._told = (0, 0, 0, 0)  # steps, tokens, rows, waiting
+        self._tell(0, 0, 0, 0)
 
     def watch(self, scheduler: Scheduler) -> None:
         """Report what it is doing and what it has done since the last time."""
-        steps, tokens = scheduler.num_steps, scheduler.num_tokens
-        if (steps, tokens) != self._counted:
-            self._steps.increment(steps - self._counted[0])
-            self._tokens.increment(tokens - self._counted[1])
-            self._counted = (steps, tokens)
-        self._rows.set(scheduler.engine.rows)
-        self._waiting.set(scheduler.num_waiting)
+        now = (scheduler.num_steps, scheduler.num_tokens, scheduler.engine.rows, scheduler.num_waiting)
+        if now != self._told:
+            self._tell(*now)
+
+    def _tell(self, steps: int, tokens: int, rows: int, waiting: int) -> None:
+        self._steps.increment(steps - self._told[0])
+        self._tokens.increment(tokens - self._told[1])
+        self._rows.set(rows)
+        self._waiting.set(waiting)
+        self._told = (steps, tokens, rows, waiting)
 
     def stopwatch(self) -> "Stopwatch":
         """For one request."""

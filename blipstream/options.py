@@ -4,7 +4,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from blipstream.errors import InvalidInput
 
@@ -62,6 +62,11 @@ class DecodingOptions:
                 )
         if self.num_beams == 1:
             self._check_unused(("length_penalty", "early_stopping"), "num_beams above 1")
+
+    @property
+    def strategy(self) -> Literal["greedy", "sample", "beam"]:
+        """How tokens are chosen."""
+        return "sample" if self.do_sample else "beam" if self.num_beams > 1 else "greedy"
 
     @property
     def max_rows(self) -> int:

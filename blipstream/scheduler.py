@@ -61,7 +61,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._on_watch = on_watch
         self._entering: deque[Ticket] = deque()
-        self._tickets: list[Ticket] = []  # in the engine
+        self._tickets: dict[Request, Ticket] = {}  # in the engine
         self._changed = Condition()  # guards the two above
         self._closed = Event()
         self._pieces: SimpleQueue[tuple[Ticket, Piece] | None] = SimpleQueue()
@@ -106,18 +106,18 @@ class Scheduler:
         """The thread that owns the engine."""
         while self._admit():
             try:
-                finished = set(self.engine.step())
+                finished = self.engine.step()
             except Exception as exc:
                 self.engine.reset()
-                for ticket in self._leave(self._tickets):
+                for ticket in self._leave(list(self._tickets)):
                     self._pieces.put((ticket, Piece("", (), error=exc)))
                 continue
             self.num_steps += 1
-            for ticket in self._tickets:
-                if ticket.streams and ticket.request not in finished:
-                    self._send_draft(ticket)
-            for ticket in self._leave([ticket for ticket in self._tickets if ticket.request in finished]):
+            for ticket in self._leave(finished):
                 self._send_end(ticket)
+            for ticket in self._tickets.values():
+                if ticket.streams:
+                    self._send_draft(ticket)
         self._pieces.put(None)
 
     def _admit(self) -> bool:
@@ -127,16 +127,15 @@ class Scheduler:
             while self._entering:
                 ticket = self._entering.popleft()
                 self.engine.add(ticket.request)
-                self._tickets.append(ticket)
-        for ticket in self._leave([ticket for ticket in self._tickets if ticket.gone]):
+                self._tickets[ticket.request] = ticket
+        for ticket in self._leave([request for request, ticket in self._tickets.items() if ticket.gone]):
             self.engine.cancel(ticket.request)
             self._pieces.put((ticket, Piece("", (), "cancelled")))
         return bool(self._tickets or self._entering) or not self._closed.is_set()
 
-    def _leave(self, tickets: list[Ticket]) -> list[Ticket]:
+    def _leave(self, requests: list[Request]) -> list[Ticket]:
         with self._changed:
-            left = list(tickets)
-            self._tickets = [ticket for ticket in self._tickets if ticket not in left]
+            left = [self._tickets.pop(request) for request in requests]
             self._changed.notify_all()
         return left
 
@@ -185,7 +184,7 @@ class Scheduler:
 
     def _watch(self) -> None:
         with self._changed:
-            tickets = [*self._tickets, *self._entering]
+            tickets = [*self._tickets.values(), *self._entering]
         for ticket in tickets:
             ticket.gone = ticket.gone or (not ticket.ended and ticket.is_cancelled())
         self._on_watch(self)

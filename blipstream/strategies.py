@@ -57,10 +57,9 @@ class Step:
 
 
 class Strategy(ABC):
-    """Owned by one request. It starts with one row, the prompt, and may come to have up to `max_rows`."""
+    """Owned by one request. It starts with one row, the prompt, and may come to have up to `options.max_rows`."""
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        self.max_rows = options.max_rows
         self.draft: Draft | None = None  # the caption so far, where there is just one and nothing in it will change
         self.sequences: list[Sequence] = []  # best first; filled once `advance` has returned a step without rows
         self._options = options
@@ -81,8 +80,8 @@ class Strategy(ABC):
 
 def strategy_for(options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> Strategy:
     """The strategy that the options ask for."""
-    kind = Sample if options.do_sample else BeamSearch if options.num_beams > 1 else Greedy
-    return kind(options, prompt_ids, end_token_id)
+    kinds: dict[str, type[Strategy]] = {"greedy": Greedy, "sample": Sample, "beam": BeamSearch}
+    return kinds[options.strategy](options, prompt_ids, end_token_id)
 
 
 class Greedy(Strategy):
@@ -108,6 +107,7 @@ class Sample(Strategy):
 
     def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
         super().__init__(options, prompt_ids, end_token_id)
+        self._filters = filters(options)
         self._uniforms = uniforms(options)
         self._drawn = 0  # tokens, for each caption
         self._drafts = dict(enumerate(Draft() for _ in range(options.num_captions)))  # of the rows still growing
@@ -122,7 +122,7 @@ class Sample(Strategy):
         scores = logits[list(parents)]
         for row, draft in zip(scores, self._drafts.values(), strict=True):
             self._constrain(row, draft)
-        probabilities = filter_distribution(scores, *filters(self._options))
+        probabilities = filter_distribution(scores, *self._filters)
         drawn = draw(probabilities, self._uniforms[list(self._drafts), self._drawn])
         self._drawn += 1
         token_scores = probabilities.gather(1, drawn[:, None])[:, 0].log()

@@ -11,7 +11,7 @@ from torch import Tensor
 from blipstream.config import CheckpointConfig, DType
 from blipstream.dtypes import resolve
 from blipstream.encoders.base import Encoder
-from blipstream.graphs import Graphs, bucket
+from blipstream.graphs import WARM_UP_SIZES, Graphs, bucket
 from blipstream.vision import VisionEncoder
 from blipstream.weights import TORCH_DTYPES, load_weights
 
@@ -33,8 +33,8 @@ class TorchEncoder(Encoder):
         encoder.scale, encoder.shift = encoder.scale.float(), encoder.shift.float()  # the normalisation stays in f32
         self._encoder = encoder.to(self._device).eval().requires_grad_(False)
         self._graphs: Graphs[Tensor] = Graphs(self._device)
-        if self._graphs.enabled:  # the second run of each size records its graph
-            self.warm_up_batches = tuple(batch for batch in (1, 2, 4, 8, 16, 32, 64) for _ in range(2))
+        if self._graphs.enabled:
+            self.warm_up_batches = WARM_UP_SIZES
         self._pixels: dict[int, Tensor] = {}  # by bucket, where graphs read from
 
     @torch.inference_mode()

@@ -21,7 +21,6 @@ from blipstream.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
 
 WEIGHTS_NAME = "decoder.safetensors"
-LENGTH_BUCKET = 32  # tokens; a cache's length is a multiple of it
 
 
 @dataclass(frozen=True)
@@ -154,9 +153,17 @@ class Engine(ABC):
     def step(self) -> list[Request]:
         """Bring every row one token further, take up what waits, and return the requests that this finished."""
 
-    @abstractmethod
     def reset(self) -> None:
         """Forget all requests."""
+        self._waiting.clear()
+
+    def _admit(self, rows: int) -> list[Request]:
+        """Take up waiting requests, in their order, beside those that may come to have `rows`."""
+        admitted: list[Request] = []
+        while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
+            admitted.append(self._waiting.popleft())
+            rows += admitted[-1].options.max_rows
+        return admitted
 
     @abstractmethod
     def _drop(self, request: Request) -> None:

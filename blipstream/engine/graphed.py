@@ -12,7 +12,8 @@ from torch import Tensor
 from blipstream.config import CheckpointConfig
 from blipstream.decoder import TextDecoder
 from blipstream.engine.base import Engine, Request
-from blipstream.engine.lanes import BeamLane, GreedyLane, Lane, SampleLane
+from blipstream.engine.lanes import LANES, Lane
+from blipstream.graphs import WARM_UP_SIZES
 from blipstream.options import DecodingOptions
 from blipstream.tokenizer import Tokenizer
 
@@ -28,9 +29,8 @@ class GraphedEngine(Engine):
         super().__init__(decoder, tokenizer, config, dtype)
         self._device = decoder.head_bias.device
         if self._device.type == "cuda":
-            # the largest first, so that buffers are made once; the second run of each records its graph
-            self.warm_up_counts = tuple(count for count in (64, 32, 16, 8, 4, 2, 1) for _ in range(2))
-        self._lanes: dict[tuple[type[Lane], int], Lane] = {}
+            self.warm_up_counts = WARM_UP_SIZES
+        self._lanes: dict[tuple[str, int], Lane] = {}
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
@@ -48,11 +48,11 @@ class GraphedEngine(Engine):
     @property
     def rows(self) -> int:
         """See Engine."""
-        return sum(lane.rows for lane in self._lanes.values())
+        return sum(lane.rows for lane in tuple(self._lanes.values()))  # others ask while a step adds a lane
 
     def reset(self) -> None:
         """See Engine."""
-        self._waiting.clear()
+        super().reset()
         self._lanes.clear()
 
     @torch.inference_mode()
@@ -61,21 +61,17 @@ class GraphedEngine(Engine):
             lane.drop(request)
 
     def _join(self) -> None:
-        """Take up waiting requests, in their order, while there are rows for them."""
+        """Give those that are taken up a slot in their lane."""
         joined: dict[Lane, list[Request]] = {}
-        rows = self.rows
-        while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
-            request = self._waiting.popleft()
+        for request in self._admit(self.rows):
             joined.setdefault(self._lane(request.options), []).append(request)
-            rows += request.options.max_rows
         for lane, requests in joined.items():
             lane.add(requests)
 
     def _lane(self, options: DecodingOptions) -> Lane:
-        kind = SampleLane if options.do_sample else BeamLane if options.num_beams > 1 else GreedyLane
-        key = (kind, options.max_rows)
+        key = (options.strategy, options.max_rows)
         if key not in self._lanes:
-            self._lanes[key] = kind(self._decoder, options.max_rows, self._num_patches)
+            self._lanes[key] = LANES[options.strategy](self._decoder, options.max_rows, self._num_patches)
         return self._lanes[key]
 
     def _on_host(self, reports: list[Tensor]) -> list[Tensor]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from blipstream.decoder import TextDecoder
-from blipstream.engine.base import LENGTH_BUCKET, Request
+from blipstream.engine.base import Request
+from blipstream.engine.buffers import grown, length_bucket
 from blipstream.graphs import Graphs, bucket
 from blipstream.strategies import NEVER, Draft, Sequence, draw, filter_distribution, uniforms
 
@@ -75,7 +76,7 @@ class Lane(ABC):
         """Bring every row one token further. What `collect` reads comes back, f64, still on the device."""
         slots = bucket(len(self._requests))
         running = [request.options for request in self._requests if request]
-        length = -(-(max(self._lengths) + 1) // LENGTH_BUCKET) * LENGTH_BUCKET
+        length = length_bucket(max(self._lengths) + 1)
         constrained = any(o.min_tokens or o.no_repeat_ngram_size or o.repetition_penalty != 1 for o in running)
         filtered = any(o.top_k or o.top_p < 1 for o in running)
         for slot, request in enumerate(self._requests):
@@ -132,7 +133,7 @@ class Lane(ABC):
         if slots <= old_slots and length <= old_length:
             return
         slots = max(bucket(slots), old_slots)
-        length = max(-(-length // LENGTH_BUCKET) * LENGTH_BUCKET, old_length)
+        length = max(length_bucket(length), old_length)
         self._graphs.clear()
         for name, (slot_axis, token_axis) in self._buffers.items():
             old: Tensor = getattr(self, name)
@@ -140,9 +141,7 @@ class Lane(ABC):
             shape[slot_axis] = slots
             if token_axis is not None:
                 shape[token_axis] = length if name in ("_keys", "_values") else length + 1
-            new = old.new_zeros(shape)
-            new[tuple(slice(size) for size in old.shape)] = old
-            setattr(self, name, new)
+            setattr(self, name, grown(old, shape))
         self._settings[old_slots:] = 1  # nothing may be divided by zero, not even in slots that nobody uses
 
     def _take_slot(self, request: Request) -> int:
@@ -469,6 +468,9 @@ class BeamLane(Lane):
             cache[:, :slots, :, :, : context.length] = cache[:, slot, parents, :, : context.length]
         for rows in (context.history, context.token_scores, *([context.matches] if context.constrained else [])):
             rows.copy_(rows[slot, parents])
+
+
+LANES: dict[str, type[Lane]] = {"greedy": GreedyLane, "sample": SampleLane, "beam": BeamLane}  # by options.strategy
 
 
 def _suffix_matches(ids: list[int], length: int) -> list[int]:

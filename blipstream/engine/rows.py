@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from blipstream.config import CheckpointConfig
 from blipstream.decoder import TextDecoder
-from blipstream.engine.base import LENGTH_BUCKET, Engine, Request
+from blipstream.engine.base import Engine, Request
+from blipstream.engine.buffers import grown, length_bucket
 from blipstream.strategies import Step, Strategy, strategy_for
 from blipstream.tokenizer import Tokenizer
 
@@ -47,15 +48,15 @@ class RowCache:
         """Make room for so many images, and rows of `length` tokens."""
         old_images, *image_shape = self.image_embeds.shape
         if images > old_images:
-            self.image_embeds = _grown(self.image_embeds, (max(images, 2 * old_images), *image_shape))
+            self.image_embeds = grown(self.image_embeds, (max(images, 2 * old_images), *image_shape))
         layers, old_rows, heads, old_length, head_size = self.keys.shape
         if rows <= old_rows and length <= old_length:
             return
         rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
-        length = old_length if length <= old_length else -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+        length = max(length_bucket(length), old_length)
         shape = (layers, rows, heads, length, head_size)
-        self.keys, self.values = _grown(self.keys, shape), _grown(self.values, shape)
-        self.lengths = _grown(self.lengths, (rows,))
+        self.keys, self.values = grown(self.keys, shape), grown(self.values, shape)
+        self.lengths = grown(self.lengths, (rows,))
 
     def rearrange(self, images: list[int], rows: list[int]) -> None:
         """Make image i what images[i] was, and row i what rows[i] was. What stays is not touched."""
@@ -98,7 +99,7 @@ class RowEngine(Engine):
 
     def reset(self) -> None:
         """See Engine."""
-        self._waiting.clear()
+        super().reset()
         self._running.clear()
 
     @torch.inference_mode()
@@ -106,18 +107,17 @@ class RowEngine(Engine):
         self._settle([Step() if run.request is request else run.unchanged() for run in self._running])
 
     def _join(self) -> list[Run]:
-        """Take up waiting requests, in their order, while there are rows for them."""
+        """Give those that are taken up a strategy and a place in the cache."""
         joined: list[Run] = []
-        rows = sum(run.strategy.max_rows for run in self._running)
-        while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
-            request = self._waiting.popleft()
+        reserved = sum(run.request.options.max_rows for run in self._running)
+        for request in self._admit(reserved):
             strategy = strategy_for(request.options, request.prompt_ids, self.config.text.end_token_id)
             request.draft = strategy.draft
             joined.append(Run(request, strategy))
-            rows += strategy.max_rows
         if joined:
             first = len(self._running)
             self._running += joined
+            rows = sum(run.request.options.max_rows for run in self._running)
             self._cache.reserve(len(self._running), rows, max(run.request.max_length for run in joined))
             for image, run in enumerate(joined, first):
                 self._cache.image_embeds[image] = run.request.image_embeds
@@ -180,10 +180,3 @@ def _without_holes(kept: list[bool]) -> list[int]:
     order = [index for index, keep in enumerate(kept) if keep]
     last = order[::-1]
     return [index if kept[index] else last[kept[:index].count(False)] for index in range(len(order))]
-
-
-def _grown(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A larger buffer with the same content in its corner."""
-    larger = buffer.new_zeros(shape)  # zeros: what lies beyond a row's end is masked, yet must not be NaN
-    larger[tuple(slice(size) for size in buffer.shape)] = buffer
-    return larger

@@ -34,11 +34,10 @@ class TritonPythonModel:
 
     def start(self, request, sender):
         """Submit a request's images; the last one that is finished sends the answer."""
+        tensors = {tensor.name(): tensor for tensor in request.inputs()}
         # a copy, since the tensor's memory is used again before the captions are finished
-        tensor = pb_utils.get_input_tensor_by_name(request, "image_embeds")
-        image_embeds = torch.from_dlpack(tensor.to_dlpack()).clone()
-        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in OPTION_NAMES}
-        given = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        image_embeds = torch.from_dlpack(tensors["image_embeds"].to_dlpack()).clone()
+        given = {name: tensors[name].as_numpy() for name in OPTION_NAMES if name in tensors}
         options = [
             DecodingOptions.from_tensors({name: values[row] for name, values in given.items()})
             for row in range(len(image_embeds))

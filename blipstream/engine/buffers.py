@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Buffers that hold more than is in use, so that they seldom move."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+LENGTH_BUCKET = 32  # tokens
+
+
+def length_bucket(length: int) -> int:
+    """A cache's length for rows of `length` tokens."""
+    return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+
+
+def grown(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    """A larger buffer with the same content in its corner."""
+    larger = buffer.new_zeros(shape)  # zeros: what lies beyond a row's end is masked, yet must not be NaN
+    larger[tuple(slice(size) for size in buffer.shape)] = buffer
+    return larger
