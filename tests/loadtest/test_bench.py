@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`, with two layers and a few images: that it works, not how fast anything is."""
+"""`make bench`, with the demo checkpoint and a few images: that it works, not how fast anything is."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from bench import main
-from tests.conftest import ROOT
+from tests.conftest import CHECKPOINT, ROOT
 
 RATIO = "× "
 ROW = {
@@ -55,7 +55,7 @@ def bench(*options: str | Path) -> Result:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What a quick run prints, and the folder that it writes."""
     folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, str(ROOT / "loadtest" / "bench.py"), "--quick"]
+    command = [sys.executable, str(ROOT / "loadtest" / "bench.py"), "--quick", "--checkpoint", CHECKPOINT]
     result = subprocess.run(
         [*command, "--cache", str(folder / "cache"), "--output", str(folder / "results")],
         capture_output=True,
@@ -106,7 +106,7 @@ def test_same_captions(run: tuple[str, Path]) -> None:
 def test_table_and_chart(run: tuple[str, Path]) -> None:
     output, folder = run
     assert output.count(RATIO) == 9
-    assert "base-2-layers, random weights, 640 x 480 JPEG in, 12 new tokens out" in output
+    assert f"{CHECKPOINT}, 640 x 480 JPEG in, 12 new tokens out" in " ".join(output.split())
     with Image.open(folder / "bench.png") as image:
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(maxcolors=1 << 24) or []) > 100
