@@ -39,6 +39,7 @@ class Config:
     device: str
     library: str  # whose version the artifact depends on
     export: Callable[[transformers.BlipForConditionalGeneration, CheckpointConfig, Path], None]
+    sources: tuple[str, ...] = ()  # a change in any of them makes the encoder stale, beyond SOURCES
 
 
 def export_tensorrt(model: transformers.BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
@@ -51,21 +52,18 @@ def export_tensorrt(model: transformers.BlipForConditionalGeneration, config: Ch
 CONFIGS = {
     "cpu": Config("openvino", "cpu", "openvino", export_openvino),
     "cuda": Config("torch", "cuda", "safetensors", export_torch),
-    "tensorrt": Config("tensorrt", "cuda", "onnx", export_tensorrt),
+    "tensorrt": Config(
+        "tensorrt", "cuda", "onnx", export_tensorrt, ("build/onnx_export.py", "build/tensorrt_compile.py")
+    ),
 }
-SOURCES = tuple(
-    ROOT / path
-    for path in (
-        "blipstream/config.py",
-        "blipstream/vision.py",
-        "blipstream/decoder.py",
-        "build/convert.py",
-        "build/encoder_config.py",
-        "build/export.py",
-        "build/onnx_export.py",
-        "build/tensorrt_compile.py",
-    )
-)  # a change in any of them makes artifacts stale
+# a change in any of them makes artifacts stale
+SOURCES = (
+    "blipstream/config.py",
+    "blipstream/vision.py",
+    "blipstream/decoder.py",
+    "build/convert.py",
+    "build/export.py",
+)
 SAMPLES = ROOT / "build" / "demo" / "samples"
 TIMING_CACHE = "tensorrt-timing.cache"  # beside the artifact, to outlive it
 
@@ -74,11 +72,17 @@ def artifacts_of(checkpoint: Checkpoint, config: Config, dtype: DType, repositor
     """What each model loads in a configuration."""
     parts = (checkpoint.name, checkpoint.revision, dtype)
     library = importlib.metadata.version(config.library)
+    common = fingerprint(*parts, sources=_paths(SOURCES))
+    of_encoder = fingerprint(*parts, library, sources=_paths(SOURCES + config.sources))
     return {
-        "preprocess": Artifact(repository / "preprocess/1/artifact", fingerprint(*parts, sources=SOURCES)),
-        "encoder": Artifact(repository / "encoder/1" / config.runtime, fingerprint(*parts, library, sources=SOURCES)),
-        "decoder": Artifact(repository / "decoder/1/artifact", fingerprint(*parts, sources=SOURCES)),
+        "preprocess": Artifact(repository / "preprocess/1/artifact", common),
+        "encoder": Artifact(repository / "encoder/1" / config.runtime, of_encoder),
+        "decoder": Artifact(repository / "decoder/1/artifact", common),
     }
+
+
+def _paths(sources: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(ROOT / path for path in sources)
 
 
 def build(
@@ -106,9 +110,25 @@ def build(
         if reason:
             click.echo(f"compiling the encoder again: {reason}")
             stale["encoder"] = artifacts["encoder"]
-    if not stale:
+    if stale:
+        _renew(stale, artifacts, checkpoint, chosen, dtype, plan)
+        click.echo(f"installed {', '.join(stale)} in {repository}")
+    else:
         click.echo(f"{repository} is up to date with {checkpoint.name}")
-        return
+    if plan:
+        image_size = CheckpointConfig.load(artifacts["encoder"].folder).vision.image_size
+        write_encoder_config(repository, plan.options, image_size)
+
+
+def _renew(
+    stale: dict[str, Artifact],
+    artifacts: dict[str, Artifact],
+    checkpoint: Checkpoint,
+    chosen: Config,
+    dtype: DType,
+    plan: Plan | None,
+) -> None:
+    """Export and compile what is stale, compare all with transformers, and install it."""
     with _stage(f"loading {checkpoint.name}"):
         model = checkpoint.load_model()
         settings = checkpoint.config(model, dtype)
@@ -141,9 +161,6 @@ def build(
             raise ArtifactError("what was built is too far from transformers: nothing was installed")
         for model_name, artifact in stale.items():
             artifact.install(folders[model_name])
-        if plan:
-            write_encoder_config(repository, plan.options, settings.vision.image_size)
-    click.echo(f"installed {', '.join(stale)} in {repository}")
 
 
 def _plan(checkpoint: Checkpoint, config: Config, dtype: DType, options: PlanOptions | None) -> Plan | None:

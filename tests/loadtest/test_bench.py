@@ -55,7 +55,7 @@ def bench(*options: str | Path) -> Result:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What a quick run prints, and the folder that it writes."""
     folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, str(ROOT / "loadtest" / "bench.py"), "--quick", "--checkpoint", CHECKPOINT]
+    command = [sys.executable, str(ROOT / "loadtest" / "bench.py"), "--quick", "--checkpoint", str(CHECKPOINT)]
     result = subprocess.run(
         [*command, "--cache", str(folder / "cache"), "--output", str(folder / "results")],
         capture_output=True,
