@@ -62,6 +62,7 @@ class Engine(ABC):
         self._decoder = decoder.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
+        self.image_embeds_shape = (self._num_patches, config.text.encoder_hidden_size)
         self._waiting: deque[Request] = deque()
 
     @classmethod
@@ -81,10 +82,9 @@ class Engine(ABC):
     def request(self, image_embeds: Tensor, options: DecodingOptions) -> Request:
         """A request for one image, image_embeds [N, E] of any float dtype. Raises InvalidInput if it cannot be met."""
         text = self.config.text
-        expected = (self._num_patches, text.encoder_hidden_size)
-        if tuple(image_embeds.shape) != expected:
+        if tuple(image_embeds.shape) != self.image_embeds_shape:
             raise InvalidInput(
-                f"image_embeds must have shape {list(expected)}, not {list(image_embeds.shape)}: "
+                f"image_embeds must have shape {list(self.image_embeds_shape)}, not {list(image_embeds.shape)}: "
                 "do they come from another checkpoint's encoder?"
             )
         request = Request(image_embeds, options, self._tokenizer.encode(options.prompt))
@@ -135,7 +135,7 @@ class Engine(ABC):
 
     def warm_up(self) -> None:
         """Do what would make the first requests wait: greedy captions in each number that comes up."""
-        image_embeds = self._decoder.head_bias.new_zeros(self._num_patches, self.config.text.encoder_hidden_size)
+        image_embeds = self._decoder.head_bias.new_zeros(self.image_embeds_shape)
         options = DecodingOptions(max_tokens=2)
         for count in self.warm_up_counts:
             self.generate(self.request(image_embeds, options) for _ in range(count))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In-flight batching against batches that run to completion: one engine, the same Poisson arrivals, turn by turn.
+
+python loadtest/inflight.py --rate 40
+
+Short captions are many and long ones few, as in `LENGTHS`. Latency is from a request's arrival to its captions.
+"""
+
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from blipstream.engine import Engine, Request, load_engine
+from blipstream.errors import BlipstreamError
+from blipstream.options import DecodingOptions
+from blipstream.scheduler import Scheduler
+from blipstream.server import ROOT
+
+LENGTHS = (4,) * 7 + (12,) * 2 + (60,)  # tokens; drawn evenly
+MAX_BATCH = 64  # requests that run to completion together
+
+Arrival = tuple[float, int]  # seconds from the start, tokens
+
+
+class Driver(ABC):
+    """Takes requests and calls back when each has its captions."""
+
+    @abstractmethod
+    def submit(self, request: Request, done: Callable[[], None]) -> None:
+        """From any thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Once all are done."""
+
+
+class InFlight(Driver):
+    """As Triton's decoder works here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._scheduler = Scheduler(engine, max_waiting=1 << 20)
+
+    def submit(self, request: Request, done: Callable[[], None]) -> None:
+        """See Driver."""
+        self._scheduler.submit(request, lambda piece: done() if piece.finish_reason else None)
+
+    def close(self) -> None:
+        """See Driver."""
+        self._scheduler.close()
+
+
+class ToCompletion(Driver):
+    """As a dynamic batcher and a model's `execute` work: who comes later waits for the whole batch."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: list[tuple[Request, Callable[[], None]]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def submit(self, request: Request, done: Callable[[], None]) -> None:
+        """See Driver."""
+        with self._changed:
+            self._waiting.append((request, done))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """See Driver."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            if not batch:
+                return
+            self._engine.generate(request for request, _ in batch)
+            for _, done in batch:
+                done()
+
+
+DRIVERS: dict[str, Callable[[Engine], Driver]] = {"to completion": ToCompletion, "in flight": InFlight}
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> Iterator[Arrival]:
+    """A Poisson process of mixed lengths."""
+    rng = random.Random(seed)  # noqa: S311
+    moment = rng.expovariate(rate)
+    while moment < seconds:
+        yield moment, rng.choice(LENGTHS)
+        moment += rng.expovariate(rate)
+
+
+def measure(driver: Driver, engine: Engine, plan: list[Arrival]) -> tuple[dict[int, list[float]], float]:
+    """Seconds that each caption took, by its length, and captions a second until the last one."""
+    latencies: dict[int, list[float]] = defaultdict(list)
+    left = threading.Semaphore(0)
+    embeds = torch.randn(engine.image_embeds_shape, generator=torch.Generator().manual_seed(0))
+
+    def done(length: int, arrived: float) -> None:
+        latencies[length].append(time.monotonic() - arrived)
+        left.release()
+
+    began = time.monotonic()
+    for moment, length in plan:
+        time.sleep(max(began + moment - time.monotonic(), 0))
+        options = DecodingOptions(max_tokens=length, min_tokens=length)
+        driver.submit(engine.request(embeds, options), partial(done, length, began + moment))
+    for _ in plan:
+        left.acquire()
+    rate = len(plan) / (time.monotonic() - began)
+    driver.close()
+    return latencies, rate
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
+@click.option("--device", default="cpu", help="cpu or cuda.")
+@click.option("--rate", default=40.0, help="Requests a second.")
+@click.option("--seconds", default=20.0, help="Of each turn.")
+@click.option("--rounds", default=2, help="Turns of each.")
+def main(repository: Path, device: str, rate: float, seconds: float, rounds: int) -> None:
+    """Show latency by length, and throughput, of both ways to batch."""
+    try:
+        engine = load_engine(repository / "decoder/1/artifact", device)
+    except BlipstreamError as exc:
+        raise click.ClickException(str(exc)) from exc
+    engine.warm_up()
+    lengths = sorted(set(LENGTHS))
+    table = Table("batches", "captions/s", *(f"{length} tokens: p50, p99 ms" for length in lengths))
+    for seed in range(rounds):
+        for name, driver in DRIVERS.items():
+            latencies, served = measure(driver(engine), engine, list(arrivals(rate, seconds, seed)))
+            row = [[f"{part:.0f}" for part in np.percentile(latencies[n], [50, 99]) * 1000] for n in lengths]
+            table.add_row(name, f"{served:.1f}", *(", ".join(parts) for parts in row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
