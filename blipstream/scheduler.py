@@ -12,6 +12,7 @@ from typing import Literal
 
 from blipstream.engine import Engine, Request
 from blipstream.errors import Overloaded
+from blipstream.journal import Journal
 
 MAX_WAITING = 512  # requests beyond those under way; more are refused
 WATCH_SECONDS = 0.05  # how long a sender may be gone before its rows are freed, beyond the step under way
@@ -47,6 +48,7 @@ class Scheduler:
     """Takes requests from any thread, first come, first served, while the engine has rows for them.
 
     Listeners, and now and then `on_watch`, are called from one other thread, so that a slow one holds up no step.
+    A journal is told of each request's end, and closed with the scheduler.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Scheduler:
         engine: Engine,
         max_waiting: int = MAX_WAITING,
         on_watch: Callable[["Scheduler"], None] = lambda _: None,
+        journal: Journal | None = None,
     ) -> None:
         self.engine = engine
+        self.journal = journal
         self.num_steps = 0
         self.num_tokens = 0  # sent on to listeners
         self._max_waiting = max_waiting
@@ -101,6 +105,8 @@ class Scheduler:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        if self.journal:
+            self.journal.close()
 
     def _run(self) -> None:
         """The thread that owns the engine."""
@@ -181,6 +187,9 @@ class Scheduler:
             ticket.listener(piece)
         except Exception:  # whoever cannot be told has gone
             ticket.gone = True
+        if self.journal and ticket.ended:
+            with suppress(Exception):  # whatever becomes of a report, captions go on
+                self.journal.record(ticket.request, piece.finish_reason or "error")
 
     def _watch(self) -> None:
         with self._changed:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every engine shares: requests, captions, and running to completion."""
 
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
@@ -43,6 +44,10 @@ class Request:
     draft: Draft | None = None  # the caption so far, unless several are under way
     sequences: list[Sequence] = field(default_factory=list)  # best first, once it is finished
     captions: list[Caption] = field(default_factory=list)  # the same in words
+    arrived: int = field(default_factory=time.time_ns)  # nanoseconds since 1970
+    admitted: int = 0  # when it was taken up; 0: not yet
+    id: str = ""  # who sent it calls it so
+    trace_context: str = ""  # JSON of W3C's headers, if it is traced
 
     @property
     def max_length(self) -> int:
@@ -162,6 +167,7 @@ class Engine(ABC):
         admitted: list[Request] = []
         while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
             admitted.append(self._waiting.popleft())
+            admitted[-1].admitted = time.time_ns()
             rows += admitted[-1].options.max_rows
         return admitted
 

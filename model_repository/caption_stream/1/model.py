@@ -4,6 +4,7 @@
 It calls preprocess and encoder, and decodes itself: an ensemble would not hand on that a client has gone.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from blipstream import answers
 from blipstream.engine import load_engine
 from blipstream.errors import BlipstreamError, InvalidInput, Overloaded
+from blipstream.journal import Journal
 from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions
 from blipstream.scheduler import Scheduler
@@ -25,7 +27,7 @@ class TritonPythonModel:
         engine = load_engine(Path(args["model_repository"], "../decoder", args["model_version"], "artifact"), device)
         engine.warm_up()
         self.metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
-        self.scheduler = Scheduler(engine, on_watch=self.metrics.watch)
+        self.scheduler = Scheduler(engine, on_watch=self.metrics.watch, journal=Journal(args["model_name"]))
 
     async def execute(self, requests):
         for request in requests:
@@ -33,33 +35,33 @@ class TritonPythonModel:
             try:
                 await self.start(request, sender)
             except BlipstreamError as exc:
+                self.scheduler.journal.refuse(request.request_id(), exc)
                 self.fail(sender, self.codes.get(type(exc), pb_utils.TritonError.INTERNAL), exc)
 
     async def start(self, request, sender):
         stopwatch = self.metrics.stopwatch()
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
-        given = {name: tensors[name].as_numpy()[0] for name in OPTION_NAMES if name in tensors}
-        options = DecodingOptions.from_tensors(given)
-        pixels = await self.call("preprocess", "pixels", [tensors[n] for n in ("image", "resize_mode") if n in tensors])
-        image_embeds = await self.call("encoder", "image_embeds", [pixels])
+        options = DecodingOptions.from_tensors({n: tensors[n].as_numpy()[0] for n in OPTION_NAMES if n in tensors})
+        images = [tensors[n] for n in ("image", "resize_mode") if n in tensors]
+        pixels = await self.call(request, "preprocess", images, "pixels")
+        image_embeds = await self.call(request, "encoder", [pixels], "image_embeds")
         # a copy: the tensor's memory is Triton's, and used again once this returns
         row = self.scheduler.engine.request(torch.from_dlpack(image_embeds.to_dlpack())[0].clone(), options)
+        row.id, row.trace_context = request.request_id(), request.trace().get_context()
+        self.scheduler.submit(row, partial(self.send, sender, row, stopwatch), sender.is_cancelled, streams=True)
 
-        def listen(piece):
-            stopwatch.lap(piece)
-            self.send(sender, row, piece)
-
-        self.scheduler.submit(row, listen, sender.is_cancelled, streams=True)
-
-    async def call(self, model, output, inputs):
-        request = pb_utils.InferenceRequest(model_name=model, requested_output_names=[output], inputs=inputs)
+    async def call(self, caller, model, inputs, output):
+        # it would crash Triton 2.51 to hand on the trace, too
+        wanted = {"model_name": model, "inputs": inputs, "requested_output_names": [output]}
+        request = pb_utils.InferenceRequest(caller.request_id(), **wanted)
         response = await request.async_exec()
-        if response.has_error():
-            code, message = response.error().code(), response.error().message()
-            raise next((kind for kind in self.codes if self.codes[kind] == code), BlipstreamError)(message)
+        if error := response.error():
+            kinds = {code: kind for kind, code in self.codes.items()}
+            raise kinds.get(error.code(), BlipstreamError)(error.message())
         return pb_utils.get_output_tensor_by_name(response, output)
 
-    def send(self, sender, row, piece):
+    def send(self, sender, row, stopwatch, piece):
+        stopwatch.lap(piece)
         if piece.error or piece.finish_reason == "cancelled":
             status = pb_utils.TritonError.INTERNAL if piece.error else pb_utils.TritonError.CANCELLED
             self.fail(sender, status, piece.error or "the client has gone")

@@ -9,6 +9,7 @@ import triton_python_backend_utils as pb_utils
 from blipstream import answers
 from blipstream.engine import load_engine
 from blipstream.errors import InvalidInput
+from blipstream.journal import Journal
 from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions
 from blipstream.scheduler import Scheduler
@@ -21,7 +22,7 @@ class TritonPythonModel:
         engine.warm_up()
         # what cannot start soon waits in Triton's queue, with its limits
         metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
-        self.scheduler = Scheduler(engine, max_waiting=engine.max_rows, on_watch=metrics.watch)
+        self.scheduler = Scheduler(engine, engine.max_rows, metrics.watch, Journal(args["model_name"]))
 
     def execute(self, requests):
         """Answers come when captions are finished, not when this returns: until then Triton brings more requests."""
@@ -30,6 +31,7 @@ class TritonPythonModel:
             try:
                 self.start(request, sender)
             except InvalidInput as exc:
+                self.scheduler.journal.refuse(request.request_id(), exc)
                 self.fail(sender, pb_utils.TritonError.INVALID_ARG, exc)
 
     def start(self, request, sender):
@@ -52,6 +54,7 @@ class TritonPythonModel:
                 self.answer(sender, rows, pieces)
 
         for row in rows:
+            row.id, row.trace_context = request.request_id(), request.trace().get_context()
             self.scheduler.wait_for_room()
             self.scheduler.submit(row, listen, sender.is_cancelled)
 

@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from blipstream.config import CheckpointConfig
 from blipstream.errors import InvalidInput
 from blipstream.images import DEFAULT_RESIZE_MODE
+from blipstream.journal import Journal
 from blipstream.loader import ImageLoader
 
 
@@ -17,6 +18,7 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"], "artifact")
+        self.journal = Journal(args["model_name"])
         image_size = CheckpointConfig.load(folder).vision.image_size
         if args["model_instance_kind"] == "GPU":
             from blipstream.gpu_loader import GPUImageLoader
@@ -34,7 +36,10 @@ class TritonPythonModel:
         jobs = [self.unpack(request) for request in requests]
         images, modes = ([value for job in jobs for value in job[part]] for part in (0, 1))
         loaded = iter(self.loader.load(images, modes))
-        return [self.respond([next(loaded) for _ in images]) for images, _ in jobs]
+        return [
+            self.respond(request, [next(loaded) for _ in images])
+            for request, (images, _) in zip(requests, jobs, strict=True)
+        ]
 
     def unpack(self, request):
         images = list(pb_utils.get_input_tensor_by_name(request, "image").as_numpy().flat)
@@ -43,9 +48,10 @@ class TritonPythonModel:
             return images, [DEFAULT_RESIZE_MODE] * len(images)
         return images, [mode.decode(errors="replace") for mode in modes.as_numpy().flat]
 
-    def respond(self, loaded):
+    def respond(self, request, loaded):
         for result in loaded:
             if isinstance(result, InvalidInput):
+                self.journal.refuse(request.request_id(), result)
                 error = pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=error)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(loaded))])

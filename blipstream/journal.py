@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of each request: a line of JSON in the server's log, and spans for an OpenTelemetry collector.
+
+Both are off unless asked for, by LOG_REQUESTS and by OpenTelemetry's own variable.
+"""
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from blipstream.engine import Request
+from blipstream.errors import ServerError
+
+LOG_REQUESTS = "BLIPSTREAM_LOG_REQUESTS"  # any value
+SERVICE = "blipstream"
+ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"  # as http://localhost:4318/v1/traces
+
+
+class Journal:
+    """Of one model's requests."""
+
+    def __init__(self, model: str) -> None:
+        """Raises ServerError where spans are asked for and OpenTelemetry is not installed."""
+        self._model = model
+        self._logs = bool(os.environ.get(LOG_REQUESTS))
+        self._provider = _provider() if os.environ.get(ENDPOINT) else None
+        self._tracer: Any = self._provider.get_tracer("blipstream") if self._provider else None
+
+    def record(self, request: Request, result: str) -> None:
+        """A request has ended: `stop`, `length`, `cancelled` or `error`."""
+        ended = time.time_ns()
+        admitted = request.admitted or ended  # it may never have had rows
+        facts = {
+            "result": result,
+            "strategy": request.options.strategy,
+            "captions": len(request.captions),
+            "tokens": sum(caption.num_tokens for caption in request.captions),
+        }
+        waited, decoded = (admitted - request.arrived) / 1e6, (ended - admitted) / 1e6
+        self._log(request.id, facts | {"waited_ms": round(waited, 3), "decoded_ms": round(decoded, 3)})
+        if self._tracer and request.trace_context:
+            self._span(request, "wait for rows", request.arrived, admitted, {})
+            if ended > admitted:
+                self._span(request, "decode", admitted, ended, facts)
+
+    def refuse(self, request_id: str, error: Exception) -> None:
+        """A request was refused before there was any work on it."""
+        self._log(request_id, {"result": "refused", "error": str(error)})
+
+    def close(self) -> None:
+        """Send the last spans."""
+        if self._provider:
+            self._provider.shutdown()
+
+    def _log(self, request_id: str, facts: dict[str, Any]) -> None:
+        if self._logs:
+            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = json.dumps({"time": moment, "model": self._model, "request": request_id} | facts)
+            print(line, flush=True)
+
+    def _span(self, request: Request, name: str, start: int, end: int, facts: dict[str, Any]) -> None:
+        """A span of the trace that Triton began; times in nanoseconds since 1970."""
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        parent = TraceContextTextMapPropagator().extract(json.loads(request.trace_context))
+        attributes = {"request.id": request.id} | facts
+        span = self._tracer.start_span(name, parent, start_time=start, attributes=attributes)
+        span.end(end)
+
+
+def _provider() -> Any:  # noqa: ANN401
+    """Of tracers whose spans are sent in the background, to where OpenTelemetry's variables say."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise ServerError(
+            f"{ENDPOINT} asks for the engine's spans, which need OpenTelemetry: pip install 'blipstream[tracing]'"
+        ) from error
+    provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
