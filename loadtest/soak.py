@@ -201,21 +201,18 @@ def main(repository: Path, config: str, images: int, settled: int, growth: float
                 client = subprocess.Popen([sys.executable, "-m", "blipstream_client", *command])
                 with Scales(server, client.pid) as scales:
                     status = client.wait()
-            seconds = time.monotonic() - began
-            wrong = (
-                f"bulk ended with status {status}"
-                if status
-                else check_rows(folder / "captions.jsonl", images, pictures)
-            )
+                seconds = time.monotonic() - began
+                server.check()
+            wrong = f"bulk ended with status {status}" if status else check_rows(rows, images, pictures)
     except BlipstreamError as exc:
         raise click.ClickException(str(exc)) from exc
     if output:
         lines = [{"captions": s.captions} | {name: vars(w) for name, w in s.weights.items()} for s in scales.samples]
         output.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
-    span = max(settled // 5, 1)
-    first, last = around(scales.samples, settled, span), around(scales.samples, images - span, span)
-    console.print(as_table(first, last, settled, images))
-    console.print(f"{images:,} images in {seconds:.0f} s, {images / seconds:.1f} a second")
+    span, made = max(settled // 5, 1), max(sample.captions for sample in [Sample(0, {}), *scales.samples])
+    first, last = around(scales.samples, settled, span), around(scales.samples, made - span, span)
+    console.print(as_table(first, last, settled, made))
+    console.print(f"{made:,} captions in {seconds:.0f} s, {made / seconds:.1f} a second")
     problems = [wrong] if wrong else compare(first, last, growth)
     if not first.keys() & last.keys():
         problems.append("the run was too short to weigh anything twice: ask for more images")

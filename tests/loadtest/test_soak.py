@@ -79,7 +79,7 @@ def test_real_server(artifacts: Path, tmp_path: Path) -> None:
     output = tmp_path / "soak.json"
     options = ["--repository", artifacts, "--images", 3000, "--settled", 1000, "--growth", 10, "--output", output]
     result = CliRunner().invoke(main, [str(option) for option in options])
-    assert "3,000 images in" in result.output
+    assert result.exit_code == 0, result.output
     last = json.loads(output.read_text())[-1]
     assert {"tritonserver", "preprocess (stub)", "encoder (stub)", "decoder (stub)", "shared memory"} < set(last)
     assert last["decoder (stub)"]["mb"] > 10
