@@ -4,7 +4,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -69,6 +69,16 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """How fast a kind of request was answered, text by text; both are PERCENTILES in ms."""
+
+    name: str
+    streams: int
+    first_text_ms: list[float]  # from when a request was due
+    next_text_ms: list[float]  # from each text to the next
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether the load test met the SLO, and why."""
 
@@ -109,6 +119,8 @@ class Requests:
         self.size = np.array([row["size"] for row in rows], dtype=np.object_)
         self.error = np.array([row["error"] for row in rows], dtype=np.object_)
         self.message = np.array([row["message"] for row in rows], dtype=np.object_)
+        # of streams: when each text came, since it was due
+        self.texts_ms = [[float(text) for text in (row.get("texts_ms") or "").split()] for row in rows]
 
     @cached_property
     def done(self) -> npt.NDArray[np.float64]:
@@ -129,7 +141,7 @@ class Requests:
         due = chosen & (self.due >= start) & (self.due < end)
         answered = chosen & self.ok & (self.done >= start) & (self.done < end)
         latencies = self.latency_ms[due & self.ok]
-        p50, p90, p95, p99 = np.percentile(latencies, PERCENTILES) if latencies.size else [np.nan] * len(PERCENTILES)
+        p50, p90, p95, p99 = _percentiles(latencies)
         return Window(
             name=name,
             users=users,
@@ -138,12 +150,23 @@ class Requests:
             requests=int(due.sum()),
             errors=int((due & ~self.ok).sum()),
             rps=float(answered.sum() / (end - start)) if end > start else 0.0,
-            p50_ms=float(p50),
-            p90_ms=float(p90),
-            p95_ms=float(p95),
-            p99_ms=float(p99),
+            p50_ms=p50,
+            p90_ms=p90,
+            p95_ms=p95,
+            p99_ms=p99,
             max_ms=float(latencies.max()) if latencies.size else float("nan"),
         )
+
+    def streams(self) -> "list[Streams]":
+        """How fast texts came, for each kind of request that was answered in texts."""
+        found = []
+        for kind in sorted(set(self.kind)):
+            texts = [self.texts_ms[i] for i in np.flatnonzero(self.kind == kind) if self.texts_ms[i]]
+            if texts:
+                gaps = [after - before for each in texts for before, after in pairwise(each)]
+                first = _percentiles([each[0] for each in texts])
+                found.append(Streams(str(kind), len(texts), first, _percentiles(gaps)))
+        return found
 
     def groups(self, column: npt.NDArray[np.object_], end: float) -> list[Window]:
         """The whole time, for each value of a column."""
@@ -198,6 +221,11 @@ class LoadTest:
     def by_size(self) -> list[Window]:
         """The whole time, for each size of images."""
         return self.requests.groups(self.requests.size, self.end)
+
+    @cached_property
+    def streams(self) -> list[Streams]:
+        """The whole time, for each kind of request that was answered in texts."""
+        return self.requests.streams()
 
     @cached_property
     def errors(self) -> list[tuple[str, str, int, str]]:
@@ -273,6 +301,12 @@ class LoadTest:
             "stages": [_plain(stage) for stage in self.stages],
             "kinds": [_plain(kind) for kind in self.by_kind],
             "sizes": [_plain(size) for size in self.by_size],
+            "streams": [
+                {"name": each.name, "streams": each.streams}
+                | _named("first_text", each.first_text_ms)
+                | _named("next_text", each.next_text_ms)
+                for each in self.streams
+            ],
             "errors": [
                 dict(zip(("error", "request", "count", "message"), error, strict=True)) for error in self.errors
             ],
@@ -282,10 +316,28 @@ class LoadTest:
         }
 
 
+def _percentiles(values: Sequence[float] | npt.NDArray[np.float64]) -> list[float]:
+    """PERCENTILES of them; NaN if there are none."""
+    if not len(values):
+        return [np.nan] * len(PERCENTILES)
+    return [float(value) for value in np.percentile(values, PERCENTILES)]
+
+
+def _named(what: str, percentiles: list[float]) -> dict[str, float | None]:
+    """Percentiles for JSON."""
+    names = [f"{what}_p{number}_ms" for number in PERCENTILES]
+    return {name: _finite(value) for name, value in zip(names, percentiles, strict=True)}
+
+
 def _plain(window: Window) -> dict[str, Any]:
-    """A window for JSON, which has no NaN."""
+    """A window for JSON."""
     values = asdict(window) | {"error_rate": window.error_rate}
-    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in values.items()}
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterable[ModelFigures]:

@@ -4,12 +4,11 @@
 python loadtest/load.py --shape steps --users 16 --p95-ms 500
 
 Without --host it serves the demo checkpoint itself, with no response cache, so that repeated requests count.
-Exit status 0 if the SLO is met, 1 if it is missed, 2 if there is no result.
+Exit status 0 if the SLO is met, 1 if it is missed, 2 if there is no result, 130 after Ctrl-C.
 """
 
 import json
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -22,20 +21,20 @@ from typing import Any
 
 import click
 
+import cli
 import mix
 import page
 from blipstream.errors import BlipstreamError
 from blipstream.server import TritonServer
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
+from cli import ROOT
 from collector import Collector, Statistics, Unavailable, local_server
 from figures import RecordError, Slo
 from machine import machine, versions
 from shapes import DEFAULT_SECONDS, SHAPES
 
-ROOT = Path(__file__).resolve().parent.parent
-LOCUSTFILE = ROOT / "loadtest" / "locustfile.py"
-RESULTS = ROOT / "loadtest" / "results"
+LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
 PROTOCOLS = {"grpc": ("grpc",), "http": ("http",), "both": ("grpc", "http")}
 PACKAGES = ("locust", "blipstream", "blipstream-client", "tritonclient", "grpcio")
 DRAIN_SECONDS = 60.0  # beyond a request's timeout, that Locust may take to end
@@ -90,7 +89,7 @@ def warm_up(target: Target, timeout: float, path: Path) -> None:
         with Client(url, timeout=timeout) as client:
             for request in mix.load(path).one_of_each():
                 try:
-                    client.caption(request.image, **request.options)
+                    request.ask(client)
                 except ClientError as exc:
                     raise LoadTestError(f"the first {request.kind!r} request of {path} failed: {exc}") from exc
 
@@ -174,16 +173,10 @@ def conditions(plan: Plan, target: Target, slo: Slo, name: str) -> dict[str, Any
     }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=cli.SETTINGS)
 @click.option("--host", help="URL of a running server, grpc:// or http://; several with commas. Else one is started.")
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="grpc", help="To the server started here.")
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    default=ROOT / "model_repository",
-    show_default="model_repository",
-    help="What the server started here serves.",
-)
+@cli.repository("What the server started here serves.")
 @click.option("--config", default="cpu", help="Its configuration.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="steady", help="How the load changes over time.")
 @click.option("--users", type=click.IntRange(min=1), default=8, help="At most at once.")
@@ -192,28 +185,15 @@ def conditions(plan: Plan, target: Target, slo: Slo, name: str) -> dict[str, Any
     "--rate", type=click.FloatRange(min=0), default=0.0, help="Open loop: requests a second at most. 0: closed loop."
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, help="Seconds for a request.")
-@click.option(
-    "--mix",
-    "mix_path",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=mix.DEFAULT,
-    show_default="loadtest/mix.yaml",
-    help="What is asked for.",
-)
+@cli.MIX
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Locust processes here beside their master.")
 @click.option("--remote-workers", type=click.IntRange(min=0), default=0, help="Those on other machines, waited for.")
 @click.option("--master-port", type=click.IntRange(0, 65535), default=5557, help="Where workers connect; 0: any.")
 @click.option("--p95-ms", type=click.FloatRange(min=0), help="SLO: 95 % of answers within so many ms.")
 @click.option("--error-rate", type=click.FloatRange(0, 1), default=0.01, help="SLO: share of requests that may fail.")
 @click.option("--min-rps", type=click.FloatRange(min=0), help="SLO: answers a second.")
-@click.option("--name", help="Of the folder with the results; by default the time.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=RESULTS,
-    show_default="loadtest/results",
-    help="Where that folder is made.",
-)
+@cli.NAME
+@cli.OUTPUT
 def main(
     host: str | None,
     protocol: str,
@@ -274,5 +254,5 @@ def main(
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop the server and Locust, too
+    cli.stop_on_signals()
     main()

@@ -109,7 +109,9 @@ class Recorder:
         exception: BaseException | None,
         **_: object,
     ) -> None:
-        """One request."""
+        """One request; the entries for a stream's texts have no context."""
+        if not context:
+            return
         rows = [row(context, request_type, name, response_time, exception)]
         if self._file:
             self._write(rows)

@@ -2,6 +2,7 @@
 """What the users of a load test ask for: images, sizes, options and prompts, drawn by weight from a YAML file."""
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from PIL import Image
 
-from blipstream_client import Options
+from blipstream_client import Client, Options
 
 DEFAULT = Path(__file__).resolve().parent / "mix.yaml"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -33,6 +34,14 @@ class Request:
     size: str
     image: bytes
     options: dict[str, Any]
+    stream: bool = False
+
+    def ask(self, client: Client) -> list[float]:
+        """Send it and wait. The times of a stream's texts, by the performance counter. Raises BlipstreamError."""
+        if not self.stream:
+            client.caption(self.image, **self.options)
+            return []
+        return [time.perf_counter() for piece in client.stream(self.image, **self.options) if piece.text]
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Mix:
     sizes: dict[str, float]  # weights
     kinds: dict[str, float]  # weights
     options: dict[str, dict[str, Any]]  # by kind; a list stands for one of its values
+    streams: frozenset[str] = frozenset()  # kinds that are answered word by word
 
     def draw(self, rng: random.Random) -> Request:
         """A request as the weights have it."""
@@ -59,7 +69,7 @@ class Mix:
         options = {
             name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
         }
-        return Request(kind, size, rng.choice(self.images[size]), options)
+        return Request(kind, size, rng.choice(self.images[size]), options, kind in self.streams)
 
 
 def load(path: Path) -> Mix:
@@ -72,7 +82,8 @@ def load(path: Path) -> Mix:
     images = _mapping(content.get("images"), path, "images", {"folder", "sizes"})
     requests = _mapping(content.get("requests"), path, "requests")
     kinds = {
-        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options"}) for kind, each in requests.items()
+        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream"})
+        for kind, each in requests.items()
     }
     sizes = _weights(_mapping(images.get("sizes"), path, "images.sizes"), path, "images.sizes")
     weights = _weights({kind: each.get("weight", 1) for kind, each in kinds.items()}, path, "requests")
@@ -81,6 +92,7 @@ def load(path: Path) -> Mix:
         sizes=sizes,
         kinds=weights,
         options={kind: _options(kinds[kind].get("options") or {}, path, kind) for kind in weights},
+        streams=frozenset(kind for kind in weights if _switch(kinds[kind].get("stream", False), path, kind)),
     )
 
 
@@ -103,6 +115,12 @@ def _weights(values: dict[Any, Any], path: Path, where: str) -> dict[str, float]
     if not weights:
         raise MixError(f"{path}: {where} needs at least one weight above 0")
     return weights
+
+
+def _switch(value: object, path: Path, kind: str) -> bool:
+    if not isinstance(value, bool):
+        raise MixError(f"{path}: requests.{kind}.stream must be true or false, got {value!r}")
+    return value
 
 
 def _options(options: object, path: Path, kind: str) -> dict[str, Any]:

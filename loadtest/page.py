@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import LoadTest, ModelFigures, RecordError, Window
+from figures import PERCENTILES, LoadTest, ModelFigures, RecordError, Window
 
 TEMPLATE = "page.html"
 COLOURS = {"p50": "#9ecae1", "p95": "#3182bd", "p99": "#08306b", "queue": "#fdae6b", "compute": "#31a354"}
@@ -72,7 +72,7 @@ def render(test: LoadTest) -> str:
             "batches": batches_chart(test),
             "usage": usage_chart(test),
         }
-    return environment.get_template(TEMPLATE).render(test=test, charts=charts)
+    return environment.get_template(TEMPLATE).render(test=test, charts=charts, percentiles=PERCENTILES)
 
 
 def throughput_chart(test: LoadTest) -> str:

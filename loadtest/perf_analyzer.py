@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import click
 
+import cli
 import mix
 
 CACHE = Path(__file__).resolve().parent / ".perf_analyzer_cache"
@@ -97,25 +98,20 @@ def fetch() -> None:
         program.rename(CACHE / "perf_analyzer")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=cli.SETTINGS)
 @click.option("--host", default="grpc://localhost:8001", help="URL of the server, grpc:// or http://.")
 @click.option("--kind", default="greedy", help="Of the mix's requests.")
-@click.option(
-    "--mix",
-    "mix_path",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=mix.DEFAULT,
-    show_default="loadtest/mix.yaml",
-)
+@cli.MIX
 @click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Write the input data there, and end.")
 @click.argument("arguments", nargs=-1)
 def main(host: str, kind: str, mix_path: Path, write: Path | None, arguments: tuple[str, ...]) -> None:
     """Run perf_analyzer against a server. ARGUMENTS, after --, are its own."""
     try:
         chosen = mix.load(mix_path)
-        if kind not in chosen.kinds:
+        kinds = [each for each in chosen.kinds if each not in chosen.streams]
+        if kind not in kinds:
             raise PerfAnalyzerError(
-                f"{mix_path} has no requests of kind {kind!r}: choose one of {', '.join(chosen.kinds)}"
+                f"{mix_path} has no unary requests of kind {kind!r}: choose one of {', '.join(kinds)}"
             )
         text = json.dumps(input_data(chosen, kind))
         if write:

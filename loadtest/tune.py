@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import statistics
 import sys
 import threading
@@ -34,6 +33,7 @@ from tritonclient.grpc import model_config_pb2
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
+import cli
 import mix
 from blipstream.errors import BlipstreamError
 from blipstream.server import TritonServer
@@ -41,8 +41,6 @@ from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from machine import machine, versions
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "loadtest" / "results"
 VARIANT = "tuned"
 SPACE: dict[str, list[int]] = {  # what is tried, the most influential first
     "decoder.max_queue_delay_us": [0, 1000, 2000, 5000, 10000],
@@ -166,7 +164,7 @@ def measure(url: str, chosen: mix.Mix, in_flight: int, seconds: float) -> Point:
             while (start := time.perf_counter()) < ends:
                 request = chosen.draw(rng)
                 try:
-                    client.caption(request.image, **request.options)
+                    request.ask(client)
                 except ClientError as exc:
                     errors.append(exc)
                 done = time.perf_counter()
@@ -192,7 +190,7 @@ def run_trial(
     with TritonServer(repository, config=VARIANT, http_port=0, grpc_port=0, metrics_port=0) as server:
         with Client(server.grpc_url, timeout=TIMEOUT) as client:
             for request in chosen.one_of_each():
-                client.caption(request.image, **request.options)
+                request.ask(client)
         for in_flight in (level for level in IN_FLIGHT if level <= most):
             points.append(measure(server.grpc_url, chosen, in_flight, seconds))
             if points[-1].p95_ms > HOPELESS * p95_ms:
@@ -256,35 +254,16 @@ def chart(trials: list[Trial], start: Settings, winner: Settings, p95_ms: float,
     plt.close(figure)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=cli.SETTINGS)
 @click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), required=True, help="SLO that must hold.")
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    default=ROOT / "model_repository",
-    show_default="model_repository",
-    help="Built already; it is copied, not changed.",
-)
+@cli.repository("Built already; it is copied, not changed.")
 @click.option("--config", default="cpu", help="Configuration to begin with.")
 @click.option("--budget", type=click.FloatRange(min=0), default=900.0, help="Seconds for the search.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, help="Of each measurement.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), default=64, help="Requests at once.")
-@click.option(
-    "--mix",
-    "mix_path",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=mix.DEFAULT,
-    show_default="loadtest/mix.yaml",
-    help="What is asked for.",
-)
-@click.option("--name", help="Of the folder with the results; by default the time.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=RESULTS,
-    show_default="loadtest/results",
-    help="Where that folder is made.",
-)
+@cli.MIX
+@cli.NAME
+@cli.OUTPUT
 def main(
     p95_ms: float,
     repository: Path,
@@ -365,5 +344,5 @@ def _link(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # stop the server, too
+    cli.stop_on_signals()
     main()

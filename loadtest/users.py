@@ -9,6 +9,7 @@ latencies count from the moment that a request was due, late or not. Several are
 import random
 import time
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +61,32 @@ class CaptionUser(User):
         request = self._mix.draw(self._random)
         began = time.perf_counter()
         error: BlipstreamError | None = None
+        texts: list[float] = []
         try:
-            self._client.caption(request.image, **request.options)
+            texts = request.ask(self._client)
         except BlipstreamError as exc:
             error = exc
+        latency_ms = (time.perf_counter() - due) * 1000
+        texts_ms = [(text - due) * 1000 for text in texts]
+        context = {
+            "due": EPOCH + due,
+            "late_ms": (began - due) * 1000,
+            "size": request.size,
+            "texts_ms": texts_ms,
+        }
+        self._tell(request.kind, latency_ms, error, context)
+        for number, (before, after) in enumerate(pairwise([0.0, *texts_ms])):
+            self._tell(f"{request.kind}: {'next' if number else 'first'} text", after - before, None, {})
+
+    def _tell(self, name: str, milliseconds: float, error: BlipstreamError | None, context: dict[str, Any]) -> None:
+        """An entry in Locust's own report; those without a context are not requests."""
         self.environment.events.request.fire(
             request_type=self._protocol,
-            name=request.kind,
-            response_time=(time.perf_counter() - due) * 1000,
+            name=name,
+            response_time=milliseconds,
             response_length=0,
             exception=error,
-            context={"due": EPOCH + due, "late_ms": (began - due) * 1000, "size": request.size},
+            context=context,
         )
 
 
@@ -124,7 +140,8 @@ def row(context: dict[str, Any], protocol: str, kind: str, latency_ms: float, er
         context["size"],
         type(error).__name__ if error else "",
         str(error or ""),
+        " ".join(f"{text_ms:.3f}" for text_ms in context["texts_ms"]),
     ]
 
 
-COLUMNS = ("due", "late_ms", "latency_ms", "protocol", "kind", "size", "error", "message")
+COLUMNS = ("due", "late_ms", "latency_ms", "protocol", "kind", "size", "error", "message", "texts_ms")

@@ -45,8 +45,12 @@ def test_server_sent_events(server: TritonServer) -> None:
     assert pieces[-1]["finish_reason"] == "stop"
 
 
+def test_streaming(server: TritonServer) -> None:
+    assert run_block(server, "python", "client.stream") == "a book on a purple background"
+
+
 def test_client_library(server: TritonServer) -> None:
-    output = run_block(server, "python", "from blipstream_client").splitlines()
+    output = run_block(server, "python", "client.caption_many").splitlines()
     assert output[0].startswith("a book on a purple background -")
     assert "two-whales.jpg shows Caption(text='two whales on a purple background'" in output[1]
     assert output[2].startswith("README.md failed: image must be a JPEG")

@@ -3,7 +3,7 @@
 
 from blipstream_client._async_client import AsyncClient
 from blipstream_client._client import Client
-from blipstream_client._contract import Caption, Options
+from blipstream_client._contract import Caption, Options, Piece
 from blipstream_client._exceptions import (
     AccessDenied,
     BlipstreamError,
@@ -36,6 +36,7 @@ __all__ = [
     "InvalidURL",
     "ModelNotReady",
     "Options",
+    "Piece",
     "RequestCancelled",
     "RequestTimeout",
     "ServerError",

@@ -6,13 +6,13 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, cast
 
 import click
 
-from blipstream_client import BlipstreamError, Caption, Client, ImageLike, Options, __version__
+from blipstream_client import BlipstreamError, Caption, Client, ImageLike, Options, Piece, __version__
 from blipstream_client._base import DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
 from blipstream_client.bulk import job
@@ -22,6 +22,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
+Sources = Sequence[tuple[str, ImageLike]]  # the names to show, and the images
 
 
 def caption_options(command: Command) -> Command:
@@ -113,11 +114,19 @@ def main() -> None:
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @client_options(CONNECTION, IMAGES)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--stream", is_flag=True, help="Print words as they come; with --json, an object for each piece.")
 @caption_options
-def caption(images: tuple[str, ...], connection: dict[str, Any], as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def caption(
+    images: tuple[str, ...],
+    connection: dict[str, Any],
+    as_json: bool,
+    stream: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Print a line for each IMAGE, a file, a URL, or - for standard input."""
-    with one_sentence_errors():
-        succeeded = _caption(images, connection, as_json, cast(Options, options))
+    sources = [(click.format_filename(name), sys.stdin.buffer if name == "-" else name) for name in images]
+    with one_sentence_errors(), Client(**connection) as client:
+        succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(Options, options))
     sys.exit(0 if succeeded else 1)
 
 
@@ -170,15 +179,51 @@ def info(connection: dict[str, Any]) -> None:
         _print_json(**dataclasses.asdict(client.info()))
 
 
-def _caption(names: tuple[str, ...], connection: dict[str, Any], as_json: bool, options: Options) -> bool:
+def _caption(client: Client, sources: Sources, as_json: bool, options: Options) -> bool:
     """Print what each image gave. True if all gave captions."""
     succeeded = True
-    sources: Iterator[ImageLike] = (sys.stdin.buffer if name == "-" else name for name in names)
-    with Client(**connection) as client, closing(client.caption_many(sources, **options)) as results:
-        for name, result in zip(names, results, strict=True):
+    with closing(client.caption_many((image for _, image in sources), **options)) as results:
+        for (name, _), result in zip(sources, results, strict=True):
             succeeded = succeeded and not isinstance(result, BlipstreamError)
-            _print(click.format_filename(name), result, as_json)
+            _print(name, result, as_json)
     return succeeded
+
+
+def _stream(client: Client, sources: Sources, as_json: bool, options: Options) -> bool:
+    """Print the captions one after the other, word by word. True if all images gave captions."""
+    succeeded = True
+    for name, image in sources:
+        try:
+            with closing(client.stream(image, **options)) as pieces:
+                (_print_pieces if as_json else _print_words)(name, pieces)
+        except BlipstreamError as exc:
+            succeeded = False
+            _print(name, exc, as_json)
+    return succeeded
+
+
+def _print_words(name: str, pieces: Iterable[Piece]) -> None:
+    """A line that grows, and one for each alternative in the end."""
+    begun = False
+    alternatives: tuple[Caption, ...] = ()
+    try:
+        for piece in pieces:
+            text = piece.text if begun else f"{name}: {piece.text}"
+            begun = True
+            click.echo(text, nl=False)  # which flushes
+            alternatives = piece.caption.alternatives if piece.caption else ()
+    finally:
+        if begun:
+            click.echo()
+    for each in alternatives:
+        click.echo(f"{name}: {each.text}")
+
+
+def _print_pieces(name: str, pieces: Iterable[Piece]) -> None:
+    """An object for each piece; the last has the fields of the whole caption, too."""
+    for piece in pieces:
+        whole = {} if piece.caption is None else _fields(piece.caption) | {"finish_reason": piece.caption.finish_reason}
+        _print_json(**{"file": name, "text": piece.text, "text_score": piece.score, **whole})
 
 
 def _print(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:

@@ -4,15 +4,17 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self, Unpack
 
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many, without_frames
-from blipstream_client._contract import Caption, Options, Tensors, option_tensors, parse_caption
+from blipstream_client._contract import Caption, Options, Piece, Tensors, option_tensors, parse_caption
 from blipstream_client._exceptions import BlipstreamError, client_closed
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
 from blipstream_client._lines import AsyncLine
+from blipstream_client._pieces import Pieces
 from blipstream_client._questions import GetConfig, GetServer
 from blipstream_client._transport import Deadline
 
@@ -57,6 +59,17 @@ class AsyncClient(BaseClient):
         """
         return await self._caption(image, option_tensors(options), self._deadline(timeout))
 
+    def stream(
+        self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> AsyncGenerator[Piece, None]:
+        """The caption of one image piece by piece, as `Client.stream` has it, for `async for`.
+
+        `contextlib.aclosing` makes sure of the hanging up where the generator is kept. Raises BlipstreamError.
+        """
+        tensors = option_tensors(options)
+        self._deadline(timeout)  # refuses what is no time
+        return self._stream(image, tensors, timeout)
+
     def caption_many(
         self,
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
@@ -93,6 +106,14 @@ class AsyncClient(BaseClient):
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> AsyncGenerator[Piece, None]:
+        line, deadline, pieces = self._opened(), self._deadline(timeout), Pieces()
+        question = self._streamed(await asyncio.to_thread(self._encoded, image, deadline), options)
+        with pieces.complete():
+            async with aclosing(line.stream(question, deadline)) as answers:
+                async for answer in answers:
+                    yield pieces.read(answer)
 
     async def _attempt(self, image: ImageLike, options: Tensors, timeout: float | None) -> Caption | BlipstreamError:
         try:

@@ -9,7 +9,7 @@ from blipstream_client._exceptions import BlipstreamError, InvalidCertificate, I
 from blipstream_client._fetch import fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
 from blipstream_client._lines import Route
-from blipstream_client._questions import Infer
+from blipstream_client._questions import Infer, InferStream
 from blipstream_client._tls import TLS, PathLike
 from blipstream_client._transport import Deadline, Settings
 
@@ -43,7 +43,7 @@ class BaseClient:
 
         url: where the server is: grpc://, http://, or for TLS grpcs:// or https://. Several endpoints, such as
             grpc://a:8001,b:8001, are asked in turn.
-        model: the name under which the server has the model.
+        model: the name under which the server has the model; `stream` asks the one with _stream after it.
         timeout: seconds that a request may take, with all its retries.
         retries: how often a request is sent again if the server is overloaded or cannot be reached.
         headers: sent with every request to the server, such as {"authorization": "Bearer ..."}.
@@ -87,6 +87,9 @@ class BaseClient:
 
     def _question(self, encoded: bytes, options: Tensors) -> Infer:
         return Infer(self._model, {"image": image_tensor(encoded), **options})
+
+    def _streamed(self, encoded: bytes, options: Tensors) -> InferStream:
+        return InferStream(f"{self._model}_stream", {"image": image_tensor(encoded), **options})
 
 
 def checked_many(max_in_flight: int, options: Options) -> Tensors:

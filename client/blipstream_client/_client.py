@@ -4,15 +4,17 @@
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
 from typing import Self, Unpack
 
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many, without_frames
-from blipstream_client._contract import Caption, Options, Tensors, option_tensors, parse_caption
+from blipstream_client._contract import Caption, Options, Piece, Tensors, option_tensors, parse_caption
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
 from blipstream_client._lines import Line
+from blipstream_client._pieces import Pieces
 from blipstream_client._questions import GetConfig, GetServer
 from blipstream_client._transport import Deadline
 
@@ -54,6 +56,20 @@ class Client(BaseClient):
         """
         return self._caption(self._line, image, option_tensors(options), self._deadline(timeout))
 
+    def stream(
+        self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Generator[Piece, None, None]:
+        """The caption of one image piece by piece, as it grows; the last piece has all of it as its `caption`.
+
+        Nothing is sent before the first piece is asked for. Leaving the loop hangs up, and the server ends its work;
+        `contextlib.closing` makes sure of it where the generator is kept. `timeout` is the client's if None: seconds
+        to the first piece, with all retries, and from then on to wait for each further one. A stream that broke is not
+        asked for again. Raises BlipstreamError.
+        """
+        tensors = option_tensors(options)
+        self._deadline(timeout)  # refuses what is no time
+        return self._stream(image, tensors, timeout)
+
     def caption_many(
         self,
         images: Iterable[ImageLike],
@@ -89,6 +105,13 @@ class Client(BaseClient):
         finally:
             line.close()
             executor.shutdown(wait=False, cancel_futures=True)
+
+    def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> Generator[Piece, None, None]:
+        deadline, pieces = self._deadline(timeout), Pieces()
+        question = self._streamed(self._encoded(image, deadline), options)
+        with pieces.complete(), closing(self._line.stream(question, deadline)) as answers:
+            for answer in answers:
+                yield pieces.read(answer)
 
     def _attempt(
         self, line: Line, image: ImageLike, options: Tensors, timeout: float | None

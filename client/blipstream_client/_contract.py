@@ -24,6 +24,16 @@ class Caption:
     num_tokens: int
     token_scores: tuple[float, ...] = ()  # each token's log-probability
     alternatives: "tuple[Caption, ...]" = ()  # the next best captions, if num_captions asked for them
+    finish_reason: str | None = None  # of a stream: "stop", or "length" if max_tokens ended it
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a caption has grown by."""
+
+    text: str  # all pieces joined are the caption
+    score: float  # log-probability of what is new
+    caption: Caption | None = None  # all of it, with the last piece
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ def parse_caption(tensors: Tensors) -> Caption:
     row of which is padded. Raises ServerError where one is missing or empty.
     """
     try:
+        reason = tensors["finish_reason"].item().decode() if "finish_reason" in tensors else None
         best, *others = zip(
             tensors["caption"][0],
             tensors["score"][0].tolist(),
@@ -128,7 +139,7 @@ def parse_caption(tensors: Tensors) -> Caption:
             strict=True,
         )
         alternatives = tuple(_caption(*other) for other in others)
-        return _caption(*best, alternatives)
+        return _caption(*best, alternatives, reason)
     except (LookupError, AttributeError, TypeError, ValueError) as exc:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         raise ServerError(
@@ -138,6 +149,11 @@ def parse_caption(tensors: Tensors) -> Caption:
 
 
 def _caption(
-    text: bytes, score: float, num_tokens: int, token_scores: list[float], alternatives: tuple[Caption, ...] = ()
+    text: bytes,
+    score: float,
+    num_tokens: int,
+    token_scores: list[float],
+    alternatives: tuple[Caption, ...] = (),
+    finish_reason: str | None = None,
 ) -> Caption:
-    return Caption(text.decode(), score, num_tokens, tuple(token_scores[:num_tokens]), alternatives)
+    return Caption(text.decode(), score, num_tokens, tuple(token_scores[:num_tokens]), alternatives, finish_reason)

@@ -99,15 +99,19 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "504": RequestTimeout,
 }
 
-# Triton says UNAVAILABLE (503) for these as well, and only its words tell them apart.
-_UNAVAILABLE: dict[str, type[BlipstreamError]] = {
+# Triton says UNAVAILABLE (503) for these as well, and in a stream 400 or nothing: only its words tell them apart.
+_BY_WORDS: dict[str, type[BlipstreamError]] = {
     "Exceeds maximum queue size": ServerOverloaded,
+    "requests wait already": ServerOverloaded,
     "Request timeout expired": RequestTimeout,
     "is not at ready state": ModelNotReady,
+    "Request for unknown model": ModelNotReady,
     "is restricted, expecting header": AccessDenied,
+    "Server is stopping": ServerUnreachable,
+    "Stub process": ServerError,
 }
 
-_STOPPING = "has no available versions"  # said with NOT_FOUND by a server that is shutting down
+_NOT_YET = ("is not at ready state", "has no available versions")  # any more, said by a server that is shutting down
 
 _TRITON_PREFIXES = re.compile(r"(?:\[request id: [^]]*\]|in ensemble '[^']*',|.*last error: \w+:)\s*")
 
@@ -118,23 +122,26 @@ def error_from_status(status: str, message: str, *, url: str, timeout: float) ->
     while prefix := _TRITON_PREFIXES.match(sentence):
         sentence = sentence[prefix.end() :]
 
-    kind = _BY_STATUS.get(status, ServerError)
-    unavailable = status in ("UNAVAILABLE", "503")
-    if unavailable:
-        kind = next((error for words, error in _UNAVAILABLE.items() if words in sentence), kind)
+    by_status = _BY_STATUS.get(status, ServerError)
+    kind = next((error for words, error in _BY_WORDS.items() if words in sentence), by_status)
     if kind is ServerUnreachable:
         return unreachable(url, sentence or f"status {status}")
     if status == "DEADLINE_EXCEEDED":
         return no_answer(url, timeout)
     error = kind(sentence or f"The server at {url} answered {status} without a message")
     if kind is ModelNotReady:
-        error.transient = unavailable or _STOPPING in sentence
+        error.transient = any(words in sentence for words in _NOT_YET)
     return error
 
 
 def unreachable(url: str, reason: str) -> ServerUnreachable:
     """The error for a server that cannot be talked to."""
     return ServerUnreachable(f"No Triton server answers at {url}: start it, or mend the address ({reason})")
+
+
+def broken_off(error: ServerUnreachable) -> ServerUnreachable:
+    """The error for a stream that was lost after its first piece, which may be asked for again by who wants it."""
+    return ServerUnreachable(f"The stream broke off before its caption was whole: ask again for all of it ({error})")
 
 
 def no_answer(url: str, timeout: float) -> RequestTimeout:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions over gRPC: one channel, which is one connection, for all of an endpoint's requests."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
-from threading import Event
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from types import ModuleType
 from typing import Any
 
 import grpc
@@ -13,9 +16,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from blipstream_client._contract import Tensors
 from blipstream_client._endpoints import Address
-from blipstream_client._exceptions import BlipstreamError, error_from_status, translated_errors
-from blipstream_client._questions import AnswerT, GetConfig, GetServer, Infer, IsReady, Question
-from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings
+from blipstream_client._exceptions import BlipstreamError, error_from_status, no_answer, translated_errors
+from blipstream_client._questions import AnswerT, GetConfig, GetServer, Infer, InferStream, IsReady, Question
+from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings, StatusError
 from blipstream_client._wire import datatype, from_raw, to_raw
 
 Exchange = tuple[str, Any, Callable[[Any], Any]]  # the service's method, the message, what its answer says
@@ -26,6 +29,8 @@ def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
     match question:
         case Infer(model, inputs):
             return "ModelInfer", infer_request(model, inputs, deadline), read_outputs
+        case InferStream(model, inputs):
+            return "ModelStreamInfer", iter([infer_request(model, inputs, deadline)]), read_streamed
         case IsReady(model):
             return "ModelReady", service_pb2.ModelReadyRequest(name=model), lambda answer: answer.ready
         case GetServer():
@@ -53,6 +58,13 @@ def read_outputs(answer: Any) -> Tensors:  # noqa: ANN401
     return {output.name: from_raw(output.datatype, output.shape, raw) for output, raw in pairs}
 
 
+def read_streamed(answer: Any) -> Tensors:  # noqa: ANN401
+    """The tensors in one answer of a stream. Raises StatusError."""
+    if answer.error_message:
+        raise StatusError("", answer.error_message)
+    return read_outputs(answer.infer_response)
+
+
 def read_dictionary(message: Any) -> dict[str, Any]:  # noqa: ANN401
     """A message as HTTP would have it."""
     dictionary: dict[str, Any] = MessageToDict(
@@ -77,74 +89,119 @@ def channel_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def credentials(settings: Settings) -> grpc.ChannelCredentials:
-    """What TLS needs."""
-    return grpc.ssl_channel_credentials(*settings.tls.pem)
-
-
-def metadata(settings: Settings) -> tuple[tuple[str, str], ...]:
-    """The headers; gRPC wants their names in lower case."""
-    return tuple((name.lower(), value) for name, value in settings.headers.items())
-
-
 def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | None:
     """The client's own error for gRPC's; None for a stranger."""
-    if isinstance(exc, grpc.RpcError):
-        return error_from_status(exc.code().name, exc.details() or "", url=url, timeout=timeout)
-    return None
+    match exc:
+        case grpc.RpcError():
+            return error_from_status(exc.code().name, exc.details() or "", url=url, timeout=timeout)
+        case StatusError():
+            return error_from_status(exc.status, str(exc), url=url, timeout=timeout)
+        case TimeoutError() | Empty():
+            return no_answer(url, timeout)
+        case _:
+            return None
+
+
+class Endpoint:
+    """What the two transports share: a channel to one endpoint, of `grpc` or of `grpc.aio`, and calls on it."""
+
+    def __init__(self, package: ModuleType, address: Address, settings: Settings) -> None:
+        self.closed = Event()
+        self.errors = partial(translated_errors, translate, url=address.url, closed=self.closed)
+        # gRPC wants names in lower case; the last one has Triton give an error in mid-stream its status
+        headers = {name.lower(): value for name, value in settings.headers.items()} | {"triton_grpc_error": "true"}
+        self._metadata = tuple(headers.items())
+        options = channel_options(settings)
+        if address.secure:
+            credentials = grpc.ssl_channel_credentials(*settings.tls.pem)
+            self.channel = package.secure_channel(address.netloc, credentials, options)
+        else:
+            self.channel = package.insecure_channel(address.netloc, options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+
+    def exchange(self, question: Question[Any], deadline: Deadline) -> tuple[Callable[..., Any], Callable[[Any], Any]]:
+        """A function that asks, and one that says what an answer means."""
+        method, request, read = exchange(question, deadline)
+        return partial(getattr(self._stub, method), request, metadata=self._metadata), read
 
 
 class GrpcTransport:
     """To one endpoint, from any number of threads."""
 
     def __init__(self, address: Address, settings: Settings) -> None:
-        self._closed = Event()
-        self._errors = partial(translated_errors, translate, url=address.url, closed=self._closed)
-        self._metadata = metadata(settings)
-        options = channel_options(settings)
-        if address.secure:
-            self._channel = grpc.secure_channel(address.netloc, credentials(settings), options)
-        else:
-            self._channel = grpc.insecure_channel(address.netloc, options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._endpoint = Endpoint(grpc, address, settings)
 
     def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The server's answer. Raises BlipstreamError."""
-        method, request, read = exchange(question, deadline)
-        with self._errors(timeout=deadline.seconds):
-            call = getattr(self._stub, method)
-            answer: AnswerT = read(call(request, timeout=deadline.left(), metadata=self._metadata))
+        call, read = self._endpoint.exchange(question, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds):
+            answer: AnswerT = read(call(timeout=deadline.left()))
             return answer
+
+    def stream(self, question: Question[AnswerT], deadline: Deadline) -> Generator[AnswerT, None, None]:
+        """The server's answers as they come; see `Transport.stream`."""
+        call, read = self._endpoint.exchange(question, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds):
+            answers = call()
+            arrived: SimpleQueue[Any] = SimpleQueue()
+            # gRPC can wait for the next answer only without a deadline, so another thread does
+            Thread(target=_pass_on, args=(answers, arrived), name="blipstream-stream", daemon=True).start()
+            try:
+                while (answer := arrived.get(timeout=deadline.left())) is not None:
+                    if isinstance(answer, Exception):
+                        raise answer
+                    yield read(answer)
+                    deadline.renew()
+            finally:
+                answers.cancel()
 
     def close(self) -> None:
         """Hang up. Requests in flight end at once with RequestCancelled."""
-        self._closed.set()
-        self._channel.close()
+        self._endpoint.closed.set()
+        self._endpoint.channel.close()
+
+
+def _pass_on(answers: Any, arrived: "SimpleQueue[Any]") -> None:  # noqa: ANN401
+    """Each answer, and in the end None or the error."""
+    try:
+        for answer in answers:
+            arrived.put(answer)
+        arrived.put(None)
+    except Exception as exc:
+        arrived.put(exc)
 
 
 class AsyncGrpcTransport:
     """To one endpoint, in one event loop."""
 
     def __init__(self, address: Address, settings: Settings) -> None:
-        self._closed = Event()
-        self._errors = partial(translated_errors, translate, url=address.url, closed=self._closed)
-        self._metadata = metadata(settings)
-        options = channel_options(settings)
-        if address.secure:
-            self._channel = grpc.aio.secure_channel(address.netloc, credentials(settings), options)
-        else:
-            self._channel = grpc.aio.insecure_channel(address.netloc, options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._endpoint = Endpoint(grpc.aio, address, settings)
 
     async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The server's answer. Raises BlipstreamError."""
-        method, request, read = exchange(question, deadline)
-        with self._errors(timeout=deadline.seconds):
-            call = getattr(self._stub, method)
-            answer: AnswerT = read(await call(request, timeout=deadline.left(), metadata=self._metadata))
+        call, read = self._endpoint.exchange(question, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds):
+            answer: AnswerT = read(await call(timeout=deadline.left()))
             return answer
+
+    async def stream(self, question: Question[AnswerT], deadline: Deadline) -> AsyncGenerator[AnswerT, None]:
+        """The server's answers as they come; see `Transport.stream`."""
+        call, read = self._endpoint.exchange(question, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds):
+            answers = call()
+            arriving = aiter(answers)
+            try:
+                while True:
+                    async with asyncio.timeout(deadline.left()):
+                        answer = await anext(arriving, None)
+                    if answer is None:
+                        return
+                    yield read(answer)
+                    deadline.renew()
+            finally:
+                answers.cancel()
 
     async def aclose(self) -> None:
         """Hang up, once nothing is in flight."""
-        self._closed.set()
-        await self._channel.close()
+        self._endpoint.closed.set()
+        await self._endpoint.channel.close()

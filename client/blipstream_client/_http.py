@@ -3,7 +3,9 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterable
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -12,9 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 import httpcore2
+import numpy as np
 
 from blipstream_client._contract import Tensors
 from blipstream_client._endpoints import Address
+from blipstream_client._events import EventReader
 from blipstream_client._exceptions import (
     BlipstreamError,
     error_from_status,
@@ -22,9 +26,9 @@ from blipstream_client._exceptions import (
     translated_errors,
     unreachable,
 )
-from blipstream_client._questions import AnswerT, GetConfig, GetServer, Infer, IsReady, Question
+from blipstream_client._questions import AnswerT, GetConfig, GetServer, Infer, InferStream, IsReady, Question
 from blipstream_client._streams import Stream
-from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings
+from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings, StatusError
 from blipstream_client._wire import datatype, from_raw, to_raw
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
@@ -37,17 +41,9 @@ class Exchange:
 
     method: str
     path: str
-    read: Callable[[httpcore2.Response], Any]
+    read: Callable[[Any], Any]  # of a whole response, or of an event in a stream
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
-
-
-class StatusError(Exception):
-    """An answer other than 200."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
@@ -57,6 +53,11 @@ def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
             body, header_length = infer_body(inputs, deadline)
             headers = ((HEADER_LENGTH, str(header_length)), ("Content-Type", "application/octet-stream"))
             return Exchange("POST", f"{model_path(model)}/infer", read_outputs, body, headers)
+        case InferStream(model, inputs):
+            json_header = (("Content-Type", "application/json"),)
+            return Exchange(
+                "POST", f"{model_path(model)}/generate_stream", read_event, generate_body(inputs), json_header
+            )
         case IsReady(model):
             return Exchange("GET", f"{model_path(model)}/ready", lambda answer: answer.status == HTTPStatus.OK)
         case GetServer():
@@ -89,6 +90,32 @@ def infer_body(inputs: Tensors, deadline: Deadline) -> tuple[bytes, int]:
     return b"".join([header, *raw.values()]), len(header)
 
 
+def generate_body(inputs: Tensors) -> bytes:
+    """The inputs as JSON, which can carry a file as a data URL only."""
+
+    def plain(name: str, value: Any) -> Any:  # noqa: ANN401
+        if name == "image":
+            return f"data:;base64,{b64encode(value).decode()}"
+        return value.decode() if isinstance(value, bytes) else value
+
+    return json.dumps({name: plain(name, tensor.item()) for name, tensor in inputs.items()}).encode()
+
+
+def read_event(data: bytes) -> Tensors:
+    """The tensors in an event, which has them flat. Raises StatusError."""
+    fields = dict(json.loads(data))
+    if "error" in fields:
+        raise StatusError("", str(fields["error"]))
+    tensors = {}
+    for name, value in fields.items():
+        values = value if isinstance(value, list) else [value]
+        flat = np.array([each.encode() if isinstance(each, str) else each for each in values], np.object_)
+        tensors[name] = flat.reshape(1, -1)
+    if "token_scores" in tensors:
+        tensors["token_scores"] = tensors["token_scores"].reshape(1, tensors["num_tokens"].size, -1)
+    return tensors
+
+
 def read_outputs(answer: httpcore2.Response) -> Tensors:
     """The tensors in the answer to it. Raises StatusError."""
     check_status(answer)
@@ -113,17 +140,17 @@ def check_status(answer: httpcore2.Response) -> None:
     if answer.status == HTTPStatus.OK:
         return
     try:
-        message = str(json.loads(answer.content)["error"])
+        message = str(json.loads(answer.content.removeprefix(b"data:"))["error"])  # a stream's error is an event
     except (ValueError, LookupError, TypeError):  # a proxy's page, not Triton's JSON
         message = ""
-    raise StatusError(answer.status, message)
+    raise StatusError(str(answer.status), message)
 
 
 def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | None:
     """The client's own error for HTTP's; None for a stranger."""
     match exc:
         case StatusError():
-            return error_from_status(str(exc.status), str(exc), url=url, timeout=timeout)
+            return error_from_status(exc.status, str(exc), url=url, timeout=timeout)
         case httpcore2.ConnectTimeout() if timeout > CONNECT_SECONDS:
             return unreachable(url, f"it did not connect within {CONNECT_SECONDS:g} s")
         case httpcore2.TimeoutException() | TimeoutError():
@@ -195,6 +222,22 @@ class HttpTransport:
             answer: AnswerT = asked.read(self._pool.request(**self._endpoint.request(asked, deadline)))
             return answer
 
+    def stream(self, question: Question[AnswerT], deadline: Deadline) -> Generator[AnswerT, None, None]:
+        """The server's answers as they come; see `Transport.stream`."""
+        asked = exchange(question, deadline)
+        request = self._endpoint.request(asked, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds), self._pool.stream(**request) as response:
+            if response.status != HTTPStatus.OK:
+                response.read()
+                check_status(response)
+            events = EventReader()
+            request["extensions"]["timeout"]["read"] = deadline.seconds  # each time, now that it has begun
+            for chunk in response.iter_stream():
+                for event in events.feed(chunk):
+                    yield asked.read(event)
+                    deadline.renew()
+                deadline.check()
+
     def close(self) -> None:
         """Hang up. Requests in flight end at once with RequestCancelled."""
         self._endpoint.closed.set()
@@ -215,6 +258,24 @@ class AsyncHttpTransport:
         with self._endpoint.errors(timeout=deadline.seconds):
             answer: AnswerT = asked.read(await self._pool.request(**self._endpoint.request(asked, deadline)))
             return answer
+
+    async def stream(self, question: Question[AnswerT], deadline: Deadline) -> AsyncGenerator[AnswerT, None]:
+        """The server's answers as they come; see `Transport.stream`."""
+        asked = exchange(question, deadline)
+        request = self._endpoint.request(asked, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds):
+            async with self._pool.stream(**request) as response:
+                if response.status != HTTPStatus.OK:
+                    await response.aread()
+                    check_status(response)
+                events = EventReader()
+                request["extensions"]["timeout"]["read"] = deadline.seconds  # each time, now that it has begun
+                async with aclosing(response.aiter_stream()) as chunks:
+                    async for chunk in chunks:
+                        for event in events.feed(chunk):
+                            yield asked.read(event)
+                            deadline.renew()
+                        deadline.check()
 
     async def aclose(self) -> None:
         """Hang up, once nothing is in flight."""

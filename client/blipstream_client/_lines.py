@@ -5,11 +5,11 @@ gRPC's own retry policy does not do: it cannot tell Triton's reasons for UNAVAIL
 """
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Generator, Sequence
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import (
     AsyncRetrying,
@@ -29,6 +29,7 @@ from blipstream_client._exceptions import (
     RequestTimeout,
     ServerOverloaded,
     ServerUnreachable,
+    broken_off,
     cancelled,
     client_closed,
 )
@@ -38,6 +39,8 @@ from blipstream_client._transport import Deadline, Settings, connect, connect_as
 FIRST_WAIT = 0.2  # seconds at most before the first retry, and twice as much before each further one
 LONGEST_WAIT = 5.0
 NOT_READY = (ServerUnreachable, RequestTimeout, ModelNotReady)
+
+T = TypeVar("T")
 
 _back_off = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
 
@@ -77,9 +80,19 @@ class Line:
 
     def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The answer of one endpoint. Raises BlipstreamError."""
-        retrying = Retrying(sleep=sleep_using_event(self._closed), **self._route.policy(deadline))
-        answer: AnswerT = retrying(self._attempt, question, deadline)
+        answer: AnswerT = self._retrying(deadline)(self._attempt, question, deadline)
         return answer
+
+    def stream(self, question: Question[AnswerT], deadline: Deadline) -> Generator[AnswerT, None, None]:
+        """The answers of one endpoint; another is asked only before the first. Raises BlipstreamError."""
+        first, answers = self._retrying(deadline)(self._begin, question, deadline)
+        with closing(answers):
+            if first is not None:
+                yield first
+            try:
+                yield from answers
+            except ServerUnreachable as exc:
+                raise broken_off(exc) from exc
 
     def is_ready(self, model: str, deadline: Deadline) -> bool:
         """Whether any endpoint says that the model can serve; none is asked twice."""
@@ -95,9 +108,19 @@ class Line:
         for transport in self._transports:
             transport.close()
 
+    def _retrying(self, deadline: Deadline) -> Retrying:
+        return Retrying(sleep=sleep_using_event(self._closed), **self._route.policy(deadline))
+
     def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         with self._route.rotation.turn() as index:
             return self._transports[index].ask(question, deadline)
+
+    def _begin(
+        self, question: Question[AnswerT], deadline: Deadline
+    ) -> tuple[AnswerT | None, Generator[AnswerT, None, None]]:
+        with self._route.rotation.turn() as index:
+            answers = self._transports[index].stream(question, deadline)
+            return next(answers, None), answers
 
 
 class AsyncLine:
@@ -111,11 +134,29 @@ class AsyncLine:
 
     async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The answer of one endpoint. Raises BlipstreamError."""
+        return await self._until_closed(self._retrying(deadline)(self._attempt, question, deadline))
+
+    async def stream(self, question: Question[AnswerT], deadline: Deadline) -> AsyncGenerator[AnswerT, None]:
+        """The answers of one endpoint; another is asked only before the first. Raises BlipstreamError."""
+        answer: AnswerT | None
+        answers: AsyncGenerator[AnswerT, None]
+        answer, answers = await self._until_closed(self._retrying(deadline)(self._begin, question, deadline))
+        async with aclosing(answers):
+            while answer is not None:
+                yield answer
+                try:
+                    answer = await self._until_closed(anext(answers, None))
+                except ServerUnreachable as exc:
+                    raise broken_off(exc) from exc
+
+    def _retrying(self, deadline: Deadline) -> AsyncRetrying:
         if self._closed:
             raise client_closed()
-        retrying = AsyncRetrying(sleep=asyncio.sleep, **self._route.policy(deadline))
-        # a task of its own, so that closing can end it and leave the caller's task alone
-        asking: asyncio.Future[AnswerT] = asyncio.ensure_future(retrying(self._attempt, question, deadline))
+        return AsyncRetrying(sleep=asyncio.sleep, **self._route.policy(deadline))
+
+    async def _until_closed(self, awaitable: Awaitable[T]) -> T:
+        """In a task of its own, so that closing can end it and leave the caller's task alone."""
+        asking: asyncio.Future[T] = asyncio.ensure_future(awaitable)
         self._asking.add(asking)
         try:
             return await asking
@@ -149,3 +190,10 @@ class AsyncLine:
     async def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         with self._route.rotation.turn() as index:
             return await self._transports[index].ask(question, deadline)
+
+    async def _begin(
+        self, question: Question[AnswerT], deadline: Deadline
+    ) -> tuple[AnswerT | None, AsyncGenerator[AnswerT, None]]:
+        with self._route.rotation.turn() as index:
+            answers = self._transports[index].stream(question, deadline)
+            return await anext(answers, None), answers

@@ -23,6 +23,14 @@ class Infer(Question[Tensors]):
 
 
 @dataclass(frozen=True)
+class InferStream(Question[Tensors]):
+    """What a decoupled model answers to these inputs, one set of outputs after another."""
+
+    model: str
+    inputs: Tensors
+
+
+@dataclass(frozen=True)
 class IsReady(Question[bool]):
     """Whether a model can serve."""
 

@@ -2,7 +2,7 @@
 """What every way of talking to a server can do, waiting for it or not."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,11 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """As much time again, from now on."""
+        self._end = time.monotonic() + self.seconds
 
     def left(self) -> float:
         """Seconds until then; a moment, where there are none."""
@@ -31,6 +35,11 @@ class Deadline:
         and the response cache, pay no heed to it.
         """
         return int(self.left() * 1e6)
+
+    def check(self) -> None:
+        """Raises TimeoutError if it has passed."""
+        if self.is_over():
+            raise TimeoutError
 
     def is_over(self) -> bool:
         """Whether it has passed."""
@@ -46,11 +55,25 @@ class Settings:
     keepalive: float  # seconds of silence after which a connection in use is checked
 
 
+class StatusError(Exception):
+    """An answer that is an error, with its status in either protocol's words; "" where they have none."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Transport(Protocol):
     """Talks to one endpoint. Any number of threads may share one."""
 
     def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The server's answer. Raises BlipstreamError."""
+
+    def stream(self, question: Question[AnswerT], deadline: Deadline) -> Generator[AnswerT, None, None]:
+        """The server's answers as they come, each within the deadline, which is renewed when the next is asked for.
+
+        Closing it hangs up. Raises BlipstreamError.
+        """
 
     def close(self) -> None:
         """Hang up. Requests in flight end at once with RequestCancelled."""
@@ -61,6 +84,9 @@ class AsyncTransport(Protocol):
 
     async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The server's answer. Raises BlipstreamError."""
+
+    def stream(self, question: Question[AnswerT], deadline: Deadline) -> AsyncGenerator[AnswerT, None]:
+        """The server's answers, as `Transport.stream` has them."""
 
     async def aclose(self) -> None:
         """Hang up, once nothing is in flight."""

@@ -21,6 +21,7 @@ from blipstream_client import (
     _http,
 )
 from blipstream_client._exceptions import error_from_status, translated_errors
+from blipstream_client._transport import StatusError
 
 URL = "grpc://captions:8001"
 TIMEOUT = 2.5
@@ -76,7 +77,7 @@ def test_every_http_status_has_its_error() -> None:
             assert type(error(str(status.value))) is HTTP.get(status, ServerError), status
 
 
-@pytest.mark.parametrize("status", ["UNAVAILABLE", "503"])
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "503", "400", ""])
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -85,10 +86,11 @@ def test_every_http_status_has_its_error() -> None:
         ("[request id: 7] Request timeout expired", RequestTimeout),
         ("Request for unknown model: 'caption' version 1 is not at ready state", ModelNotReady),
         ("This protocol is restricted, expecting header 'key'", AccessDenied),
-        ("Server exiting", ServerUnreachable),
+        ("512 requests wait already: try again later", ServerOverloaded),
+        ("Stub process 'caption_stream_0_0' is not healthy.", ServerError),
     ],
 )
-def test_unavailable_is_told_apart_by_its_words(status: str, message: str, expected: type[Exception]) -> None:
+def test_what_the_status_does_not_tell_the_words_do(status: str, message: str, expected: type[Exception]) -> None:
     assert type(error(status, message)) is expected
 
 
@@ -136,7 +138,7 @@ class RpcError(grpc.RpcError):  # type: ignore[misc]
     ("stranger", "expected"),
     [
         (RpcError(), ModelNotReady),
-        (_http.StatusError(404, "words"), ModelNotReady),
+        (StatusError("404", "words"), ModelNotReady),
         (httpcore2.ConnectError("[Errno 111] Connection refused"), ServerUnreachable),
         (httpcore2.ConnectTimeout("timed out"), RequestTimeout),
         (httpcore2.ReadTimeout("timed out"), RequestTimeout),

@@ -4,13 +4,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from blipstream_client import __version__
 from blipstream_client._contract import OPTIONS
-from tests.client.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
+from tests.client.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "blipstream_client"]
@@ -132,6 +134,54 @@ def test_ctrl_c_ends_it_quietly(scheme: str, tiny: TinyTriton) -> None:
         out, err = process.communicate(timeout=20)
     finished.set()
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.usefixtures("environment")
+def test_word_by_word(scheme: str, tiny: TinyTriton) -> None:
+    url = tiny.url(scheme)
+    status, out, err = blipstream("caption", "--stream", "a.jpg", "nowhere.jpg", "b.png", "--url", url)
+    assert (status, out) == (1, "a.jpg: 1 bytes\nb.png: 2 bytes\n")
+    assert err == "nowhere.jpg: Cannot read the image file 'nowhere.jpg': No such file or directory\n"
+    status, out, err = blipstream("caption", "--stream", "--json", "a.jpg", "nowhere.jpg", "--url", url)
+    assert (status, err) == (1, "")
+    first, last, wrong = map(json.loads, out.splitlines())
+    assert first == {"file": "a.jpg", "text": "1", "text_score": -0.75}
+    assert last == {
+        "file": "a.jpg",
+        "text": " bytes",
+        "text_score": -0.75,
+        "caption": "1 bytes",
+        "score": -1.5,
+        "num_tokens": 2,
+        "finish_reason": "stop",
+    }
+    assert wrong.keys() == {"file", "error"}
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("end", ["Ctrl-C", "error"])
+def test_words_come_at_once(scheme: str, tiny: TinyTriton, end: str) -> None:
+    """And the line is ended, whatever ends it."""
+    shown = threading.Event()
+
+    def pause(inputs: Inputs) -> Iterator[Event]:
+        yield next(word_by_word(inputs))
+        shown.wait(30)
+        raise Refusal(grpc.StatusCode.INTERNAL, "no memory")
+
+    tiny.grow = pause
+    command = [*COMMAND, "caption", "--stream", "a.jpg", "--url", tiny.url(scheme)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.read(8) == b"a.jpg: 1"
+        if end == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            shown.set()
+        out, err = process.communicate(timeout=20)
+    shown.set()
+    expected = (130, b"\n", b"") if end == "Ctrl-C" else (1, b"\n", b"a.jpg: no memory\n")
+    assert (process.returncode, out, err) == expected
 
 
 @pytest.mark.usefixtures("environment")

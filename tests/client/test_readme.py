@@ -24,6 +24,8 @@ EXPECTED = [
     "captions.json failed: image must be a JPEG.*\n"
     "a-unicorn.jpg a unicorn on a white background\n",
     "a book on a purple background\ntwo whales on a purple background\na unicorn on a white background\n",
+    "a book on a purple background 7 stop\n",
+    "whales\n",
     r"(-\d+\.\d\d .+\n){3}",
     "a book on a purple background\n",
     "True\n",

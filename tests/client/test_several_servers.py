@@ -154,5 +154,6 @@ def test_tritons_own_tls_and_tokens(
         ]:
             with Client(url, headers={f"{prefix}token": "secret"}, **arguments) as client:  # type: ignore[arg-type]
                 assert client.caption(samples_folder / name).text == text
+                assert "".join(piece.text for piece in client.stream(samples_folder / name)) == text
             with Client(url, **arguments) as client, pytest.raises(AccessDenied):  # type: ignore[arg-type]
-                client.caption(samples_folder / name)
+                next(client.stream(samples_folder / name))

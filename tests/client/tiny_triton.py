@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server of both of Triton's protocols without a model, for what a real one cannot be made to do on demand."""
 
+import base64
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ CONFIG = {"name": "caption", "backend": "tiny", "platform": "", "input": [{"name
 
 Inputs = dict[str, npt.NDArray[Any]]
 Answer = tuple[str, float, int]  # caption, score, num_tokens
+Event = dict[str, Any]  # of a stream: outputs by name, as JSON has them
 
 
 class Refusal(Exception):
@@ -44,9 +46,10 @@ class Refusal(Exception):
 
 @dataclass
 class TinyTriton:
-    """Where it listens, and what it says to a request's inputs; `answer` may be replaced at any time."""
+    """Where it listens, and what it says to a request's inputs; `answer` and `grow` may be replaced at any time."""
 
     answer: Callable[[Inputs], Answer]
+    grow: Callable[[Inputs], Iterable[Event]]
     ready: bool = True
     name: str = "triton"
     headers: list[dict[str, str]] = field(default_factory=list)  # of each request, names in lower case
@@ -62,6 +65,36 @@ def size_of_image(inputs: Inputs) -> Answer:
     return f"{len(inputs['image'][0, 0])} bytes", -1.5, 2
 
 
+def word_by_word(inputs: Inputs) -> Iterator[Event]:
+    """The default stream: "12", and in the end " bytes" and all that `size_of_image` says."""
+    caption, score, num_tokens = size_of_image(inputs)
+    first, space, rest = caption.partition(" ")
+    yield {"text": first, "score": score / num_tokens}
+    yield {
+        "text": space + rest,
+        "caption": caption,
+        "score": score,
+        "num_tokens": num_tokens,
+        "token_scores": [score / num_tokens] * num_tokens,
+        "finish_reason": "stop",
+    }
+
+
+def event_outputs(event: Event) -> list[tuple[str, str, bytes]]:
+    """An event as gRPC has it: name, datatype and raw bytes of each output."""
+    found = []
+    for name, value in event.items():
+        values = value if isinstance(value, list) else [value]
+        if isinstance(values[0], str):
+            raw = serialize_byte_tensor(np.array([each.encode() for each in values], dtype=np.object_)).item()
+            found.append((name, "BYTES", raw))
+        elif name == "num_tokens":
+            found.append((name, "INT32", struct.pack(f"<{len(values)}i", *values)))
+        else:
+            found.append((name, "FP32", struct.pack(f"<{len(values)}f", *values)))
+    return found
+
+
 def outputs(answer: Answer) -> list[tuple[str, str, bytes]]:
     """Name, Triton datatype and raw bytes of each output, all of shape [1, 1] but the tokens' scores: [1, 1, T]."""
     caption, score, num_tokens = answer
@@ -74,12 +107,27 @@ def outputs(answer: Answer) -> list[tuple[str, str, bytes]]:
 
 
 def shape_of(name: str, raw: bytes) -> list[int]:
-    return [1, 1, len(raw) // 4] if name == "token_scores" else [1, 1]
+    return [1, 1, len(raw) // 4] if name == "token_scores" else [1, 1]  # of one caption
 
 
 def tensor(datatype: str, shape: list[int], raw: bytes) -> npt.NDArray[Any]:
     flat = deserialize_bytes_tensor(raw) if datatype == "BYTES" else np.frombuffer(raw, triton_to_np_dtype(datatype))
     return np.asarray(flat.reshape(shape))
+
+
+def read_inputs(request: Any) -> Inputs:
+    return {
+        each.name: tensor(each.datatype, list(each.shape), raw)
+        for each, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+    }
+
+
+def infer_response(request: Any, found: list[tuple[str, str, bytes]]) -> Any:
+    response = service_pb2.ModelInferResponse(model_name=request.model_name)
+    for name, datatype, raw in found:
+        response.outputs.add(name=name, datatype=datatype, shape=shape_of(name, raw))
+        response.raw_output_contents.append(raw)
+    return response
 
 
 def grpc_servicer(tiny: TinyTriton) -> Any:
@@ -95,19 +143,23 @@ def grpc_servicer(tiny: TinyTriton) -> Any:
 
         def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
             tiny.headers.append(dict(context.invocation_metadata()))
-            inputs = {
-                each.name: tensor(each.datatype, list(each.shape), raw)
-                for each, raw in zip(request.inputs, request.raw_input_contents, strict=True)
-            }
+            inputs = read_inputs(request)
             try:
                 answer = tiny.answer(inputs)
             except Refusal as refusal:
                 context.abort(refusal.code, refusal.message)
-            response = service_pb2.ModelInferResponse(model_name=request.model_name)
-            for name, datatype, raw in outputs(answer):
-                response.outputs.add(name=name, datatype=datatype, shape=shape_of(name, raw))
-                response.raw_output_contents.append(raw)
-            return response
+            return infer_response(request, outputs(answer))
+
+        def ModelStreamInfer(self, requests: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+            tiny.headers.append(dict(context.invocation_metadata()))
+            assert tiny.headers[-1]["triton_grpc_error"] == "true"
+            for request in requests:
+                try:
+                    for event in tiny.grow(read_inputs(request)):
+                        response = infer_response(request, event_outputs(event))
+                        yield service_pb2.ModelStreamInferResponse(infer_response=response)
+                except Refusal as refusal:
+                    context.abort(refusal.code, refusal.message)
 
     return Servicer()
 
@@ -128,6 +180,9 @@ def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             tiny.headers.append({name.lower(): value for name, value in self.headers.items()})
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path.endswith("/generate_stream"):
+                self.stream(json.loads(body))
+                return
             start = int(self.headers["Inference-Header-Content-Length"])
             inputs = {}
             for each in json.loads(body[:start])["inputs"]:
@@ -155,6 +210,26 @@ def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
                 header + b"".join(raw for _, _, raw in outputs(answer)),
             )
 
+        def stream(self, fields: dict[str, Any]) -> None:
+            image = base64.b64decode(fields.pop("image").partition(",")[2])
+            inputs = {name: np.array([[value]]) for name, value in fields.items()}
+            statuses = iter([200])
+            try:
+                for event in tiny.grow(inputs | {"image": np.array([[image]], dtype=np.object_)}):
+                    self.send_event(event, next(statuses, None))
+            except Refusal as refusal:
+                self.send_event({"error": refusal.message}, 400 if next(statuses, None) else None)
+            self.send_event(None, next(statuses, None))
+
+        def send_event(self, event: Event | None, status: int | None) -> None:
+            """An event or the end, and before the first of them the status."""
+            if status:
+                self.send_response(status)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+            chunk = b"" if event is None else f"data: {json.dumps(event)}\n\n".encode()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
         def respond(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response(status)
             for name, value in headers.items():
@@ -180,7 +255,7 @@ class HttpServer(ThreadingHTTPServer):
 @contextmanager
 def tiny_triton() -> Iterator[TinyTriton]:
     """One that listens over gRPC and HTTP."""
-    tiny = TinyTriton(size_of_image)
+    tiny = TinyTriton(size_of_image, word_by_word)
     http_server = HttpServer(("127.0.0.1", 0), http_handler(tiny))
     tiny.http_port = http_server.server_address[1]
     thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.02})

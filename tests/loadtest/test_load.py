@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -61,9 +62,13 @@ def closed(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_loop(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a spike of open-loop users in two workers leaves, at a server that runs already."""
+    """What a spike of open-loop users in two workers leaves, at a server that runs already; some take streams."""
     output = tmp_path_factory.mktemp("open")
+    streams = output / "streams.yaml"
+    text = (ROOT / "loadtest/mix.yaml").read_text().replace("../build", f"{ROOT}/build")
+    streams.write_text(text.replace("weight: 0", "weight: 9"))
     status, said = load(
+        *("--mix", streams),
         *("--host", server.grpc_url, "--shape", "spike", "--users", 4, "--rate", 20, "--duration", 6),
         *("--workers", 2, "--master-port", 0, "--timeout", 60, "--name", "spike", "--output", output),
         *("--min-rps", 100000, "--p95-ms", 0),
@@ -91,15 +96,41 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_every_request_is_recorded_once(folder: Path) -> None:
-    with (folder / "locust_stats.csv").open(newline="") as file:
-        (total,) = (row for row in csv.DictReader(file) if row["Name"] == "Aggregated")
-    assert len(rows(folder)) == int(total["Request Count"]) > 0
+    counts = {name: count for name, count in locust_counts(folder).items() if not name.endswith(" text")}
+    assert len(rows(folder)) == sum(counts.values()) > 0
     assert {row["error"] for row in rows(folder)} == {""}
 
 
+def locust_counts(folder: Path) -> Counter[str]:
+    """By the name of Locust's entries."""
+    counts: Counter[str] = Counter()
+    with (folder / "locust_stats.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["Name"] != "Aggregated":
+                counts[row["Name"]] += int(row["Request Count"])
+    return counts
+
+
+def test_streams_are_timed_text_by_text(closed: Path, open_loop: Path) -> None:
+    """In two workers, to whom gevent gives all that waits for gRPC."""
+    (streams,) = summary(open_loop)["streams"]
+    streamed = [list(map(float, row["texts_ms"].split())) for row in rows(open_loop) if row["kind"] == "stream"]
+    assert streams["name"] == "grpc stream"
+    assert streams["streams"] == len(streamed) == locust_counts(open_loop)["stream: first text"] > 0
+    texts = sum(len(each) for each in streamed)
+    assert locust_counts(open_loop)["stream: next text"] == texts - len(streamed) > 3 * len(streamed)
+    assert all(each == sorted(each) for each in streamed)
+    first = [each[0] for each in streamed]
+    assert min(first) <= streams["first_text_p50_ms"] <= streams["first_text_p99_ms"] <= max(first)
+    assert streams["next_text_p50_ms"] > 0
+    assert "next text p95 ms" in (open_loop / "index.html").read_text()
+    assert summary(closed)["streams"] == []
+    assert "next text" not in (closed / "index.html").read_text()
+
+
 def test_the_server_counts_the_same(folder: Path) -> None:
-    (front_door,) = (model for model in summary(folder)["models"] if model["name"] == "caption")
-    assert front_door["requests"] == len(rows(folder))
+    front_doors = [model for model in summary(folder)["models"] if model["name"] in ("caption", "caption_stream")]
+    assert sum(model["requests"] for model in front_doors) == len(rows(folder))
     assert {model["name"] for model in summary(folder)["models"]} >= MODELS
     for model in summary(folder)["models"]:
         batched = sum(int(size) * count for size, count in model["batches"].items())
@@ -116,7 +147,7 @@ def test_stages(closed: Path, open_loop: Path) -> None:
 
 
 def test_both_protocols_and_the_whole_mix(closed: Path, open_loop: Path) -> None:
-    kinds = {"greedy", "prompt", "beams", "sampling"}
+    kinds = {"greedy", "prompt", "beams", "sampling", "stream"}
     asked = {(row["protocol"], row["kind"]) for folder in (closed, open_loop) for row in rows(folder)}
     assert {protocol for protocol, _ in asked} == {"grpc", "http"}
     assert {kind for _, kind in asked} <= kinds
@@ -233,7 +264,8 @@ def tiny() -> Iterator[TinyTriton]:
         yield server
 
 
-def test_interrupted(tmp_path: Path, tiny: TinyTriton) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(tmp_path: Path, tiny: TinyTriton, number: signal.Signals) -> None:
     """Nothing stays behind."""
     process = start("--host", tiny.url("grpc"), "--duration", 60, "--name", "long", "--output", tmp_path)
     deadline = time.monotonic() + 120
@@ -243,9 +275,10 @@ def test_interrupted(tmp_path: Path, tiny: TinyTriton) -> None:
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
     assert psutil.wait_procs(children, timeout=30)[1] == []
 
 

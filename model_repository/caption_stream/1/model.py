@@ -56,9 +56,15 @@ class TritonPythonModel:
         request = pb_utils.InferenceRequest(caller.request_id(), **wanted)
         response = await request.async_exec()
         if error := response.error():
-            kinds = {code: kind for kind, code in self.codes.items()}
-            raise kinds.get(error.code(), BlipstreamError)(error.message())
+            raise self.refusal(model, error.message())
         return pb_utils.get_output_tensor_by_name(response, output)
+
+    def refusal(self, model, message):
+        """Triton 2.51 calls every error of another model INTERNAL: only its words tell what it was."""
+        if "Exceeds maximum queue size" in message:
+            return Overloaded(message)
+        failed = any(words in message for words in ("Stub process", "Failed to process"))
+        return InvalidInput(message) if model == "preprocess" and not failed else BlipstreamError(message)
 
     def send(self, sender, row, stopwatch, piece):
         stopwatch.lap(piece)
