@@ -8,10 +8,12 @@ import json
 import os
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blipstream.engine import Request
 from blipstream.errors import ServerError
+
+if TYPE_CHECKING:  # the server reads the names below and needs no engine
+    from blipstream.engine import Request
 
 LOG_REQUESTS = "BLIPSTREAM_LOG_REQUESTS"  # any value
 SERVICE = "blipstream"
@@ -28,7 +30,7 @@ class Journal:
         self._provider = _provider() if os.environ.get(ENDPOINT) else None
         self._tracer: Any = self._provider.get_tracer("blipstream") if self._provider else None
 
-    def record(self, request: Request, result: str) -> None:
+    def record(self, request: "Request", result: str) -> None:
         """A request has ended: `stop`, `length`, `cancelled` or `error`."""
         ended = time.time_ns()
         admitted = request.admitted or ended  # it may never have had rows
@@ -60,7 +62,7 @@ class Journal:
             line = json.dumps({"time": moment, "model": self._model, "request": request_id} | facts)
             print(line, flush=True)
 
-    def _span(self, request: Request, name: str, start: int, end: int, facts: dict[str, Any]) -> None:
+    def _span(self, request: "Request", name: str, start: int, end: int, facts: dict[str, Any]) -> None:
         """A span of the trace that Triton began; times in nanoseconds since 1970."""
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

@@ -1,24 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve captions without a container: `python -m blipstream.serve`."""
+"""Serve captions without a container: `python -m blipstream.serve`.
 
-import io
+The server is watched and restarted (blipstream.supervisor), and says at http://HOST:8003 how it is (blipstream.health).
+
+SIGTERM or Ctrl-C drains it: new requests are refused, so that clients ask elsewhere, and those in flight have ten
+seconds (TritonServer.stop). To go over to another version without a failed request, start it beside the old one on
+ports of its own, with both in the clients' list of endpoints, then send the old one SIGTERM. A server has what it
+serves in memory, so that a repository may be built anew under it.
+"""
+
+import logging
 import re
 import secrets
 import shlex
 import signal
 import sys
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import NoReturn
 
 import click
-from PIL import Image
 
+import blipstream_client
 from blipstream.errors import BlipstreamError, ServerError
+from blipstream.health import Health, HealthServer
 from blipstream.server import ROOT, TritonServer
+from blipstream.supervisor import Supervisor, picture
 
 DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself, unless the build wrote one for its plan
 SAMPLES = Path("build/demo/samples")
+
+stopping = Event()
 
 
 @click.command(context_settings={"show_default": True})
@@ -30,6 +43,9 @@ SAMPLES = Path("build/demo/samples")
 @click.option("--http-port", default=8000, help="0 for any free port.")
 @click.option("--grpc-port", default=8001, help="0 for any free port.")
 @click.option("--metrics-port", default=8002, help="0 for any free port.")
+@click.option(
+    "--health-port", type=int, help="/livez, /readyz, /healthz, /metrics.  [default: the one above the metrics port]"
+)
 @click.option("--cache-mb", type=click.IntRange(min=0), default=64, help="Response cache in MB; 0 for none.")
 @click.option(
     "--admin-key-file",
@@ -37,8 +53,12 @@ SAMPLES = Path("build/demo/samples")
     help="Close the administrative APIs to those without the key in it; if it is empty, to everyone.",
 )
 @click.option("--log", "log_path", type=click.Path(path_type=Path), help="Triton's log; temporary if not given.")
+@click.option("--log-requests", is_flag=True, help="A line of JSON in it for each request.")
 @click.option("--show-log", is_flag=True, help="Print Triton's log as well.")
+@click.option("--traces", metavar="URL", help="OpenTelemetry collector for spans, as http://localhost:4318/v1/traces.")
+@click.option("--trace-every", type=click.IntRange(min=1), default=1, help="Requests, of which one is traced.")
 @click.option("--timeout", default=300.0, help="Seconds for the models to load.")
+@click.option("--restart/--no-restart", default=True, help="Restart a server that fails, or exit with what was wrong.")
 @click.option("-v", "--verbose", count=True, help="More in Triton's log.")
 def main(
     repository: Path,
@@ -47,16 +67,22 @@ def main(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    health_port: int | None,
     cache_mb: int,
     admin_key_file: Path | None,
     log_path: Path | None,
+    log_requests: bool,
     show_log: bool,
+    traces: str | None,
+    trace_every: int,
     timeout: float,
+    restart: bool,
     verbose: int,
 ) -> None:
     """Start tritonserver with the models of a repository, and stop it with Ctrl-C or SIGTERM."""
     try:
         stop_on_signals()
+        logging.basicConfig(format="%(asctime)s %(message)s")
         server = TritonServer(
             repository=repository,
             config=config_name(repository, config),
@@ -66,15 +92,19 @@ def main(
             metrics_port=metrics_port,
             cache_bytes=cache_mb << 20,
             admin_key=read_admin_key(admin_key_file),
+            traces=traces,
+            trace_every=trace_every,
+            log_requests=log_requests,
             log_path=log_path,
             show_log=show_log,
             ready_timeout=timeout,
             verbose=verbose,
         )
-        with server:
-            check_serves(server)
-            click.echo(welcome(server))
-            server.wait()
+        if health_port is None:
+            health_port = metrics_port and metrics_port + 1
+        with HealthServer(Health(), host, health_port) as health:
+            supervisor = Supervisor(server, check_serves, restart, health.health, stopping)
+            supervisor.run(lambda: click.echo(welcome(server, health.port)))
     except KeyboardInterrupt:
         click.echo("stopped")
     except BlipstreamError as error:
@@ -91,6 +121,7 @@ def stop_on_signals() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
+    stopping.set()
     raise KeyboardInterrupt
 
 
@@ -119,20 +150,17 @@ def read_admin_key(file: Path | None) -> str | None:
 
 def check_serves(server: TritonServer) -> None:
     """Caption one image over gRPC: models may be ready and yet fail."""
-    import blipstream_client
-
-    image = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(image, "PNG")
     try:
         with blipstream_client.Client(server.grpc_url) as client:
-            client.caption(image.getvalue())
+            client.caption(picture())
     except blipstream_client.BlipstreamError as error:
         raise ServerError(f"the server is ready, but its first caption failed: {error}") from error
 
 
-def welcome(server: TritonServer) -> str:
+def welcome(server: TritonServer, health_port: int) -> str:
     """Where the server listens and how to send it a first image."""
-    lines = [f"serving on {server.http_url} and {server.grpc_url}, metrics on {server.metrics_url}"]
+    places = [server.http_url, f"{server.grpc_url}, metrics on {server.metrics_url}"]
+    lines = [f"serving on {' and '.join(places)}, health on http://{server.reachable}:{health_port}/healthz"]
     sample = next(iter(sorted((ROOT / SAMPLES).glob("*.jpg"))), None)
     shown = SAMPLES / sample.name if sample else Path("photo.jpg")
     command = Path(sys.prefix, "bin", "blipstream")

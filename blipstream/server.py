@@ -22,13 +22,15 @@ import sys
 import sysconfig
 import tempfile
 import time
+import urllib.request
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from blipstream.errors import ServerError
+from blipstream.journal import ENDPOINT, LOG_REQUESTS, SERVICE
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstream/
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -37,13 +39,19 @@ STUB = "triton_python_backend_stub"
 ADMIN_APIS = "shared-memory,model-repository,trace,logging"
 ADMIN_HEADER = "blipstream-admin"  # over gRPC: triton-grpc-protocol-blipstream-admin
 NO_GPU = ("CudaDriverHelper", "unable to create stream")  # errors in every log where there is no GPU
-ZOMBIE = "Z"  # ended and not reaped, in /proc/PID/stat
+ZOMBIE, STOPPED = "Z", "T"  # in /proc/PID/stat: ended and not reaped; halted by a signal
+WORKING = "RD"  # running or about to; waiting for a disk
 # Encoder and decoder share the cores: a thread of one that spins while it waits keeps the other from working. Spinning
 # as short as this gave 1.4 times the captions of libgomp's default on two busy cores
 SPINNING = {"GOMP_SPINCOUNT": "20000"}
+# What was begun comes first: where processors are scarce, images wait before the first stage, whose refusals cost
+# nothing, and not between two. Asked for ten times its capacity, a server then decodes no image for nothing; without
+# this it decoded 2.6 for each caption
+NICENESS = {"preprocess": 10, "encoder": 5}
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
 REAP_SECONDS = 1.0
+METRICS_SECONDS = 1.0  # for the server to tell its figures
 GRACE_SECONDS = 5  # beyond Triton's own exit timeout, before SIGKILL
 
 # Runs as a process of its own, which then becomes tritonserver: if this one dies, the server gets SIGTERM.
@@ -149,6 +157,9 @@ class TritonServer:
     metrics_port: int = 8002
     cache_bytes: int = 0  # response cache; 0: none
     admin_key: str | None = field(default=None, repr=False)  # what ADMIN_APIS ask for; None: they are open
+    traces: str | None = None  # OpenTelemetry collector that takes spans, as http://localhost:4318/v1/traces
+    trace_every: int = 1  # requests, of which one is traced
+    log_requests: bool = False  # a line of JSON in the log for each request
     log_path: Path | None = None  # None: a temporary file, kept only if the server fails
     show_log: bool = False  # print it as well
     verbose: int = 0
@@ -159,7 +170,9 @@ class TritonServer:
     _name: str = field(default="", init=False, repr=False)  # unique: prefixes the shared memory
     _folder: Path | None = field(default=None, init=False, repr=False)
     _stubs: dict[int, str] = field(default_factory=dict, init=False, repr=False)  # pid: model
+    _log: BinaryIO | None = field(default=None, init=False, repr=False)  # open as long as the folder is there
     _keep_log: bool = field(default=False, init=False, repr=False)
+    _log_began: int = field(default=0, init=False, repr=False)  # where in the log this process began
     _shown: int = field(default=0, init=False, repr=False)  # bytes of the log that were printed
 
     def __enter__(self) -> Self:
@@ -179,20 +192,21 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """Where HTTP requests go."""
-        return f"http://{self._reachable}:{self.http_port}"
+        return f"http://{self.reachable}:{self.http_port}"
 
     @property
     def grpc_url(self) -> str:
         """Where gRPC requests go."""
-        return f"grpc://{self._reachable}:{self.grpc_port}"
+        return f"grpc://{self.reachable}:{self.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
         """Where Prometheus reads."""
-        return f"http://{self._reachable}:{self.metrics_port}/metrics"
+        return f"http://{self.reachable}:{self.metrics_port}/metrics"
 
     @property
-    def _reachable(self) -> str:
+    def reachable(self) -> str:
+        """The host to ask from this machine."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
 
     @property
@@ -210,22 +224,29 @@ class TritonServer:
             raise ServerError(f"there is no model repository at {self.repository}: check the path")
         installation = find()
         self.http_port, self.grpc_port, self.metrics_port = self._free_ports()
-        self._name = f"blipstream-{os.getpid()}-{secrets.token_hex(4)}"
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
-        self._keep_log = self.log_path is not None
-        self.log_path = (self.log_path or self._folder.with_suffix(".log")).resolve()
-        self._shown = 0
-        command = [str(installation.binary), *self._options(installation, self._folder)]
-        with _create(self.log_path) as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-IS", "-c", LAUNCHER, str(os.getpid()), *command],
-                env=_environment(installation),
-                cwd=ROOT,  # the stub's sys.path begins with its working folder
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        folder, log = self._prepare()
+        self._log_began = log.seek(0, os.SEEK_END)
+        command = [str(installation.binary), *self._options(installation, folder)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-IS", "-c", LAUNCHER, str(os.getpid()), *command],
+            env=_environment(installation) | self._journal_environment(),
+            cwd=ROOT,  # the stub's sys.path begins with its working folder
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _prepare(self) -> tuple[Path, BinaryIO]:
+        """The folder and the log, which outlive `kill`: a restart needs nothing that a full disk would refuse."""
+        if self._folder is None or self._log is None:
+            self._name = f"blipstream-{os.getpid()}-{secrets.token_hex(4)}"
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
+            self._keep_log = self.log_path is not None
+            self.log_path = (self.log_path or self._folder.with_suffix(".log")).resolve()
+            self._log = _create(self.log_path)
+            self._shown = 0
+        return self._folder, self._log
 
     def wait_ready(self, timeout: float) -> None:
         """Return once every model is ready; raise ServerError if that fails or takes too long."""
@@ -250,57 +271,99 @@ class TritonServer:
         self._show_log()
         if exited is not None:
             raise self._failure(_exit_words(exited))
-        self._stubs |= {pid: model for pid in self._children() if (model := _stub_model(pid))}
-        if dead := self._dead_stubs():
+        children = self._children()
+        for pid in children.keys() - self._stubs.keys():
+            if model := _stub_model(pid):
+                self._stubs[pid] = model
+                _be_nice(pid, NICENESS.get(model, 0))
+        if dead := {pid for pid, state in children.items() if state == ZOMBIE}:
             time.sleep(REAP_SECONDS)  # Triton reaps the ones that it ended itself
             for pid in dead & self._dead_stubs():
                 model = self._stubs.get(pid, "unknown")
                 raise self._failure(f"the process of model '{model}' died, and Triton does not restart it")
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the server's own process runs."""
+        return self._process is not None and self._exited() is None
+
+    def stopped(self) -> frozenset[str]:
+        """The models whose processes were halted by a signal, or "tritonserver"."""
+        processes = {self.pid: "tritonserver"} | self._stubs
+        return frozenset(name for pid, name in processes.items() if STOPPED in _states(f"{pid}/stat"))
+
+    def working(self) -> frozenset[str]:
+        """The models that are computing at this moment, or would if there were a processor for them."""
+        return frozenset(m for pid, m in self._stubs.items() if _states(f"{pid}/task/[0-9]*/stat") & set(WORKING))
+
+    def counts(self) -> dict[str, int]:
+        """The inferences of each model, without those that the response cache answered; none if the server is dumb."""
+        try:
+            with urllib.request.urlopen(self.metrics_url, timeout=METRICS_SECONDS) as page:  # noqa: S310
+                text = page.read().decode()
+        except (OSError, http.client.HTTPException):
+            return {}
+        found = re.findall(r'^nv_inference_count\{model="([^"]+)",.*\} (\d+)', text, re.MULTILINE)
+        return {model: int(count) for model, count in found}
+
     def stop(self) -> None:
-        """Stop the server and remove what it left, whatever state it is in."""
-        if self._process is not None:
-            self._end(self._process)
-            self._show_log()
-            self._process = None
-            self._stubs = {}
+        """Stop the server and remove what it left, whatever state it is in.
+
+        Triton refuses new requests from then on, and requests in flight have `exit_timeout` seconds. Over gRPC all of
+        them are answered within it. Over HTTP it waits for clients to hang up: a connection that is kept alive is
+        served until the time is over, and then cut.
+        """
+        self._end(patiently=True)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         if self._folder is not None:
-            for region in SHARED_MEMORY.glob(f"{self._name}*"):
-                region.unlink(missing_ok=True)
             shutil.rmtree(self._folder)
             self._folder = None
             if self.log_path is not None and not self._keep_log:
                 self.log_path.unlink(missing_ok=True)
                 self.log_path = None
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGTERM and patience, then SIGKILL for the whole group.
+    def kill(self) -> None:
+        """End the server at once, to `start` it again on the same ports with the same log."""
+        self._end(patiently=False)
+
+    def _end(self, *, patiently: bool) -> None:
+        """SIGTERM and patience, then SIGKILL for the whole group; then remove its shared memory.
 
         The leader is reaped last: until then nothing else can take its process group's number.
         """
-        if not self._dead_stubs():  # Triton would wait for a dead one in vain
-            os.kill(self.pid, signal.SIGTERM)
-            self._wait_until_exited(self.exit_timeout + GRACE_SECONDS)
-        os.killpg(self.pid, signal.SIGKILL)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while _running(_group(self.pid)) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        process.wait()
+        if self._process is not None:
+            if patiently and not self._dead_stubs() and not self.stopped():  # Triton would wait for them in vain
+                os.kill(self.pid, signal.SIGTERM)
+                self._wait_until_exited(self.exit_timeout + GRACE_SECONDS)
+            os.killpg(self.pid, signal.SIGKILL)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while _running(_group(self.pid)) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            self._process.wait()
+            self._show_log()
+            self._process = None
+            self._stubs = {}
+        if self._name:
+            for region in SHARED_MEMORY.glob(f"{self._name}*"):
+                region.unlink(missing_ok=True)
 
     def _show_log(self) -> None:
         """Print what is new in the log."""
         if not self.show_log or self.log_path is None:
             return
-        with self.log_path.open("rb") as log:
-            log.seek(self._shown)
-            new = log.read()
-        self._shown += len(new)
-        sys.stdout.write(new.decode(errors="replace"))
-        sys.stdout.flush()
+        with suppress(OSError):  # a full disk, or a reader who has gone, must not end the server
+            with self.log_path.open("rb") as log:
+                log.seek(self._shown)
+                new = log.read()
+            self._shown += len(new)
+            sys.stdout.write(new.decode(errors="replace"))
+            sys.stdout.flush()
 
     def _children(self) -> dict[int, str]:
         """The server's own children and their states."""
-        return {pid: state for pid, (state, parent) in _group(self.pid).items() if parent == self.pid}
+        return {pid: process.state for pid, process in _group(self.pid).items() if process.parent == self.pid}
 
     def _dead_stubs(self) -> set[int]:
         return {pid for pid, state in self._children().items() if state == ZOMBIE}
@@ -315,7 +378,7 @@ class TritonServer:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(self._reachable, self.http_port, timeout=5)
+        connection = http.client.HTTPConnection(self.reachable, self.http_port, timeout=5)
         try:
             connection.request("GET", "/v2/health/ready")
             return connection.getresponse().status == http.HTTPStatus.OK
@@ -362,16 +425,37 @@ class TritonServer:
             options["backend-directory"] = _lay_side_by_side(installation.python_backend, folder)
         if not Path("/dev/nvidiactl").exists():
             options["allow-gpu-metrics"] = "false"
-        return [f"--{name}={value}" for name, value in options.items()]
+        return [*(f"--{name}={value}" for name, value in options.items()), *self._trace_options()]
+
+    def _journal_environment(self) -> dict[str, str]:
+        """What the models' journals are asked for."""
+        return ({ENDPOINT: self.traces} if self.traces else {}) | ({LOG_REQUESTS: "1"} if self.log_requests else {})
+
+    def _trace_options(self) -> list[str]:
+        """Triton's spans: each model's, with its queue."""
+        if not self.traces:
+            return []
+        settings = ["mode=opentelemetry", "level=TIMESTAMPS", f"rate={self.trace_every}"]
+        settings += [f"opentelemetry,url={self.traces}", f"opentelemetry,resource=service.name={SERVICE}"]
+        return [f"--trace-config={setting}" for setting in settings]
 
     def _failure(self, what: str) -> ServerError:
         """The error to raise: one sentence with the reason found in the log, which is kept."""
         self._keep_log = True
-        log = self.log_path.read_text(errors="replace") if self.log_path else ""
+        log = self._read_log()
         reason = _failed_model(log) or ": ".join(filter(None, [what, _first_error(log)]))
         if "no GPUs are available" in reason:
             reason += ": choose the configuration cpu, or check that nvidia-smi works here"
         return ServerError(f"{reason} (log: {self.log_path})")
+
+    def _read_log(self) -> str:
+        """What this process has said."""
+        if self.log_path is None:
+            return ""
+        with suppress(OSError), self.log_path.open("rb") as log:
+            log.seek(self._log_began)
+            return log.read().decode(errors="replace")
+        return ""
 
 
 def _checkpoint(repository: Path) -> str | None:
@@ -408,9 +492,10 @@ def _create(log: Path) -> BinaryIO:
 def _lay_side_by_side(files: tuple[Path, ...], folder: Path) -> Path:
     """A backend directory with the Python backend's files linked into one folder."""
     backends = folder / "backends"
-    (backends / "python").mkdir(parents=True)
+    (backends / "python").mkdir(parents=True, exist_ok=True)
     for file in files:
-        (backends / "python" / file.name).symlink_to(file)
+        with suppress(FileExistsError):  # since the last start
+            (backends / "python" / file.name).symlink_to(file)
     return backends
 
 
@@ -436,19 +521,41 @@ def _environment(installation: Installation) -> dict[str, str]:
     )
 
 
-def _group(group: int) -> dict[int, tuple[str, int]]:
-    """The processes of a group: each one's state and parent."""
+class _Process(NamedTuple):
+    state: str
+    parent: int
+    group: int
+
+
+def _stats(pattern: str) -> dict[int, _Process]:
+    """What /proc says of processes or threads, by their number."""
     found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for stat in Path("/proc").glob(pattern):
         with suppress(OSError):  # ended meanwhile
-            state, parent, its_group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
-            if int(its_group) == group:
-                found[int(stat.parent.name)] = (state, int(parent))
+            state, parent, group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            found[int(stat.parent.name)] = _Process(state, int(parent), int(group))
     return found
 
 
-def _running(group: dict[int, tuple[str, int]]) -> set[int]:
-    return {pid for pid, (state, _) in group.items() if state != ZOMBIE}
+def _group(group: int) -> dict[int, _Process]:
+    """The processes of a group."""
+    return {pid: process for pid, process in _stats("[0-9]*/stat").items() if process.group == group}
+
+
+def _states(pattern: str) -> set[str]:
+    """The states that processes or threads are in."""
+    return {process.state for process in _stats(pattern).values()}
+
+
+def _be_nice(pid: int, niceness: int) -> None:
+    """Lower a process's claim to processors: that of its threads, and so of those that they will start."""
+    for thread in _stats(f"{pid}/task/[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+def _running(group: dict[int, _Process]) -> set[int]:
+    return {pid for pid, process in group.items() if process.state != ZOMBIE}
 
 
 def _stub_model(pid: int) -> str | None:

@@ -10,7 +10,7 @@ from typing import Self, Unpack
 
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many, without_frames
 from blipstream_client._contract import Caption, Options, Piece, Tensors, option_tensors, parse_caption
-from blipstream_client._exceptions import BlipstreamError, client_closed
+from blipstream_client._exceptions import BlipstreamError, client_closed, named
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
 from blipstream_client._lines import AsyncLine
@@ -110,7 +110,7 @@ class AsyncClient(BaseClient):
     async def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> AsyncGenerator[Piece, None]:
         line, deadline, pieces = self._opened(), self._deadline(timeout), Pieces()
         question = self._streamed(await asyncio.to_thread(self._encoded, image, deadline), options)
-        with pieces.complete():
+        with named(question.request_id), pieces.complete():
             async with aclosing(line.stream(question, deadline)) as answers:
                 async for answer in answers:
                     yield pieces.read(answer)
@@ -123,8 +123,9 @@ class AsyncClient(BaseClient):
 
     async def _caption(self, image: ImageLike, options: Tensors, deadline: Deadline) -> Caption:
         line = self._opened()
-        encoded = await asyncio.to_thread(self._encoded, image, deadline)
-        return parse_caption(await line.ask(self._question(encoded, options), deadline))
+        question = self._question(await asyncio.to_thread(self._encoded, image, deadline), options)
+        with named(question.request_id):
+            return parse_caption(await line.ask(question, deadline))
 
     def _opened(self) -> AsyncLine:
         if self._closed:

@@ -10,7 +10,7 @@ from typing import Self, Unpack
 
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many, without_frames
 from blipstream_client._contract import Caption, Options, Piece, Tensors, option_tensors, parse_caption
-from blipstream_client._exceptions import BlipstreamError
+from blipstream_client._exceptions import BlipstreamError, named
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
 from blipstream_client._lines import Line
@@ -109,7 +109,7 @@ class Client(BaseClient):
     def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> Generator[Piece, None, None]:
         deadline, pieces = self._deadline(timeout), Pieces()
         question = self._streamed(self._encoded(image, deadline), options)
-        with pieces.complete(), closing(self._line.stream(question, deadline)) as answers:
+        with named(question.request_id), pieces.complete(), closing(self._line.stream(question, deadline)) as answers:
             for answer in answers:
                 yield pieces.read(answer)
 
@@ -123,4 +123,5 @@ class Client(BaseClient):
 
     def _caption(self, line: Line, image: ImageLike, options: Tensors, deadline: Deadline) -> Caption:
         question = self._question(self._encoded(image, deadline), options)
-        return parse_caption(line.ask(question, deadline))
+        with named(question.request_id):
+            return parse_caption(line.ask(question, deadline))

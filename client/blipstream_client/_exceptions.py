@@ -26,6 +26,7 @@ class BlipstreamError(Exception):
     """Base of every error of this client; its text is one sentence."""
 
     transient: bool = False  # whether the same request may succeed later, or at another endpoint
+    request_id: str = ""  # as the server's log has it; empty if nothing was sent
 
 
 class InvalidURL(BlipstreamError):
@@ -111,7 +112,8 @@ _BY_WORDS: dict[str, type[BlipstreamError]] = {
     "Stub process": ServerError,
 }
 
-_NOT_YET = ("is not at ready state", "has no available versions")  # any more, said by a server that is shutting down
+# not yet, or not any more: said by a server that starts or stops, or one of whose processes died
+_FOR_NOW = ("is not at ready state", "has no available versions", "Stub process")
 
 _TRITON_PREFIXES = re.compile(r"(?:\[request id: [^]]*\]|in ensemble '[^']*',|.*last error: \w+:)\s*")
 
@@ -129,8 +131,7 @@ def error_from_status(status: str, message: str, *, url: str, timeout: float) ->
     if status == "DEADLINE_EXCEEDED":
         return no_answer(url, timeout)
     error = kind(sentence or f"The server at {url} answered {status} without a message")
-    if kind is ModelNotReady:
-        error.transient = any(words in sentence for words in _NOT_YET)
+    error.transient = error.transient or any(words in sentence for words in _FOR_NOW)
     return error
 
 
@@ -147,6 +148,16 @@ def broken_off(error: ServerUnreachable) -> ServerUnreachable:
 def no_answer(url: str, timeout: float) -> RequestTimeout:
     """The error for a request that took more than `timeout` seconds."""
     return RequestTimeout(f"No answer from {url} within {timeout:g} s: give it a longer timeout, or less to do")
+
+
+@contextmanager
+def named(request_id: str) -> Iterator[None]:
+    """Tell errors whose they are."""
+    try:
+        yield
+    except BlipstreamError as exc:
+        exc.request_id = request_id
+        raise
 
 
 def client_closed() -> RequestCancelled:

@@ -27,10 +27,10 @@ Exchange = tuple[str, Any, Callable[[Any], Any]]  # the service's method, the me
 def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
     """How a question is asked."""
     match question:
-        case Infer(model, inputs):
-            return "ModelInfer", infer_request(model, inputs, deadline), read_outputs
-        case InferStream(model, inputs):
-            return "ModelStreamInfer", iter([infer_request(model, inputs, deadline)]), read_streamed
+        case Infer():
+            return "ModelInfer", infer_request(question, deadline), read_outputs
+        case InferStream():
+            return "ModelStreamInfer", iter([infer_request(question, deadline)]), read_streamed
         case IsReady(model):
             return "ModelReady", service_pb2.ModelReadyRequest(name=model), lambda answer: answer.ready
         case GetServer():
@@ -42,11 +42,11 @@ def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
             raise NotImplementedError(question)
 
 
-def infer_request(model: str, inputs: Tensors, deadline: Deadline) -> Any:  # noqa: ANN401
+def infer_request(question: Infer | InferStream, deadline: Deadline) -> Any:  # noqa: ANN401
     """The message that asks for the model's outputs."""
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = service_pb2.ModelInferRequest(model_name=question.model, id=question.request_id)
     request.parameters["timeout"].int64_param = deadline.microseconds_left()
-    for name, tensor in inputs.items():
+    for name, tensor in question.inputs.items():
         request.inputs.add(name=name, datatype=datatype(tensor), shape=tensor.shape)
         request.raw_input_contents.append(to_raw(tensor))
     return request

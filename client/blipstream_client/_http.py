@@ -49,14 +49,14 @@ class Exchange:
 def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
     """How a question is asked."""
     match question:
-        case Infer(model, inputs):
-            body, header_length = infer_body(inputs, deadline)
+        case Infer(model):
+            body, header_length = infer_body(question, deadline)
             headers = ((HEADER_LENGTH, str(header_length)), ("Content-Type", "application/octet-stream"))
             return Exchange("POST", f"{model_path(model)}/infer", read_outputs, body, headers)
-        case InferStream(model, inputs):
+        case InferStream(model):
             json_header = (("Content-Type", "application/json"),)
             return Exchange(
-                "POST", f"{model_path(model)}/generate_stream", read_event, generate_body(inputs), json_header
+                "POST", f"{model_path(model)}/generate_stream", read_event, generate_body(question), json_header
             )
         case IsReady(model):
             return Exchange("GET", f"{model_path(model)}/ready", lambda answer: answer.status == HTTPStatus.OK)
@@ -73,9 +73,9 @@ def model_path(model: str) -> str:
     return f"/v2/models/{quote(model, safe='')}"
 
 
-def infer_body(inputs: Tensors, deadline: Deadline) -> tuple[bytes, int]:
+def infer_body(question: Infer, deadline: Deadline) -> tuple[bytes, int]:
     """A JSON header with the tensors' bytes after it, and the length of the header."""
-    raw = {name: to_raw(tensor) for name, tensor in inputs.items()}
+    raw = {name: to_raw(tensor) for name, tensor in question.inputs.items()}
     described = [
         {
             "name": name,
@@ -83,14 +83,14 @@ def infer_body(inputs: Tensors, deadline: Deadline) -> tuple[bytes, int]:
             "datatype": datatype(tensor),
             "parameters": {"binary_data_size": len(raw[name])},
         }
-        for name, tensor in inputs.items()
+        for name, tensor in question.inputs.items()
     ]
     parameters = {"timeout": deadline.microseconds_left(), "binary_data_output": True}
-    header = json.dumps({"inputs": described, "parameters": parameters}).encode()
+    header = json.dumps({"id": question.request_id, "inputs": described, "parameters": parameters}).encode()
     return b"".join([header, *raw.values()]), len(header)
 
 
-def generate_body(inputs: Tensors) -> bytes:
+def generate_body(question: InferStream) -> bytes:
     """The inputs as JSON, which can carry a file as a data URL only."""
 
     def plain(name: str, value: Any) -> Any:  # noqa: ANN401
@@ -98,7 +98,8 @@ def generate_body(inputs: Tensors) -> bytes:
             return f"data:;base64,{b64encode(value).decode()}"
         return value.decode() if isinstance(value, bytes) else value
 
-    return json.dumps({name: plain(name, tensor.item()) for name, tensor in inputs.items()}).encode()
+    inputs = {name: plain(name, tensor.item()) for name, tensor in question.inputs.items()}
+    return json.dumps({"id": question.request_id} | inputs).encode()
 
 
 def read_event(data: bytes) -> Tensors:

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a server can be asked, in no protocol yet."""
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from blipstream_client._contract import Tensors
 
 AnswerT = TypeVar("AnswerT")
+
+
+def new_id() -> str:
+    """What no other request is called."""
+    return secrets.token_hex(8)
 
 
 class Question(Generic[AnswerT]):
@@ -20,6 +26,7 @@ class Infer(Question[Tensors]):
 
     model: str
     inputs: Tensors
+    request_id: str = field(default_factory=new_id)  # the same in every attempt
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class InferStream(Question[Tensors]):
 
     model: str
     inputs: Tensors
+    request_id: str = field(default_factory=new_id)
 
 
 @dataclass(frozen=True)

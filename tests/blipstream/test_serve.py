@@ -117,9 +117,9 @@ def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
-def test_server_that_dies(tmp_path: Path) -> None:
+def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
     repository = write_repository(tmp_path / "models")
-    with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, _):
+    with serving(tmp_path, f"--repository={repository}", "--config=toy", "--no-restart") as (process, _):
         os.kill(child(process), signal.SIGKILL)
         output, errors = process.communicate()
         assert output == ""

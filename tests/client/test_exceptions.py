@@ -121,6 +121,8 @@ def test_what_may_succeed_later_is_transient() -> None:
     assert error("UNAVAILABLE", "Exceeds maximum queue size").transient
     assert error("503", "Model 'caption' is not at ready state").transient
     assert error("NOT_FOUND", "Request for unknown model: 'caption' has no available versions").transient
+    assert error("INTERNAL", "Stub process 'decoder_0_0' is not healthy.").transient
+    assert not error("INTERNAL").transient
     assert not error("404", "Request for unknown model: 'caption' is not found").transient
     assert not error("UNAVAILABLE", "Request timeout expired").transient
     assert not error("INVALID_ARGUMENT").transient

@@ -170,7 +170,7 @@ FIRST = {"text": "5", "score": -0.75}
         ([FIRST], ServerError, "ended before its caption did"),
         ([FIRST, Refusal(grpc.StatusCode.INTERNAL, "no memory")], ServerError, "^no memory$"),
         ([Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no image")], InvalidRequest, "^no image$"),
-        ([Refusal(grpc.StatusCode.INTERNAL, "Stub process is not healthy")], ServerError, "^Stub process"),
+        ([FIRST, Refusal(grpc.StatusCode.INTERNAL, "Stub process is not healthy")], ServerError, "^Stub process"),
         ([Refusal(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'x' is not found")], ModelNotReady, "'x'"),
         ([{"score": -0.75}], ServerError, "is it a captioning model?"),
         ([{"text": "5", "finish_reason": "stop"}], ServerError, "is it a captioning model?"),

@@ -211,6 +211,7 @@ def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
             )
 
         def stream(self, fields: dict[str, Any]) -> None:
+            fields.pop("id")
             image = base64.b64decode(fields.pop("image").partition(",")[2])
             inputs = {name: np.array([[value]]) for name, value in fields.items()}
             statuses = iter([200])

@@ -103,11 +103,24 @@ def test_scheduling(path: Path) -> None:
         assert config.response_cache.enable
         assert [step.model_name for step in config.ensemble_scheduling.step] == STEPS[model_of(path)]
         return
-    assert 0 < config.dynamic_batching.default_queue_policy.max_queue_size <= 1024
+    policy = config.dynamic_batching.default_queue_policy
+    assert 0 < policy.max_queue_size <= 1024
+    # a request says how long its sender waits; Triton takes that for a shorter time than its own, and for no longer one
+    assert policy.allow_timeout_override
+    assert policy.timeout_action == policy.REJECT
+    assert policy.default_timeout_microseconds == 300_000_000
     assert not config.response_cache.enable
     (group,) = config.instance_group
     cores_share_it = model_of(path) == "preprocess" and group.kind == group.KIND_CPU
     assert group.count >= (2 if cores_share_it else 1)
+
+
+def test_the_first_queue_is_the_shortest() -> None:
+    """What is too much is refused before anything was done for it."""
+    sizes = {path: parse(path).dynamic_batching.default_queue_policy.max_queue_size for path in CONFIGS}
+    first = [size for path, size in sizes.items() if model_of(path) == "preprocess"]
+    later = [size for path, size in sizes.items() if model_of(path) in ("encoder", "decoder")]
+    assert max(first) < min(later)
 
 
 def test_the_default_encoder_is_tensorrt() -> None:

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a supervised server is, for probes and for Prometheus: a small HTTP endpoint of the supervisor's own.
+
+    /livez    the supervisor runs
+    /readyz   the server is up, and its models are ready
+    /healthz  it captions
+    /metrics  the same as figures
+
+The first three answer 200, or else 503, with a line of JSON that says why.
+"""
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import TracebackType
+from typing import ClassVar, Self
+
+from blipstream.errors import ServerError
+
+READ_SECONDS = 5  # for a question to come
+
+
+@dataclass
+class Health:
+    """What the supervisor knows. It writes, the endpoint reads."""
+
+    ready: bool = False
+    captioning: bool = False
+    why: str = "the server starts"
+    last_caption: float = 0.0  # seconds since 1970; 0: none yet
+    restarts: Counter[str] = field(default_factory=Counter)  # by reason
+
+    def page(self, path: str) -> tuple[HTTPStatus, str, str]:
+        """Status, media type and text of a page."""
+        levels = {"/livez": True, "/readyz": self.ready, "/healthz": self.ready and self.captioning}
+        if path == "/metrics":
+            return HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics()
+        if path not in levels:
+            return HTTPStatus.NOT_FOUND, "text/plain", f"there are {', '.join(levels)} and /metrics\n"
+        facts = {"ok": levels[path], "why": self.why, "restarts": self.restarts.total()}
+        status = HTTPStatus.OK if levels[path] else HTTPStatus.SERVICE_UNAVAILABLE
+        return status, "application/json", json.dumps(facts) + "\n"
+
+    def metrics(self) -> str:
+        """In Prometheus's text format."""
+        name = "blipstream_supervisor"
+        lines = [
+            f"# HELP {name}_captioning Whether captions come out.",
+            f"# TYPE {name}_captioning gauge",
+            f"{name}_captioning {int(self.ready and self.captioning)}",
+            f"# HELP {name}_last_caption_timestamp_seconds When the last caption was seen to come out.",
+            f"# TYPE {name}_last_caption_timestamp_seconds gauge",
+            f"{name}_last_caption_timestamp_seconds {self.last_caption:.3f}",
+            f"# HELP {name}_restarts_total How often the server was restarted, by reason.",
+            f"# TYPE {name}_restarts_total counter",
+            *(f'{name}_restarts_total{{reason="{reason}"}} {count}' for reason, count in self.restarts.items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def note_caption(self) -> None:
+        """A caption came out just now."""
+        self.last_caption = time.time()
+        self.captioning = True
+        self.why = "it captions"
+
+
+class HealthServer:
+    """Answers while `with` lasts."""
+
+    def __init__(self, health: Health, host: str, port: int) -> None:
+        """Port 0: any free one. Raises ServerError."""
+        self.health = health
+
+        class Handler(_Handler):
+            source = health
+
+        try:
+            self._http = ThreadingHTTPServer((host, port), Handler)
+        except (OSError, OverflowError) as error:
+            raise ServerError(
+                f"health port {port} cannot be opened ({error}): choose another with --health-port, or 0 for any"
+            ) from error
+        self._http.daemon_threads = True
+        self._thread = Thread(target=self._http.serve_forever, daemon=True)
+        self.port: int = self._http.server_address[1]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    source: ClassVar[Health]
+    timeout = READ_SECONDS
+
+    def do_GET(self) -> None:
+        """Answer."""
+        status, media_type, text = self.source.page(self.path.partition("?")[0])
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing: probes come every few seconds."""

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor: what it takes for a fault, and that it restarts a real tritonserver with toy models."""
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from blipstream import server as module
+from blipstream.supervisor import HANG_SECONDS, LIVELOCK_SECONDS, Diagnosis, Fault, Look, picture
+from blipstream_client import BlipstreamError, Client
+from tests.blipstream.test_serve import child, serving, write_repository
+
+LOOK_SECONDS = 0.5
+QUIET = {"preprocess": 7, "encoder": 7, "decoder": 7, "caption": 7}
+
+
+def judge(looks: Iterable[Look], seconds: float = LOOK_SECONDS) -> Fault | None:
+    """The first fault that is found in looks so many seconds apart."""
+    diagnosis = Diagnosis()
+    diagnosis.add(Look(QUIET), seconds)
+    return next(filter(None, (diagnosis.add(look, seconds) for look in looks)), None)
+
+
+def looks(seconds: float, look: Callable[[int], Look]) -> list[Look]:
+    return [look(number) for number in range(int(seconds / LOOK_SECONDS))]
+
+
+def test_captions_are_all_it_takes() -> None:
+    assert not judge(looks(60, lambda n: Look(QUIET | {"caption": 8 + n}, refusal="one of many")))
+
+
+def test_streams_are_captions_too() -> None:
+    assert not judge(looks(60, lambda n: Look(QUIET | {"caption_stream": 8 + n})))
+
+
+def test_an_idle_server_that_answers_no_canary_hangs() -> None:
+    fault = judge(looks(HANG_SECONDS, lambda _: Look(QUIET)))
+    assert fault == Fault("hung", "no caption came out for 5 seconds")
+
+
+def test_a_server_that_says_nothing_hangs() -> None:
+    assert judge(looks(HANG_SECONDS, lambda _: Look({}, frozenset())))
+
+
+def test_slow_work_is_no_hang() -> None:
+    """A batch of 64 in a large encoder on a small processor takes minutes, and nothing is finished meanwhile."""
+    assert not judge(looks(300, lambda _: Look(QUIET, frozenset({"encoder"}))))
+
+
+def test_a_starved_machine_is_no_hang() -> None:
+    """Even if the processes that wait for a processor are seen to do so now and then only."""
+    assert not judge(looks(60, lambda n: Look(QUIET, frozenset({"decoder"} if n % 3 == 0 else ()))))
+
+
+def test_a_hung_stage_is_found_while_those_before_it_work_for_nothing() -> None:
+    def look(number: int) -> Look:
+        done = 8 + number
+        return Look(QUIET | {"preprocess": done, "encoder": done}, frozenset({"preprocess", "encoder"}))
+
+    assert judge(looks(HANG_SECONDS, look)) == Fault("hung", "no caption came out for 5 seconds")
+
+
+def test_work_without_end_is_a_hang_at_last() -> None:
+    working = looks(LIVELOCK_SECONDS, lambda _: Look(QUIET, frozenset({"decoder"})))
+    assert not judge(working[:-1])
+    assert judge(working)
+
+
+def test_a_server_that_refuses_every_caption_fails_though_it_works() -> None:
+    fault = judge(looks(HANG_SECONDS, lambda _: Look(QUIET, frozenset({"decoder"}), refusal="no words")))
+    assert fault == Fault("failing", "no caption came out for 5 seconds: no words")
+
+
+def test_a_stopped_process_is_found_at_once_unless_it_goes_on() -> None:
+    stopped, running = Look(QUIET, stopped=frozenset({"encoder"})), Look(QUIET)
+    assert not judge([stopped, running, stopped])
+    assert judge([stopped, stopped]) == Fault("stopped", "the process of encoder was stopped by a signal")
+
+
+def test_time_in_which_the_supervisor_was_held_up_does_not_count() -> None:
+    """As on a machine that was suspended: the server was, too."""
+    assert not judge([Look(QUIET)] * 4, seconds=3600)
+
+
+def health(address: str) -> tuple[int, dict[str, object]]:
+    try:
+        with urllib.request.urlopen(address) as page:
+            return page.status, json.load(page)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def caption(url: str) -> str:
+    """The caption of an image, once the server gives one."""
+    deadline = time.monotonic() + 60
+    with Client(url, timeout=5) as client:
+        while True:
+            try:
+                return client.caption(picture()).text
+            except BlipstreamError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+
+def stub(server: int) -> int:
+    return next(pid for pid in module._group(server) if module._stub_model(pid) == "caption")
+
+
+def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "models")
+    log = tmp_path / "triton.log"
+    with serving(tmp_path, f"--repository={repository}", "--config=toy", f"--log={log}") as (process, lines):
+        words = lines[0].replace(",", "").split()
+        url = next(word for word in words if word.startswith("grpc://"))
+        page = next(word for word in words if word.endswith("/healthz"))
+        assert health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0})
+        faults: list[tuple[str, Callable[[int], None]]] = [
+            ("process_died", lambda server: os.kill(stub(server), signal.SIGKILL)),
+            ("stopped", lambda server: os.kill(stub(server), signal.SIGSTOP)),
+        ]
+        for number, (reason, harm) in enumerate(faults, 1):
+            server = child(process)
+            harm(server)
+            deadline = time.monotonic() + 60
+            while health(page)[1]["restarts"] != number:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert health(page)[0] == 503
+            assert caption(url).endswith(" bytes")
+            assert not module._group(server)
+            with urllib.request.urlopen(page.replace("healthz", "metrics")) as metrics:
+                assert f'blipstream_supervisor_restarts_total{{reason="{reason}"}} 1' in metrics.read().decode()
+        (repository / "caption" / "1" / "model.py").write_text("broken")
+        os.kill(child(process), signal.SIGKILL)
+        assert process.stderr is not None
+        while "failed to load" not in process.stderr.readline():
+            pass
+        process.terminate()  # while it waits for the next attempt
+        output, errors = process.communicate()
+        assert output == "stopped\n"
+        assert "Traceback" not in errors
+        assert process.returncode == 0
+    assert log.read_text().count("Started HTTPService") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "triton.log"]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of its capacity a server keeps when it is asked for ten times as much: `python tests/chaos/overload.py`.
+
+First some users who wait for their answers find the capacity, then requests are sent at a multiple of that rate without
+waiting. Server and client get processors of their own, since both would want all. Prints JSON.
+"""
+
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "client")]
+
+from blipstream.server import TritonServer, _group  # noqa: E402
+
+SAMPLES = ROOT / "build/demo/samples"
+CONNECTIONS = 4
+USERS = 64
+ANSWER_SECONDS = 120
+RAMP_SECONDS = 5.0  # for the queues to fill, before captions are counted
+TICK_SECONDS = 0.005
+STAGES = ("preprocess", "encoder", "decoder")
+
+
+def caption_request(timeout: float) -> Any:
+    """One image; Triton hears for how many seconds its sender waits, or that it does for ever."""
+    image = min(SAMPLES.glob("*.jpg")).read_bytes()
+    request = service_pb2.ModelInferRequest(model_name="caption")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
+    request.raw_input_contents.append(len(image).to_bytes(4, "little") + image)
+    if timeout:
+        request.parameters["timeout"].int64_param = int(timeout * 1e6)
+    return request
+
+
+async def capacity(stub: Any, request: Any, seconds: float) -> float:
+    """Captions a second for users who wait."""
+    began = time.monotonic()
+
+    async def use() -> int:
+        count = 0
+        while time.monotonic() < began + seconds:
+            await stub.ModelInfer(request, timeout=ANSWER_SECONDS)
+            count += 1
+        return count
+
+    counts = await asyncio.gather(*(use() for _ in range(USERS)))
+    return sum(counts) / (time.monotonic() - began)
+
+
+async def flood(stubs: list[Any], request: Any, rate: float, seconds: float) -> list[tuple[float, float, str]]:
+    """When each answer came, in seconds from the start, how long it took, and its status."""
+    answers: list[tuple[float, float, str]] = []
+    began = time.monotonic()
+
+    async def ask(stub: Any) -> None:
+        sent, status = time.monotonic(), "OK"
+        try:
+            await stub.ModelInfer(request, timeout=ANSWER_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            status = f"{error.code().name}: {re.sub(r'.*[,>] ', '', error.details() or '')}"
+        answers.append((time.monotonic() - began, time.monotonic() - sent, status))
+
+    tasks: list[asyncio.Task[None]] = []
+    while (now := time.monotonic() - began) < seconds:
+        tasks += [asyncio.create_task(ask(stubs[n % CONNECTIONS])) for n in range(len(tasks), int(now * rate))]
+        await asyncio.sleep(TICK_SECONDS)
+    await asyncio.gather(*tasks)
+    return answers
+
+
+def memory_mb(server: TritonServer) -> int:
+    """Resident memory of all the server's processes."""
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _group(server.pid)]
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+async def measure(server: TritonServer, factor: float, seconds: float, timeout: float) -> dict[str, Any]:
+    """The figures."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    address = server.grpc_url.removeprefix("grpc://")
+    channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
+    stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
+    await capacity(stubs[0], caption_request(0), RAMP_SECONDS)
+    able = await capacity(stubs[0], caption_request(0), seconds)
+    before, memory = server.counts(), memory_mb(server)
+    answers = await flood(stubs, caption_request(timeout), able * factor, seconds)
+    after = server.counts()
+    good = sum(status == "OK" and RAMP_SECONDS < at < seconds for at, _, status in answers) / (seconds - RAMP_SECONDS)
+    took = defaultdict(list)
+    for _, latency, status in answers:
+        took[status].append(latency)
+    return {
+        "capacity": round(able, 1),
+        "sent per second": round(len(answers) / seconds, 1),
+        "goodput / capacity": round(good / able, 2),
+        "answers": Counter(status for _, _, status in answers),
+        "p99 ms": {status: round(sorted(each)[int(0.99 * len(each))] * 1000) for status, each in took.items()},
+        "images through": {stage: after[stage] - before[stage] for stage in STAGES},
+        "memory MB before, after": [memory, memory_mb(server)],
+    }
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / "model_repository")
+@click.option("--factor", default=10.0, help="Times the capacity.")
+@click.option("--seconds", default=20.0, help="To find the capacity, and again to exceed it.")
+@click.option("--timeout", default=0.0, help="Seconds that a sender says to wait; 0: it says nothing.")
+def main(repository: Path, factor: float, seconds: float, timeout: float) -> None:
+    """Flood a server of the demo checkpoint, or of another repository's."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[: -(-len(processors) // 2)])
+    with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
+        os.sched_setaffinity(0, processors[len(processors) // 2 :])
+        click.echo(json.dumps(asyncio.run(measure(server, factor, seconds, timeout)), indent=1))
+
+
+if __name__ == "__main__":
+    main()

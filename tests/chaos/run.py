@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Break a server under load in every way at hand, and tell how it recovered: `python tests/chaos/run.py --help`.
+
+Each experiment starts `blipstream.serve` with the demo checkpoint, sends it images without a pause, breaks something,
+and goes on until captions come again and every image that was sent has its caption, which must be the right one.
+What this machine does not permit is not run, and the table says so.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "client")]
+
+from blipstream import server as processes  # noqa: E402
+from blipstream_client import BlipstreamError, Client  # noqa: E402
+
+SHARED_MEMORY = str(processes.SHARED_MEMORY)
+SAMPLES = ROOT / "build/demo/samples"
+GOAL_SECONDS = 10  # from the end of a fault to captions
+IMAGE_SECONDS = 120.0  # for an image to be captioned, whatever happens meanwhile
+USERS = 8
+STEADY_SECONDS = 1.0  # of load before and after
+TMPFS = "mount -t tmpfs -o size={size} none {folder} && "
+
+
+class NotRun(Exception):
+    """This machine does not permit an experiment."""
+
+
+@dataclass
+class Load:
+    """Users who send an image, insist on its caption, and send the next."""
+
+    url: str
+    answers: Counter[str] = field(default_factory=Counter)  # right, wrong, lost
+    refusals: Counter[str] = field(default_factory=Counter)  # what the client raised in spite of its retries
+    times: list[float] = field(default_factory=list)  # of captions
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Load":
+        captions = json.loads((SAMPLES / "captions.json").read_text())
+        self._images = [((SAMPLES / name).read_bytes(), text) for name, text in captions.items()]
+        self._client = Client(self.url, retries=5, timeout=20)
+        self._executor = ThreadPoolExecutor(USERS)
+        for user in range(USERS):
+            self._executor.submit(self._use, user)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._executor.shutdown()
+        self._client.close()
+
+    def _use(self, user: int) -> None:
+        while not self._stop.is_set():
+            user += 1
+            image, expected = self._images[user % len(self._images)]
+            self.answers[self._insist(image + os.urandom(8), expected)] += 1
+
+    def _insist(self, image: bytes, expected: str) -> str:
+        deadline = time.monotonic() + IMAGE_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                caption = self._client.caption(image).text
+            except BlipstreamError as error:
+                self.refusals[f"{type(error).__name__}: {re.sub(r'[0-9]+', 'N', str(error))}"] += 1
+                time.sleep(0.1)
+            else:
+                self.times.append(time.monotonic())
+                return "right" if caption == expected else "wrong"
+        return "lost"
+
+    def wait_for_captions(self, since: float, seconds: float = IMAGE_SECONDS) -> float:
+        """When the first caption came after a time, which has to be that of a new server, or a mended one."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if later := [at for at in list(self.times) if at > since]:
+                return later[0]
+            time.sleep(0.02)
+        return float("inf")
+
+
+@dataclass
+class Served:
+    """A supervised server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    repository: Path
+    grpc_url: str
+    health_url: str
+
+    @property
+    def triton(self) -> int:
+        return next(pid for pid in descendants(self.process.pid) if name_of(pid) == "tritonserver")
+
+    def stub(self, model: str) -> int:
+        return next(pid for pid in processes._group(self.triton) if processes._stub_model(pid) == model)
+
+    def restarts(self) -> Counter[str]:
+        """By reason."""
+        with urllib.request.urlopen(f"{self.health_url}/metrics") as page:
+            found = re.findall(r'restarts_total\{reason="(\w+)"\} (\d+)', page.read().decode())
+        return Counter({reason: int(count) for reason, count in found})
+
+    def wait_for_restart(self, count: int = 1) -> None:
+        deadline = time.monotonic() + 60
+        while self.restarts().total() < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, file.read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+@contextmanager
+def serving(repository: Path, folder: Path, *options: str, before: str = "") -> Iterator[Served]:
+    """A server of a repository; `before` is shell that runs first, in a mount namespace of its own if there is any."""
+    command = [sys.executable, "-m", "blipstream.serve", f"--repository={repository}", *options]
+    command += [f"--{port}-port=0" for port in ("http", "grpc", "metrics", "health")]
+    if before:
+        command = ["unshare", "--mount", "sh", "-c", before + 'exec "$@"', "sh", *command]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "TMPDIR": str(folder)}
+    log = folder / "serve.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    with process:
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            if not line:
+                raise NotRun(log.read_text().strip())
+            grpc, health = (re.search(pattern, line) for pattern in (r"grpc://[\w.:]+", r"http://[\w.:]+(?=/healthz)"))
+            assert grpc
+            assert health
+            yield Served(process, repository, grpc[0], health[0])
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+Harm = Callable[[Served], float]  # returns when the fault was over: from then on it should recover
+
+
+def signalled(target: str, number: signal.Signals) -> Harm:
+    """A signal for tritonserver, or for a model's process."""
+
+    def harm(served: Served) -> float:
+        os.kill(served.triton if target == "tritonserver" else served.stub(target), number)
+        return time.monotonic()
+
+    return harm
+
+
+def take_port(served: Served) -> float:
+    """Take the port as soon as the server is dead, and let it go after a while."""
+    host, port = served.grpc_url.removeprefix("grpc://").split(":")
+    os.kill(served.triton, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_server((host, int(port))):
+                served.wait_for_restart(3)
+            return time.monotonic()
+        except OSError:
+            time.sleep(0.005)
+    raise NotRun("the port was never free")
+
+
+def corrupt_artifact(served: Served) -> float:
+    """Break an artifact, kill the server, and mend the artifact after a failed start."""
+    file = served.repository / "decoder/1/artifact/config.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    os.kill(served.triton, signal.SIGKILL)
+    served.wait_for_restart(2)
+    file.write_bytes(whole)
+    return time.monotonic()
+
+
+def fill(folder: str, *, again: bool) -> Harm:
+    """Fill a small disk of the server's own and kill the server on it.
+
+    If `again`, take what the dead server left as well, until a start has failed for it, and empty the disk then.
+    """
+
+    def harm(served: Served) -> float:
+        filler = Path(f"/proc/{served.process.pid}/root{folder}/filler")
+        _fill(filler)
+        os.kill(served.stub("decoder"), signal.SIGKILL)
+        if again:
+            deadline = time.monotonic() + 60
+            while served.restarts().total() < 2 and time.monotonic() < deadline:
+                _fill(filler)
+                time.sleep(0.02)
+            filler.unlink()
+        return time.monotonic()
+
+    return harm
+
+
+def _fill(file: Path) -> None:
+    with suppress(OSError), file.open("ab", buffering=0) as filler:
+        while filler.write(bytes(1 << 16)):
+            pass
+
+
+def starve(served: Served) -> float:
+    """Permit the decoder no more memory than it has."""
+    import resource
+
+    pid = served.stub("decoder")
+    size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+    time.sleep(2)
+    if not served.restarts():  # it needed no more: end it as the kernel would
+        os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+STUBS = ("preprocess", "encoder", "decoder", "caption_stream")
+EXPERIMENTS: dict[str, tuple[Harm, str]] = {  # with what runs before the server
+    **{f"{model} killed": (signalled(model, signal.SIGKILL), "") for model in STUBS},
+    "tritonserver killed": (signalled("tritonserver", signal.SIGKILL), ""),
+    **{f"{model} stopped": (signalled(model, signal.SIGSTOP), "") for model in ("encoder", "decoder")},
+    "tritonserver stopped": (signalled("tritonserver", signal.SIGSTOP), ""),
+    "port taken at the restart": (take_port, ""),
+    "artifact corrupt at the restart": (corrupt_artifact, ""),
+    "memory at its limit": (starve, ""),
+    "shared memory full at the restart": (
+        fill(SHARED_MEMORY, again=True),
+        TMPFS.format(size="160m", folder=SHARED_MEMORY),
+    ),
+    "disk of log and temporary files full": (
+        fill("/mnt", again=False),
+        TMPFS.format(size="16m", folder="/mnt") + "export TMPDIR=/mnt; ",
+    ),
+    "clock jumps": (lambda _: (_ for _ in ()).throw(NotRun("needs a clock of its own: no faketime here")), ""),
+}
+
+
+@dataclass
+class Row:
+    """What came of an experiment."""
+
+    fault: str
+    seconds: float | None = None  # from the end of the fault to a caption of the new server
+    restarts: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
+    not_run: str = ""
+
+    @property
+    def is_well(self) -> bool:
+        return bool(self.not_run) or (self.seconds is not None and set(self.answers) == {"right"})
+
+    def line(self) -> str:
+        if self.not_run:
+            return f"| {self.fault} | not run: {self.not_run} | | | | |"
+        restarts = ", ".join(f"{reason} {count}" for reason, count in self.restarts.items())
+        wrong = sum(count for answer, count in self.answers.items() if answer != "right")
+        return (
+            f"| {self.fault} | {restarts} | {self.seconds:.1f} | {self.answers.get('right', 0)} | {wrong} |"
+            f" {sum(self.refusals.values())} |"
+        )
+
+
+HEADER = """| fault | restarts by reason | s to recover | images right | wrong or lost | errors despite retries |
+|---|---|---|---|---|---|"""
+
+
+def experiment(name: str, repository: Path) -> Row:
+    """Run one."""
+    harm, before = EXPERIMENTS[name]
+    options = ["--log=/mnt/triton.log"] if "log" in name else []
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(shutil.copytree(repository, Path(scratch, "models")))
+        try:
+            with serving(copy, Path(scratch), *options, before=before) as served, Load(served.grpc_url) as load:
+                load.wait_for_captions(time.monotonic())
+                time.sleep(STEADY_SECONDS)
+                over = harm(served)
+                served.wait_for_restart()
+                recovered = load.wait_for_captions(max(over, time.monotonic() + 0.3))
+                time.sleep(STEADY_SECONDS)
+                restarts = dict(served.restarts())
+            return Row(name, round(recovered - over, 2), restarts, dict(load.answers), dict(load.refusals))
+        except NotRun as reason:
+            return Row(name, not_run=str(reason))
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / "model_repository")
+@click.option("--only", multiple=True, help="Experiments whose name contains this.")
+@click.option("--output", type=click.Path(path_type=Path), help="Every figure, as JSON.")
+def main(repository: Path, only: tuple[str, ...], output: Path | None) -> None:
+    """Print a table of faults and recoveries; exit status 1 if an image was lost or a caption wrong."""
+    click.echo(HEADER)
+    rows = []
+    for name in EXPERIMENTS:
+        if not only or any(words in name for words in only):
+            rows.append(experiment(name, repository))
+            click.echo(rows[-1].line())
+    if output:
+        output.write_text(json.dumps([vars(row) for row in rows], indent=1) + "\n")
+    sys.exit(not all(row.is_well for row in rows))
+
+
+if __name__ == "__main__":
+    main()

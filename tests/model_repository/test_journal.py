@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Through a real Triton: a request's id and trace reach every model, and their spans a collector."""
+
+import base64
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blipstream.server import TritonServer
+from blipstream_client import BlipstreamError, Client, InvalidRequest
+from tests.collector import Collector, collector
+from tests.conftest import SAMPLES
+
+IMAGE = (SAMPLES / "a-book.jpg").read_bytes()
+Told = tuple[Collector, list[dict[str, Any]], BlipstreamError]
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+HEADERS = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+
+
+@pytest.fixture(scope="module")
+def told(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    """What a collector and the log have after three requests, once the server has stopped."""
+    log = tmp_path_factory.mktemp("log") / "triton.log"
+    with collector() as traces:
+        with TritonServer(
+            artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0,
+            traces=traces.url, log_requests=True, log_path=log,
+        ) as server:  # fmt: skip
+            with Client(server.grpc_url, headers=HEADERS) as client:
+                client.caption(IMAGE)
+                with pytest.raises(InvalidRequest) as refused:
+                    client.caption(b"no image")
+            body = {"id": "mine", "image": f"data:image/jpeg;base64,{base64.b64encode(IMAGE).decode()}"}
+            question = urllib.request.Request(
+                f"{server.http_url}/v2/models/caption_stream/generate_stream",
+                json.dumps(body).encode(),
+                HEADERS | {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(question) as answer:
+                answer.read()
+        log_lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')]
+        yield traces, log_lines, refused.value
+
+
+def test_spans_of_triton_and_of_the_engine(told: Told) -> None:
+    traces, *_ = told
+    assert traces.services == {"blipstream"}
+    counts = {name: len(traces.named(name)) for name in ("caption", "preprocess", "encoder", "decoder")}
+    assert counts == {"caption": 2, "preprocess": 2, "encoder": 1, "decoder": 1}
+    assert len(traces.named("caption_stream")) == 1
+    assert len(traces.named("wait for rows")) == len(traces.named("decode")) == 2
+    assert {span.trace_id.hex() for span in traces.named("decode")} == {TRACE}
+
+
+def test_lines(told: Told) -> None:
+    """One each for what was decoded, with the sender's id, and for what was refused."""
+    _, lines, refusal = told
+    assert [(line["model"], line["result"]) for line in lines] == [
+        ("decoder", "stop"),
+        ("preprocess", "refused"),
+        ("caption_stream", "stop"),
+    ]
+    assert lines[1]["error"].startswith("image must be")
+    assert lines[2]["request"] == "mine"
+    assert lines[1]["request"] == refusal.request_id != lines[0]["request"] != ""
