@@ -18,7 +18,7 @@ READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 SOURCES := blipstream build client deploy loadtest model_repository tests
 
-.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock clean
+.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock audit sbom clean
 
 setup: $(READY)
 
@@ -57,6 +57,7 @@ tune: build  ## the batching settings that answer most requests a second within 
 		$(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(MIX)) $(if $(NAME),--name $(NAME))
 
 test: $(READY)
+	./tests/install-tools.sh
 	$(BIN)/pytest
 
 test-full: $(READY)  ## base and large in their real sizes; needs 12 GB of memory and a quarter of an hour
@@ -84,6 +85,13 @@ lock: $(READY)
 	$(IMAGE) --extra build --no-emit-package blipstream-client --output-file deploy/requirements.lock \
 		pyproject.toml deploy/requirements.in
 	$(IMAGE) --output-file deploy/loadtest.lock client/pyproject.toml deploy/loadtest.in
+
+audit: $(READY)  ## known vulnerabilities of the locked packages; fails with "NOT RUN" if nobody could be asked
+	$(BIN)/python deploy/audit.py $(LOCKS) deploy/requirements.lock deploy/loadtest.lock
+
+sbom: $(READY)  ## sbom.json: what is installed, for scanners
+	cat requirements.lock requirements-server.lock | $(BIN)/uvx --from 'cyclonedx-bom[json-validation]==7.5.0' \
+		cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml --output-file sbom.json -
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png

@@ -21,6 +21,7 @@ from typing import ClassVar, Self
 
 from blipstream.errors import ServerError
 
+REASONS = ("server_died", "process_died", "stopped", "hung", "failing", "start_failed")  # for a restart
 READ_SECONDS = 5  # for a question to come
 
 
@@ -32,7 +33,8 @@ class Health:
     captioning: bool = False
     why: str = "the server starts"
     last_caption: float = 0.0  # seconds since 1970; 0: none yet
-    restarts: Counter[str] = field(default_factory=Counter)  # by reason
+    # all at 0 from the start: Prometheus overlooks a counter's first appearance
+    restarts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
 
     def page(self, path: str) -> tuple[HTTPStatus, str, str]:
         """Status, media type and text of a page."""

@@ -5,18 +5,19 @@ Two things differ from it on purpose: EXIF orientation is applied, and 16-bit gr
 where the reference clips it. Transparency is laid on white, as there; of animations, the first frame counts.
 """
 
+import ctypes
 import re
 import warnings
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -34,6 +35,9 @@ Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 # Odd metadata makes PIL warn, and a bad request is no line in the server's log. One filter for the process,
 # since warnings.catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# libtiff writes a line for each fault that it finds, in some files one for each row of pixels.
+with suppress(AttributeError):  # where Pillow has it built in, or not at all
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,11 @@ class ImageLimits:
     max_bytes: int = 32 * 2**20  # encoded
     max_pixels: int = 100_000_000  # decoding takes 4 bytes a pixel, transparency 16
     max_side: int = 65_535  # pixels, as in JPEG
+    max_scans: int = 16  # of a progressive JPEG of max_pixels; of a smaller one, more. Each passes over all pixels
 
 
 DEFAULT_LIMITS = ImageLimits()
+MAX_SCANS = 1_000  # of a JPEG file, however small: thumbnails in its metadata count, too
 
 # Formats are opened through their own classes: Image.open would look at other formats too, and checks
 # the size against a limit that is global to the process.
@@ -144,6 +150,8 @@ def opened(data: bytes, limits: ImageLimits) -> Iterator[ImageFile]:
     with _translated_errors(kind, data):
         image = _FORMATS[kind][1](BytesIO(data))
         _check_size(image, limits)
+        if kind == "JPEG":
+            _check_scans(image, data, limits)
         yield image
 
 
@@ -199,6 +207,13 @@ def _check_size(image: ImageFile, limits: ImageLimits) -> None:
             f"image must have at most {limits.max_pixels:,} pixels and {limits.max_side:,} a side, "
             f"not {width:,} x {height:,}: scale it down"
         )
+
+
+def _check_scans(image: ImageFile, data: bytes, limits: ImageLimits) -> None:
+    """A few bytes can ask for one more pass over all pixels, and a file has room for many of those."""
+    scans = data.count(b"\xff\xda")
+    if scans * image.width * image.height > limits.max_scans * limits.max_pixels or scans > MAX_SCANS:
+        raise InvalidInput(f"a progressive JPEG must have fewer scans than {scans}: save it anew")
 
 
 def _shrink(image: ImageFile, side: int) -> Size | None:

@@ -10,6 +10,7 @@ from blipstream.errors import InvalidInput
 
 MAX_BEAMS = 10
 MAX_CAPTIONS = 10
+MAX_PROMPT = 4096  # characters; no decoder has so many positions, and splitting a prompt into tokens takes time
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class DecodingOptions:
     seed: int = 0  # sampling: same seed, same captions
 
     def __post_init__(self) -> None:
+        if len(self.prompt) > MAX_PROMPT:
+            raise InvalidInput(f"prompt must have at most {MAX_PROMPT:,} characters, not {len(self.prompt):,}")
         self._check_range("max_tokens", 1)
         self._check_range("min_tokens", 0, self.max_tokens, " (max_tokens)")
         self._check_range("num_beams", 1, MAX_BEAMS)

@@ -50,7 +50,7 @@ stopping = Event()
 @click.option(
     "--admin-key-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Close the administrative APIs to those without the key in it; if it is empty, to everyone.",
+    help="The administrative APIs are for those who have the key in it. Without it, or empty: for nobody.",
 )
 @click.option("--log", "log_path", type=click.Path(path_type=Path), help="Triton's log; temporary if not given.")
 @click.option("--log-requests", is_flag=True, help="A line of JSON in it for each request.")
@@ -136,11 +136,10 @@ def config_name(repository: Path, config: str) -> str | None:
     return None
 
 
-def read_admin_key(file: Path | None) -> str | None:
-    """The key in a file, or a random one that nobody knows if the file is empty."""
-    if file is None:
-        return None
-    key = file.read_text(encoding="utf-8", errors="replace").strip() or secrets.token_hex(32)
+def read_admin_key(file: Path | None) -> str:
+    """The key in a file, or a random one that nobody knows."""
+    key = file.read_text(encoding="utf-8", errors="replace").strip() if file else ""
+    key = key or secrets.token_hex(32)
     if not re.fullmatch(r"[\w-]+", key, re.ASCII):  # Triton's option has its own meaning for , : and =
         raise ServerError(
             f"the key in {file} must be letters, digits, - and _ alone: make one by `openssl rand -hex 32`"

@@ -406,6 +406,7 @@ class TritonServer:
             "grpc-port": self.grpc_port,
             "metrics-address": self.host,
             "metrics-port": self.metrics_port,
+            "metrics-config": "summary_latencies=true",
             "backend-config": f"python,shm-region-prefix-name={self._name}-",
         }
         if self.config:

@@ -268,4 +268,5 @@ def uniforms(options: DecodingOptions) -> Tensor:
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """One token a row, int64 [R], from probabilities, f32 [R, V], by inverting their sums at uniform, f32 [R]."""
     sums = probabilities.double().cumsum(-1)  # in f32 the tail of a large vocabulary would be lost
-    return torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)[:, 0]
+    drawn = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)[:, 0]
+    return drawn.clamp(max=sums.shape[-1] - 1)  # where the probabilities are no numbers

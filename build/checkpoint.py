@@ -18,7 +18,7 @@ from blipstream.config import CheckpointConfig, DType, TextConfig, VisionConfig
 from blipstream.errors import ArtifactError
 
 CAPTIONER = "BlipForConditionalGeneration"
-WEIGHTS = ("*.safetensors", "*.bin")  # either is enough
+WEIGHTS = "*.safetensors"  # *.bin would be unpickled, and so could run anything
 SETTINGS = ("*.json", "*.txt")
 
 
@@ -43,9 +43,11 @@ class Checkpoint:
                 f"{name} is {kind} (model type {settings.get('model_type')}), not a BLIP captioner: "
                 f"expected {CAPTIONER}, as in Salesforce/blip-image-captioning-base"
             )
-        files = sorted(path for pattern in (*SETTINGS, *WEIGHTS) for path in folder.glob(pattern))
-        if not any(path.match(pattern) for path in files for pattern in WEIGHTS):
-            raise ArtifactError(f"{name} has no weights: expected model.safetensors or pytorch_model.bin in {folder}")
+        files = sorted(path for pattern in (*SETTINGS, WEIGHTS) for path in folder.glob(pattern))
+        if not any(path.match(WEIGHTS) for path in files):
+            raise ArtifactError(
+                f"{name} has no weights: expected model.safetensors in {folder}; save others anew by save_pretrained"
+            )
         revision = hashlib.sha256()
         for path in files:
             with path.open("rb") as file:
@@ -56,7 +58,7 @@ class Checkpoint:
         """The model in f32, in evaluation mode, on the CPU. Raises ArtifactError where it is incomplete."""
         try:
             model, report = BlipForConditionalGeneration.from_pretrained(
-                self.folder, dtype=torch.float32, output_loading_info=True
+                self.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
         except (OSError, RuntimeError, ValueError, SafetensorError) as exc:
             raise ArtifactError(f"{self.name} cannot be loaded: {' '.join(str(exc).split())}") from exc
@@ -119,7 +121,7 @@ class Checkpoint:
 
 def _download(name: str) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=[*SETTINGS, WEIGHTS[0]]))
+        return Path(snapshot_download(name, allow_patterns=[*SETTINGS, WEIGHTS]))
     except HFValidationError as exc:
         raise ArtifactError(f"there is no folder {name}, and it is no hub name either") from exc
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:

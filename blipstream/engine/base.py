@@ -92,6 +92,9 @@ class Engine(ABC):
                 f"image_embeds must have shape {list(self.image_embeds_shape)}, not {list(image_embeds.shape)}: "
                 "do they come from another checkpoint's encoder?"
             )
+        # on a GPU this would wait for the step under way; there, as here, what is no number harms its own request alone
+        if image_embeds.device.type == "cpu" and not image_embeds.isfinite().all():
+            raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
         request = Request(image_embeds, options, self._tokenizer.encode(options.prompt))
         if request.max_length > text.max_positions:
             raise InvalidInput(

@@ -166,6 +166,8 @@ class Lane(ABC):
         ]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         settings = [[float(getattr(request.options, name)) for name in SETTINGS] for request in requests]
+        for cache in (self._keys, self._values):
+            cache[:, slots] = 0  # what is no number would get through the mask: 0 x NaN is NaN
         self._image_embeds[slots] = torch.stack([request.image_embeds for request in requests]).to(self._image_embeds)
         self._settings[slots] = torch.tensor(settings, dtype=torch.float64, device=device)
         self._prompt_length[slots] = lengths

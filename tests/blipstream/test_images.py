@@ -393,6 +393,16 @@ def test_limits_are_not_pils(monkeypatch: pytest.MonkeyPatch) -> None:
         load_pixels(encode(SMALL, kind), SIDE)
 
 
+def test_jpeg_of_endless_scans_is_refused() -> None:
+    """Each costs a few bytes, and a pass over all pixels."""
+    few = encode(SMALL, "JPEG", progressive=True)
+    with pytest.raises(InvalidInput, match="a progressive JPEG must have fewer scans than 1001: save it anew"):
+        load_pixels(few + b"\xff\xda" * (1001 - few.count(b"\xff\xda")), SIDE)
+    tight = ImageLimits(max_pixels=SMALL.width * SMALL.height, max_scans=3)
+    with pytest.raises(InvalidInput, match="fewer scans"):
+        load_pixels(few, SIDE, limits=tight)
+
+
 def test_odd_metadata_is_silent_even_where_warnings_are_errors() -> None:
     no_frames = png(1, 1, bytes(4), before=png_chunk(b"acTL", bytes(8)))
     bad_exif = encode(SMALL.resize((2, 2)), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")

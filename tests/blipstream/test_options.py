@@ -87,6 +87,13 @@ TYPES = {field.name: getattr(field.type, "__name__", str(field.type)) for field 
 ANY_OPTIONS = st.fixed_dictionaries({}, optional={name: KINDS[kind] for name, kind in TYPES.items()})
 
 
+def test_a_prompt_that_fits_no_model() -> None:
+    """It is refused before the tokenizer sees it."""
+    DecodingOptions(prompt="a" * 4096)
+    with pytest.raises(InvalidInput, match="prompt must have at most 4,096 characters, not 4,097"):
+        DecodingOptions(prompt="a" * 4097)
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY_OPTIONS)
 def test_every_combination_returns_or_is_refused(engine: Engine, values: dict[str, Any]) -> None:

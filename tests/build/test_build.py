@@ -99,7 +99,7 @@ def test_no_weights(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     result = run(checkpoint, tmp_path / "repository")
     assert result.exit_code == 1
-    assert "has no weights: expected model.safetensors or pytorch_model.bin in" in result.output
+    assert "has no weights: expected model.safetensors in" in result.output
 
 
 def test_incomplete_weights(checkpoint: Path, tmp_path: Path) -> None:

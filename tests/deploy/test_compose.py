@@ -157,6 +157,19 @@ def test_load_test() -> None:
     assert "--master-host=locust-master" in SERVICES["locust-worker"]["command"]
 
 
+def test_proxy() -> None:
+    """nginx reads what compose gives it, writes where it may, and listens where compose forwards to."""
+    service, config = SERVICES["nginx"], (ROOT / "deploy/nginx/nginx.conf").read_text()
+    assert {f"/run/secrets/{name}" for name in service["secrets"]} == set(re.findall(r"/run/secrets/\w+", config))
+    assert set(service["secrets"]) <= set(compose()["secrets"])
+    (port,) = re.findall(r"listen (\d+)", config)
+    assert [mapping.split(":")[-1] for mapping in service["ports"]] == [port]
+    written = re.findall(r"(?:pid|temp_path) (\S+);", config)
+    assert all(path.startswith(f"{service['tmpfs'][0]}/") for path in written)
+    upstreams = {f"triton:{default_of(serve.main, name)}" for name in ("http_port", "grpc_port")}
+    assert set(re.findall(r"server (\S+:\d+);", config)) == upstreams
+
+
 @pytest.mark.parametrize("command", re.findall(r"docker compose (.*up[^#\n`]*)", README))
 def test_readme_commands(command: str) -> None:
     """What the README starts is there, in a profile that is enabled by it or by naming the service."""

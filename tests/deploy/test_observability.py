@@ -4,23 +4,30 @@
 import itertools
 import json
 import re
-import shutil
 import subprocess
+import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import promql_parser
 import pytest
 
 from blipstream import serve
+from blipstream.health import Health
 from blipstream.server import TritonServer
 from tests.conftest import ROOT
 from tests.deploy.files import compose, load_yaml
+from tests.deploy.programs import answers, free_port, program, running, wait_for
 
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus" / "prometheus.yml"
+RULES = DEPLOY / "prometheus" / "rules" / "blipstream.yml"
+RULE_TESTS = ROOT / "tests" / "deploy" / "alerts.yml"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-PROMETHEUS_OWN = {"up"}
+PROMETHEUS_OWN = {"up", "ALERTS"}
 # Triton's documentation, "GPU Metrics": no machine without a GPU has them
 GPU_METRICS = {
     "nv_gpu_power_usage",
@@ -41,6 +48,15 @@ def queries() -> list[str]:
     return [target["expr"].replace("$__rate_interval", "20s") for panel in panels() for target in panel["targets"]]
 
 
+def rules() -> list[dict[str, str]]:
+    """The recorded figures and the alerts."""
+    return [rule for group in load_yaml(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+RECORDED = {rule["record"] for rule in rules() if "record" in rule}
+ALERTS = {rule["alert"] for rule in rules() if "alert" in rule}
+
+
 def metric_names(query: str) -> set[str]:
     """The metrics in a query; raises ValueError if it is no PromQL."""
     names: set[str] = set()
@@ -54,13 +70,28 @@ def metric_names(query: str) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("query", queries())
-def test_triton_measures_what_the_dashboard_shows(server: TritonServer, query: str) -> None:
-    metrics = urllib.request.urlopen(server.metrics_url).read().decode()
-    measured = set(re.findall(r"^# TYPE (\w+)", metrics, re.MULTILINE))
+@pytest.fixture(scope="module")
+def measured(server: TritonServer) -> set[str]:
+    """The metrics that a running server and its supervisor have."""
+    metrics = urllib.request.urlopen(server.metrics_url).read().decode() + Health().metrics()
+    return set(re.findall(r"^# TYPE (\w+)", metrics, re.MULTILINE))
+
+
+@pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in rules())])
+def test_what_is_asked_for_is_measured(measured: set[str], query: str) -> None:
+    histograms = {f"{name}_bucket" for name in measured}
     wanted = metric_names(query)
     assert wanted
-    assert wanted <= measured | GPU_METRICS | PROMETHEUS_OWN
+    assert wanted <= measured | histograms | RECORDED | GPU_METRICS | PROMETHEUS_OWN
+
+
+def test_every_alert_and_every_figure_is_of_use() -> None:
+    """Each alert is tested to be silent and to fire, each figure is shown or judged."""
+    tests = [each for group in load_yaml(RULE_TESTS.read_text())["tests"] for each in group.get("alert_rule_test", [])]
+    assert {each["alertname"] for each in tests if each["exp_alerts"]} == ALERTS
+    assert {each["alertname"] for each in tests if not each["exp_alerts"]} >= ALERTS - {"BlipstreamMemoryFull"}
+    used = set().union(*map(metric_names, [*queries(), *(rule["expr"] for rule in rules())]))
+    assert used >= RECORDED
 
 
 def test_panels() -> None:
@@ -80,9 +111,12 @@ def test_panels() -> None:
 def test_everyone_finds_the_other() -> None:
     """Prometheus finds Triton, Grafana finds Prometheus and the dashboards."""
     services = compose()["services"]
-    metrics_port = next(param.default for param in serve.main.params if param.name == "metrics_port")
-    (job,) = load_yaml(PROMETHEUS.read_text())["scrape_configs"]
-    assert job["static_configs"] == [{"targets": [f"triton:{metrics_port}"]}]
+    defaults: dict[str | None, Any] = {param.name: param.default for param in serve.main.params}
+    jobs = {job["job_name"]: job["static_configs"] for job in load_yaml(PROMETHEUS.read_text())["scrape_configs"]}
+    assert jobs == {
+        "triton": [{"targets": [f"triton:{defaults['metrics_port']}"]}],
+        "supervisor": [{"targets": [f"triton:{defaults['metrics_port'] + 1}"]}],
+    }
     (source,) = load_yaml((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     (published,) = services["prometheus"]["ports"]
     assert source["url"] == f"http://prometheus:{published.split(':')[-1]}"
@@ -93,7 +127,73 @@ def test_everyone_finds_the_other() -> None:
     assert home in {f"{folder}/{path.name}" for path in DASHBOARDS}
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of Debian's package prometheus")
-def test_prometheus_accepts_its_configuration() -> None:
-    done = subprocess.run(["promtool", "check", "config", PROMETHEUS], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "arguments", [("check", "config", PROMETHEUS), ("test", "rules", RULE_TESTS)], ids=["config", "rules"]
+)
+def test_promtool(arguments: tuple[str | Path, ...]) -> None:
+    done = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ready, and failing every request
+FAILING = """
+class TritonPythonModel:
+    def execute(self, requests):
+        raise RuntimeError("no words")
+"""
+FAILING_CONFIG = """
+backend: "python"
+input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [1] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server the decoder of which fails all requests."""
+    folder = tmp_path_factory.mktemp("failing") / "decoder"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(FAILING)
+    (folder / "config.pbtxt").write_text(FAILING_CONFIG)
+    with TritonServer(folder.parent, http_port=0, grpc_port=0, metrics_port=0) as server:
+        yield server
+
+
+def in_seconds(text: str) -> str:
+    """Rules or a configuration in which everything happens within seconds."""
+    text = re.sub(r"\[\d+m\]", "[3s]", text)
+    text = re.sub(r"for: \w+", "for: 0s", text)
+    return re.sub(r"(_interval): \w+", r"\1: 500ms", text)
+
+
+def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: TritonServer, tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / RULES.name).write_text(in_seconds(RULES.read_text()))
+    targets = f"127.0.0.1:{server.metrics_port}", f"127.0.0.1:{failing.metrics_port}", "127.0.0.1:1"
+    config = in_seconds(PROMETHEUS.read_text()).replace('"triton:8002"', ", ".join(f'"{each}"' for each in targets))
+    (tmp_path / "prometheus.yml").write_text(config)
+    port = free_port()
+
+    def ask(query: str) -> dict[tuple[str, str], float]:
+        """Each result's instance and alert, and its value."""
+        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+        found = json.load(urllib.request.urlopen(url))["data"]["result"]
+        return {(each["metric"]["instance"], each["metric"].get("alertname", "")): each["value"][1] for each in found}
+
+    def provoke() -> bool:
+        """One more request that fails."""
+        tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [0]}
+        url = f"{failing.http_url}/v2/models/decoder/infer"
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            urllib.request.urlopen(url, json.dumps({"inputs": [tensor]}).encode())
+        fires = ask('ALERTS{alertstate="firing", alertname=~"BlipstreamFailing|BlipstreamDown", job!="supervisor"}')
+        return fires.keys() == {(targets[1], "BlipstreamFailing"), (targets[2], "BlipstreamDown")}
+
+    arguments = f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"
+    address = f"--web.listen-address=127.0.0.1:{port}"
+    ready = f"http://127.0.0.1:{port}/-/ready"
+    with running(program("prometheus"), *arguments, address, log=tmp_path / "log", until=lambda: answers(ready)):
+        wait_for(provoke)
+        assert ask("blipstream:faults:ratio1m > 0").keys() == {(targets[1], "")}
+        wait_for(lambda: (targets[0], "") in ask("blipstream:captions:rate1m"))

@@ -96,6 +96,12 @@ def test_samples(triton: InferenceServerClient, samples: dict[str, str]) -> None
     assert {name: caption(triton, (SAMPLES / name).read_bytes()) for name in samples} == samples
 
 
+def test_an_option_does_not_stand_for_the_image(triton: InferenceServerClient) -> None:
+    """Triton only counts inputs."""
+    assert refusal(triton, "preprocess", resize_mode=words(b"stretch")).startswith("image must")
+    assert "image_embeds must be given" in refusal(triton, "decoder", prompt=words(b"two"))
+
+
 def test_options(triton: InferenceServerClient, good_image: bytes) -> None:
     whole = caption(triton, good_image)
     assert caption(triton, good_image, max_tokens=np.array([[2]], np.int32)) == " ".join(whole.split()[:2])

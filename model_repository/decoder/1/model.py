@@ -37,6 +37,8 @@ class TritonPythonModel:
     def start(self, request, sender):
         """Submit a request's images; the last one that is finished sends the answer."""
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        if "image_embeds" not in tensors:  # Triton lets an optional input stand for it
+            raise InvalidInput("image_embeds must be given: send the encoder's output")
         # a copy, since the tensor's memory is used again before the captions are finished
         image_embeds = torch.from_dlpack(tensors["image_embeds"].to_dlpack()).clone()
         given = {name: tensors[name].as_numpy() for name in OPTION_NAMES if name in tensors}

@@ -42,7 +42,9 @@ class TritonPythonModel:
         ]
 
     def unpack(self, request):
-        images = list(pb_utils.get_input_tensor_by_name(request, "image").as_numpy().flat)
+        image = pb_utils.get_input_tensor_by_name(request, "image")
+        # Triton lets an optional input stand for one that is missing
+        images = list(image.as_numpy().flat) if image else [b""]
         modes = pb_utils.get_input_tensor_by_name(request, "resize_mode")
         if modes is None:
             return images, [DEFAULT_RESIZE_MODE] * len(images)

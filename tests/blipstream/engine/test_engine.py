@@ -80,6 +80,12 @@ def test_prompts_of_mixed_length_in_one_batch(engine: Engine, reference: Referen
         assert_equal([request], reference.generate(embeds[None], option.prompt, max_new_tokens=option.max_tokens))
 
 
+def test_what_is_no_number_is_refused(engine: Engine, engine_kind: tuple[type[Engine], str]) -> None:
+    if engine_kind[1] == "cpu":
+        with pytest.raises(InvalidInput, match="image_embeds must be finite numbers"):
+            engine.request(torch.full(engine.image_embeds_shape, float("inf")), DecodingOptions())
+
+
 def test_rows_join_and_leave(
     f32_artifacts: Path, engine_kind: tuple[type[Engine], str], reference: Reference, other_embeds: Tensor
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blipstream.engine import Request
 from blipstream.engine.graphed import GraphedEngine
 from blipstream.engine.rows import RowEngine
 from blipstream.options import DecodingOptions
@@ -99,6 +100,30 @@ def test_failure_leaves_nothing_behind(f32_artifacts: Path, embeds: Tensor, monk
             engine.generate([request])
     engine.generate([request])
     assert request.captions
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_no_number_harms_nobody_else(f32_artifacts: Path, embeds: Tensor, device: str) -> None:
+    """Neither those beside it nor those who come into its place."""
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, device)
+    for options in (DecodingOptions(max_tokens=9), DecodingOptions(do_sample=True), DecodingOptions(num_beams=3)):
+        expected = [theirs.request(embed, options) for embed in embeds[:4]]
+        theirs.generate(expected)
+        broken, *requests = (ours.request(embed, options) for embed in embeds[[0, 1, 2, 3]])
+        broken.image_embeds = broken.image_embeds * float("nan")
+        ours.generate([broken, *requests])
+        late = [ours.request(embed, options) for embed in embeds[:4]]
+        ours.generate(late)
+        assert broken.captions
+        assert_same(requests, expected[1:])
+        assert_same(late, expected)
+
+
+def assert_same(requests: list[Request], expected: list[Request]) -> None:
+    assert [each.captions[0].text for each in requests] == [each.captions[0].text for each in expected]
+    for ours, theirs in zip(requests, expected, strict=True):
+        assert ours.captions[0].token_scores == pytest.approx(theirs.captions[0].token_scores, abs=1e-3)
 
 
 @pytest.mark.requires_cuda

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether locked packages have known vulnerabilities: `make audit`.
+
+Exit status 0: none is known; 1: some are; 3: nobody could be asked, which pip-audit itself takes for good news.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+PIP_AUDIT = ("--from", "pip-audit==2.10.1", "pip-audit")
+
+
+class NotRun(click.ClickException):
+    """Nobody could be asked."""
+
+    exit_code = 3
+
+    def __init__(self, lock: Path, reason: str) -> None:
+        super().__init__(f"NOT RUN for {lock}: {reason}")
+
+
+def audit(lock: Path) -> list[dict[str, Any]]:
+    """pip-audit's findings, one a package. Raises NotRun where it could not ask."""
+    uvx = Path(sys.executable).with_name("uvx")
+    arguments = ("--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", "--requirement", lock)
+    done = subprocess.run([uvx, *PIP_AUDIT, *arguments], capture_output=True, text=True, check=False)
+    try:
+        packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+    except (ValueError, LookupError):
+        raise NotRun(lock, (done.stderr.strip().splitlines() or ["no answer"])[-1]) from None
+    return packages
+
+
+def judge(lock: Path, packages: list[dict[str, Any]]) -> list[str]:
+    """A line for each known vulnerability. Raises NotRun where a package could not be judged."""
+    skipped = [package for package in packages if "skip_reason" in package]
+    if skipped or not packages:
+        raise NotRun(lock, skipped[0]["skip_reason"] if skipped else "no package is named in it")
+    return [
+        f"{package['name']} {package['version']}: {each['id']}, mended in {', '.join(each['fix_versions']) or 'none'}"
+        for package in packages
+        for each in package["vulns"]
+    ]
+
+
+@click.command()
+@click.argument("locks", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+def main(locks: tuple[Path, ...]) -> None:
+    """Ask the Python Package Index about every package in LOCKS."""
+    lines = [line for lock in locks for line in judge(lock, audit(lock))]
+    click.echo("\n".join(lines) or f"no known vulnerability in {len(locks)} lock files")
+    sys.exit(bool(lines))
+
+
+if __name__ == "__main__":
+    main()

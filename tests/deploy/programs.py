@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that are no Python packages, where tests/install-tools.sh or an administrator put them."""
+
+import http
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(sys.prefix, "tools", "usr")
+PLACES = os.pathsep.join([f"{TOOLS}/bin", f"{TOOLS}/sbin", os.environ.get("PATH", os.defpath), "/usr/sbin"])
+
+
+def program(name: str) -> str:
+    """Where a program is; skips the test that asks if it is nowhere."""
+    found = shutil.which(name, path=PLACES)
+    return found or pytest.skip(f"there is no {name} here: tests/install-tools.sh unpacks it")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(*command: str | Path, log: Path, until: Callable[[], bool]) -> Iterator[None]:
+    """A program, from when `until` says so to the end of the block."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for(lambda: process.poll() is not None or until(), log.read_text)
+        assert process.poll() is None, log.read_text()
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def wait_for(until: Callable[[], bool], otherwise: Callable[[], object] = lambda: True, seconds: float = 20) -> None:
+    """Return once `until`; fail with what `otherwise` says if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, otherwise()
+        time.sleep(0.05)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET succeeds."""
+    try:
+        return bool(urllib.request.urlopen(url, timeout=5).status == http.HTTPStatus.OK)
+    except OSError:
+        return False
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Good news only where there was an answer: what pip-audit prints, judged."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from audit import judge
+
+LOCK = Path("some.lock")
+SOUND: dict[str, Any] = {"name": "sound", "version": "1.0", "vulns": []}
+ILL: dict[str, Any] = {
+    "name": "ill",
+    "version": "2.0",
+    "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.1", "3.0"], "aliases": [], "description": ""}],
+}
+UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI and could not be audited: unknown (1.0)"}
+
+
+def test_a_vulnerability_is_a_line() -> None:
+    assert judge(LOCK, [SOUND]) == []
+    assert judge(LOCK, [SOUND, ILL]) == ["ill 2.0: PYSEC-1, mended in 2.1, 3.0"]
+
+
+@pytest.mark.parametrize("packages", [[], [UNKNOWN], [SOUND, UNKNOWN], [ILL, UNKNOWN]])
+def test_silence_is_no_good_news(packages: list[dict[str, Any]]) -> None:
+    with pytest.raises(click.ClickException, match=r"NOT RUN for some\.lock") as caught:
+        judge(LOCK, packages)
+    assert caught.value.exit_code == 3

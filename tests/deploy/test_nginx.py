@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proxy: nginx with our configuration, in front of a running Triton."""
+
+import base64
+import json
+import os
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import trustme
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from blipstream.server import ADMIN_HEADER, TritonServer
+from blipstream_client import AccessDenied, Client, InvalidRequest, ServerOverloaded
+from tests.conftest import ROOT, SAMPLES
+from tests.deploy.programs import free_port, listens, program, running
+
+CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
+KEY, BUSY_KEY = "0f3c-a-key", "77aa-another-key"
+SAMPLE = "a-book.jpg"
+GLOBALS = "daemon off;" + " user root;" * (os.geteuid() == 0)  # who else could read the test's files?
+
+
+@dataclass(frozen=True)
+class Proxy:
+    port: int
+    certificates: Path
+    log: Path
+
+    def client(self, scheme: str, **arguments: Any) -> Client:
+        given: dict[str, Any] = {"headers": {"authorization": f"Bearer {KEY}"}, "retries": 0} | arguments
+        return Client(f"{scheme}://127.0.0.1:{self.port}", ca_file=self.certificates, **given)
+
+    def ask(
+        self, path: str, body: bytes | None = None, key: str = KEY, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """The status and the body of an answer."""
+        credentials = {"Authorization": f"Bearer {key}"} if key else {}
+        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", body, credentials | (headers or {}))
+        context = ssl.create_default_context(cafile=self.certificates)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+
+@pytest.fixture(scope="module")
+def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "tls_certificate")
+    certificate.private_key_pem.write_to_path(folder / "tls_key")
+    (folder / "api_keys").write_text(f'"Bearer {KEY}" alice;\n"Bearer {BUSY_KEY}" bob;\n')
+    config = CONFIG.read_text()
+    for ours, here in {
+        "triton:8000": f"127.0.0.1:{server.http_port}",
+        "triton:8001": f"127.0.0.1:{server.grpc_port}",
+        "listen 8443": f"listen 127.0.0.1:{port}",
+        "/tmp/": f"{folder}/",  # noqa: S108
+        "/run/secrets": str(folder),
+        "worker_processes auto": "worker_processes 1",
+    }.items():
+        assert ours in config
+        config = config.replace(ours, here)
+    (folder / "nginx.conf").write_text(config)
+    command: list[str | Path] = [
+        program("nginx"),
+        "-c",
+        folder / "nginx.conf",
+        "-p",
+        folder,
+        "-e",
+        "stderr",
+        "-g",
+        GLOBALS,
+    ]
+    with running(*command, log=folder / "log", until=lambda: listens(port)):
+        yield Proxy(port, folder / "authority.pem", folder / "log")
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_captions_with_a_key(proxy: Proxy, samples: dict[str, str], scheme: str) -> None:
+    with proxy.client(scheme) as client:
+        assert client.caption(SAMPLES / SAMPLE).text == samples[SAMPLE]
+        assert client.info().runtimes["encoder"] == "openvino"
+    with proxy.client(scheme, headers={"x-api-key": KEY}) as client:
+        assert client.is_ready()
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": "Bearer guess"}, {"authorization": KEY}, {"x-api-key": "alice"}],
+)
+def test_no_captions_without(proxy: Proxy, scheme: str, headers: dict[str, str]) -> None:
+    with proxy.client(scheme, headers=headers) as client, pytest.raises(AccessDenied, match="a key is wanted"):
+        client.caption(SAMPLES / SAMPLE)
+
+
+def test_streams_come_word_by_word(proxy: Proxy, samples: dict[str, str]) -> None:
+    image = base64.b64encode((SAMPLES / SAMPLE).read_bytes()).decode()
+    body = json.dumps({"image": f"data:image/jpeg;base64,{image}"}).encode()
+    status, answer = proxy.ask("/v2/models/caption_stream/generate_stream", body)
+    pieces = [json.loads(line.removeprefix("data: ")) for line in answer.decode().split("\n\n") if line]
+    assert status == 200
+    assert len(pieces) > 3
+    assert "".join(piece["text"] for piece in pieces) == samples[SAMPLE]
+
+
+@pytest.fixture
+def stub(proxy: Proxy) -> Iterator[Any]:
+    credentials = grpc.ssl_channel_credentials(proxy.certificates.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{proxy.port}", credentials) as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def stream_request(max_tokens: int) -> Any:
+    request = service_pb2.ModelInferRequest(model_name="caption_stream")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
+    request.inputs.add(name="max_tokens", datatype="INT32", shape=[1, 1])
+    image = (SAMPLES / SAMPLE).read_bytes()
+    request.raw_input_contents.extend([len(image).to_bytes(4, "little") + image, np.int32(max_tokens).tobytes()])
+    return request
+
+
+def test_streams_over_grpc(stub: Any) -> None:
+    """The second request is sent when the first has been answered: nothing is held back in either direction."""
+    texts: list[list[str]] = []
+
+    def requests() -> Iterator[Any]:
+        for length in (1, 5):
+            texts.append([])
+            yield stream_request(length)
+
+    for answer in stub.ModelStreamInfer(requests(), metadata=[("authorization", f"Bearer {KEY}")], timeout=60):
+        assert not answer.error_message
+        texts[-1].append(answer.infer_response.raw_output_contents[0])
+    assert sum(map(len, texts)) >= 6
+
+
+def test_streams_over_grpc_need_a_key(stub: Any) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.ModelStreamInfer(iter([stream_request(1)]), timeout=60))
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+ADMIN_PATHS = {
+    "/v2/repository/index": b"{}",
+    "/v2/repository/models/caption/load": b"{}",
+    "/v2/repository/models/caption/unload": b"{}",
+    "/v2/systemsharedmemory/status": None,
+    "/v2/systemsharedmemory/region/x/register": b"{}",
+    "/v2/cudasharedmemory/status": None,
+    "/v2/trace/setting": b"{}",
+    "/v2/logging": b"{}",
+    "/v2/models/caption/trace/setting": b"{}",
+    "/v2/models/stats": None,
+    "/v2/models/caption/stats": None,
+    "/v2/models/preprocess/infer": b"{}",
+    "/v2/models/caption/../../repository/index": b"{}",
+    "/metrics": None,
+    "/": None,
+}
+
+
+@pytest.mark.parametrize("path", ADMIN_PATHS)
+def test_nobody_administers_over_http(proxy: Proxy, path: str) -> None:
+    assert proxy.ask(path, ADMIN_PATHS[path], headers={ADMIN_HEADER: "key"})[0] == 404
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "RepositoryIndex",
+        "RepositoryModelLoad",
+        "SystemSharedMemoryStatus",
+        "TraceSetting",
+        "LogSettings",
+        "ModelStatistics",
+    ],
+)
+def test_nobody_administers_over_grpc(stub: Any, method: str) -> None:
+    request = getattr(service_pb2, f"{method}Request")
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, method)(request(), metadata=[("authorization", f"Bearer {KEY}")], timeout=60)
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_a_file_may_be_as_large_as_the_server_takes(proxy: Proxy, scheme: str) -> None:
+    """What the server itself refuses came through, what is larger did not."""
+    with proxy.client(scheme) as client:
+        with pytest.raises(InvalidRequest, match="33,554,432 bytes"):
+            client.caption(b"BM" + bytes(32 * 2**20))
+        with pytest.raises(InvalidRequest, match="at most 48 MiB"):
+            client.caption(b"BM" + bytes(48 * 2**20))
+
+
+def test_health_needs_no_key(proxy: Proxy) -> None:
+    assert proxy.ask("/v2/health/ready", key="")[0] == 200
+    assert proxy.ask("/v2/health/ready", b"", key="")[0] in (403, 405)
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_too_many_requests(proxy: Proxy, scheme: str) -> None:
+    """One client's haste is its own: another is answered meanwhile."""
+    with proxy.client(scheme, headers={"authorization": f"Bearer {BUSY_KEY}"}) as client, ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(client.info) for _ in range(150)]  # four requests each
+        errors = [error for future in futures if (error := future.exception())]
+    assert {type(error) for error in errors} == {ServerOverloaded}
+    assert "too many requests with this key" in str(errors[0])
+    with proxy.client(scheme) as client:
+        assert client.is_ready()
+
+
+def test_no_key_is_logged(proxy: Proxy) -> None:
+    proxy.ask("/v2", key="a-wrong-key")
+    log = proxy.log.read_text()
+    assert '"client":"alice"' in log
+    assert not any(key in log for key in (KEY, BUSY_KEY, "a-wrong-key"))

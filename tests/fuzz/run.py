@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Send a server broken images and broken requests, and see that it bears them.
+
+python tests/fuzz/run.py --images 100000 --requests 20000 --seed 1
+"""
+
+import asyncio
+import http.client
+import json
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+import grpc
+import grpc.aio
+import psutil
+from tritonclient.grpc import service_pb2
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "build")]
+
+from blipstream.server import TritonServer, _stub_model  # noqa: E402
+from tests.fuzz.images import broken_image  # noqa: E402
+from tests.fuzz.requests import as_http, broken_generate, broken_request, garble  # noqa: E402
+
+DEADLINE = 30.0  # seconds for any answer
+IN_FLIGHT = 64
+SERVICE = "/inference.GRPCInferenceService"
+FINE = {"OK", "INVALID_ARGUMENT"}
+# of what Triton answers by itself: no such model, one answer wanted of a model that streams, no message at all
+FINE_OF_REQUESTS = FINE | {"NOT_FOUND", "UNIMPLEMENTED"}
+BY_HTTP_STATUS = {200: "OK", 400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "UNIMPLEMENTED", 501: "UNIMPLEMENTED"}
+# what Triton's HTTP half says, with status 500, of JSON that it does not understand
+UNREADABLE = re.compile(r"Unable to parse|failed to parse the request JSON|Expected JSON|.*attempt to access JSON")
+TRACEBACK = re.compile(r"Traceback|^At:|\.py\(\d+\)", re.MULTILINE)
+ROUND = 5_000  # messages between two looks at the memory
+GROWTH = 1.05  # of a process's memory, from the first such look to the last
+
+
+@dataclass
+class Report:
+    """What was answered, and what should not have been."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    findings: list[str] = field(default_factory=list)
+
+    def note(self, what: str, answer: tuple[str, str], fine: set[str]) -> None:
+        """An answer: its status must be fine, its message one sentence."""
+        status, message = answer
+        self.answers[status] += 1
+        late = message.endswith("Request timeout expired")  # as a broken `timeout` may ask for
+        if (status not in fine and not late) or TRACEBACK.search(message):
+            self.findings.append(f"{what}: {status} {message[:300]!r}")
+
+
+async def ask(channel: grpc.aio.Channel, data: bytes, *, streams: bool = False) -> tuple[str, str]:
+    """The status and the message that a serialised request gets over gRPC."""
+    try:
+        if not streams:
+            await channel.unary_unary(f"{SERVICE}/ModelInfer")(data, timeout=DEADLINE)
+            return "OK", ""
+        async for answer in channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter([data]), timeout=DEADLINE):
+            if message := service_pb2.ModelStreamInferResponse.FromString(answer).error_message:
+                return "INVALID_ARGUMENT", message  # in a stream, errors have no status of their own
+    except grpc.aio.AioRpcError as error:
+        return error.code().name, error.details() or ""
+    return "OK", ""
+
+
+def ask_http(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[str, str]:
+    """The same over HTTP, with gRPC's names."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+    try:
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__, str(error)
+    finally:
+        connection.close()
+    status = BY_HTTP_STATUS.get(answer.status, str(answer.status))
+    try:
+        message = "" if status == "OK" else str(json.loads(text)["error"])
+    except (ValueError, LookupError, TypeError):
+        message = text
+    return "INVALID_ARGUMENT" if status == "500" and UNREADABLE.match(message) else status, message
+
+
+async def send_image(_: TritonServer, channel: grpc.aio.Channel, report: Report, seed: int, number: int) -> None:
+    """One broken image, to be captioned in a word."""
+    name, image = broken_image(seed, number)
+    request = service_pb2.ModelInferRequest(model_name="caption")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
+    request.inputs.add(name="max_tokens", datatype="INT32", shape=[1, 1])
+    request.raw_input_contents.extend([len(image).to_bytes(4, "little") + image, b"\1\0\0\0"])
+    report.note(f"image {seed} {number} ({name})", await ask(channel, request.SerializeToString()), FINE)
+
+
+async def send_request(server: TritonServer, channel: grpc.aio.Channel, report: Report, seed: int, number: int) -> None:
+    """One broken request, in one of the ways that there are."""
+    random = Random(f"way {seed} {number}")
+    request = broken_request(seed, number)
+    what = f"request {seed} {number} ({request.model_name[:20]}"
+    fine = FINE_OF_REQUESTS
+    match random.randrange(8):
+        case 0 | 1:
+            answer = await asyncio.to_thread(ask_http, server.http_port, *as_http(request, random))
+            what += ", HTTP)"
+        case 2:
+            answer = await asyncio.to_thread(ask_http, server.http_port, *broken_generate(seed, number))
+            what += ", generate)"
+        case 3:
+            data = garble(request.SerializeToString(), random)
+            answer = await ask(channel, data, streams=random.random() < 0.3)
+            what += ", garbled)"
+            fine = fine | {"INTERNAL"}  # gRPC itself says so of what it cannot parse
+        case _:
+            streams = request.model_name == "caption_stream" or random.random() < 0.1
+            answer = await ask(channel, request.SerializeToString(), streams=streams)
+            what += ", stream)" if streams else ")"
+    report.note(what, answer, fine)
+
+
+Send = Callable[[TritonServer, grpc.aio.Channel, Report, int, int], Coroutine[Any, Any, None]]
+
+
+async def send_all(server: TritonServer, send: Send, numbers: range, seed: int, report: Report) -> None:
+    """So many at a time."""
+    waiting = iter(numbers)
+
+    async def work() -> None:
+        address, options = server.grpc_url.removeprefix("grpc://"), [("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            for number in waiting:
+                await send(server, channel, report, seed, number)
+
+    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+
+
+def memory(pid: int) -> dict[str, int]:
+    """The server's processes, and the bytes that each one has for itself."""
+    processes = [leader := psutil.Process(pid), *leader.children(recursive=True)]
+    return {f"{_stub_model(each.pid) or 'server'} {each.pid}": each.memory_full_info().uss for each in processes}
+
+
+def fuzz(server: TritonServer, pid: int, images: int, requests: int, seed: int, say: Callable[[str], None]) -> Report:
+    """All of it. Findings about the server as a whole come last."""
+    report = Report()
+    before = memory(pid)
+    for what, send, count in (("images", send_image, images), ("requests", send_request, requests)):
+        looks = []
+        for start in range(0, count, ROUND):
+            began = time.monotonic()
+            numbers = range(start, min(start + ROUND, count))
+            asyncio.run(send_all(server, send, numbers, seed, report))
+            looks.append(memory(pid))
+            rate, total = len(numbers) / (time.monotonic() - began), sum(looks[-1].values()) >> 20
+            say(f"{what} {numbers.stop}: {rate:.0f} a second, {total} MB, {dict(report.answers)}")
+        if what == "requests":  # of very different sizes: what they need at most comes late
+            continue
+        for process, size in looks[-1].items() if looks else ():
+            first = looks[len(looks) // 5].get(process, size)  # a fifth of all warms it up
+            if size > GROWTH * first:
+                report.findings.append(f"{process} grew from {first >> 20} to {size >> 20} MB over the {what}")
+    if memory(pid).keys() != before.keys():
+        report.findings.append("a process of the server died")
+    return report
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--images", default=100_000)
+@click.option("--requests", default=20_000)
+@click.option("--seed", default=1)
+def main(images: int, requests: int, seed: int) -> None:
+    """Fuzz a server of its own with the demo checkpoint; exit status 1 if there are findings."""
+    from build_repository import build
+
+    with tempfile.TemporaryDirectory() as folder:
+        build(str(ROOT / "build/demo/checkpoint"), "auto", Path(folder))
+        with TritonServer(Path(folder), config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
+            report = fuzz(server, server.pid, images, requests, seed, click.echo)
+            server.check()
+    click.echo(f"{len(report.findings)} findings")
+    sys.exit(bool(report.findings))
+
+
+if __name__ == "__main__":
+    main()
