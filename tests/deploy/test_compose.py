@@ -89,8 +89,9 @@ def test_server(name: str) -> None:
     assert given["host"] == "0.0.0.0"  # noqa: S104
     assert f"models:{given['repository']}:ro" in service["volumes"]
     assert given["admin_key_file"] == f"/run/secrets/{service['secrets'][0]}"
-    ports = [str(default_of(serve.main, port)) for port in ("http_port", "grpc_port", "metrics_port")]
-    assert [mapping.split(":")[-1] for mapping in service["ports"]] == ports
+    ports = [default_of(serve.main, port) for port in ("http_port", "grpc_port", "metrics_port")]
+    ports.append(ports[-1] + 1)  # of its health
+    assert [int(mapping.split(":")[-1]) for mapping in service["ports"]] == ports
     builder = name.replace("triton", "builder")
     assert service["depends_on"] == {builder: {"condition": "service_completed_successfully"}}
     assert SERVICES[builder]["image"] == service["image"]
