@@ -25,8 +25,8 @@ setup: $(READY)
 $(READY): $(LOCKS) pyproject.toml client/pyproject.toml install-system-packages.sh
 	PYTHON=$(PYTHON) ./install-system-packages.sh
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.lock --requirement requirements-dev.lock
-	$(BIN)/pip install --quiet --no-deps --requirement requirements-server.lock
+	$(BIN)/pip install --quiet --no-compile --requirement requirements.lock --requirement requirements-dev.lock
+	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements-server.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable .
 	touch $@
 

@@ -72,14 +72,14 @@ ENGINES = [
 ]
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(scope="module", params=ENGINES)  # of the session, it would tear modules apart and set each up twice
 def engine_kind(request: pytest.FixtureRequest) -> tuple[type[Engine], str]:
     """Each engine, and the device that it runs on."""
     kind: tuple[type[Engine], str] = request.param
     return kind
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(f32_artifacts: Path, engine_kind: tuple[type[Engine], str]) -> Engine:
     """The decoder in f32, in each engine."""
     kind, device = engine_kind

@@ -63,4 +63,4 @@ def test_mistakes() -> None:
     command = [sys.executable, str(ROOT / "loadtest/perf_analyzer.py")]
     done = subprocess.run([*command, "--kind", "absent"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "has no requests of kind 'absent': choose one of greedy, prompt, beams, sampling" in done.stderr
+    assert "has no unary requests of kind 'absent': choose one of greedy, prompt, beams, sampling" in done.stderr

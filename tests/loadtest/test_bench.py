@@ -74,6 +74,7 @@ def result(run: tuple[str, Path]) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.full
 def test_every_system_with_every_strategy(result: dict[str, Any]) -> None:
     assert list(result) == ["machine", "versions", "rows"]
     assert [(row["strategy"], row["system"]) for row in result["rows"]] == [
@@ -83,6 +84,7 @@ def test_every_system_with_every_strategy(result: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.full
 def test_rows(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         assert list(row) == list(ROW)
@@ -92,17 +94,20 @@ def test_rows(result: dict[str, Any]) -> None:
         assert row["peak_mb"] > 100
 
 
+@pytest.mark.full
 def test_machine_and_versions(result: dict[str, Any]) -> None:
     assert set(result["machine"]) == set(RESULT["machine"])
     assert set(result["versions"]) == set(RESULT["versions"])
     assert all(result["versions"].values())
 
 
+@pytest.mark.full
 def test_same_captions(run: tuple[str, Path]) -> None:
     assert "engine f32: 12 of 12 captions equal transformers' f32" in run[0]
     assert "blipstream-triton f32: 12 of 12 captions equal transformers' f32" in run[0]
 
 
+@pytest.mark.full
 def test_table_and_chart(run: tuple[str, Path]) -> None:
     output, folder = run
     assert output.count(RATIO) == 9

@@ -11,6 +11,7 @@ import demo
 from artifacts import materialise
 
 
+@pytest.mark.full  # as `make demo` is
 def test_all_right(artifacts: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     result = CliRunner().invoke(demo.main, ["--repository", str(artifacts), "--sheet", str(sheet)])

@@ -194,7 +194,7 @@ def run_with_kills(arguments: list[str], kills: int, longest: float, part_rows: 
             return killed
 
 
-@pytest.mark.parametrize("output", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("output", ["jsonl", "parquet", pytest.param("csv", marks=pytest.mark.full)])
 def test_killed_at_any_moment_it_goes_on(
     server: TritonServer, samples: dict[str, str], samples_folder: Path, output: str
 ) -> None:
