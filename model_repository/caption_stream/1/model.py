@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream import answers
 from blipstream.engine import load_engine
-from blipstream.errors import BlipstreamError, InvalidInput, Overloaded
+from blipstream.errors import BlipstreamError, InvalidInput, Overloaded, error_of
 from blipstream.journal import Journal
 from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions
@@ -53,18 +53,10 @@ class TritonPythonModel:
     async def call(self, caller, model, inputs, output):
         # it would crash Triton 2.51 to hand on the trace, too
         wanted = {"model_name": model, "inputs": inputs, "requested_output_names": [output]}
-        request = pb_utils.InferenceRequest(caller.request_id(), **wanted)
-        response = await request.async_exec()
+        response = await pb_utils.InferenceRequest(caller.request_id(), **wanted).async_exec()
         if error := response.error():
-            raise self.refusal(model, error.message())
+            raise error_of(model, error.message())
         return pb_utils.get_output_tensor_by_name(response, output)
-
-    def refusal(self, model, message):
-        """Triton 2.51 calls every error of another model INTERNAL: only its words tell what it was."""
-        if "Exceeds maximum queue size" in message:
-            return Overloaded(message)
-        failed = any(words in message for words in ("Stub process", "Failed to process"))
-        return InvalidInput(message) if model == "preprocess" and not failed else BlipstreamError(message)
 
     def send(self, sender, row, stopwatch, piece):
         stopwatch.lap(piece)

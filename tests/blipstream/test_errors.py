@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose fault it was that another model refused."""
+
+import pytest
+
+from blipstream.errors import BlipstreamError, InvalidInput, Overloaded, error_of
+
+
+@pytest.mark.parametrize(
+    ("model", "message", "expected"),
+    [
+        ("preprocess", "image must be a JPEG", InvalidInput),
+        ("preprocess", "[request id: a] Exceeds maximum queue size", Overloaded),
+        ("encoder", "Exceeds maximum queue size", Overloaded),
+        ("preprocess", "Stub process 'preprocess_0_0' is not healthy.", BlipstreamError),
+        ("preprocess", "Failed to process the request(s) for model 'preprocess_0_0'", BlipstreamError),
+        ("encoder", "no memory", BlipstreamError),
+    ],
+)
+def test_what_another_model_refused_with(model: str, message: str, expected: type[BlipstreamError]) -> None:
+    error = error_of(model, message)
+    assert type(error) is expected
+    assert str(error) == message
