@@ -44,10 +44,6 @@ WORKING = "RD"  # running or about to; waiting for a disk
 # Encoder and decoder share the cores: a thread of one that spins while it waits keeps the other from working. Spinning
 # as short as this gave 1.4 times the captions of libgomp's default on two busy cores
 SPINNING = {"GOMP_SPINCOUNT": "20000"}
-# What was begun comes first: where processors are scarce, images wait before the first stage, whose refusals cost
-# nothing, and not between two. Asked for ten times its capacity, a server then decodes no image for nothing; without
-# this it decoded 2.6 for each caption
-NICENESS = {"preprocess": 10, "encoder": 5}
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
 REAP_SECONDS = 1.0
@@ -272,10 +268,8 @@ class TritonServer:
         if exited is not None:
             raise self._failure(_exit_words(exited))
         children = self._children()
-        for pid in children.keys() - self._stubs.keys():
-            if model := _stub_model(pid):
-                self._stubs[pid] = model
-                _be_nice(pid, NICENESS.get(model, 0))
+        new = children.keys() - self._stubs.keys()
+        self._stubs |= {pid: model for pid in new if (model := _stub_model(pid))}
         if dead := {pid for pid, state in children.items() if state == ZOMBIE}:
             time.sleep(REAP_SECONDS)  # Triton reaps the ones that it ended itself
             for pid in dead & self._dead_stubs():
@@ -546,13 +540,6 @@ def _group(group: int) -> dict[int, _Process]:
 def _states(pattern: str) -> set[str]:
     """The states that processes or threads are in."""
     return {process.state for process in _stats(pattern).values()}
-
-
-def _be_nice(pid: int, niceness: int) -> None:
-    """Lower a process's claim to processors: that of its threads, and so of those that they will start."""
-    for thread in _stats(f"{pid}/task/[0-9]*/stat"):
-        with suppress(OSError):  # ended meanwhile
-            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _running(group: dict[int, _Process]) -> set[int]:
