@@ -17,11 +17,11 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from blipstream.errors import ServerError
 
-REASONS = ("server_died", "process_died", "stopped", "hung", "failing", "start_failed")  # for a restart
+Reason = Literal["server_died", "process_died", "stopped", "hung", "failing", "start_failed"]  # for a restart
 READ_SECONDS = 5  # for a question to come
 
 
@@ -34,7 +34,7 @@ class Health:
     why: str = "the server starts"
     last_caption: float = 0.0  # seconds since 1970; 0: none yet
     # all at 0 from the start: Prometheus overlooks a counter's first appearance
-    restarts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
+    restarts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(Reason), 0)))
 
     def page(self, path: str) -> tuple[HTTPStatus, str, str]:
         """Status, media type and text of a page."""

@@ -32,6 +32,8 @@ class Journal:
 
     def record(self, request: "Request", result: str) -> None:
         """A request has ended: `stop`, `length`, `cancelled` or `error`."""
+        if not self._logs and not self._tracer:
+            return
         ended = time.time_ns()
         admitted = request.admitted or ended  # it may never have had rows
         facts = {

@@ -17,13 +17,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Literal, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from PIL import Image
 
 import blipstream_client
 from blipstream.errors import ServerError
-from blipstream.health import Health
+from blipstream.health import Health, Reason
 from blipstream.server import WATCH_SECONDS, TritonServer
 
 IDLE_SECONDS = 2.0  # without a caption, before the canary is sent
@@ -36,8 +36,6 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to start, growi
 LATE, LEAST_PATIENCE = 5.0, 60.0  # times the first start, and seconds, after which a restart counts as hung
 STEADY_SECONDS = 60.0  # of service, after which a fault is not the next in a row
 FRONT_DOORS = "caption"  # how the names of the models begin that clients ask
-
-Reason = Literal["server_died", "process_died", "stopped", "hung", "failing", "start_failed"]
 
 log = logging.getLogger("blipstream")
 
