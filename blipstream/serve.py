@@ -25,7 +25,7 @@ import click
 import blipstream_client
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.health import Health, HealthServer
-from blipstream.server import ROOT, TritonServer
+from blipstream.server import ROOT, TritonServer, adopt_orphans
 from blipstream.supervisor import Supervisor, picture
 
 DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself, unless the build wrote one for its plan
@@ -82,6 +82,7 @@ def main(
     """Start tritonserver with the models of a repository, and stop it with Ctrl-C or SIGTERM."""
     try:
         stop_on_signals()
+        adopt_orphans()
         logging.basicConfig(format="%(asctime)s %(message)s")
         server = TritonServer(
             repository=repository,

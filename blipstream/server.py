@@ -5,6 +5,7 @@ with TritonServer(Path("model_repository"), config="cpu", http_port=0) as server
     print(server.http_url)
 """
 
+import ctypes
 import ctypes.util
 import errno
 import http.client
@@ -47,6 +48,7 @@ SPINNING = {"GOMP_SPINCOUNT": "20000"}
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
 REAP_SECONDS = 1.0
+PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl.h
 METRICS_SECONDS = 1.0  # for the server to tell its figures
 GRACE_SECONDS = 5  # beyond Triton's own exit timeout, before SIGKILL
 
@@ -336,6 +338,8 @@ class TritonServer:
             while _running(_group(self.pid)) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
             self._process.wait()
+            while not _reap(self.pid) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
             self._show_log()
             self._process = None
             self._stubs = {}
@@ -544,6 +548,20 @@ def _states(pattern: str) -> set[str]:
 
 def _running(group: dict[int, _Process]) -> set[int]:
     return {pid for pid, process in group.items() if process.state != ZOMBIE}
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what a dead server leaves, so that `kill` reaps it: in a container nobody else may."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _reap(group: int) -> bool:
+    """Let go of the ended processes of a group that are our children; whether none are left."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+        return False  # the threads of one are still ending
+    return True
 
 
 def _stub_model(pid: int) -> str | None:
