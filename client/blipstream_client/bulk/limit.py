@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests may be in flight: more as long as the server takes them, half as many once it refuses one."""
+"""How many requests may be in flight: more as long as the server takes them, half as many once it refuses one.
+
+As TCP does it (RFC 5681): a slow start, which doubles, then additive increase and multiplicative decrease.
+"""
 
 from threading import Condition
 
@@ -7,11 +10,12 @@ FIRST_LIMIT = 8
 
 
 class Limit:
-    """Additive increase, multiplicative decrease. Any number of threads may share one."""
+    """Any number of threads may share one."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._limit = float(min(FIRST_LIMIT, most))
+        self._was_refused = False
         self._in_flight = 0
         self._deaf_for = 0  # answers that were asked for before the last decrease, and say nothing new
         self._changed = Condition()
@@ -34,15 +38,16 @@ class Limit:
             self._changed.notify()
 
     def taken(self) -> None:
-        """The server took a request: one more in flight, once so many were taken as are in flight now."""
+        """The server took a request: one more in flight, after the first refusal once so many as are in flight."""
         with self._changed:
             self._deaf_for = max(0, self._deaf_for - 1)
-            self._limit = min(self._limit + 1 / self._limit, self._most)
+            self._limit = min(self._limit + (1 / self._limit if self._was_refused else 1), self._most)
             self._changed.notify()
 
     def refused(self) -> None:
         """The server refused one: half as many, but only once for all that were in flight together."""
         with self._changed:
+            self._was_refused = True
             if self._deaf_for == 0:
                 self._limit = max(1.0, self._limit / 2)
                 self._deaf_for = self._in_flight

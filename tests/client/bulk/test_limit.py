@@ -4,8 +4,22 @@ import threading
 from blipstream_client.bulk.limit import FIRST_LIMIT, Limit
 
 
-def test_it_grows_by_one_for_as_many_as_are_in_flight() -> None:
+def test_it_doubles_until_the_first_refusal() -> None:
     limit = Limit(100)
+    limits = []
+    for _ in range(4):
+        for _ in range(limit.current):
+            limit.taken()
+        limits.append(limit.current)
+    assert limits == [2 * FIRST_LIMIT, 4 * FIRST_LIMIT, 8 * FIRST_LIMIT, 100]
+
+
+def test_then_it_grows_by_one_for_as_many_as_are_in_flight() -> None:
+    limit = Limit(100)
+    for _ in range(FIRST_LIMIT):
+        limit.taken()
+    limit.refused()
+    assert limit.current == FIRST_LIMIT
     limits = []
     for _ in range(4):
         for _ in range(limit.current + 1):
