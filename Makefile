@@ -80,9 +80,9 @@ TIDY = grep -vP '^(cuda-|nvidia-(?!nvimgcodec)|triton==)' \
 	| sed -E "s/ and platform_machine == 'x86_64' and sys_platform == 'linux'//; s/ ; python_full_version < '3.13'$$//"
 
 lock: $(READY)
-	$(COMPILE) --extra cpu --extra build --no-emit-package blipstream-client pyproject.toml | $(TIDY) > requirements.lock
+	$(COMPILE) --extra cpu --extra build --extra tracing --no-emit-package blipstream-client pyproject.toml | $(TIDY) > requirements.lock
 	$(COMPILE) --group dev --constraint requirements.lock | $(TIDY) > requirements-dev.lock
-	$(IMAGE) --extra build --no-emit-package blipstream-client --output-file deploy/requirements.lock \
+	$(IMAGE) --extra build --extra tracing --no-emit-package blipstream-client --output-file deploy/requirements.lock \
 		pyproject.toml deploy/requirements.in
 	$(IMAGE) --output-file deploy/loadtest.lock client/pyproject.toml deploy/loadtest.in
 
