@@ -127,7 +127,9 @@ def test_first_come_first_served(scheduler: Scheduler, embeds: Tensor) -> None:
     scheduler.submit(engine.request(embeds[12], wide), listener("wide"))
     scheduler.submit(engine.request(embeds[13], DecodingOptions(max_tokens=1)), listener("last"))
     wait_until(lambda: len(order) == 14)
-    assert order == ["first"] * 12 + ["last", "wide"]  # they started together, and one token came first
+    assert order.count("first") == 12
+    # beside 12 of 16 rows there is room for one, but not for ten before six have ended
+    assert 6 <= order.index("last") < order.index("wide")
 
 
 def test_whoever_goes_frees_rows(scheduler: Scheduler, embeds: Tensor, engine: Engine) -> None:

@@ -192,6 +192,7 @@ def test_shows_the_log(tmp_path: Path) -> None:
         assert errors == ""
 
 
+@pytest.mark.full  # the demo serves them, too
 def test_real_models(artifacts: Path, tmp_path: Path) -> None:
     with serving(tmp_path, f"--repository={artifacts}", "--config=cpu") as (process, _):
         process.terminate()

@@ -23,7 +23,7 @@ class Exported:
     config: CheckpointConfig
 
 
-@pytest.fixture(scope="session", params=["demo", "base", "large"])
+@pytest.fixture(scope="session", params=["demo", "base", pytest.param("large", marks=pytest.mark.full)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The demo, and the real architectures with two layers."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -17,6 +17,7 @@ from blipstream.server import TritonServer
 from blipstream_client import AccessDenied, Caption, Client
 
 IMAGES = 120
+GRPC_AND_IN_FULL_HTTP = pytest.mark.parametrize("scheme", ["grpc", pytest.param("http", marks=pytest.mark.full)])
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def text_of(result: Any) -> str:
     return result.text if isinstance(result, Caption) else repr(result)
 
 
+@GRPC_AND_IN_FULL_HTTP
 def test_both_get_the_same_share(
     server: TritonServer, second: TritonServer, samples: dict[str, str], scheme: str, samples_folder: Path
 ) -> None:
@@ -66,6 +68,7 @@ def test_both_get_the_same_share(
     assert max(shares) - min(shares) <= IMAGES * 0.1
 
 
+@GRPC_AND_IN_FULL_HTTP
 def test_one_is_killed_and_no_image_fails(
     server: TritonServer,
     start: Callable[[], TritonServer],

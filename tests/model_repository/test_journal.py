@@ -30,7 +30,9 @@ def told(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0,
             traces=traces.url, log_requests=True, log_path=log,
         ) as server:  # fmt: skip
-            with Client(server.grpc_url, headers=HEADERS) as client:
+            with Client(
+                server.http_url, headers=HEADERS
+            ) as client:  # over gRPC, Triton 2.51 loses a trace now and then
                 client.caption(IMAGE)
                 with pytest.raises(InvalidRequest) as refused:
                     client.caption(b"no image")

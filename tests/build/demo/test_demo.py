@@ -22,6 +22,7 @@ def test_all_right(artifacts: Path, tmp_path: Path) -> None:
         assert len(image.getcolors(maxcolors=1 << 24) or []) > 1000  # pictures, not a blank page
 
 
+@pytest.mark.full
 def test_a_wrong_caption_fails(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = tmp_path / "samples"
     samples.mkdir()

@@ -194,7 +194,9 @@ def run_with_kills(arguments: list[str], kills: int, longest: float, part_rows: 
             return killed
 
 
-@pytest.mark.parametrize("output", ["jsonl", "parquet", pytest.param("csv", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "output", ["parquet", *(pytest.param(each, marks=pytest.mark.full) for each in ("jsonl", "csv"))]
+)
 def test_killed_at_any_moment_it_goes_on(
     server: TritonServer, samples: dict[str, str], samples_folder: Path, output: str
 ) -> None:
