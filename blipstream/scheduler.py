@@ -10,11 +10,13 @@ from queue import Empty, SimpleQueue
 from threading import Condition, Event, Thread
 from typing import Literal
 
+from blipstream.backpressure import Backpressure
 from blipstream.engine import Engine, Request
 from blipstream.errors import Overloaded
 from blipstream.journal import Journal
 
 MAX_WAITING = 512  # requests beyond those under way; more are refused
+ROWS_PER_ROOM = 4  # for so many rows, one image may be on its way here, which keeps stages before busy
 WATCH_SECONDS = 0.05  # how long a sender may be gone before its rows are freed, beyond the step under way
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -64,6 +66,8 @@ class Scheduler:
         self.num_tokens = 0  # sent on to listeners
         self._max_waiting = max_waiting
         self._on_watch = on_watch
+        self._backpressure = Backpressure()
+        self._backpressure.add_room(engine.max_rows // ROWS_PER_ROOM)
         self._entering: deque[Ticket] = deque()
         self._tickets: dict[Request, Ticket] = {}  # in the engine
         self._changed = Condition()  # guards the two above
@@ -92,10 +96,11 @@ class Scheduler:
                 raise Overloaded(f"{self._max_waiting} requests wait already: try again later")
             self._entering.append(Ticket(request, listener, is_cancelled, streams))
             self._changed.notify_all()
+        self._backpressure.take(1)
 
     def wait_for_room(self) -> None:
         """Return once a request would not be refused."""
-        with self._changed:
+        with self._backpressure.at_work(), self._changed:
             self._changed.wait_for(lambda: self.num_waiting < self._max_waiting)
 
     def close(self) -> None:

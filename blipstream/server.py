@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
+from blipstream import backpressure
 from blipstream.errors import ServerError
 from blipstream.journal import ENDPOINT, LOG_REQUESTS, SERVICE
 
@@ -46,7 +47,6 @@ WORKING = "RD"  # running or about to; waiting for a disk
 # as short as this gave 1.4 times the captions of libgomp's default on two busy cores
 SPINNING = {"GOMP_SPINCOUNT": "20000"}
 POLL_SECONDS = 0.1
-WATCH_SECONDS = 0.5
 REAP_SECONDS = 1.0
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl.h
 METRICS_SECONDS = 1.0  # for the server to tell its figures
@@ -224,10 +224,12 @@ class TritonServer:
         self.http_port, self.grpc_port, self.metrics_port = self._free_ports()
         folder, log = self._prepare()
         self._log_began = log.seek(0, os.SEEK_END)
+        pressure = folder / "backpressure"
+        backpressure.create(pressure)
         command = [str(installation.binary), *self._options(installation, folder)]
         self._process = subprocess.Popen(
             [sys.executable, "-IS", "-c", LAUNCHER, str(os.getpid()), *command],
-            env=_environment(installation) | self._journal_environment(),
+            env=_environment(installation) | self._journal_environment() | {backpressure.FILE: str(pressure)},
             cwd=ROOT,  # the stub's sys.path begins with its working folder
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -256,12 +258,6 @@ class TritonServer:
             if time.monotonic() > deadline:
                 raise self._failure(f"the server was not ready after {timeout:g} seconds")
             time.sleep(POLL_SECONDS)
-
-    def wait(self) -> None:
-        """Watch the server until it dies by itself, which raises ServerError."""
-        while True:
-            self.check()
-            time.sleep(WATCH_SECONDS)
 
     def check(self) -> None:
         """Raise ServerError if the server died, or one of its models' processes: Triton restarts none."""

@@ -24,8 +24,9 @@ from PIL import Image
 import blipstream_client
 from blipstream.errors import ServerError
 from blipstream.health import Health, Reason
-from blipstream.server import WATCH_SECONDS, TritonServer
+from blipstream.server import TritonServer
 
+WATCH_SECONDS = 0.5  # between looks
 IDLE_SECONDS = 2.0  # without a caption, before the canary is sent
 HANG_SECONDS = 5.0  # without a caption, after which nobody may be idle
 LIVELOCK_SECONDS = 600.0  # without a caption, after which no work is an excuse

@@ -94,6 +94,12 @@ def running_stubs(server: TritonServer) -> list[int]:
     return [pid for pid in module._running(module._group(server.pid)) if module._stub_model(pid)]
 
 
+def watch(server: TritonServer) -> None:
+    while True:
+        server.check()
+        time.sleep(module.POLL_SECONDS)
+
+
 def wait_until_gone(group: int) -> None:
     deadline = time.monotonic() + 20
     while module._running(module._group(group)):
@@ -129,7 +135,7 @@ def test_killed_server_is_noticed(repository: Path) -> None:
         assert running_stubs(server)
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(ServerError, match=r"ended by signal 9 \(log: .*\.log\)"):
-            server.wait()
+            watch(server)
     assert server.log_path is not None
     assert server.log_path.exists()
 
@@ -138,7 +144,7 @@ def test_killed_stub_is_noticed(repository: Path) -> None:
     with TritonServer(repository=repository, **ANY) as server:
         os.kill(running_stubs(server)[0], signal.SIGKILL)
         with pytest.raises(ServerError, match="the process of model 'double' died"):
-            server.wait()
+            watch(server)
 
 
 def test_server_ends_with_its_parent(repository: Path, tmp_path: Path) -> None:

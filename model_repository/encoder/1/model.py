@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from blipstream.backpressure import Backpressure
 from blipstream.encoders import load_encoder
 from blipstream.errors import InvalidInput
 
@@ -18,12 +19,14 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"], runtime)
         self.encoder = load_encoder(runtime, folder, device)
         self.encoder.warm_up()
+        self.backpressure = Backpressure()
 
     def execute(self, requests):
         inputs = [pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]
         errors = [self.check(pixels) for pixels in inputs]
         batch = [pixels for pixels, error in zip(inputs, errors, strict=True) if error is None]
-        image_embeds = self.encoder.encode(np.concatenate(batch)) if batch else None
+        with self.backpressure.at_work():
+            image_embeds = self.encoder.encode(np.concatenate(batch)) if batch else None
         responses, start = [], 0
         for pixels, error in zip(inputs, errors, strict=True):
             if error is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from blipstream.backpressure import Backpressure
 from blipstream.config import CheckpointConfig
 from blipstream.errors import InvalidInput
 from blipstream.images import DEFAULT_RESIZE_MODE
@@ -19,6 +20,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"], "artifact")
         self.journal = Journal(args["model_name"])
+        self.backpressure = Backpressure()
         image_size = CheckpointConfig.load(folder).vision.image_size
         if args["model_instance_kind"] == "GPU":
             from blipstream.gpu_loader import GPUImageLoader
@@ -33,6 +35,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """All requests' images at once, each request's answer its own."""
+        self.backpressure.wait_for_room()
         jobs = [self.unpack(request) for request in requests]
         images, modes = ([value for job in jobs for value in job[part]] for part in (0, 1))
         loaded = iter(self.loader.load(images, modes))
@@ -56,4 +59,5 @@ class TritonPythonModel:
                 self.journal.refuse(request.request_id(), result)
                 error = pb_utils.TritonError(str(result), pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=error)
+        self.backpressure.admit(len(loaded))
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(loaded))])
