@@ -16,7 +16,7 @@ from blipstream.errors import Overloaded
 from blipstream.journal import Journal
 
 MAX_WAITING = 512  # requests beyond those under way; more are refused
-ROWS_PER_ROOM = 4  # for so many rows, one image may be on its way here, which keeps stages before busy
+ROOM = 64  # images that may be on their way here: one more of the encoder's largest batches, lest it runs dry
 WATCH_SECONDS = 0.05  # how long a sender may be gone before its rows are freed, beyond the step under way
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -67,7 +67,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._on_watch = on_watch
         self._backpressure = Backpressure()
-        self._backpressure.add_room(engine.max_rows // ROWS_PER_ROOM)
+        self._backpressure.add_room(ROOM)
         self._entering: deque[Ticket] = deque()
         self._tickets: dict[Request, Ticket] = {}  # in the engine
         self._changed = Condition()  # guards the two above

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
-from blipstream.server import TritonServer, _group  # noqa: E402
+from blipstream.server import TritonServer, _group, _stub_model  # noqa: E402
 
 SAMPLES = ROOT / "build/demo/samples"
 CONNECTIONS = 4
@@ -80,6 +80,15 @@ async def flood(stubs: list[Any], request: Any, rate: float, seconds: float) -> 
     return answers
 
 
+def processor_seconds(server: TritonServer) -> dict[str, float]:
+    """What each of the server's processes has used, by its model."""
+    used: dict[str, float] = defaultdict(float)
+    for pid in _group(server.pid):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used[_stub_model(pid) or "tritonserver"] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
 def memory_mb(server: TritonServer) -> int:
     """Resident memory of all the server's processes."""
     pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _group(server.pid)]
@@ -94,9 +103,9 @@ async def measure(server: TritonServer, factor: float, seconds: float, timeout: 
     stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
     await capacity(stubs[0], caption_request(0), RAMP_SECONDS)
     able = await capacity(stubs[0], caption_request(0), seconds)
-    before, memory = server.counts(), memory_mb(server)
+    before, memory, used = server.counts(), memory_mb(server), processor_seconds(server)
     answers = await flood(stubs, caption_request(timeout), able * factor, seconds)
-    after = server.counts()
+    after, used_then = server.counts(), processor_seconds(server)
     good = sum(status == "OK" and RAMP_SECONDS < at < seconds for at, _, status in answers) / (seconds - RAMP_SECONDS)
     took = defaultdict(list)
     for _, latency, status in answers:
@@ -108,6 +117,7 @@ async def measure(server: TritonServer, factor: float, seconds: float, timeout: 
         "answers": Counter(status for _, _, status in answers),
         "p99 ms": {status: round(sorted(each)[int(0.99 * len(each))] * 1000) for status, each in took.items()},
         "images through": {stage: after[stage] - before[stage] for stage in STAGES},
+        "processor seconds": {name: round(used_then[name] - used[name], 1) for name in used},
         "memory MB before, after": [memory, memory_mb(server)],
     }
 
