@@ -33,12 +33,16 @@ TICK_SECONDS = 0.005
 STAGES = ("preprocess", "encoder", "decoder")
 
 
-def caption_request(timeout: float) -> Any:
-    """One image; Triton hears for how many seconds its sender waits, or that it does for ever."""
+def caption_request(tokens: int, timeout: float = 0) -> Any:
+    """One image and how long its caption is; Triton hears for how many seconds its sender waits, or that for ever."""
     image = min(SAMPLES.glob("*.jpg")).read_bytes()
     request = service_pb2.ModelInferRequest(model_name="caption")
     request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
     request.raw_input_contents.append(len(image).to_bytes(4, "little") + image)
+    if tokens:
+        for name in ("min_tokens", "max_tokens"):
+            request.inputs.add(name=name, datatype="INT32", shape=[1, 1])
+            request.raw_input_contents.append(tokens.to_bytes(4, "little"))
     if timeout:
         request.parameters["timeout"].int64_param = int(timeout * 1e6)
     return request
@@ -95,16 +99,16 @@ def memory_mb(server: TritonServer) -> int:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
-async def measure(server: TritonServer, factor: float, seconds: float, timeout: float) -> dict[str, Any]:
+async def measure(server: TritonServer, factor: float, seconds: float, tokens: int, timeout: float) -> dict[str, Any]:
     """The figures."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     address = server.grpc_url.removeprefix("grpc://")
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
     stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
-    await capacity(stubs[0], caption_request(0), RAMP_SECONDS)
-    able = await capacity(stubs[0], caption_request(0), seconds)
+    await capacity(stubs[0], caption_request(tokens), RAMP_SECONDS)
+    able = await capacity(stubs[0], caption_request(tokens), seconds)
     before, memory, used = server.counts(), memory_mb(server), processor_seconds(server)
-    answers = await flood(stubs, caption_request(timeout), able * factor, seconds)
+    answers = await flood(stubs, caption_request(tokens, timeout), able * factor, seconds)
     after, used_then = server.counts(), processor_seconds(server)
     good = sum(status == "OK" and RAMP_SECONDS < at < seconds for at, _, status in answers) / (seconds - RAMP_SECONDS)
     took = defaultdict(list)
@@ -126,14 +130,15 @@ async def measure(server: TritonServer, factor: float, seconds: float, timeout: 
 @click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / "model_repository")
 @click.option("--factor", default=10.0, help="Times the capacity.")
 @click.option("--seconds", default=20.0, help="To find the capacity, and again to exceed it.")
+@click.option("--tokens", default=0, help="The captions' length; 0: what they have by themselves.")
 @click.option("--timeout", default=0.0, help="Seconds that a sender says to wait; 0: it says nothing.")
-def main(repository: Path, factor: float, seconds: float, timeout: float) -> None:
+def main(repository: Path, factor: float, seconds: float, tokens: int, timeout: float) -> None:
     """Flood a server of the demo checkpoint, or of another repository's."""
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, processors[: -(-len(processors) // 2)])
     with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
         os.sched_setaffinity(0, processors[len(processors) // 2 :])
-        click.echo(json.dumps(asyncio.run(measure(server, factor, seconds, timeout)), indent=1))
+        click.echo(json.dumps(asyncio.run(measure(server, factor, seconds, tokens, timeout)), indent=1))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -39,6 +40,8 @@ GOAL_SECONDS = 10  # from the end of a fault to captions
 IMAGE_SECONDS = 120.0  # for an image to be captioned, whatever happens meanwhile
 USERS = 8
 STEADY_SECONDS = 1.0  # of load before and after
+FAKETIME = next(ROOT.glob(".venv/tools/usr/lib/*/faketime/libfaketimeMT.so.1"), "")
+CLOCK = "FAKETIME_TIMESTAMP_FILE=$TMPDIR/clock FAKETIME_CACHE_DURATION=1 FAKETIME_DONT_FAKE_MONOTONIC=1"
 TMPFS = "mount -t tmpfs -o size={size} none {folder} && "
 
 
@@ -104,6 +107,7 @@ class Served:
     """A supervised server in a process of its own."""
 
     process: subprocess.Popen[str]
+    folder: Path  # for temporary files
     repository: Path
     grpc_url: str
     health_url: str
@@ -158,7 +162,7 @@ def serving(repository: Path, folder: Path, *options: str, before: str = "") -> 
             grpc, health = (re.search(pattern, line) for pattern in (r"grpc://[\w.:]+", r"http://[\w.:]+(?=/healthz)"))
             assert grpc
             assert health
-            yield Served(process, repository, grpc[0], health[0])
+            yield Served(process, folder, repository, grpc[0], health[0])
         finally:
             process.terminate()
             process.communicate()
@@ -243,24 +247,40 @@ def starve(served: Served) -> float:
     return time.monotonic()
 
 
+def jump(served: Served) -> float:
+    """Set the server's clock an hour ahead, then a day back."""
+    if not FAKETIME:
+        raise NotRun("needs libfaketime: tests/install-tools.sh")
+    for offset in ("+3600", "-86400"):
+        (served.folder / "clock").write_text(offset)
+        time.sleep(3)  # it looks at the file every second
+    return time.monotonic()
+
+
+class Experiment(NamedTuple):
+    """A fault and what it takes."""
+
+    harm: Harm
+    before: str = ""  # shell that runs before the server
+    restarts: int = 1  # that are due
+
+
 STUBS = ("preprocess", "encoder", "decoder", "caption_stream")
-EXPERIMENTS: dict[str, tuple[Harm, str]] = {  # with what runs before the server
-    **{f"{model} killed": (signalled(model, signal.SIGKILL), "") for model in STUBS},
-    "tritonserver killed": (signalled("tritonserver", signal.SIGKILL), ""),
-    **{f"{model} stopped": (signalled(model, signal.SIGSTOP), "") for model in ("encoder", "decoder")},
-    "tritonserver stopped": (signalled("tritonserver", signal.SIGSTOP), ""),
-    "port taken at the restart": (take_port, ""),
-    "artifact corrupt at the restart": (corrupt_artifact, ""),
-    "memory at its limit": (starve, ""),
-    "shared memory full at the restart": (
-        fill(SHARED_MEMORY, again=True),
-        TMPFS.format(size="160m", folder=SHARED_MEMORY),
+EXPERIMENTS = {
+    **{f"{model} killed": Experiment(signalled(model, signal.SIGKILL)) for model in STUBS},
+    "tritonserver killed": Experiment(signalled("tritonserver", signal.SIGKILL)),
+    **{f"{model} stopped": Experiment(signalled(model, signal.SIGSTOP)) for model in ("encoder", "decoder")},
+    "tritonserver stopped": Experiment(signalled("tritonserver", signal.SIGSTOP)),
+    "port taken at the restart": Experiment(take_port),
+    "artifact corrupt at the restart": Experiment(corrupt_artifact),
+    "memory at its limit": Experiment(starve),
+    "shared memory full at the restart": Experiment(
+        fill(SHARED_MEMORY, again=True), TMPFS.format(size="160m", folder=SHARED_MEMORY)
     ),
-    "disk of log and temporary files full": (
-        fill("/mnt", again=False),
-        TMPFS.format(size="16m", folder="/mnt") + "export TMPDIR=/mnt; ",
+    "disk of log and temporary files full": Experiment(
+        fill("/mnt", again=False), TMPFS.format(size="16m", folder="/mnt") + "export TMPDIR=/mnt; "
     ),
-    "clock jumps": (lambda _: (_ for _ in ()).throw(NotRun("needs a clock of its own: no faketime here")), ""),
+    "clock jumps": Experiment(jump, f"export LD_PRELOAD={FAKETIME} {CLOCK}; ", restarts=0),
 }
 
 
@@ -296,7 +316,7 @@ HEADER = """| fault | restarts by reason | s to recover | images right | wrong o
 
 def experiment(name: str, repository: Path) -> Row:
     """Run one."""
-    harm, before = EXPERIMENTS[name]
+    harm, before, restarts_due = EXPERIMENTS[name]
     options = ["--log=/mnt/triton.log"] if "log" in name else []
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(repository, Path(scratch, "models")))
@@ -305,7 +325,7 @@ def experiment(name: str, repository: Path) -> Row:
                 load.wait_for_captions(time.monotonic())
                 time.sleep(STEADY_SECONDS)
                 over = harm(served)
-                served.wait_for_restart()
+                served.wait_for_restart(restarts_due)
                 recovered = load.wait_for_captions(max(over, time.monotonic() + 0.3))
                 time.sleep(STEADY_SECONDS)
                 restarts = dict(served.restarts())
