@@ -132,6 +132,11 @@ def _attend(queries: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(weights, x).view(images, heads, -1, width).transpose(0, 1).flatten(1, 2)
 
 
+def embedding(number: int, width: int) -> nn.Embedding:
+    """Not initialised: to draw numbers for what is loaded anyway would import PyTorch's compiler, for seconds."""
+    return nn.Embedding(number, width, _weight=torch.empty(number, width))
+
+
 class TextDecoder(nn.Module):
     """Embeddings, layers and the language-modelling head, whose matrix is the word embedding."""
 
@@ -139,8 +144,8 @@ class TextDecoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.word_embedding = nn.Embedding(config.vocab_size, width)
-        self.position_embedding = nn.Embedding(config.max_positions, width)
+        self.word_embedding = embedding(config.vocab_size, width)
+        self.position_embedding = embedding(config.max_positions, width)
         self.embedding_norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.head_dense = nn.Linear(width, width)

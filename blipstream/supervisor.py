@@ -2,7 +2,7 @@
 """Keep a server captioning: watch it, say what is wrong with it, and start it again.
 
 Triton restarts none of its models' processes and calls itself ready without them, and it can load no model anew while
-`--model-control-mode` is none. So the whole server is restarted; on two processor cores that takes six seconds.
+`--model-control-mode` is none. So the whole server is restarted; on two processor cores that takes five seconds.
 """
 
 import io

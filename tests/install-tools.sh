@@ -1,11 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Unpack what only tests run, Prometheus, nginx and libfaketime, from Debian's or Ubuntu's packages into .venv/tools.
+# Unpack the programs that only tests run, Prometheus and nginx, from Debian's or Ubuntu's packages into .venv/tools.
 # Nothing is installed: no service starts, and removing .venv removes them. Tests without their program are skipped.
 set -eu
 tools=$(cd "$(dirname "$0")/.." && pwd)/.venv/tools
-packages="prometheus nginx libfaketime"
-[ "$(cat "$tools/packages" 2>/dev/null)" = "$packages" ] && exit 0
+[ -x "$tools/usr/bin/promtool" ] && [ -x "$tools/usr/sbin/nginx" ] && exit 0
 if ! command -v apt-get >/dev/null; then
     echo "there is no apt-get here: tests that need Prometheus or nginx will be skipped" >&2
     exit 0
@@ -13,14 +12,13 @@ fi
 
 sudo=""
 [ "$(id -u)" = 0 ] || sudo=sudo
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-chmod 755 "$folder" # apt downloads as a user of its own
-cd "$folder"
+packages=$(mktemp -d)
+trap 'rm -rf "$packages"' EXIT
+chmod 755 "$packages" # apt downloads as a user of its own
+cd "$packages"
 # what the lists of packages name may have been replaced meanwhile
-# shellcheck disable=SC2086 # several words
-apt-get download -qq $packages 2>/dev/null || {
-    $sudo apt-get update -qq && apt-get download -qq $packages
+apt-get download -qq prometheus nginx 2>/dev/null || {
+    $sudo apt-get update -qq && apt-get download -qq prometheus nginx
 } || {
     echo "no packages can be had here: tests that need Prometheus or nginx will be skipped" >&2
     exit 0
@@ -30,4 +28,3 @@ dpkg-deb --contents nginx_*.deb | grep 'usr/sbin/nginx$' >/dev/null || apt-get d
 for package in *.deb; do
     dpkg-deb --extract "$package" "$tools"
 done
-echo "$packages" >"$tools/packages"

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed weights change how long a step takes, not what comes out."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +12,7 @@ from torch import Tensor, nn
 from blipstream.config import TextConfig
 from blipstream.decoder import PackedLinear, TextDecoder, can_pack
 from blipstream.dtypes import cpu_has_bf16
+from tests.conftest import ROOT
 from tests.reference import relative_error
 
 CONFIG = TextConfig(
@@ -82,3 +87,16 @@ def test_a_pytorch_without_the_operators(monkeypatch: pytest.MonkeyPatch) -> Non
     decoder = random_decoder(torch.float32).pack()
     assert decoder.packed_head is None
     assert torch.equal(forward(decoder, 2, 1, 3)[0], expected)
+
+
+def test_loading_imports_no_compiler(f32_artifacts: Path) -> None:
+    """It would double the time that a server takes to start, and so to come back."""
+    program = """
+import sys
+from pathlib import Path
+from blipstream.engine import load_engine
+load_engine(Path(sys.argv[1]), "cpu").warm_up()
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    command: list[str | Path] = [sys.executable, "-c", program, f32_artifacts / "decoder/1/artifact"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
