@@ -73,11 +73,12 @@ def read_dictionary(message: Any) -> dict[str, Any]:  # noqa: ANN401
     return dictionary
 
 
-def channel_options(settings: Settings) -> list[tuple[str, int]]:
+def channel_options(settings: Settings) -> list[tuple[str, int | str]]:
     """What a channel is told; times are in milliseconds."""
     return [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
+        ("grpc.lb_policy_name", "round_robin"),  # of the addresses that a name has, as of Kubernetes' headless Services
         # Else a client that came before its server is refused for up to two minutes after it starts.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),

@@ -26,7 +26,7 @@ from blipstream_client import (
 from blipstream_client._http import exchange
 from blipstream_client._questions import Infer
 from blipstream_client._transport import Deadline
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton
+from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, tiny_triton
 
 
 def test_wrong_addresses_are_told_what_was_expected() -> None:
@@ -47,6 +47,22 @@ def test_http_bodies_carry_binary_tensors() -> None:
 def test_ipv6(scheme: str) -> None:
     with Client(f"{scheme}://[::1]:9") as client, pytest.raises(ServerUnreachable):
         client.caption(b"image")
+
+
+def test_every_address_of_a_name_is_asked() -> None:
+    """As of Kubernetes' headless Services; here, localhost has one of each kind."""
+    with tiny_triton() as first:
+        try:
+            second = tiny_triton(f"[::1]:{first.grpc_port}")
+            with second as other, Client(f"grpc://localhost:{first.grpc_port}") as client:
+                assert client.is_ready()
+                for _ in range(20):
+                    client.caption(b"image")
+                    if first.headers and other.headers:
+                        return
+        except RuntimeError as error:
+            pytest.skip(f"there is no IPv6 here: {error}")
+    pytest.fail("only one was asked")
 
 
 def test_nobody_listens(scheme: str, closed_port: int) -> None:

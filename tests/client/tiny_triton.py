@@ -254,7 +254,7 @@ class HttpServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def tiny_triton() -> Iterator[TinyTriton]:
+def tiny_triton(grpc_address: str = "127.0.0.1:0") -> Iterator[TinyTriton]:
     """One that listens over gRPC and HTTP."""
     tiny = TinyTriton(size_of_image, word_by_word)
     http_server = HttpServer(("127.0.0.1", 0), http_handler(tiny))
@@ -263,7 +263,7 @@ def tiny_triton() -> Iterator[TinyTriton]:
     thread.start()
     grpc_server = grpc.server(ThreadPoolExecutor(MAX_REQUESTS))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(grpc_servicer(tiny), grpc_server)
-    tiny.grpc_port = grpc_server.add_insecure_port("127.0.0.1:0")
+    tiny.grpc_port = grpc_server.add_insecure_port(grpc_address)
     grpc_server.start()
     try:
         yield tiny

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import blipstream_client._base
 from blipstream import serve
 from blipstream.health import Health
 from blipstream.server import GRACE_SECONDS, TritonServer
-from tests.client.tiny_triton import tiny_triton
 from tests.conftest import ROOT
 from tests.deploy.files import compose, dockerfile, load_yaml
 
@@ -352,12 +350,6 @@ def test_readme_makes_rules_for_the_operator() -> None:
     assert named <= {rule.get("record") for group in rules["groups"] for rule in group["rules"]}
 
 
-def test_readme_asks_every_pod() -> None:
-    """Its example asks each address that a name has."""
-    (code,) = (text for language, text in BLOCKS if language == "python" and "getaddrinfo" in text)
-    with tiny_triton() as server:
-        name, port = "blipstream-pods", PORTS["grpc"]
-        assert f'"{name}", {port}' in code
-        code = code.replace(f'"{name}", {port}', f'"localhost", {server.grpc_port}')
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+def test_readme_names_the_service_of_all_pods() -> None:
+    (name,) = re.findall(r"`grpc://([\w-]+):8001`", README)
+    assert render(FOLDER)[f"Service/{name}"]["spec"]["clusterIP"] == "None"
