@@ -76,7 +76,7 @@ class Backpressure:
             counts.under_way += images
 
     def take(self, images: int) -> None:
-        """A decoder has taken up so many."""
+        """So many have come to a decoder."""
         with self._counts() as counts:
             counts.under_way = max(counts.under_way - images, 0)  # embeddings may also come from a client
             counts.taken += images

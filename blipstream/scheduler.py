@@ -82,6 +82,10 @@ class Scheduler:
         """Requests that have no rows yet."""
         return len(self._entering) + self.engine.num_waiting
 
+    def arrive(self, images: int) -> None:
+        """So many images have come as far as here, whatever becomes of them."""
+        self._backpressure.take(images)
+
     def submit(
         self,
         request: Request,
@@ -96,7 +100,6 @@ class Scheduler:
                 raise Overloaded(f"{self._max_waiting} requests wait already: try again later")
             self._entering.append(Ticket(request, listener, is_cancelled, streams))
             self._changed.notify_all()
-        self._backpressure.take(1)
 
     def wait_for_room(self) -> None:
         """Return once a request would not be refused."""

@@ -5,19 +5,27 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from blipstream.backpressure import Counts
 from blipstream.server import TritonServer
 from blipstream.supervisor import picture
-from blipstream_client import AsyncClient, Caption, ServerOverloaded
+from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
+from tests.blipstream.test_backpressure import counts
 
 QUEUES = {"preprocess/config.pbtxt": 16, "encoder/configs/cpu.pbtxt": 48, "decoder/configs/cpu.pbtxt": 48}
-BATCH = 4  # so that what is admitted together, and what may be under way, is less than a queue holds
+BATCH, ROOM = 4, 16  # so that what is admitted together, and what may be under way, is less than a queue holds
 USERS, TIMES = 200, 5  # each asks again at once
+
+
+def pressure(server: TritonServer) -> Path:
+    assert server._folder
+    return server._folder / "backpressure"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +38,7 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         config.dynamic_batching.default_queue_policy.max_queue_size = size
         (repository / file).write_text(text_format.MessageToString(config))
     with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
+        pressure(server).write_bytes(Counts.layout.pack(*astuple(Counts(room=ROOM))))
         yield server
 
 
@@ -43,12 +52,35 @@ def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
             answers += await asyncio.gather(caption, return_exceptions=True)
         return answers
 
-    async def flood() -> list[list[Caption | BaseException]]:
-        async with AsyncClient(server.grpc_url, retries=0) as client:
-            return await asyncio.gather(*(ask(client) for _ in range(USERS)))
+    async def watch(peaks: list[int]) -> None:
+        while True:
+            peaks.append(counts(pressure(server)).under_way)
+            await asyncio.sleep(0.01)
 
-    kinds = Counter(type(answer) for answers in asyncio.run(flood()) for answer in answers)
+    async def flood(peaks: list[int]) -> list[list[Caption | BaseException]]:
+        async with AsyncClient(server.grpc_url, retries=0) as client:
+            watcher = asyncio.create_task(watch(peaks))
+            answers = await asyncio.gather(*(ask(client) for _ in range(USERS)))
+            watcher.cancel()
+            return answers
+
+    peaks: list[int] = []
+    kinds = Counter(type(answer) for answers in asyncio.run(flood(peaks)) for answer in answers)
     assert kinds.keys() == {Caption, ServerOverloaded}
     captions = kinds[Caption]
+    assert BATCH < max(peaks) < ROOM + 2 * BATCH  # of two instances
     after = server.counts()
     assert [after[stage] - before[stage] for stage in ("preprocess", "encoder", "decoder")] == [captions] * 3
+
+
+def test_whatever_becomes_of_a_request_it_is_under_way_no_more(server: TritonServer) -> None:
+    file = pressure(server)
+    before = counts(file).taken
+    with Client(server.grpc_url) as client:
+        client.caption(picture())
+        list(client.stream(picture()))
+        for image, options in ((b"no image", {}), (picture(), {"num_beams": 99}), (picture(), {"prompt": "a " * 500})):
+            with pytest.raises(InvalidRequest):
+                client.caption(image, **options)
+    assert counts(file).under_way == 0
+    assert counts(file).taken == before + 4

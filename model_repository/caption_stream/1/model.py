@@ -4,7 +4,6 @@
 It calls preprocess and encoder, and decodes itself: an ensemble would not hand on that a client has gone.
 """
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +38,17 @@ class TritonPythonModel:
                 self.fail(sender, self.codes.get(type(exc), pb_utils.TritonError.INTERNAL), exc)
 
     async def start(self, request, sender):
-        stopwatch = self.metrics.stopwatch()
+        lap = self.metrics.stopwatch().lap
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         options = DecodingOptions.from_tensors({n: tensors[n].as_numpy()[0] for n in OPTION_NAMES if n in tensors})
         images = [tensors[n] for n in ("image", "resize_mode") if n in tensors]
         pixels = await self.call(request, "preprocess", images, "pixels")
         image_embeds = await self.call(request, "encoder", [pixels], "image_embeds")
+        self.scheduler.arrive(1)
         # a copy: the tensor's memory is Triton's, and used again once this returns
         row = self.scheduler.engine.request(torch.from_dlpack(image_embeds.to_dlpack())[0].clone(), options)
         row.id, row.trace_context = request.request_id(), request.trace().get_context()
-        self.scheduler.submit(row, partial(self.send, sender, row, stopwatch), sender.is_cancelled, streams=True)
+        self.scheduler.submit(row, lambda piece: self.send(sender, row, lap, piece), sender.is_cancelled, streams=True)
 
     async def call(self, caller, model, inputs, output):
         # it would crash Triton 2.51 to hand on the trace, too
@@ -58,8 +58,8 @@ class TritonPythonModel:
             raise error_of(model, error.message())
         return pb_utils.get_output_tensor_by_name(response, output)
 
-    def send(self, sender, row, stopwatch, piece):
-        stopwatch.lap(piece)
+    def send(self, sender, row, lap, piece):
+        lap(piece)
         if piece.error or piece.finish_reason == "cancelled":
             status = pb_utils.TritonError.INTERNAL if piece.error else pb_utils.TritonError.CANCELLED
             self.fail(sender, status, piece.error or "the client has gone")

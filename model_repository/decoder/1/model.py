@@ -41,6 +41,7 @@ class TritonPythonModel:
             raise InvalidInput("image_embeds must be given: send the encoder's output")
         # a copy, since the tensor's memory is used again before the captions are finished
         image_embeds = torch.from_dlpack(tensors["image_embeds"].to_dlpack()).clone()
+        self.scheduler.arrive(len(image_embeds))
         given = {name: tensors[name].as_numpy() for name in OPTION_NAMES if name in tensors}
         options = [
             DecodingOptions.from_tensors({name: values[row] for name, values in given.items()})
