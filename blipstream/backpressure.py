@@ -21,7 +21,7 @@ from pathlib import Path
 
 FILE = "BLIPSTREAM_BACKPRESSURE"  # without it, nothing waits
 IDLE_SECONDS = 0.5
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.02
 
 
 @dataclass
