@@ -103,8 +103,10 @@ class Scheduler:
 
     def wait_for_room(self) -> None:
         """Return once a request would not be refused."""
-        with self._backpressure.at_work(), self._changed:
-            self._changed.wait_for(lambda: self.num_waiting < self._max_waiting)
+        with self._changed:
+            if self.num_waiting >= self._max_waiting:
+                with self._backpressure.at_work():
+                    self._changed.wait_for(lambda: self.num_waiting < self._max_waiting)
 
     def close(self) -> None:
         """Answer what was submitted, then end."""
