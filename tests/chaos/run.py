@@ -241,7 +241,7 @@ def starve(served: Served) -> float:
     size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
     time.sleep(2)
-    if not served.restarts():  # it needed no more: end it as the kernel would
+    if not served.restarts().total():  # it needed no more: end it as the kernel would
         os.kill(pid, signal.SIGKILL)
     return time.monotonic()
 
