@@ -188,6 +188,8 @@ def main(images: int, requests: int, seed: int) -> None:
         with TritonServer(Path(folder), config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
             report = fuzz(server, server.pid, images, requests, seed, click.echo)
             server.check()
+    for finding in report.findings:
+        click.echo(finding)
     click.echo(f"{len(report.findings)} findings")
     sys.exit(bool(report.findings))
 
