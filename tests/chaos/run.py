@@ -251,12 +251,20 @@ def jump(_: Served) -> float:
     if not os.environ.get(SET_CLOCK):
         raise NotRun("sets this machine's clock: permit it with --set-clock")
     real, steady = time.time(), time.monotonic()
-    for offset in (JUMP_SECONDS, -JUMP_SECONDS, 0):
-        try:
-            time.clock_settime(time.CLOCK_REALTIME, real + time.monotonic() - steady + offset)
-        except PermissionError as error:
-            raise NotRun("only root may set the clock") from error
-        time.sleep(3 if offset else 0)
+
+    def set_clock(offset: float) -> None:
+        time.clock_settime(time.CLOCK_REALTIME, real + time.monotonic() - steady + offset)
+
+    try:
+        for offset in (JUMP_SECONDS, -JUMP_SECONDS):
+            set_clock(offset)
+            time.sleep(3)
+        set_clock(0)
+    except PermissionError as error:
+        raise NotRun("only root may set the clock") from error
+    except BaseException:
+        set_clock(0)  # whoever interrupts this gets the right time back
+        raise
     return time.monotonic()
 
 
