@@ -12,7 +12,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -103,31 +103,40 @@ class Diagnosis:
 
 
 class Canary:
-    """Asks for a caption now and then, in a thread of its own, since the answer may never come."""
+    """Asks for a caption now and then, in a thread of its own, since the answer may never come.
+
+    It knocks at each door in turn, since streams are decoded by a process of their own, and stays at one that refuses.
+    """
 
     def __init__(self, url: str) -> None:
         self._client = blipstream_client.Client(url, timeout=CANARY_SECONDS, retries=0)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="canary")
         self._asked: Future[str] | None = None
+        self._streams = True
 
     @property
     def refusal(self) -> str:
         """The last answer, if it was neither a caption nor that there is too much to do."""
         return self._asked.result() if self._asked and self._asked.done() else ""
 
-    def send(self) -> None:
-        """Ask, unless the last question is still open."""
+    def send(self, models: Container[str]) -> None:
+        """Ask a server of these models, unless the last question is still open."""
         if self._asked is None or self._asked.done():
-            self._asked = self._executor.submit(self._ask)
+            self._streams = "caption_stream" in models and self._streams == bool(self.refusal)
+            self._asked = self._executor.submit(self._ask, streams=self._streams)
 
     def close(self) -> None:
         """Hang up."""
         self._client.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self) -> str:
+    def _ask(self, *, streams: bool) -> str:
         try:
-            self._client.caption(picture(), max_tokens=1)
+            if streams:
+                for _ in self._client.stream(picture(), max_tokens=1):
+                    pass
+            else:
+                self._client.caption(picture(), max_tokens=1)
         except (blipstream_client.ServerError, blipstream_client.ModelNotReady) as error:
             return str(error)
         except blipstream_client.BlipstreamError:
@@ -201,7 +210,7 @@ class Supervisor:
                 if diagnosis.silence == 0:
                     self.health.note_caption()
                 if diagnosis.silence >= IDLE_SECONDS:
-                    canary.send()
+                    canary.send(counts)
 
     def _recover_from(self, fault: Fault) -> None:
         """Restart the server, however often it takes."""

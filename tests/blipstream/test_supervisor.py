@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 import urllib.error
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from blipstream import server as module
-from blipstream.supervisor import HANG_SECONDS, LIVELOCK_SECONDS, Diagnosis, Fault, Look, picture
+from blipstream.supervisor import HANG_SECONDS, IDLE_SECONDS, LIVELOCK_SECONDS, Diagnosis, Fault, Look, picture
 from blipstream_client import BlipstreamError, Client
 from tests.blipstream.test_serve import child, serving, write_repository
 
@@ -112,6 +113,41 @@ def stub(server: int) -> int:
     return next(pid for pid in module._group(server) if module._stub_model(pid) == "caption")
 
 
+def restarts(page: str) -> object:
+    return health(page)[1]["restarts"]
+
+
+def wait_for_restarts(page: str, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while restarts(page) != number:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path) -> None:
+    """With the real models, of which one is made to hang on demand."""
+    repository = Path(shutil.copytree(artifacts, tmp_path / "models", symlinks=True))
+    model, hang = repository / "caption_stream/1/model.py", tmp_path / "hang"
+    loop = f"while __import__('os').path.exists({str(hang)!r}): __import__('time').sleep(0.1)"
+    text = model.read_text()
+    model.unlink()
+    model.write_text(
+        text.replace("        for request in requests:\n", f"        {loop}\n        for request in requests:\n")
+    )
+    with serving(tmp_path, f"--repository={repository}") as (_, lines):
+        page = next(word for word in lines[0].split() if word.endswith("/healthz"))
+        time.sleep(3 * IDLE_SECONDS)
+        assert restarts(page) == 0
+        hang.touch()
+        wait_for_restarts(page, 1)
+        hang.unlink()
+        assert "no caption came out" in str(health(page)[1]["why"])
+        url = next(word for word in lines[0].replace(",", "").split() if word.startswith("grpc://"))
+        caption(url)
+        with Client(url) as client:
+            assert "".join(piece.text for piece in client.stream(picture()))
+
+
 def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
     repository = write_repository(tmp_path / "models")
     log = tmp_path / "triton.log"
@@ -127,10 +163,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         for number, (reason, harm) in enumerate(faults, 1):
             server = child(process)
             harm(server)
-            deadline = time.monotonic() + 60
-            while health(page)[1]["restarts"] != number:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            wait_for_restarts(page, number)
             assert health(page)[0] == 503
             assert caption(url).endswith(" bytes")
             assert not module._group(server)
