@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blipstream.engine import Caption
+from blipstream.scheduler import Piece
 
 
 def tensors(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDArray[Any]]:
@@ -23,6 +24,17 @@ def tensors(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDArray[Any]
         "num_tokens": np.array([[caption.num_tokens for caption in row] for row in captions], np.int32),
         "token_scores": np.array(padded, np.float32),
     }
+
+
+def piece_tensors(piece: Piece, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:
+    """One image's new text, BYTES [1, 1], with its score, FP32 [1, 1].
+
+    The last one has the K captions' tensors instead of that score, and finish_reason, BYTES [1, 1].
+    """
+    text = {"text": words([[piece.text]])}
+    if piece.finish_reason:
+        return text | tensors([captions]) | {"finish_reason": words([[piece.finish_reason]])}
+    return text | {"score": np.array([[sum(piece.token_scores)]], np.float32)}
 
 
 def words(rows: Sequence[Sequence[str]]) -> npt.NDArray[Any]:

@@ -96,10 +96,14 @@ class Scheduler:
     ) -> None:
         """Take up a request as soon as there is room. Raises Overloaded where too many wait already."""
         with self._changed:
-            if self.num_waiting >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} requests wait already: try again later")
+            self.check_room()
             self._entering.append(Ticket(request, listener, is_cancelled, streams))
             self._changed.notify_all()
+
+    def check_room(self) -> None:
+        """Raise Overloaded where too many wait already."""
+        if self.num_waiting >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} requests wait already: try again later")
 
     def wait_for_room(self) -> None:
         """Return once a request would not be refused."""

@@ -6,7 +6,6 @@ It calls preprocess and encoder, and decodes itself: an ensemble would not hand 
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
@@ -38,6 +37,7 @@ class TritonPythonModel:
                 self.fail(sender, self.codes.get(type(exc), pb_utils.TritonError.INTERNAL), exc)
 
     async def start(self, request, sender):
+        self.scheduler.check_room()  # before anything is computed for it
         lap = self.metrics.stopwatch().lap
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         options = DecodingOptions.from_tensors({n: tensors[n].as_numpy()[0] for n in OPTION_NAMES if n in tensors})
@@ -64,11 +64,7 @@ class TritonPythonModel:
             status = pb_utils.TritonError.INTERNAL if piece.error else pb_utils.TritonError.CANCELLED
             self.fail(sender, status, piece.error or "the client has gone")
             return
-        outputs = {"text": answers.words([[piece.text]])}
-        if piece.finish_reason:
-            outputs |= answers.tensors([row.captions]) | {"finish_reason": answers.words([[piece.finish_reason]])}
-        else:
-            outputs["score"] = np.array([[sum(piece.token_scores)]], np.float32)
+        outputs = answers.piece_tensors(piece, row.captions)
         response = pb_utils.InferenceResponse([pb_utils.Tensor(*output) for output in outputs.items()])
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if piece.finish_reason else 0)
 
