@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where artifacts lie in a model repository, when they are up to date, and how they are put there at once."""
 
+import ctypes
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from blipstream.errors import ArtifactError
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_REPOSITORY = ROOT / "model_repository"
 FINGERPRINT = "fingerprint"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
 GENERATED = Path("encoder/configs/tensorrt.pbtxt")  # the one config that a build writes; git ignores it
 
 
@@ -46,13 +49,22 @@ class Artifact:
             shutil.rmtree(staged, ignore_errors=True)
 
     def install(self, staged: Path) -> None:
-        """Put a finished folder in the artifact's place; a reader finds the old one, none, or the new one whole."""
-        if self.folder.exists():
+        """Put a finished folder in the artifact's place, at once; what was there takes the other's.
+
+        On a file system that cannot exchange two names (NFS), a reader may find none for a moment.
+        """
+        if not self.folder.exists():
+            staged.rename(self.folder)
+        elif not _exchange(staged, self.folder):
             with self.staging() as old:
                 self.folder.rename(old / "old")
                 staged.rename(self.folder)
-        else:
-            staged.rename(self.folder)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step, which Python has no call for; whether that could be done."""
+    names = (os.fsencode(one), os.fsencode(other))
+    return not ctypes.CDLL(None).renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
 
 
 def fingerprint(*parts: object, sources: tuple[Path, ...] = ()) -> str:
