@@ -7,6 +7,8 @@ Both are off unless asked for, by LOG_REQUESTS and by OpenTelemetry's own variab
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +46,21 @@ class Journal:
         }
         waited, decoded = (admitted - request.arrived) / 1e6, (ended - admitted) / 1e6
         self._log(request.id, facts | {"waited_ms": round(waited, 3), "decoded_ms": round(decoded, 3)})
-        if self._tracer and request.trace_context:
-            self._span(request, "wait for rows", request.arrived, admitted, {})
-            if ended > admitted:
-                self._span(request, "decode", admitted, ended, facts)
+        trace = request.id, request.trace_context
+        self._span("wait for rows", *trace, request.arrived, admitted, {})
+        if ended > admitted:
+            self._span("decode", *trace, admitted, ended, facts)
 
     def refuse(self, request_id: str, error: Exception) -> None:
         """A request was refused before there was any work on it."""
         self._log(request_id, {"result": "refused", "error": str(error)})
+
+    @contextmanager
+    def span(self, name: str, request_id: str, trace_context: str) -> Iterator[None]:
+        """A span as long as this lasts, in the trace that Triton began."""
+        began = time.time_ns()
+        yield
+        self._span(name, request_id, trace_context, began, time.time_ns(), {})
 
     def close(self) -> None:
         """Send the last spans."""
@@ -64,12 +73,16 @@ class Journal:
             line = json.dumps({"time": moment, "model": self._model, "request": request_id} | facts)
             print(line, flush=True)
 
-    def _span(self, request: "Request", name: str, start: int, end: int, facts: dict[str, Any]) -> None:
-        """A span of the trace that Triton began; times in nanoseconds since 1970."""
+    def _span(
+        self, name: str, request_id: str, trace_context: str, start: int, end: int, facts: dict[str, Any]
+    ) -> None:
+        """One with its times, in nanoseconds since 1970; none for a request that Triton does not trace."""
+        if not self._tracer or not trace_context:
+            return
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        parent = TraceContextTextMapPropagator().extract(json.loads(request.trace_context))
-        attributes = {"request.id": request.id} | facts
+        parent = TraceContextTextMapPropagator().extract(json.loads(trace_context))
+        attributes = {"request.id": request_id} | facts
         span = self._tracer.start_span(name, parent, start_time=start, attributes=attributes)
         span.end(end)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An OpenTelemetry collector: takes spans over HTTP, as protobuf or JSON, and keeps them."""
 
+import base64
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
 PATH = "/v1/traces"
+ID = re.compile(rb'(?<=Id":")[0-9a-f]+(?=")')  # hexadecimal in OpenTelemetry's JSON, base64 in protobuf's
 
 
 @dataclass
@@ -33,6 +36,10 @@ class Collector:
         return [span for span in self.spans if span.name == name]
 
 
+def _in_base64(found: re.Match[bytes]) -> bytes:
+    return base64.b64encode(bytes.fromhex(found[0].decode()))
+
+
 @contextmanager
 def collector() -> Iterator[Collector]:
     """A collector on a free port of loopback."""
@@ -43,8 +50,7 @@ def collector() -> Iterator[Collector]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             data = TracesData()
             if self.headers["Content-Type"] == "application/json":
-                # ids are hexadecimal in OpenTelemetry's JSON and base64 in protobuf's, so only names are read
-                json_format.Parse(body, data, ignore_unknown_fields=True)
+                json_format.Parse(ID.sub(_in_base64, body), data, ignore_unknown_fields=True)
             else:
                 data.ParseFromString(body)
             collected.take(data)

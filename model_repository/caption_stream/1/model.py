@@ -51,9 +51,10 @@ class TritonPythonModel:
         self.scheduler.submit(row, lambda piece: self.send(sender, row, lap, piece), sender.is_cancelled, streams=True)
 
     async def call(self, caller, model, inputs, output):
-        # it would crash Triton 2.51 to hand on the trace, too
         wanted = {"model_name": model, "inputs": inputs, "requested_output_names": [output]}
-        response = await pb_utils.InferenceRequest(caller.request_id(), **wanted).async_exec()
+        # it would crash Triton 2.51 to hand on the trace, so the span is our own
+        with self.scheduler.journal.span(model, caller.request_id(), caller.trace().get_context()):
+            response = await pb_utils.InferenceRequest(caller.request_id(), **wanted).async_exec()
         if error := response.error():
             raise error_of(model, error.message())
         return pb_utils.get_output_tensor_by_name(response, output)
