@@ -27,8 +27,7 @@ from blipstream.server import TritonServer, _group, _stub_model  # noqa: E402
 SAMPLES = ROOT / "build/demo/samples"
 CONNECTIONS = 4
 USERS = 64
-ANSWER_SECONDS = 120
-RAMP_SECONDS = 5.0  # for the queues to fill, before captions are counted
+ANSWER_SECONDS = 600
 TICK_SECONDS = 0.005
 STAGES = ("preprocess", "encoder", "decoder")
 
@@ -99,24 +98,26 @@ def memory_mb(server: TritonServer) -> int:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
-async def measure(server: TritonServer, factor: float, seconds: float, tokens: int, timeout: float) -> dict[str, Any]:
+async def measure(
+    server: TritonServer, factor: float, seconds: float, ramp: float, tokens: int, timeout: float
+) -> dict[str, Any]:
     """The figures."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     address = server.grpc_url.removeprefix("grpc://")
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
     stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
-    await capacity(stubs[0], caption_request(tokens), RAMP_SECONDS)
+    await capacity(stubs[0], caption_request(tokens), ramp)
     able = await capacity(stubs[0], caption_request(tokens), seconds)
     before, memory, used = server.counts(), memory_mb(server), processor_seconds(server)
-    answers = await flood(stubs, caption_request(tokens, timeout), able * factor, seconds)
+    answers = await flood(stubs, caption_request(tokens, timeout), able * factor, ramp + seconds)
     after, used_then = server.counts(), processor_seconds(server)
-    good = sum(status == "OK" and RAMP_SECONDS < at < seconds for at, _, status in answers) / (seconds - RAMP_SECONDS)
+    good = sum(status == "OK" and ramp < at < ramp + seconds for at, _, status in answers) / seconds
     took = defaultdict(list)
     for _, latency, status in answers:
         took[status].append(latency)
     return {
         "capacity": round(able, 1),
-        "sent per second": round(len(answers) / seconds, 1),
+        "sent per second": round(len(answers) / (ramp + seconds), 1),
         "goodput / capacity": round(good / able, 2),
         "answers": Counter(status for _, _, status in answers),
         "p99 ms": {status: round(sorted(each)[int(0.99 * len(each))] * 1000) for status, each in took.items()},
@@ -130,15 +131,16 @@ async def measure(server: TritonServer, factor: float, seconds: float, tokens: i
 @click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / "model_repository")
 @click.option("--factor", default=10.0, help="Times the capacity.")
 @click.option("--seconds", default=20.0, help="To find the capacity, and again to exceed it.")
+@click.option("--ramp", default=5.0, help="Seconds before that, for the queues to fill.")
 @click.option("--tokens", default=0, help="The captions' length; 0: what they have by themselves.")
 @click.option("--timeout", default=0.0, help="Seconds that a sender says to wait; 0: it says nothing.")
-def main(repository: Path, factor: float, seconds: float, tokens: int, timeout: float) -> None:
+def main(repository: Path, factor: float, seconds: float, ramp: float, tokens: int, timeout: float) -> None:
     """Flood a server of the demo checkpoint, or of another repository's."""
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, processors[: -(-len(processors) // 2)])
     with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
         os.sched_setaffinity(0, processors[len(processors) // 2 :])
-        click.echo(json.dumps(asyncio.run(measure(server, factor, seconds, tokens, timeout)), indent=1))
+        click.echo(json.dumps(asyncio.run(measure(server, factor, seconds, ramp, tokens, timeout)), indent=1))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class Load:
 
     url: str
     answers: Counter[str] = field(default_factory=Counter)  # right, wrong, lost
+    wrong: list[tuple[str, str]] = field(default_factory=list)  # captions, and what they should have been
     refusals: Counter[str] = field(default_factory=Counter)  # what the client raised in spite of its retries
     times: list[float] = field(default_factory=list)  # of captions
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -89,7 +90,10 @@ class Load:
                 time.sleep(0.1)
             else:
                 self.times.append(time.monotonic())
-                return "right" if caption == expected else "wrong"
+                if caption == expected:
+                    return "right"
+                self.wrong.append((caption, expected))
+                return "wrong"
         return "lost"
 
     def wait_for_captions(self, since: float, seconds: float = IMAGE_SECONDS) -> float:
@@ -303,6 +307,7 @@ class Row:
     seconds: float | None = None  # from the end of the fault to a caption of the new server
     restarts: dict[str, int] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
+    wrong: list[tuple[str, str]] = field(default_factory=list)
     refusals: dict[str, int] = field(default_factory=dict)
     not_run: str = ""
 
@@ -312,17 +317,14 @@ class Row:
 
     def line(self) -> str:
         if self.not_run:
-            return f"| {self.fault} | not run: {self.not_run} | | | | |"
+            return f"| {self.fault} | not run: {self.not_run} | | | | | |"
         restarts = ", ".join(f"{reason} {count}" for reason, count in self.restarts.items() if count)
-        wrong = sum(count for answer, count in self.answers.items() if answer != "right")
-        return (
-            f"| {self.fault} | {restarts} | {self.seconds:.1f} | {self.answers.get('right', 0)} | {wrong} |"
-            f" {sum(self.refusals.values())} |"
-        )
+        images = " | ".join(str(self.answers.get(answer, 0)) for answer in ("right", "wrong", "lost"))
+        return f"| {self.fault} | {restarts} | {self.seconds:.1f} | {images} | {sum(self.refusals.values())} |"
 
 
-HEADER = """| fault | restarts by reason | s to recover | images right | wrong or lost | errors despite retries |
-|---|---|---|---|---|---|"""
+HEADER = """| fault | restarts by reason | s to recover | images right | wrong | lost | errors despite retries |
+|---|---|---|---|---|---|---|"""
 
 
 def experiment(name: str, repository: Path) -> Row:
@@ -340,7 +342,7 @@ def experiment(name: str, repository: Path) -> Row:
                 recovered = load.wait_for_captions(max(over, time.monotonic() + 0.3))
                 time.sleep(STEADY_SECONDS)
                 restarts = dict(served.restarts())
-            return Row(name, round(recovered - over, 2), restarts, dict(load.answers), dict(load.refusals))
+            return Row(name, round(recovered - over, 2), restarts, dict(load.answers), load.wrong, dict(load.refusals))
         except NotRun as reason:
             return Row(name, not_run=str(reason))
 
