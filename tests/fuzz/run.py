@@ -25,9 +25,10 @@ import psutil
 from tritonclient.grpc import service_pb2
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "build")]
+sys.path[:0] = [str(ROOT), str(ROOT / "build"), str(ROOT / "loadtest")]
 
 from blipstream.server import TritonServer, _stub_model  # noqa: E402
+from soak import meet_batches  # noqa: E402
 from tests.fuzz.images import broken_image  # noqa: E402
 from tests.fuzz.requests import as_http, broken_generate, broken_request, garble  # noqa: E402
 
@@ -186,6 +187,7 @@ def main(images: int, requests: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         build(str(ROOT / "build/demo/checkpoint"), "auto", Path(folder))
         with TritonServer(Path(folder), config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
+            meet_batches(server)
             report = fuzz(server, server.pid, images, requests, seed, click.echo)
             server.check()
     for finding in report.findings:

@@ -9,13 +9,13 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from blipstream.server import TritonServer
 from tests.conftest import SAMPLES
+from tests.model_repository.test_serving import tensor
 
 Options = dict[str, Any]
 
@@ -74,12 +74,6 @@ def inputs(image: bytes, options: Options) -> list[InferInput]:
         dtype = np.int64 if name == "seed" else kinds[type(value)]
         arrays[name] = np.array([[value.encode() if isinstance(value, str) else value]], dtype)
     return [tensor(name, array) for name, array in arrays.items()]
-
-
-def tensor(name: str, array: npt.NDArray[Any]) -> InferInput:
-    result = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    result.set_data_from_numpy(array)
-    return result
 
 
 @pytest.fixture(scope="module")
