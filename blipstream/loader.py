@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many encoded images to pixels at once, on as many cores as there are."""
 
+import ctypes
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from blipstream.errors import InvalidInput, ServerError
 from blipstream.images import JPEG_SCALING, Pixels, load_pixels
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE_BYTES = 4 << 20
 
 
 class ImageLoader:
@@ -20,6 +25,10 @@ class ImageLoader:
         self._jpeg_scaling = jpeg_scaling
         cores = len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(max(1, cores // processes))
+        # Large buffers go back to the system with their image. Left to itself, glibc would soon take them from its
+        # heaps, one for each thread, and leave holes there that nothing fits
+        with suppress(AttributeError):  # no glibc
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
     def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | InvalidInput]:
         """Each image's pixels, or why there are none."""

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many images at once come out as they do one by one."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
 from blipstream.errors import InvalidInput, ServerError
 from blipstream.images import JPEG_SCALING, RESIZE_MODES, load_pixels
-from blipstream.loader import ImageLoader
+from blipstream.loader import LARGE_BYTES, ImageLoader
 from tests.blipstream.bad_images import BAD_IMAGES, encode
 from tests.blipstream.test_gpu_resize import noise
 
@@ -47,3 +49,23 @@ def test_jpeg_scaling_is_passed_on() -> None:
 def test_unknown_jpeg_scaling_is_refused() -> None:
     with pytest.raises(ServerError, match="jpeg_scaling must be one of exact, fast, not 'quick'"):
         ImageLoader(SIDE, jpeg_scaling="quick")
+
+
+class Mallinfo(ctypes.Structure):
+    """Of glibc's malloc.h."""
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
+def test_large_buffers_go_back_to_the_system() -> None:
+    """Even after larger ones: by itself, glibc would take the next from its heap."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Mallinfo
+    ImageLoader(SIDE)
+    libc.free(ctypes.c_void_p(libc.malloc(4 * LARGE_BYTES)))
+    before = libc.mallinfo2().hblkhd
+    buffer = libc.malloc(2 * LARGE_BYTES)
+    after = libc.mallinfo2().hblkhd
+    libc.free(ctypes.c_void_p(buffer))
+    assert after - before > LARGE_BYTES
