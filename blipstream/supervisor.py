@@ -27,10 +27,12 @@ from blipstream.health import Health, Reason
 from blipstream.server import TritonServer
 
 WATCH_SECONDS = 0.5  # between looks
-IDLE_SECONDS = 2.0  # without a caption, before the canary is sent
-HANG_SECONDS = 5.0  # without a caption, after which nobody may be idle
-LIVELOCK_SECONDS = 600.0  # without a caption, after which no work is an excuse
+IDLE_SECONDS = 2.0  # without a caption, before the canary is sent if somebody seems to wait
+LONG_IDLE_SECONDS = 30.0  # if nobody does, and a caption takes long
+HANG_SECONDS = 3.0  # for which a caption is awaited in vain, after which nobody may be idle
+LIVELOCK_SECONDS = 600.0  # after which no work is an excuse
 CANARY_SECONDS = 10.0  # for the canary to come back
+CANARY_SHARE = 0.02  # of an idle server's time that it may take
 FEW_LOOKS = 2  # in a row for which a process may be halted: someone may only be looking at it
 BUSY = 0.25  # of the looks, in which a model has to be seen at work to count as busy
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to start, growing twofold
@@ -67,9 +69,11 @@ class Diagnosis:
     """
 
     silence: float = 0.0  # seconds since a caption came out
-    _looks: int = 0  # since then
-    _before: dict[str, int] = field(default_factory=dict)  # counts then
-    _seen: Counter[str] = field(default_factory=Counter)  # looks since then that found a model at work
+    awaited: bool = False  # whether the canary asked for one since
+    _patience: float = 0.0  # seconds since it did
+    _looks: int = 0  # since it did
+    _before: dict[str, int] = field(default_factory=dict)  # counts when the last caption came out
+    _seen: Counter[str] = field(default_factory=Counter)  # looks since it asked that found a model at work
     _halted: int = 0  # looks in a row that found a process halted
 
     def add(self, look: Look, seconds: float) -> Fault | None:
@@ -78,19 +82,28 @@ class Diagnosis:
         if self._halted >= FEW_LOOKS:
             return Fault("stopped", f"the process of {', '.join(sorted(look.stopped))} was stopped by a signal")
         if self._captions(look.counts) > self._captions(self._before):
-            self.silence, self._looks, self._before, self._seen = 0.0, 0, look.counts, Counter()
+            self.silence, self.awaited, self._patience = 0.0, False, 0.0
+            self._looks, self._before, self._seen = 0, look.counts, Counter()
             return None
-        self.silence += min(seconds, 2 * WATCH_SECONDS)  # if we were held up, then maybe the server was, too
+        seconds = min(seconds, 2 * WATCH_SECONDS)  # if we were held up, then maybe the server was, too
+        self.silence += seconds
+        if not self.awaited:
+            return None
+        self._patience += seconds
         self._looks += 1
         self._seen.update(look.working)
-        if self.silence < HANG_SECONDS:
+        if self._patience < HANG_SECONDS:
             return None
         for_long = f"no caption came out for {self.silence:.0f} seconds"
         if look.refusal:
             return Fault("failing", f"{for_long}: {look.refusal}")
-        if self.silence < LIVELOCK_SECONDS and self._is_busy(look.counts):
+        if self._patience < LIVELOCK_SECONDS and self._is_busy(look.counts):
             return None
         return Fault("hung", for_long)
+
+    def work_came(self, counts: dict[str, int]) -> bool:
+        """Whether anything was finished since the last caption came out, and so somebody may wait for another."""
+        return counts != self._before
 
     def _is_busy(self, counts: dict[str, int]) -> bool:
         """Whether a model that has finished nothing since the last caption is at work."""
@@ -113,11 +126,17 @@ class Canary:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="canary")
         self._asked: Future[str] | None = None
         self._streams = True
+        self._seconds = 0.0  # that the last caption took
 
     @property
     def refusal(self) -> str:
         """The last answer, if it was neither a caption nor that there is too much to do."""
         return self._asked.result() if self._asked and self._asked.done() else ""
+
+    @property
+    def pause(self) -> float:
+        """Seconds without a caption after which an idle server is asked for one."""
+        return min(max(IDLE_SECONDS, self._seconds / CANARY_SHARE), LONG_IDLE_SECONDS)
 
     def send(self, models: Container[str]) -> None:
         """Ask a server of these models, unless the last question is still open."""
@@ -131,6 +150,7 @@ class Canary:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, *, streams: bool) -> str:
+        began = time.monotonic()
         try:
             if streams:
                 for _ in self._client.stream(picture(), max_tokens=1):
@@ -141,6 +161,7 @@ class Canary:
             return str(error)
         except blipstream_client.BlipstreamError:
             pass  # overloaded, late or unreachable: whether that is a fault, the looks tell
+        self._seconds = time.monotonic() - began
         return ""
 
 
@@ -201,16 +222,18 @@ class Supervisor:
                     self.server.check()
                 except ServerError as error:
                     return Fault("process_died" if self.server.is_alive else "server_died", str(error))
-                counts, silent = self.server.counts(), diagnosis.silence > 0
-                working = self.server.working() if silent else frozenset()  # which costs more than the rest
+                counts = self.server.counts()
+                working = self.server.working() if diagnosis.awaited else frozenset()  # which costs more than the rest
                 last, at = at, time.monotonic()
                 fault = diagnosis.add(Look(counts, working, self.server.stopped(), canary.refusal), at - last)
                 if fault:
                     return fault
                 if diagnosis.silence == 0:
                     self.health.note_caption()
-                if diagnosis.silence >= IDLE_SECONDS:
+                somebody_waits = diagnosis.work_came(counts) or self.server.pending()
+                if diagnosis.silence >= (IDLE_SECONDS if somebody_waits else canary.pause):
                     canary.send(counts)
+                    diagnosis.awaited = True
 
     def _recover_from(self, fault: Fault) -> None:
         """Restart the server, however often it takes."""

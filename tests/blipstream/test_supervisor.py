@@ -8,22 +8,37 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from contextlib import closing
 from pathlib import Path
 
+import grpc
+
 from blipstream import server as module
-from blipstream.supervisor import HANG_SECONDS, IDLE_SECONDS, LIVELOCK_SECONDS, Diagnosis, Fault, Look, picture
+from blipstream.supervisor import (
+    HANG_SECONDS,
+    IDLE_SECONDS,
+    LIVELOCK_SECONDS,
+    LONG_IDLE_SECONDS,
+    Canary,
+    Diagnosis,
+    Fault,
+    Look,
+    picture,
+)
 from blipstream_client import BlipstreamError, Client
 from tests.blipstream.test_serve import child, serving, write_repository
+from tests.client.tiny_triton import Answer, Event, Inputs, Refusal, size_of_image, tiny_triton, word_by_word
 
 LOOK_SECONDS = 0.5
 QUIET = {"preprocess": 7, "encoder": 7, "decoder": 7, "caption": 7}
 
 
 def judge(looks: Iterable[Look], seconds: float = LOOK_SECONDS) -> Fault | None:
-    """The first fault that is found in looks so many seconds apart."""
+    """The first fault that is found in looks so many seconds apart, while a caption is awaited."""
     diagnosis = Diagnosis()
     diagnosis.add(Look(QUIET), seconds)
+    diagnosis.awaited = True
     return next(filter(None, (diagnosis.add(look, seconds) for look in looks)), None)
 
 
@@ -39,9 +54,14 @@ def test_streams_are_captions_too() -> None:
     assert not judge(looks(60, lambda n: Look(QUIET | {"caption_stream": 8 + n})))
 
 
+def test_a_server_that_is_asked_for_nothing_is_well() -> None:
+    diagnosis = Diagnosis()
+    assert not any(diagnosis.add(Look(QUIET), LOOK_SECONDS) for _ in range(1000))
+
+
 def test_an_idle_server_that_answers_no_canary_hangs() -> None:
     fault = judge(looks(HANG_SECONDS, lambda _: Look(QUIET)))
-    assert fault == Fault("hung", "no caption came out for 5 seconds")
+    assert fault == Fault("hung", "no caption came out for 3 seconds")
 
 
 def test_a_server_that_says_nothing_hangs() -> None:
@@ -63,7 +83,7 @@ def test_a_hung_stage_is_found_while_those_before_it_work_for_nothing() -> None:
         done = 8 + number
         return Look(QUIET | {"preprocess": done, "encoder": done}, frozenset({"preprocess", "encoder"}))
 
-    assert judge(looks(HANG_SECONDS, look)) == Fault("hung", "no caption came out for 5 seconds")
+    assert judge(looks(HANG_SECONDS, look)) == Fault("hung", "no caption came out for 3 seconds")
 
 
 def test_work_without_end_is_a_hang_at_last() -> None:
@@ -74,7 +94,7 @@ def test_work_without_end_is_a_hang_at_last() -> None:
 
 def test_a_server_that_refuses_every_caption_fails_though_it_works() -> None:
     fault = judge(looks(HANG_SECONDS, lambda _: Look(QUIET, frozenset({"decoder"}), refusal="no words")))
-    assert fault == Fault("failing", "no caption came out for 5 seconds: no words")
+    assert fault == Fault("failing", "no caption came out for 3 seconds: no words")
 
 
 def test_a_stopped_process_is_found_at_once_unless_it_goes_on() -> None:
@@ -85,7 +105,65 @@ def test_a_stopped_process_is_found_at_once_unless_it_goes_on() -> None:
 
 def test_time_in_which_the_supervisor_was_held_up_does_not_count() -> None:
     """As on a machine that was suspended: the server was, too."""
-    assert not judge([Look(QUIET)] * 4, seconds=3600)
+    assert not judge([Look(QUIET)] * 2, seconds=3600)
+
+
+DOORS = ("caption", "caption_stream")
+
+
+def send(canary: Canary, models: Container[str] = DOORS) -> None:
+    """Send it, and wait until it is back."""
+    canary.send(models)
+    assert canary._asked
+    canary._asked.result()
+
+
+def test_the_canary_knocks_at_each_door_in_turn_and_stays_where_it_is_refused() -> None:
+    knocks, refuses = [], False
+
+    def answer(inputs: Inputs) -> Answer:
+        knocks.append("caption")
+        return size_of_image(inputs)
+
+    def grow(inputs: Inputs) -> Iterable[Event]:
+        knocks.append("stream")
+        if refuses:
+            raise Refusal(grpc.StatusCode.INTERNAL, "no words")
+        return word_by_word(inputs)
+
+    with tiny_triton() as tiny, closing(Canary(tiny.url("grpc"))) as canary:
+        tiny.answer, tiny.grow = answer, grow
+        for _ in range(3):
+            send(canary)
+        assert canary.refusal == ""
+        refuses = True
+        for _ in range(3):
+            send(canary)
+            assert canary.refusal == "no words"
+        refuses = False
+        for _ in range(3):
+            send(canary)
+        send(canary, ["caption"])
+        send(canary, ["caption"])
+    assert knocks == ["caption", "stream", "caption"] + 3 * ["stream"] + ["stream", "caption", "stream"] + 2 * [
+        "caption"
+    ]
+
+
+def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() -> None:
+    takes = 0.0
+
+    def answer(inputs: Inputs) -> Answer:
+        time.sleep(takes)
+        return size_of_image(inputs)
+
+    with tiny_triton() as tiny, closing(Canary(tiny.url("grpc"))) as canary:
+        tiny.answer = answer
+        assert canary.pause == IDLE_SECONDS
+        for seconds, least in ((0.1, 5), (0.7, LONG_IDLE_SECONDS)):
+            takes = seconds
+            send(canary, ["caption"])
+            assert least <= canary.pause <= LONG_IDLE_SECONDS
 
 
 def health(address: str) -> tuple[int, dict[str, object]]:
