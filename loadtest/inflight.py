@@ -139,10 +139,9 @@ def measure(driver: Driver, engine: Engine, plan: list[Arrival]) -> tuple[dict[i
 def main(repository: Path, device: str, rate: float, seconds: float, rounds: int) -> None:
     """Show latency by length, and throughput, of both ways to batch."""
     try:
-        engine = load_engine(repository / "decoder/1/artifact", device)
+        engine = load_engine(repository / "decoder/1/artifact", device, warm_up=True)
     except BlipstreamError as exc:
         raise click.ClickException(str(exc)) from exc
-    engine.warm_up()
     lengths = sorted(set(LENGTHS))
     table = Table("batches", "captions/s", *(f"{length} tokens: p50, p99 ms" for length in lengths))
     for seed in range(rounds):

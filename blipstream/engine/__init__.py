@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoding engine: image_embeds and options in, captions out."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from blipstream.config import DType
@@ -11,10 +12,21 @@ from blipstream.engine.rows import RowEngine
 __all__ = ["WEIGHTS_NAME", "Caption", "Engine", "Request", "load_engine"]
 
 
-def load_engine(folder: Path, device: str = "cpu", dtype: DType | None = None) -> Engine:
+def load_engine(folder: Path, device: str = "cpu", dtype: DType | None = None, *, warm_up: bool = False) -> Engine:
     """The engine that suits a device, in the artifact's dtype unless told otherwise.
 
     Raises ArtifactError where the artifact is broken.
     """
-    kind = RowEngine if device == "cpu" else GraphedEngine
-    return kind.load(folder, device, dtype)
+
+    def load() -> Engine:
+        engine = (RowEngine if device == "cpu" else GraphedEngine).load(folder, device, dtype)
+        if warm_up:
+            engine.warm_up()
+        return engine
+
+    if device != "cpu":
+        return load()
+    # Each thread that computes gets helpers from OpenMP for as long as it lives, and once they are more than the
+    # processors, none spins any more: a step of another thread took 1.6 times as long. So this one ends
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(load).result()

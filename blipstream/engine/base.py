@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,15 +86,19 @@ class Engine(ABC):
         return engine
 
     def request(self, image_embeds: Tensor, options: DecodingOptions) -> Request:
-        """A request for one image, image_embeds [N, E] of any float dtype. Raises InvalidInput if it cannot be met."""
+        """A request for one image, image_embeds [N, E] of any float dtype, of which it keeps a copy.
+
+        Raises InvalidInput if it cannot be met.
+        """
         text = self.config.text
         if tuple(image_embeds.shape) != self.image_embeds_shape:
             raise InvalidInput(
                 f"image_embeds must have shape {list(self.image_embeds_shape)}, not {list(image_embeds.shape)}: "
                 "do they come from another checkpoint's encoder?"
             )
+        image_embeds = _copy(image_embeds)
         # on a GPU this would wait for the step under way; there, as here, what is no number harms its own request alone
-        if image_embeds.device.type == "cpu" and not image_embeds.isfinite().all():
+        if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
         request = Request(image_embeds, options, self._tokenizer.encode(options.prompt))
         if request.max_length > text.max_positions:
@@ -185,3 +190,19 @@ class Engine(ABC):
             Caption(self.text(request, each.ids), each.sequence_score, len(each.ids), each.token_scores)
             for each in sequences
         ]
+
+
+# Whoever asks has a thread of its own, in which torch would call upon OpenMP, to the detriment of the engine's thread
+# (see load_engine). So there it is numpy that computes, which has no bf16; nor do requests that come over a network.
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
+        return tensor.clone()
+    return torch.from_numpy(tensor.numpy().copy())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype == torch.float16:  # by the exponent: numpy's isfinite takes twenty times as long
+        return bool((tensor.numpy().view(np.uint16) & 0x7FFF).max() < 0x7C00)
+    return bool(tensor.isfinite().all())

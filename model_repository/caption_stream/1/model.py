@@ -22,8 +22,8 @@ class TritonPythonModel:
     def initialize(self, args):
         self.codes = {InvalidInput: pb_utils.TritonError.INVALID_ARG, Overloaded: pb_utils.TritonError.UNAVAILABLE}
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
-        engine = load_engine(Path(args["model_repository"], "../decoder", args["model_version"], "artifact"), device)
-        engine.warm_up()
+        folder = Path(args["model_repository"], "../decoder", args["model_version"], "artifact")
+        engine = load_engine(folder, device, warm_up=True)
         self.metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
         self.scheduler = Scheduler(engine, on_watch=self.metrics.watch, journal=Journal(args["model_name"]))
 
@@ -45,8 +45,7 @@ class TritonPythonModel:
         pixels = await self.call(request, "preprocess", images, "pixels")
         image_embeds = await self.call(request, "encoder", [pixels], "image_embeds")
         self.scheduler.arrive(1)
-        # a copy: the tensor's memory is Triton's, and used again once this returns
-        row = self.scheduler.engine.request(torch.from_dlpack(image_embeds.to_dlpack())[0].clone(), options)
+        row = self.scheduler.engine.request(torch.from_dlpack(image_embeds.to_dlpack())[0], options)
         row.id, row.trace_context = request.request_id(), request.trace().get_context()
         self.scheduler.submit(row, lambda piece: self.send(sender, row, lap, piece), sender.is_cancelled, streams=True)
 

@@ -18,8 +18,8 @@ from blipstream.scheduler import Scheduler
 class TritonPythonModel:
     def initialize(self, args):
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
-        engine = load_engine(Path(args["model_repository"], args["model_version"], "artifact"), device)
-        engine.warm_up()
+        folder = Path(args["model_repository"], args["model_version"], "artifact")
+        engine = load_engine(folder, device, warm_up=True)
         # what cannot start soon waits in Triton's queue, with its limits
         metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
         self.scheduler = Scheduler(engine, engine.max_rows, metrics.watch, Journal(args["model_name"]))
@@ -39,8 +39,7 @@ class TritonPythonModel:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         if "image_embeds" not in tensors:  # Triton lets an optional input stand for it
             raise InvalidInput("image_embeds must be given: send the encoder's output")
-        # a copy, since the tensor's memory is used again before the captions are finished
-        image_embeds = torch.from_dlpack(tensors["image_embeds"].to_dlpack()).clone()
+        image_embeds = torch.from_dlpack(tensors["image_embeds"].to_dlpack())
         self.scheduler.arrive(len(image_embeds))
         given = {name: tensors[name].as_numpy() for name in OPTION_NAMES if name in tensors}
         options = [

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token for token what transformers generates, alone and in any company."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from blipstream.engine import Engine, Request, load_engine
 from blipstream.errors import ArtifactError, InvalidInput
 from blipstream.options import DecodingOptions
+from blipstream.server import ROOT
 from tests.reference import Generated, Reference, relative_error
 
 PROMPTS = ["", "a", "a key to the left", "two strawberries on a", "zebra quark 7"]  # the last in many pieces
@@ -80,10 +83,48 @@ def test_prompts_of_mixed_length_in_one_batch(engine: Engine, reference: Referen
         assert_equal([request], reference.generate(embeds[None], option.prompt, max_new_tokens=option.max_tokens))
 
 
-def test_what_is_no_number_is_refused(engine: Engine, engine_kind: tuple[type[Engine], str]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_what_is_no_number_is_refused(
+    engine: Engine, engine_kind: tuple[type[Engine], str], dtype: torch.dtype
+) -> None:
     if engine_kind[1] == "cpu":
-        with pytest.raises(InvalidInput, match="image_embeds must be finite numbers"):
-            engine.request(torch.full(engine.image_embeds_shape, float("inf")), DecodingOptions())
+        for number in (float("inf"), float("-inf"), float("nan")):
+            image_embeds = torch.full(engine.image_embeds_shape, torch.finfo(dtype).min, dtype=dtype)
+            engine.request(image_embeds, DecodingOptions())
+            image_embeds[-1, -1] = number
+            with pytest.raises(InvalidInput, match="image_embeds must be finite numbers"):
+                engine.request(image_embeds, DecodingOptions())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_a_request_keeps_a_copy(engine: Engine, scene_embeds: Tensor, dtype: torch.dtype) -> None:
+    image_embeds = scene_embeds[0].to(dtype, copy=True)
+    request = engine.request(image_embeds, DecodingOptions())
+    image_embeds.zero_()
+    assert torch.equal(request.image_embeds.cpu(), scene_embeds[0].to(dtype).cpu())
+
+
+COUNT_THREADS = """
+import os, sys, time
+from pathlib import Path
+from blipstream.engine import load_engine
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+before = threads()
+load_engine(Path(sys.argv[1]), warm_up=True)
+deadline = time.monotonic() + 30
+while threads() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(threads() - before)
+"""
+
+
+def test_loading_leaves_no_threads(f32_artifacts: Path) -> None:
+    """More of OpenMP's threads than there are processors slow each other down."""
+    command = [sys.executable, "-c", COUNT_THREADS, str(f32_artifacts / "decoder/1/artifact")]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
 def test_rows_join_and_leave(
