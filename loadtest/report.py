@@ -129,7 +129,7 @@ def chart(result: dict[str, Any], path: Path) -> None:
     axes.set_title("Captions per second, more is better", loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(kinds), frameon=False, columnspacing=1.2)
     figure.supxlabel(conditions(result), fontsize=8, color="#6e6e6e", wrap=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
