@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import grpc
+import pytest
 
 from blipstream import server as module
 from blipstream.supervisor import (
@@ -196,12 +197,14 @@ def restarts(page: str) -> object:
 
 
 def wait_for_restarts(page: str, number: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 3 * LONG_IDLE_SECONDS
     while restarts(page) != number:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path) -> None:
     """With the real models, of which one is made to hang on demand."""
     repository = Path(shutil.copytree(artifacts, tmp_path / "models", symlinks=True))
