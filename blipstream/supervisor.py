@@ -230,8 +230,9 @@ class Supervisor:
                     return fault
                 if diagnosis.silence == 0:
                     self.health.note_caption()
-                somebody_waits = diagnosis.work_came(counts) or self.server.pending()
-                if diagnosis.silence >= (IDLE_SECONDS if somebody_waits else canary.pause):
+                if diagnosis.silence >= canary.pause or (
+                    diagnosis.silence >= IDLE_SECONDS and (diagnosis.work_came(counts) or self.server.pending())
+                ):
                     canary.send(counts)
                     diagnosis.awaited = True
 
