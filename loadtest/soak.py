@@ -33,7 +33,6 @@ from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from blipstream.config import CheckpointConfig
 from blipstream.errors import BlipstreamError
 from blipstream.serve import SAMPLES
 from blipstream.server import ROOT, SHARED_MEMORY, STUB, TritonServer
@@ -109,15 +108,15 @@ def _title(process: psutil.Process) -> str:
 
 def meet_batches(server: TritonServer) -> None:
     """Send batches of every size, from the largest to the smallest, to be captioned in a word."""
-    image_size = CheckpointConfig.load(server.repository / "decoder/1/artifact").vision.image_size
+    picture = next((ROOT / SAMPLES).glob("*.jpg")).read_bytes()
     with closing(InferenceServerClient(server.grpc_url.removeprefix("grpc://"))) as client:
-        largest = int(client.get_model_config("caption_pixels").config.max_batch_size)
+        largest = int(client.get_model_config("caption").config.max_batch_size)
         for size in range(largest, 0, -1):
-            images, tokens = np.zeros((size, image_size, image_size, 3), np.uint8), np.ones((size, 1), np.int32)
-            inputs = [InferInput("pixels", images.shape, "UINT8"), InferInput("max_tokens", tokens.shape, "INT32")]
+            images, tokens = np.full((size, 1), picture, np.object_), np.ones((size, 1), np.int32)
+            inputs = [InferInput("image", images.shape, "BYTES"), InferInput("max_tokens", tokens.shape, "INT32")]
             for tensor, data in zip(inputs, (images, tokens), strict=True):
                 tensor.set_data_from_numpy(data)
-            client.infer("caption_pixels", inputs)
+            client.infer("caption", inputs)
 
 
 def write_shards(folder: Path, images: int) -> int:
