@@ -192,8 +192,8 @@ class Engine(ABC):
         ]
 
 
-# Whoever asks has a thread of its own, in which torch would call upon OpenMP, to the detriment of the engine's thread
-# (see load_engine). So there it is numpy that computes, which has no bf16; nor do requests that come over a network.
+# Requests are made in another thread than the engine's. What torch computes there calls upon OpenMP, to the detriment
+# of the engine's thread (see load_engine), so f16, in which all requests come over the network, is numpy's.
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -146,9 +146,8 @@ def test_the_canary_knocks_at_each_door_in_turn_and_stays_where_it_is_refused() 
             send(canary)
         send(canary, ["caption"])
         send(canary, ["caption"])
-    assert knocks == ["caption", "stream", "caption"] + 3 * ["stream"] + ["stream", "caption", "stream"] + 2 * [
-        "caption"
-    ]
+    in_turn, refused, again = ["caption", "stream", "caption"], ["stream"] * 3, ["stream", "caption", "stream"]
+    assert knocks == [*in_turn, *refused, *again, "caption", "caption"]
 
 
 def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() -> None:
