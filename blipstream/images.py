@@ -6,7 +6,9 @@ where the reference clips it. Transparency is laid on white, as there; of animat
 """
 
 import ctypes
+import os
 import re
+import time
 import warnings
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -38,6 +40,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # libtiff writes a line for each fault that it finds, in some files one for each row of pixels.
 with suppress(AttributeError):  # where Pillow has it built in, or not at all
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+# of a progressive JPEG within a TIFF file, where only libtiff can count them
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", "16")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class ImageLimits:
     max_pixels: int = 100_000_000  # decoding takes 4 bytes a pixel, transparency 16
     max_side: int = 65_535  # pixels, as in JPEG
     max_scans: int = 16  # of a progressive JPEG of max_pixels; of a smaller one, more. Each passes over all pixels
+    max_seconds: float = (
+        10.0  # of a processor's time; a format that is read in one piece (WebP, most TIFF) may exceed it
+    )
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -148,11 +155,26 @@ def opened(data: bytes, limits: ImageLimits) -> Iterator[ImageFile]:
         )
     kind = _sniff(data)
     with _translated_errors(kind, data):
-        image = _FORMATS[kind][1](BytesIO(data))
+        image = _FORMATS[kind][1](_Timed(data, limits.max_seconds))
         _check_size(image, limits)
         if kind == "JPEG":
             _check_scans(image, data, limits)
         yield image
+
+
+class _Timed(BytesIO):
+    """A file that refuses to be read on once the thread has worked for too long."""
+
+    def __init__(self, data: bytes, seconds: float) -> None:
+        super().__init__(data)
+        self._seconds = seconds
+        self._end = time.thread_time() + seconds
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Raises InvalidInput."""
+        if time.thread_time() >= self._end:
+            raise InvalidInput(f"image must decode within {self._seconds:g} seconds: scale it down or save it anew")
+        return super().read(size)
 
 
 def _from_data_url(data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from blipstream.errors import InvalidInput
-from blipstream.images import LETTERBOX_COLOR, RESIZE_MODES, ImageLimits, load_pixels
+from blipstream.images import DEFAULT_LIMITS, LETTERBOX_COLOR, RESIZE_MODES, ImageLimits, load_pixels, opened
 from tests.blipstream.bad_images import BAD_IMAGES, BadImage, encode, png, png_chunk
 from tests.conftest import SAMPLES
 
@@ -391,6 +391,38 @@ def test_limits_are_not_pils(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for kind in ("JPEG", "PNG", "BMP", "GIF"):  # WebP and TIFF look at it once more, at twice the value
         load_pixels(encode(SMALL, kind), SIDE)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_what_takes_too_long_is_refused(kind: str) -> None:
+    data = encode(CHINA, kind)
+    load_pixels(data, 64)
+    with pytest.raises(InvalidInput, match=r"image must decode within 1e-09 seconds: scale it down or save it anew"):
+        load_pixels(data, 64, limits=ImageLimits(max_seconds=1e-9))
+
+
+def test_time_is_counted_from_piece_to_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(encode(ASTRONAUT, "PNG"), DEFAULT_LIMITS) as image:
+        monkeypatch.setattr("time.thread_time", lambda: 1e9)
+        with pytest.raises(InvalidInput, match="must decode within 10 seconds"):
+            image.load()
+
+
+def test_tiff_of_many_scans_is_refused() -> None:
+    """A progressive JPEG in its one strip, whose last scan comes again and again."""
+    progressive = encode(CHINA.convert("L"), "JPEG", progressive=True)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    load_pixels(jpeg_in_tiff(CHINA.size, progressive), 64)
+    with pytest.raises(InvalidInput, match="must be a whole TIFF file"):
+        load_pixels(jpeg_in_tiff(CHINA.size, progressive[:-2] + 20 * scan + progressive[-2:]), 64)
+
+
+def jpeg_in_tiff(size: tuple[int, int], strip: bytes) -> bytes:
+    width, height = size
+    tags = {256: width, 257: height, 258: 8, 259: 7, 262: 1, 273: 0, 277: 1, 278: height, 279: len(strip)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4  # where the strip begins
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    return b"".join([struct.pack("<4sIH", b"II*", 8, len(tags)), *entries, bytes(4), strip])
 
 
 def test_jpeg_of_endless_scans_is_refused() -> None:
