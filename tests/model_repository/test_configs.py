@@ -16,7 +16,7 @@ from blipstream_client._contract import OPTIONS
 from tests.conftest import ROOT
 
 REPOSITORY = ROOT / "model_repository"
-CONFIGS = sorted(REPOSITORY.glob("*/config.pbtxt")) + sorted(REPOSITORY.glob("*/configs/*.pbtxt"))
+CONFIGS = [path for name in ("config", "configs/*", "gpu_decode") for path in REPOSITORY.glob(f"*/{name}.pbtxt")]
 ADAPTERS = sorted(REPOSITORY.glob("*/1/model.py"))
 MAX_ADAPTER_LINES = 80
 
