@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE_REPOSITORY = ROOT / "model_repository"
 FINGERPRINT = "fingerprint"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
-GENERATED = Path("encoder/configs/tensorrt.pbtxt")  # the one config that a build writes; git ignores it
+# the configs that a build writes, and git ignores
+ENCODER_CONFIG = Path("encoder/configs/tensorrt.pbtxt")
+ENSEMBLE_CONFIGS = (Path("caption/configs/tensorrt.pbtxt"), Path("caption_pixels/configs/tensorrt.pbtxt"))
+GENERATED = (ENCODER_CONFIG, *ENSEMBLE_CONFIGS)
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,11 @@ class Artifact:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """An empty folder beside the artifact's, on the same disk, removed at the end unless installed."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            staged = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        except OSError as exc:
+            raise ArtifactError(f"{self.folder.parent} cannot hold artifacts: {exc.strerror}") from exc
         staged.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
         try:
             yield staged
@@ -78,17 +84,23 @@ def fingerprint(*parts: object, sources: tuple[Path, ...] = ()) -> str:
 
 
 def materialise(repository: Path) -> None:
-    """Copy the models' configs and adapters, which git tracks, to another folder; artifacts stay behind."""
+    """Copy the models' configs and adapters, which git tracks, to another folder; artifacts stay behind.
+
+    Each file is replaced at once, since a server may be started from the folder meanwhile.
+    """
     if repository.resolve() == SOURCE_REPOSITORY:
         return
     try:
         for pattern in ("*/config.pbtxt", "*/configs/*.pbtxt", "*/1/model.py"):
             for source in SOURCE_REPOSITORY.glob(pattern):
-                target = repository / source.relative_to(SOURCE_REPOSITORY)
-                if target == repository / GENERATED:
+                name = source.relative_to(SOURCE_REPOSITORY)
+                if name in GENERATED:
                     continue
+                target = repository / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                copy = target.with_name(f".{target.name}")
+                shutil.copyfile(source, copy)
+                copy.replace(target)
         # Triton wants a folder of each model's version, though an ensemble's stays empty
         for folder in SOURCE_REPOSITORY.glob("*/1"):
             (repository / folder.relative_to(SOURCE_REPOSITORY)).mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from blipstream.engine import load_engine
 from blipstream.errors import ArtifactError, BlipstreamError
 from checkpoint import Checkpoint
 from encoder_config import write_encoder_config
+from ensemble_config import write_ensemble_configs
 from export import export_decoder, export_openvino, export_torch
 from tensorrt_compile import PLAN, Plan, PlanOptions, compile_plan, reason_to_rebuild, stored_plan
 from verify import Report, verify
@@ -102,7 +103,6 @@ def build(
     resolve(dtype, chosen.device)
     checkpoint = Checkpoint.find(name)
     plan = _plan(checkpoint, chosen, dtype, plan_options)
-    materialise(repository)
     artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
     stale = {model: artifact for model, artifact in artifacts.items() if force or not artifact.is_current()}
     if plan and "encoder" not in stale:
@@ -115,9 +115,11 @@ def build(
         click.echo(f"installed {', '.join(stale)} in {repository}")
     else:
         click.echo(f"{repository} is up to date with {checkpoint.name}")
+    materialise(repository)
     if plan:
         image_size = CheckpointConfig.load(artifacts["encoder"].folder).vision.image_size
         write_encoder_config(repository, plan.options, image_size)
+        write_ensemble_configs(repository)
 
 
 def _renew(

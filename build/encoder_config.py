@@ -6,7 +6,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from artifacts import GENERATED
+from artifacts import ENCODER_CONFIG
 from blipstream.encoders.tensorrt import INPUT
 from tensorrt_compile import PlanOptions
 
@@ -29,7 +29,7 @@ def write_encoder_config(repository: Path, options: PlanOptions, image_size: int
         pixels.data_type = model_config_pb2.TYPE_UINT8
         pixels.dims.extend(shape)
         pixels.zero_data = True
-    target = repository / GENERATED
+    target = repository / ENCODER_CONFIG
     target.parent.mkdir(exist_ok=True)
     target.write_text(text_format.MessageToString(config), encoding="utf-8")
 

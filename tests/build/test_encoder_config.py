@@ -6,7 +6,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from artifacts import GENERATED, SOURCE_REPOSITORY, materialise
+from artifacts import ENCODER_CONFIG, SOURCE_REPOSITORY, materialise
 from blipstream.serve import config_name
 from encoder_config import CONFIG, graph_batches, write_encoder_config
 from tensorrt_compile import PlanOptions
@@ -19,7 +19,7 @@ def parse(path: Path) -> model_config_pb2.ModelConfig:
 def test_what_the_plan_says(tmp_path: Path) -> None:
     materialise(tmp_path)
     write_encoder_config(tmp_path, PlanOptions(opt_batch=24), 384)
-    generated = parse(tmp_path / GENERATED)
+    generated = parse(tmp_path / ENCODER_CONFIG)
     assert list(generated.dynamic_batching.preferred_batch_size) == [24]
     specs = {spec.batch_size: list(spec.input["pixels"].dim) for spec in generated.optimization.cuda.graph_spec}
     assert specs == {batch: [384, 384, 3] for batch in (1, 2, 4, 8, 16, 24, 32, 64)}

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bound on what is under way in the ensembles, for servers that know it."""
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from artifacts import ENSEMBLE_CONFIGS, SOURCE_REPOSITORY, materialise
+from ensemble_config import CONTAINER, MAX_INFLIGHT, write_ensemble_configs
+
+
+def parse(path: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def test_where_the_server_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    materialise(tmp_path)
+    monkeypatch.setenv(CONTAINER, "26.05")
+    write_ensemble_configs(tmp_path)
+    for generated in ENSEMBLE_CONFIGS:
+        config = parse(tmp_path / generated)
+        assert config.ensemble_scheduling.max_inflight_requests == MAX_INFLIGHT
+        config.ensemble_scheduling.ClearField("max_inflight_requests")
+        assert config == parse(SOURCE_REPOSITORY / generated.parts[0] / "config.pbtxt")
+
+
+@pytest.mark.parametrize("version", [None, "24.10", "26.03"])
+def test_where_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    """Not even what another server left there."""
+    materialise(tmp_path)
+    monkeypatch.setenv(CONTAINER, "26.05")
+    write_ensemble_configs(tmp_path)
+    monkeypatch.setenv(CONTAINER, version) if version else monkeypatch.delenv(CONTAINER)
+    write_ensemble_configs(tmp_path)
+    assert not any((tmp_path / generated).exists() for generated in ENSEMBLE_CONFIGS)
+
+
+def test_no_first_queue_reaches_it() -> None:
+    """Triton would block its front end there instead of refusing."""
+    for first in ("preprocess", "encoder"):
+        config = parse(SOURCE_REPOSITORY / first / "config.pbtxt")
+        computed = config.max_batch_size * sum(group.count or 1 for group in config.instance_group)
+        assert config.dynamic_batching.default_queue_policy.max_queue_size + computed < MAX_INFLIGHT
