@@ -39,7 +39,7 @@ demo: $(READY)  ## caption the sample images through a real Triton server, and s
 
 serve: build  ## until Ctrl-C
 	@exec $(BIN)/python -m blipstream.serve --repository $(REPOSITORY) --config $(CONFIG) \
-		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
 
 bench: $(READY)  ## transformers, the engine and Triton, side by side
 	$(BIN)/python loadtest/bench.py --device $(DEVICE)
@@ -82,16 +82,19 @@ TIDY = grep -vP '^(cuda-|nvidia-(?!nvimgcodec)|triton==)' \
 lock: $(READY)
 	$(COMPILE) --extra cpu --extra build --extra tracing --no-emit-package blipstream-client pyproject.toml | $(TIDY) > requirements.lock
 	$(COMPILE) --group dev --constraint requirements.lock | $(TIDY) > requirements-dev.lock
-	$(IMAGE) --extra build --extra tracing --no-emit-package blipstream-client --output-file deploy/requirements.lock \
-		pyproject.toml deploy/requirements.in
+	$(IMAGE) --extra build --extra gpu-decode --extra tracing --no-emit-package blipstream-client \
+		--output-file deploy/requirements.lock pyproject.toml deploy/requirements.in
 	$(IMAGE) --output-file deploy/loadtest.lock client/pyproject.toml deploy/loadtest.in
 
 audit: $(READY)  ## known vulnerabilities of the locked packages; fails with "NOT RUN" if nobody could be asked
-	$(BIN)/python deploy/audit.py $(LOCKS) deploy/requirements.lock deploy/loadtest.lock
+	$(BIN)/python deploy/audit.py $(AUDIT) $(LOCKS) deploy/requirements.lock deploy/loadtest.lock
 
-sbom: $(READY)  ## sbom.json: what is installed, for scanners
-	cat requirements.lock requirements-server.lock | $(BIN)/uvx --from 'cyclonedx-bom[json-validation]==7.5.0' \
-		cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml --output-file sbom.json -
+SBOM = $(BIN)/uvx --from cyclonedx-bom==7.5.0 \
+	cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml
+
+sbom: $(READY)  ## what is installed here and in the CPU image, and in the GPU image, for scanners
+	cat requirements.lock requirements-server.lock | $(SBOM) --output-file sbom.json -
+	$(SBOM) --output-file sbom-gpu.json deploy/requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png

@@ -49,10 +49,17 @@ def judge(lock: Path, packages: list[dict[str, Any]]) -> list[str]:
 
 
 @click.command()
+@click.option("--if-possible", is_flag=True, help="It is no failure that nobody could be asked.")
 @click.argument("locks", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-def main(locks: tuple[Path, ...]) -> None:
+def main(locks: tuple[Path, ...], if_possible: bool) -> None:
     """Ask the Python Package Index about every package in LOCKS."""
-    lines = [line for lock in locks for line in judge(lock, audit(lock))]
+    try:
+        lines = [line for lock in locks for line in judge(lock, audit(lock))]
+    except NotRun as error:
+        if not if_possible:
+            raise
+        error.show()
+        return
     click.echo("\n".join(lines) or f"no known vulnerability in {len(locks)} lock files")
     sys.exit(bool(lines))
 

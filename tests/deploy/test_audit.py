@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
+import audit
 from audit import judge
 
 LOCK = Path("some.lock")
@@ -29,3 +31,15 @@ def test_silence_is_no_good_news(packages: list[dict[str, Any]]) -> None:
     with pytest.raises(click.ClickException, match=r"NOT RUN for some\.lock") as caught:
         judge(LOCK, packages)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("options", "status"), [([], 3), (["--if-possible"], 0)])
+def test_whether_silence_is_a_failure(
+    options: list[str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "audit", lambda lock: [UNKNOWN])  # noqa: ARG005 - as where there is no network
+    lock = tmp_path / "some.lock"
+    lock.touch()
+    result = CliRunner().invoke(audit.main, [*options, str(lock)])
+    assert result.exit_code == status
+    assert f"NOT RUN for {lock}" in result.stderr
