@@ -18,6 +18,7 @@ DEFAULT = Path(__file__).resolve().parent / "mix.yaml"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ORIGINAL = "original"
 JPEG_QUALITY = 90
+TAIL_BYTES = 8  # behind each image, at random: no decoder reads them, and no response cache has seen them
 
 T = TypeVar("T")
 
@@ -69,7 +70,8 @@ class Mix:
         options = {
             name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
         }
-        return Request(kind, size, rng.choice(self.images[size]), options, kind in self.streams)
+        image = rng.choice(self.images[size]) + rng.randbytes(TAIL_BYTES)
+        return Request(kind, size, image, options, kind in self.streams)
 
 
 def load(path: Path) -> Mix:
