@@ -10,6 +10,7 @@ serves in memory, so that a repository may be built anew under it.
 """
 
 import logging
+import os
 import re
 import secrets
 import shlex
@@ -27,18 +28,23 @@ from blipstream.errors import BlipstreamError, ServerError
 from blipstream.health import Health, HealthServer
 from blipstream.server import ROOT, TritonServer, adopt_orphans
 from blipstream.supervisor import Supervisor, picture
+from blipstream.tls import TLS
 
 DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself, unless the build wrote one for its plan
+ADMIN_KEY = "BLIPSTREAM_ADMIN_KEY"  # no option: arguments are seen by whoever lists processes
 SAMPLES = Path("build/demo/samples")
+
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 stopping = Event()
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
-@click.option(
-    "--config", envvar="BLIPSTREAM_CONFIG", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt."
+@click.command(
+    context_settings={"show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
+    epilog="Each option is an environment variable, too, such as BLIPSTREAM_CACHE_MB.",
 )
+@click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
+@click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--http-port", default=8000, help="0 for any free port.")
 @click.option("--grpc-port", default=8001, help="0 for any free port.")
@@ -47,10 +53,13 @@ stopping = Event()
     "--health-port", type=int, help="/livez, /readyz, /healthz, /metrics.  [default: the one above the metrics port]"
 )
 @click.option("--cache-mb", type=click.IntRange(min=0), default=64, help="Response cache in MB; 0 for none.")
+@click.option("--tls-certificate", type=FILE, help="PEM: gRPC speaks TLS, and HTTP is for this machine alone.")
+@click.option("--tls-key", type=FILE, help="PEM, unencrypted.  [default: in the same file]")
+@click.option("--tls-client-ca", type=FILE, help="PEM: gRPC clients must have a certificate of this authority.")
 @click.option(
     "--admin-key-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The administrative APIs are for those who have the key in it. Without it, or empty: for nobody.",
+    type=FILE,
+    help=f"The administrative APIs are for those who have the key in it, or in {ADMIN_KEY}. Without: for nobody.",
 )
 @click.option("--log", "log_path", type=click.Path(path_type=Path), help="Triton's log; temporary if not given.")
 @click.option("--log-requests", is_flag=True, help="A line of JSON in it for each request.")
@@ -69,6 +78,9 @@ def main(
     metrics_port: int,
     health_port: int | None,
     cache_mb: int,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
     admin_key_file: Path | None,
     log_path: Path | None,
     log_requests: bool,
@@ -92,6 +104,7 @@ def main(
             grpc_port=grpc_port,
             metrics_port=metrics_port,
             cache_bytes=cache_mb << 20,
+            tls=tls(tls_certificate, tls_key, tls_client_ca),
             admin_key=read_admin_key(admin_key_file),
             traces=traces,
             trace_every=trace_every,
@@ -137,13 +150,23 @@ def config_name(repository: Path, config: str) -> str | None:
     return None
 
 
+def tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TLS | None:
+    """What the options say of TLS, if anything."""
+    if certificate is not None:
+        return TLS(certificate, key or certificate, client_ca)
+    if key or client_ca:
+        raise ServerError("--tls-key and --tls-client-ca go with a --tls-certificate: give that too")
+    return None
+
+
 def read_admin_key(file: Path | None) -> str:
-    """The key in a file, or a random one that nobody knows."""
-    key = file.read_text(encoding="utf-8", errors="replace").strip() if file else ""
+    """The key in a file or in ADMIN_KEY, or a random one that nobody knows."""
+    given = os.environ.pop(ADMIN_KEY, "")  # no model's process has to know it
+    key = (file.read_text(encoding="utf-8", errors="replace") if file else given).strip()
     key = key or secrets.token_hex(32)
     if not re.fullmatch(r"[\w-]+", key, re.ASCII):  # Triton's option has its own meaning for , : and =
         raise ServerError(
-            f"the key in {file} must be letters, digits, - and _ alone: make one by `openssl rand -hex 32`"
+            f"the key in {file or ADMIN_KEY} must be letters, digits, - and _ alone: make one by `openssl rand -hex 32`"
         )
     return key
 
@@ -151,7 +174,7 @@ def read_admin_key(file: Path | None) -> str:
 def check_serves(server: TritonServer) -> None:
     """Caption one image over gRPC: models may be ready and yet fail."""
     try:
-        with blipstream_client.Client(server.grpc_url) as client:
+        with blipstream_client.Client(server.own_url) as client:
             client.caption(picture())
     except blipstream_client.BlipstreamError as error:
         raise ServerError(f"the server is ready, but its first caption failed: {error}") from error
@@ -165,7 +188,7 @@ def welcome(server: TritonServer, health_port: int) -> str:
     shown = SAMPLES / sample.name if sample else Path("photo.jpg")
     command = Path(sys.prefix, "bin", "blipstream")
     name = command.relative_to(ROOT) if command.is_relative_to(ROOT) else command
-    lines += ["try it:", f"  {name} caption {shown} --url {server.grpc_url}"]
+    lines += ["try it:", f"  {name} caption {shown} --url {server.own_url}"]
     if sample:
         lines.append(f"  {curl(server.http_url, shown, sample.stat().st_size)}")
     return "\n".join([*lines, "Ctrl-C stops it"])

@@ -24,6 +24,7 @@ import sysconfig
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -33,9 +34,11 @@ from typing import BinaryIO, NamedTuple, Self
 from blipstream import backpressure
 from blipstream.errors import ServerError
 from blipstream.journal import ENDPOINT, LOG_REQUESTS, SERVICE
+from blipstream.tls import TLS
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstream/
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+LOOPBACK = "127.0.0.1"
 STUB = "triton_python_backend_stub"
 # what can read or change a server beyond captions: memory regions, files that logs and traces go to, models
 ADMIN_APIS = "shared-memory,model-repository,trace,logging"
@@ -51,6 +54,7 @@ POLL_SECONDS = 0.1
 REAP_SECONDS = 1.0
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl.h
 METRICS_SECONDS = 1.0  # for the server to tell its figures
+LOG_BYTES = 16 << 20  # of the log, which then begins anew: the one before lies beside it as FILE.1
 GRACE_SECONDS = 5  # beyond Triton's own exit timeout, before SIGKILL
 
 # Runs as a process of its own, which then becomes tritonserver: if this one dies, the server gets SIGTERM.
@@ -150,12 +154,13 @@ class TritonServer:
     repository: Path
     _: KW_ONLY
     config: str | None = None  # configs/NAME.pbtxt instead of config.pbtxt
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     http_port: int = 8000  # 0: any free port
     grpc_port: int = 8001
     metrics_port: int = 8002
     cache_bytes: int = 0  # response cache; 0: none
-    admin_key: str | None = field(default=None, repr=False)  # what ADMIN_APIS ask for; None: they are open
+    tls: TLS | None = None  # at the gRPC port; HTTP, which Triton cannot encrypt, is then for this machine alone
+    admin_key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)  # what ADMIN_APIS ask for
     traces: str | None = None  # OpenTelemetry collector that takes spans, as http://localhost:4318/v1/traces
     trace_every: int = 1  # requests, of which one is traced
     log_requests: bool = False  # a line of JSON in the log for each request
@@ -191,12 +196,17 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """Where HTTP requests go."""
-        return f"http://{self.reachable}:{self.http_port}"
+        return f"http://{_reachable(self._http_host)}:{self.http_port}"
 
     @property
     def grpc_url(self) -> str:
         """Where gRPC requests go."""
-        return f"grpc://{self.reachable}:{self.grpc_port}"
+        return f"{'grpcs' if self.tls else 'grpc'}://{self.reachable}:{self.grpc_port}"
+
+    @property
+    def own_url(self) -> str:
+        """Where this machine asks, which has no certificate to show."""
+        return self.http_url if self.tls else self.grpc_url
 
     @property
     def metrics_url(self) -> str:
@@ -206,7 +216,11 @@ class TritonServer:
     @property
     def reachable(self) -> str:
         """The host to ask from this machine."""
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104
+        return _reachable(self.host)
+
+    @property
+    def _http_host(self) -> str:
+        return LOOPBACK if self.tls else self.host
 
     @property
     def pid(self) -> int:
@@ -264,6 +278,7 @@ class TritonServer:
         """Raise ServerError if the server died, or one of its models' processes: Triton restarts none."""
         exited = self._exited()
         self._show_log()
+        self._rotate_log()
         if exited is not None:
             raise self._failure(_exit_words(exited))
         children = self._children()
@@ -304,8 +319,11 @@ class TritonServer:
                 text = page.read().decode()
         except (OSError, http.client.HTTPException):
             return {}
-        found = re.findall(rf'^{metric}\{{model="([^"]+)",.*\}} (\d+)', text, re.MULTILINE)
-        return {model: int(count) for model, count in found}
+        # a model on GPUs has a line for each, with the GPU's label before its own
+        figures: Counter[str] = Counter()
+        for model, figure in re.findall(rf'^{metric}\{{(?:.*,)?model="([^"]+)".*\}} (\d+)', text, re.MULTILINE):
+            figures[model] += int(figure)
+        return dict(figures)
 
     def stop(self) -> None:
         """Stop the server and remove what it left, whatever state it is in.
@@ -322,7 +340,8 @@ class TritonServer:
             shutil.rmtree(self._folder)
             self._folder = None
             if self.log_path is not None and not self._keep_log:
-                self.log_path.unlink(missing_ok=True)
+                for log in (self.log_path, _before(self.log_path)):
+                    log.unlink(missing_ok=True)
                 self.log_path = None
 
     def kill(self) -> None:
@@ -364,6 +383,16 @@ class TritonServer:
             sys.stdout.write(new.decode(errors="replace"))
             sys.stdout.flush()
 
+    def _rotate_log(self) -> None:
+        """Begin anew where the log is long; what Triton says at that very moment may be lost."""
+        if self.log_path is None or not self.log_path.is_file() or self.log_path.stat().st_size <= LOG_BYTES:
+            return
+        with suppress(OSError):  # a full disk, which this makes room on
+            shutil.copyfile(self.log_path, _before(self.log_path))
+        with suppress(OSError):
+            os.truncate(self.log_path, 0)
+            self._shown = self._log_began = 0
+
     def _children(self) -> dict[int, str]:
         """The server's own children and their states."""
         return {pid: process.state for pid, process in _group(self.pid).items() if process.parent == self.pid}
@@ -381,7 +410,7 @@ class TritonServer:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(self.reachable, self.http_port, timeout=5)
+        connection = http.client.HTTPConnection(_reachable(self._http_host), self.http_port, timeout=5)
         try:
             connection.request("GET", "/v2/health/ready")
             return connection.getresponse().status == http.HTTPStatus.OK
@@ -392,9 +421,13 @@ class TritonServer:
 
     def _free_ports(self) -> list[int]:
         """Bind all three ports at once, so that chosen ones differ, and let them go."""
-        wanted = {"HTTP": self.http_port, "gRPC": self.grpc_port, "metrics": self.metrics_port}
+        wanted = [
+            (self._http_host, "HTTP", self.http_port),
+            (self.host, "gRPC", self.grpc_port),
+            (self.host, "metrics", self.metrics_port),
+        ]
         with ExitStack() as stack:
-            return [stack.enter_context(_bind(self.host, *item)).getsockname()[1] for item in wanted.items()]
+            return [stack.enter_context(_bind(*each)).getsockname()[1] for each in wanted]
 
     def _options(self, installation: Installation, folder: Path) -> list[str]:
         options = {
@@ -403,7 +436,7 @@ class TritonServer:
             "exit-on-error": "true",
             "strict-readiness": "true",
             "exit-timeout-secs": self.exit_timeout,
-            "http-address": self.host,
+            "http-address": self._http_host,
             "http-port": self.http_port,
             "grpc-address": self.host,
             "grpc-port": self.grpc_port,
@@ -420,9 +453,10 @@ class TritonServer:
             options["log-verbose"] = self.verbose
         if self.cache_bytes:
             options["cache-config"] = f"local,size={self.cache_bytes}"
-        if self.admin_key is not None:
-            restriction = f"{ADMIN_APIS}:{ADMIN_HEADER}={self.admin_key}"
-            options |= {"http-restricted-api": restriction, "grpc-restricted-protocol": restriction}
+        restriction = f"{ADMIN_APIS}:{ADMIN_HEADER}={self.admin_key}"
+        options |= {"http-restricted-api": restriction, "grpc-restricted-protocol": restriction}
+        if self.tls:
+            options |= self.tls.options
         if installation.caches:
             options["cache-directory"] = installation.caches
         if installation.python_backend:
@@ -433,7 +467,7 @@ class TritonServer:
 
     def _journal_environment(self) -> dict[str, str]:
         """What the models' journals are asked for."""
-        return ({ENDPOINT: self.traces} if self.traces else {}) | ({LOG_REQUESTS: "1"} if self.log_requests else {})
+        return ({ENDPOINT: self.traces} if self.traces else {}) | {LOG_REQUESTS: "1" if self.log_requests else ""}
 
     def _trace_options(self) -> list[str]:
         """Triton's spans: each model's, with its queue."""
@@ -471,6 +505,11 @@ def _checkpoint(repository: Path) -> str | None:
         return None
 
 
+def _reachable(host: str) -> str:
+    """Where this machine reaches who listens there."""
+    return LOOPBACK if host == "0.0.0.0" else host  # noqa: S104
+
+
 def _bind(host: str, protocol: str, port: int) -> socket.socket:
     option = f"--{protocol.lower()}-port"
     if not 0 <= port < 1 << 16:
@@ -488,9 +527,17 @@ def _bind(host: str, protocol: str, port: int) -> socket.socket:
 
 def _create(log: Path) -> BinaryIO:
     try:
-        return log.open("wb")
+        file = log.open("ab")  # so that Triton goes on at the end of what was cut short
+        if log.is_file():
+            file.truncate(0)
+        return file
     except OSError as error:
         raise ServerError(f"the log {log} cannot be written ({error.strerror}): choose another with --log") from error
+
+
+def _before(log: Path) -> Path:
+    """Where the log lies that this one followed."""
+    return log.with_name(f"{log.name}.1")
 
 
 def _lay_side_by_side(files: tuple[Path, ...], folder: Path) -> Path:

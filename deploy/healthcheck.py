@@ -20,7 +20,7 @@ RETRY_SECONDS = 0.5
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--url", default="grpc://127.0.0.1:8001", help="The server's address.")
+@click.option("--url", default="http://127.0.0.1:8000", help="The server's address.")
 @click.option("--health-url", default="http://127.0.0.1:8003", help="The supervisor's address.")
 @click.option("--level", type=click.Choice(["live", "ready", "captioning"]), default="captioning", help="What to ask.")
 @click.option("--timeout", default=10.0, help="Seconds for the answer to come.")

@@ -153,6 +153,15 @@ def test_unknown_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.stderr == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt\n"
 
 
+def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers get them: an empty variable is none."""
+    monkeypatch.setattr(serve, "stop_on_signals", lambda: None)
+    environment = {"BLIPSTREAM_REPOSITORY": str(write_repository(tmp_path)), "BLIPSTREAM_CONFIG": "typo"}
+    environment |= dict.fromkeys(("BLIPSTREAM_LOG_REQUESTS", "BLIPSTREAM_TRACES", "BLIPSTREAM_TLS_CERTIFICATE"), "")
+    result = CliRunner(env=environment).invoke(serve.main)
+    assert result.stderr == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt\n"
+
+
 @pytest.mark.parametrize("config", ["tensorrt", "default"])
 def test_default_configuration(tmp_path: Path, config: str) -> None:
     assert serve.config_name(tmp_path, config) is None
@@ -170,6 +179,15 @@ def test_no_key_lets_nobody_in(tmp_path: Path) -> None:
     keys = {serve.read_admin_key(each) for each in (file, file, None, None)}
     assert len(keys) == 4
     assert all(len(key) == 64 for key in keys)
+
+
+def test_the_admin_key_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(serve.ADMIN_KEY, "s3cret")
+    assert serve.read_admin_key(None) == "s3cret"
+    assert serve.ADMIN_KEY not in os.environ  # which the models' processes get
+    monkeypatch.setenv(serve.ADMIN_KEY, "two words")
+    with pytest.raises(ServerError, match="the key in BLIPSTREAM_ADMIN_KEY must be letters"):
+        serve.read_admin_key(None)
 
 
 @pytest.mark.parametrize("key", ["two words", "a:b", "a=b", "a,b", "schlüssel"])

@@ -12,7 +12,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -73,7 +75,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     yield
     assert not leftovers()
-    assert not [path for path in (tmp_path / "tmp").iterdir() if path.suffix != ".log"]
+    assert not [path for path in (tmp_path / "tmp").iterdir() if ".log" not in path.name]
 
 
 def leftovers() -> list[Any]:
@@ -285,10 +287,10 @@ def test_administrative_apis_need_the_key(repository: Path) -> None:
         assert "s3cret" not in (server.log_path or Path()).read_text()
 
 
-def test_administrative_apis_are_open_without_a_key(repository: Path) -> None:
+def test_administrative_apis_are_closed_unless_one_gives_a_key(repository: Path) -> None:
     with TritonServer(repository, **ANY) as server:
-        assert status(server, "/v2/repository/index") == 200
-        assert grpc_status(server) == "OK"
+        assert status(server, "/v2/repository/index") == 403
+        assert "This protocol is restricted" in grpc_status(server)
 
 
 def test_shows_each_line_of_the_log_once(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,3 +300,52 @@ def test_shows_each_line_of_the_log_once(repository: Path, capsys: pytest.Captur
     output = capsys.readouterr().out
     assert output.count("Started HTTPService") == 1
     assert output.count("Signal (15) received") == 1
+
+
+def test_a_long_log_begins_anew(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "double/1/model.py").write_text(
+        DOUBLE.replace(
+            "def execute(self, requests):", 'def execute(self, requests):\n        print("hello", flush=True)'
+        )
+    )
+    with TritonServer(repository, show_log=True, **ANY) as server:
+        assert server.log_path is not None
+        infer(server, [1])
+        server.check()
+        monkeypatch.setattr(module, "LOG_BYTES", server.log_path.stat().st_size - 1)
+        server.check()
+        assert server.log_path.stat().st_size == 0
+        assert "Started HTTPService" in server.log_path.with_name(f"{server.log_path.name}.1").read_text()
+        infer(server, [2])
+        assert server.log_path.read_bytes() == b"hello\n"  # with no hole before it
+        os.kill(running_stubs(server)[0], signal.SIGKILL)
+        with pytest.raises(ServerError, match="the process of model 'double' died"):
+            watch(server)
+    assert capsys.readouterr().out.count("hello") == 2
+
+
+METRICS = b"""\
+# TYPE nv_inference_count counter
+nv_inference_count{gpu_uuid="GPU-1",model="decoder",version="1"} 3
+nv_inference_count{gpu_uuid="GPU-2",model="decoder",version="1"} 4
+nv_inference_count{model="preprocess",version="1"} 9
+nv_inference_exec_count{model="preprocess",version="1"} 2
+"""
+
+
+def test_counts_of_models_on_gpus(tmp_path: Path) -> None:
+    """As Triton writes them where there are any."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(METRICS)
+
+    with HTTPServer(("127.0.0.1", 0), Page) as page:
+        thread = Thread(target=page.handle_request)
+        thread.start()
+        assert TritonServer(tmp_path, metrics_port=page.server_port).counts() == {"decoder": 7, "preprocess": 9}
+        thread.join()
