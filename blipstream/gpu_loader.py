@@ -7,12 +7,12 @@ way over the CPU, which knows all formats and words all errors.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from nvidia import nvimgcodec
 from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -23,6 +23,11 @@ from blipstream.errors import InvalidInput, ServerError
 from blipstream.gpu_resize import can_resize, resize
 from blipstream.images import DEFAULT_LIMITS, RESIZE_MODES, TURNS, Box, Pixels, Turn, in_square, opened, orientation
 from blipstream.loader import ImageLoader
+
+try:
+    from nvidia import nvimgcodec
+except ImportError as error:
+    raise ServerError("decoding on a GPU needs nvImageCodec: pip install 'blipstream[gpu-decode]'") from error
 
 BATCH_PIXELS = 2**26  # that are decoded together: 200 MB as bytes; one image of 100 million is 1.2 GB as f32
 
@@ -57,23 +62,28 @@ class GPUImageLoader(ImageLoader):
         self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False, sample_format=nvimgcodec.P_RGB)
         Image.new("RGB", (16, 16)).save(probe := BytesIO(), "JPEG")
         if None in self._decode([nvimgcodec.CodeStream(probe.getvalue())]):
-            raise ServerError("nvImageCodec cannot decode JPEG files here: pip install nvidia-nvjpeg-cu12 for CUDA 12")
+            raise ServerError("nvImageCodec finds no nvJPEG here: pip install 'blipstream[gpu-decode]'")
 
     def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | InvalidInput]:
         """Each image's pixels, or why there are none."""
         results: dict[int, Pixels | InvalidInput] = {}
         jobs = filter(None, map(self._plan, range(len(images)), images, modes))
         for batch in _batches(jobs):
-            decoded = self._decode([job.stream for job in batch])
-            resized = [  # all under way before the first is waited for
-                (job.number, resize(_upright(pixels, job.turn), job.size, job.box).permute(1, 2, 0).contiguous())
-                for job, pixels in zip(batch, decoded, strict=True)
-                if pixels is not None
-            ]
-            results |= {number: in_square(pixels.cpu().numpy(), self.image_size) for number, pixels in resized}
+            with suppress(RuntimeError):  # of a GPU without memory, say
+                results |= self._load_batch(batch)
         rest = [index for index in range(len(images)) if index not in results]
         results |= zip(rest, super().load([images[i] for i in rest], [modes[i] for i in rest]), strict=True)
         return [results[index] for index in range(len(images))]
+
+    def _load_batch(self, batch: list[_Job]) -> dict[int, Pixels]:
+        """The pixels of those that decode, by their numbers."""
+        decoded = self._decode([job.stream for job in batch])
+        resized = [  # all under way before the first is waited for
+            (job.number, resize(_upright(pixels, job.turn), job.size, job.box).permute(1, 2, 0).contiguous())
+            for job, pixels in zip(batch, decoded, strict=True)
+            if pixels is not None
+        ]
+        return {number: in_square(pixels.cpu().numpy(), self.image_size) for number, pixels in resized}
 
     def _plan(self, number: int, data: bytes, mode: str) -> _Job | None:
         """What to do with an image; None leaves it to the CPU, and whatever is wrong with it as well."""

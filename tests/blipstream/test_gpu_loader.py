@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from blipstream.errors import InvalidInput
-from blipstream.images import RESIZE_MODES, Pixels, load_pixels
+from blipstream.gpu_resize import resize
+from blipstream.images import RESIZE_MODES, Box, Pixels, load_pixels
 from tests.blipstream.bad_images import BAD_IMAGES, encode
 from tests.blipstream.test_gpu_resize import noise
 from tests.blipstream.test_images import ASTRONAUT, CHINA, FLOWER, FORMATS, ORIENTATIONS
 
-pytest.importorskip("nvidia.nvimgcodec", reason="pip install nvidia-nvimgcodec-cu12")
+pytest.importorskip("nvidia.nvimgcodec", reason="pip install nvidia-nvimgcodec-cu13")
 
 from blipstream import gpu_loader
 from blipstream.gpu_loader import GPUImageLoader
@@ -122,6 +125,25 @@ def test_batches_are_bounded(loader: GPUImageLoader, decoded: list[int], monkeyp
     files.insert(3, encode(ASTRONAUT, "JPEG"))  # larger than a batch
     loaded = loader.load(files, ["stretch"] * len(files))
     assert decoded == [3, 1, 5, 4]
+    for file, pixels in zip(files, loaded, strict=True):
+        assert_loaded(pixels, load_pixels(file, SIDE))
+
+
+def test_a_batch_that_fails_goes_over_the_cpu(loader: GPUImageLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the batches beside it do not."""
+    files = [encode(image, "JPEG") for image in (CHINA, ASTRONAUT, FLOWER)]
+    batches = []
+
+    def fail_if_square(pixels: Tensor, size: tuple[int, int], box: Box) -> Tensor:
+        batches.append(pixels.shape)
+        if pixels.shape[1] == pixels.shape[2]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return resize(pixels, size, box)
+
+    monkeypatch.setattr(gpu_loader, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(gpu_loader, "resize", fail_if_square)
+    loaded = loader.load(files, ["stretch"] * len(files))
+    assert len(batches) == len(files)
     for file, pixels in zip(files, loaded, strict=True):
         assert_loaded(pixels, load_pixels(file, SIDE))
 
