@@ -24,8 +24,6 @@ class Graphs(Generic[T]):
         self._device = device
         self._seen: set[Hashable] = set()
         self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, T]] = {}
-        # what a graph needs in between, the others may use too: they run one after another, and results stay apart
-        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
 
     def run(self, key: Hashable, function: Callable[[], T]) -> T:
         """What `function` returns; a replay writes it to the same place as the last one."""
@@ -34,7 +32,11 @@ class Graphs(Generic[T]):
             return function()
         if key not in self._recorded:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
+            # what a graph needs in between, the others may use too: they run one after another, and results stay apart.
+            # Their pool ends with the last of them, so it is asked of one that is there
+            pool = next((other.pool() for other, _ in self._recorded.values()), None)
+            # thread_local, since requests arrive in other threads, which may call then what a recording must not
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
                 result = function()
             self._recorded[key] = (graph, result)
         graph, result = self._recorded[key]

@@ -86,7 +86,7 @@ class Engine(ABC):
         return engine
 
     def request(self, image_embeds: Tensor, options: DecodingOptions) -> Request:
-        """A request for one image, image_embeds [N, E] of any float dtype, of which it keeps a copy.
+        """A request for one image, image_embeds [N, E] of any float dtype on any device, of which it keeps a copy.
 
         Raises InvalidInput if it cannot be met.
         """
@@ -96,11 +96,10 @@ class Engine(ABC):
                 f"image_embeds must have shape {list(self.image_embeds_shape)}, not {list(image_embeds.shape)}: "
                 "do they come from another checkpoint's encoder?"
             )
-        image_embeds = _copy(image_embeds)
         # on a GPU this would wait for the step under way; there, as here, what is no number harms its own request alone
         if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
-        request = Request(image_embeds, options, self._tokenizer.encode(options.prompt))
+        request = Request(self._copy(image_embeds), options, self._tokenizer.encode(options.prompt))
         if request.max_length > text.max_positions:
             raise InvalidInput(
                 f"prompt and max_tokens together must fit {text.max_positions} positions, but the prompt takes "
@@ -148,7 +147,7 @@ class Engine(ABC):
 
     def warm_up(self) -> None:
         """Do what would make the first requests wait: greedy captions in each number that comes up."""
-        image_embeds = self._decoder.head_bias.new_zeros(self.image_embeds_shape)
+        image_embeds = torch.zeros(self.image_embeds_shape)
         options = DecodingOptions(max_tokens=2)
         for count in self.warm_up_counts:
             self.generate(self.request(image_embeds, options) for _ in range(count))
@@ -169,6 +168,12 @@ class Engine(ABC):
     def reset(self) -> None:
         """Forget all requests."""
         self._waiting.clear()
+
+    def _copy(self, image_embeds: Tensor) -> Tensor:
+        """A request's own, on the engine's device."""
+        if image_embeds.device.type != "cpu" or image_embeds.dtype == torch.bfloat16:
+            return image_embeds.to("cpu", copy=True)
+        return torch.from_numpy(image_embeds.numpy().copy())
 
     def _admit(self, rows: int) -> list[Request]:
         """Take up waiting requests, in their order, beside those that may come to have `rows`."""
@@ -194,12 +199,6 @@ class Engine(ABC):
 
 # Requests are made in another thread than the engine's. What torch computes there calls upon OpenMP, to the detriment
 # of the engine's thread (see load_engine), so f16, in which all requests come over the network, is numpy's.
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    if tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
-        return tensor.clone()
-    return torch.from_numpy(tensor.numpy().copy())
 
 
 def _is_finite(tensor: Tensor) -> bool:

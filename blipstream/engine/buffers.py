@@ -13,8 +13,9 @@ def length_bucket(length: int) -> int:
     return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
 
 
-def grown(buffer: Tensor, shape: Sequence[int]) -> Tensor:
-    """A larger buffer with the same content in its corner."""
-    larger = buffer.new_zeros(shape)  # zeros: what lies beyond a row's end is masked, yet must not be NaN
-    larger[tuple(slice(size) for size in buffer.shape)] = buffer
-    return larger
+def resized(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    """A buffer of another size with the same content in the corner that both have."""
+    other = buffer.new_zeros(shape)  # zeros: what lies beyond a row's end is masked, yet must not be NaN
+    corner = tuple(slice(min(sizes)) for sizes in zip(buffer.shape, shape, strict=True))
+    other[corner] = buffer[corner]
+    return other

@@ -18,6 +18,7 @@ from blipstream.options import DecodingOptions
 from blipstream.tokenizer import Tokenizer
 
 MAX_ROWS = 512
+ROOM_TO_KEEP = 2**16  # tokens; on base in f16 2.4 GB. With more, lanes give back what is not in use before one grows
 
 
 class GraphedEngine(Engine):
@@ -30,6 +31,8 @@ class GraphedEngine(Engine):
         self._device = decoder.head_bias.device
         if self._device.type == "cuda":
             self.warm_up_counts = WARM_UP_SIZES
+            # PyTorch hands out few streams, again and again; of this priority, none records a graph
+            self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         self._lanes: dict[tuple[str, int], Lane] = {}
 
     @torch.inference_mode()
@@ -60,12 +63,25 @@ class GraphedEngine(Engine):
         for lane in self._lanes.values():
             lane.drop(request)
 
+    def _copy(self, image_embeds: Tensor) -> Tensor:
+        """See Engine. What lies on a GPU must be written already, as Triton's Python backend sees to."""
+        if self._device.type != "cuda":
+            return super()._copy(image_embeds)
+        # Triton takes the original back at once, and on the engine's stream the copy would wait for the step under way
+        with torch.cuda.stream(self._copies):
+            copy = image_embeds.to(self._decoder.head_bias, copy=True)
+        self._copies.synchronize()
+        return copy  # the request holds it until the step that reads it has ended, so no other gets its memory before
+
     def _join(self) -> None:
         """Give those that are taken up a slot in their lane."""
         joined: dict[Lane, list[Request]] = {}
         for request in self._admit(self.rows):
             joined.setdefault(self._lane(request.options), []).append(request)
         for lane, requests in joined.items():
+            if not lane.has_room(requests) and sum(each.room for each in self._lanes.values()) > ROOM_TO_KEEP:
+                for each in self._lanes.values():
+                    each.shrink()
             lane.add(requests)
 
     def _lane(self, options: DecodingOptions) -> Lane:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blipstream.decoder import TextDecoder
 from blipstream.engine.base import Request
-from blipstream.engine.buffers import grown, length_bucket
+from blipstream.engine.buffers import length_bucket, resized
 from blipstream.graphs import Graphs, bucket
 from blipstream.strategies import NEVER, Draft, Sequence, draw, filter_distribution, uniforms
 
@@ -62,6 +62,25 @@ class Lane(ABC):
     def rows(self) -> int:
         """Rows in use."""
         return self._width * sum(request is not None for request in self._requests)
+
+    @property
+    def room(self) -> int:
+        """Tokens that it has room for, in use or not."""
+        slots, length = self._size
+        return slots * self._width * length
+
+    def has_room(self, requests: list[Request]) -> bool:
+        """Whether they find room in the buffers as these are."""
+        slots, length = self._size
+        rows = self.rows + self._width * len(requests)
+        return rows <= slots * self._width and max(request.max_length for request in requests) <= length
+
+    def shrink(self) -> None:
+        """Give room back, where the requests under way need less than a quarter of it."""
+        lengths = [request.max_length for request in self._requests if request]
+        slots, length = (bucket(len(self._requests)), length_bucket(max(lengths))) if lengths else (0, 0)
+        if 4 * slots * self._width * length < self.room:
+            self._resize(slots, length)
 
     def add(self, requests: list[Request]) -> None:
         """Give each request a slot."""
@@ -127,13 +146,20 @@ class Lane(ABC):
         self._buffers[name] = (slots, tokens)
         return buffer
 
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Slots that there are, and tokens that the rows of each may come to."""
+        return len(self._past), self._keys.shape[4]
+
     def _reserve(self, slots: int, length: int) -> None:
-        """Make room for so many slots, and rows of `length` tokens; graphs end where buffers move."""
-        old_slots, old_length = len(self._past), self._keys.shape[4]
-        if slots <= old_slots and length <= old_length:
-            return
-        slots = max(bucket(slots), old_slots)
-        length = max(length_bucket(length), old_length)
+        """Make room for so many slots, and rows of `length` tokens."""
+        old_slots, old_length = self._size
+        if slots > old_slots or length > old_length:
+            self._resize(max(bucket(slots), old_slots), max(length_bucket(length), old_length))
+
+    def _resize(self, slots: int, length: int) -> None:
+        """Move to buffers of another size, which ends the graphs."""
+        old_slots, old_length = self._size
         self._graphs.clear()
         for name, (slot_axis, token_axis) in self._buffers.items():
             old: Tensor = getattr(self, name)
@@ -141,8 +167,9 @@ class Lane(ABC):
             shape[slot_axis] = slots
             if token_axis is not None:
                 shape[token_axis] = length if name in ("_keys", "_values") else length + 1
-            setattr(self, name, grown(old, shape))
+            setattr(self, name, resized(old, shape))
         self._settings[old_slots:] = 1  # nothing may be divided by zero, not even in slots that nobody uses
+        self._history[:, :, old_length + 1 :] = self._decoder.config.start_token_id  # as `_fill` pads it
 
     def _take_slot(self, request: Request) -> int:
         if None not in self._requests:

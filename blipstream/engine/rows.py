@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from blipstream.config import CheckpointConfig
 from blipstream.decoder import TextDecoder
 from blipstream.engine.base import Engine, Request
-from blipstream.engine.buffers import grown, length_bucket
+from blipstream.engine.buffers import length_bucket, resized
 from blipstream.strategies import Step, Strategy, strategy_for
 from blipstream.tokenizer import Tokenizer
 
@@ -48,15 +48,15 @@ class RowCache:
         """Make room for so many images, and rows of `length` tokens."""
         old_images, *image_shape = self.image_embeds.shape
         if images > old_images:
-            self.image_embeds = grown(self.image_embeds, (max(images, 2 * old_images), *image_shape))
+            self.image_embeds = resized(self.image_embeds, (max(images, 2 * old_images), *image_shape))
         layers, old_rows, heads, old_length, head_size = self.keys.shape
         if rows <= old_rows and length <= old_length:
             return
         rows = old_rows if rows <= old_rows else max(rows, 2 * old_rows)
         length = max(length_bucket(length), old_length)
         shape = (layers, rows, heads, length, head_size)
-        self.keys, self.values = grown(self.keys, shape), grown(self.values, shape)
-        self.lengths = grown(self.lengths, (rows,))
+        self.keys, self.values = resized(self.keys, shape), resized(self.values, shape)
+        self.lengths = resized(self.lengths, (rows,))
 
     def rearrange(self, images: list[int], rows: list[int]) -> None:
         """Make image i what images[i] was, and row i what rows[i] was. What stays is not touched."""

@@ -84,16 +84,13 @@ def test_prompts_of_mixed_length_in_one_batch(engine: Engine, reference: Referen
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-def test_what_is_no_number_is_refused(
-    engine: Engine, engine_kind: tuple[type[Engine], str], dtype: torch.dtype
-) -> None:
-    if engine_kind[1] == "cpu":
-        for number in (float("inf"), float("-inf"), float("nan")):
-            image_embeds = torch.full(engine.image_embeds_shape, torch.finfo(dtype).min, dtype=dtype)
+def test_what_is_no_number_is_refused(engine: Engine, dtype: torch.dtype) -> None:
+    for number in (float("inf"), float("-inf"), float("nan")):
+        image_embeds = torch.full(engine.image_embeds_shape, torch.finfo(dtype).min, dtype=dtype)
+        engine.request(image_embeds, DecodingOptions())
+        image_embeds[-1, -1] = number
+        with pytest.raises(InvalidInput, match="image_embeds must be finite numbers"):
             engine.request(image_embeds, DecodingOptions())
-            image_embeds[-1, -1] = number
-            with pytest.raises(InvalidInput, match="image_embeds must be finite numbers"):
-                engine.request(image_embeds, DecodingOptions())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
@@ -101,7 +98,7 @@ def test_a_request_keeps_a_copy(engine: Engine, scene_embeds: Tensor, dtype: tor
     image_embeds = scene_embeds[0].to(dtype, copy=True)
     request = engine.request(image_embeds, DecodingOptions())
     image_embeds.zero_()
-    assert torch.equal(request.image_embeds.cpu(), scene_embeds[0].to(dtype).cpu())
+    assert torch.equal(request.image_embeds.cpu().float(), scene_embeds[0].to(dtype).float())
 
 
 COUNT_THREADS = """

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU's engine does what the CPU's does, whatever is asked of it at once."""
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 
 import pytest
@@ -10,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blipstream.engine import Request
-from blipstream.engine.graphed import GraphedEngine
+from blipstream.engine import Request, graphed
+from blipstream.engine.graphed import ROOM_TO_KEEP, GraphedEngine
 from blipstream.engine.rows import RowEngine
 from blipstream.options import DecodingOptions
 from tests.conftest import DEVICES
@@ -47,9 +51,17 @@ def random_options(rng: Random) -> DecodingOptions:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("max_rows", [7, 512])
-def test_equals_the_cpu_engine(f32_artifacts: Path, embeds: Tensor, device: str, max_rows: int) -> None:
-    """Mixed strategies that join and leave, more than fit at once: lanes grow, fill, empty and close gaps."""
+@pytest.mark.parametrize(("max_rows", "room_to_keep"), [(7, 0), (512, ROOM_TO_KEEP)])
+def test_equals_the_cpu_engine(
+    f32_artifacts: Path,
+    embeds: Tensor,
+    device: str,
+    max_rows: int,
+    room_to_keep: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mixed strategies that join and leave, more than fit at once: lanes grow, fill, empty, shrink and close gaps."""
+    monkeypatch.setattr(graphed, "ROOM_TO_KEEP", room_to_keep)
     rng = Random(max_rows)
     asked = [(embed, random_options(rng)) for embed in embeds for _ in range(2)]
     folder = f32_artifacts / "decoder/1/artifact"
@@ -85,6 +97,63 @@ def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
         (lane,) = engine._lanes.values()
         keys |= lane._graphs._seen
     assert keys == {(slots, 32, True, False) for slots in (1, 2, 4, 8, 16)}
+
+
+def test_what_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
+    """A long prompt, for which the others' buffers grow; what these then hold must not be taken for tokens."""
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder)
+    for num_beams in (1, 3):
+        options = DecodingOptions(
+            num_beams=num_beams, max_tokens=20, min_tokens=20, repetition_penalty=0.01, no_repeat_ngram_size=1
+        )
+        expected = [theirs.request(embed, options) for embed in embeds[24:28]]
+        theirs.generate(expected)
+        requests = [ours.request(embed, options) for embed in embeds[24:28]]
+        for request in requests:
+            ours.add(request)
+        ours.step()
+        ours.generate([ours.request(embeds[0], replace(options, prompt="a key to the left of " * 6))])
+        assert_same(requests, expected)
+
+
+def test_lanes_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that hold more than they need, once there is much of it and another grows."""
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder)
+    short, long = DecodingOptions(max_tokens=5, min_tokens=5), DecodingOptions(max_tokens=40, min_tokens=40)
+    beams = DecodingOptions(num_beams=2, max_tokens=40, min_tokens=40)
+
+    def run(*options: DecodingOptions) -> None:
+        """The last one joins the others midway."""
+        asked = list(zip(embeds, options, strict=False))
+        expected, requests = ([engine.request(*each) for each in asked] for engine in (theirs, ours))
+        for request in requests[:-1]:
+            ours.add(request)
+        for _ in range(10):
+            ours.step()
+        ours.generate(requests[-1:])
+        theirs.generate(expected)
+        assert_same(requests, expected)
+
+    def rooms() -> list[int]:
+        return [lane.room for lane in ours._lanes.values()]
+
+    run(*[short] * 7, long)
+    (greedy,) = ours._lanes.values()
+    buffer = greedy._keys
+    run(beams)
+    run(*[short] * 8)
+    assert rooms() == [8 * 64, 2 * 64]
+    assert greedy._keys is buffer  # what fits into memory anyway stays in place, and so do graphs
+
+    monkeypatch.setattr(graphed, "ROOM_TO_KEEP", 8 * 64)
+    run(long, beams, beams)
+    assert rooms() == [64, 2 * 2 * 64]
+    run(*[beams] * 3)
+    assert rooms() == [64, 4 * 2 * 64]
+    run(*[beams] * 5)
+    assert rooms() == [0, 8 * 2 * 64]
 
 
 def test_failure_leaves_nothing_behind(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +193,55 @@ def assert_same(requests: list[Request], expected: list[Request]) -> None:
     assert [each.captions[0].text for each in requests] == [each.captions[0].text for each in expected]
     for ours, theirs in zip(requests, expected, strict=True):
         assert ours.captions[0].token_scores == pytest.approx(theirs.captions[0].token_scores, abs=1e-3)
+
+
+@pytest.mark.requires_cuda
+def test_a_copy_does_not_wait_for_a_step(f32_artifacts: Path, embeds: Tensor) -> None:
+    """Triton's buffer may hold another image as soon as the request is made."""
+    ours = GraphedEngine.load(f32_artifacts / "decoder/1/artifact", "cuda")
+    image_embeds = embeds[0].cuda()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(10**9)  # type: ignore[no-untyped-call] # a step under way, of half a second
+    request = ours.request(image_embeds, DecodingOptions())
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        image_embeds.zero_()
+    torch.cuda.synchronize()
+    assert torch.equal(request.image_embeds.cpu(), embeds[0])
+
+
+@pytest.mark.requires_cuda
+def test_image_embeds_of_any_device_and_dtype(f32_artifacts: Path, embeds: Tensor) -> None:
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, "cuda")
+    options = DecodingOptions()
+    expected = [theirs.request(embeds[0].to(dtype), options) for dtype in (torch.float32, torch.float16)]
+    theirs.generate(expected)
+    requests = [ours.request(embeds[0], options), ours.request(embeds[0].half().cuda(), options)]
+    ours.generate(requests)
+    assert_same(requests, expected)
+
+
+@pytest.mark.requires_cuda
+def test_requests_arrive_while_a_graph_is_recorded(f32_artifacts: Path, embeds: Tensor) -> None:
+    """In another thread: lanes of many widths record while images are copied, for which memory is asked."""
+    ours = GraphedEngine.load(f32_artifacts / "decoder/1/artifact", "cuda")
+    arrived: deque[Request] = deque(maxlen=1000)
+    done = Event()
+
+    def arrive() -> None:
+        while not done.is_set():
+            arrived.append(ours.request(embeds[0], DecodingOptions()))
+
+    with ThreadPoolExecutor(1) as thread:
+        arriving = thread.submit(arrive)
+        try:
+            for num_beams in range(1, 11):
+                ours.generate([ours.request(embeds[1], DecodingOptions(num_beams=num_beams))])
+        finally:
+            done.set()
+        arriving.result()
+    ours.generate([arrived[-1]])
+    assert arrived[-1].captions
 
 
 @pytest.mark.requires_cuda
