@@ -14,13 +14,14 @@ import pytest
 import build_repository
 from blipstream import serve
 from tests.conftest import ROOT
-from tests.deploy.files import COMPOSE, VARIABLE, compose, compose_variables, dockerfile
+from tests.deploy.files import COMPOSE, VARIABLE, compose, compose_variables, dockerfile, load_yaml
 
 BIN = Path(sys.executable).parent
 YAMLLINT = "{extends: default, rules: {document-start: disable, line-length: {max: 120}}}"
 SERVICES: dict[str, Any] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 STAGES = {each.stage for each in dockerfile()}
+GRPC_TLS = ROOT / "deploy" / "grpc-tls.yml"
 README = (ROOT / "deploy" / "README.md").read_text()
 
 
@@ -40,8 +41,15 @@ def options(command: click.Command, arguments: list[str]) -> dict[str, Any]:
     return dict(given)
 
 
+def variables_of(command: click.Command) -> set[str]:
+    """The environment variables that stand for options."""
+    prefix = command.context_settings.get("auto_envvar_prefix")
+    own = {param.envvar for param in command.params if isinstance(param.envvar, str)}
+    return own | ({f"{prefix}_{param.name}".upper() for param in command.params} if prefix else set())
+
+
 def test_schema() -> None:
-    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE, GRPC_TLS)
 
 
 def test_style() -> None:
@@ -85,6 +93,7 @@ def test_server(name: str) -> None:
     service = SERVICES[name]
     python, module, target, *arguments = service["command"]
     assert (python, module, target) == ("python", "-m", "blipstream.serve")
+    assert set(service["environment"]) <= variables_of(serve.main)
     given = options(serve.main, arguments)
     assert given["host"] == "0.0.0.0"  # noqa: S104
     assert f"models:{given['repository']}:ro" in service["volumes"]
@@ -97,6 +106,18 @@ def test_server(name: str) -> None:
     assert SERVICES[builder]["image"] == service["image"]
 
 
+def test_triton_may_end_tls() -> None:
+    """By settings that serve knows, and files that are there because the services name them."""
+    override = load_yaml(GRPC_TLS.read_text())
+    assert set(override["services"]) == {"triton", "triton-cpu"}
+    secrets = compose()["secrets"] | override["secrets"]
+    for service in override["services"].values():
+        assert set(service["environment"]) <= variables_of(serve.main)
+        files = [re.sub(r"^\$\{\w+:\+(.*)\}$", r"\1", value) for value in service["environment"].values()]
+        assert files == [f"/run/secrets/{secret}" for secret in service["secrets"]]
+        assert set(service["secrets"]) <= set(secrets)
+
+
 def test_by_default_the_administrative_apis_are_closed() -> None:
     key = ROOT / compose()["secrets"]["admin_key"]["file"]
     assert key.read_text() == ""
@@ -104,9 +125,10 @@ def test_by_default_the_administrative_apis_are_closed() -> None:
 
 @pytest.mark.parametrize("command", [serve.main, build_repository.main], ids=["serve", "build"])
 def test_images_tell_the_configuration(command: click.Command) -> None:
-    (config,) = (param for param in command.params if param.name == "config")
     environments = [each.rest for each in dockerfile() if each.keyword == "ENV" and each.stage.startswith("base-")]
-    assert environments == [f"{config.envvar}=tensorrt", f"{config.envvar}=cpu"]
+    variables = {each.partition("=")[0] for each in environments}
+    assert variables <= variables_of(command)
+    assert [each.partition("=")[2] for each in environments] == ["tensorrt", "cpu"]
 
 
 def test_the_gpu_is_reserved_for_what_runs_without_a_profile() -> None:
@@ -166,7 +188,8 @@ def test_proxy() -> None:
     (port,) = re.findall(r"listen (\d+)", config)
     assert [mapping.split(":")[-1] for mapping in service["ports"]] == [port]
     written = re.findall(r"(?:pid|temp_path) (\S+);", config)
-    assert all(path.startswith(f"{service['tmpfs'][0]}/") for path in written)
+    (folder,) = (each.partition(":")[0] for each in service["tmpfs"])
+    assert all(path.startswith(f"{folder}/") for path in written)
     upstreams = {f"triton:{default_of(serve.main, name)}" for name in ("http_port", "grpc_port")}
     assert set(re.findall(r"server (\S+:\d+);", config)) == upstreams
 
@@ -182,5 +205,6 @@ def test_readme_commands(command: str) -> None:
 
 
 def test_readme_settings() -> None:
+    known = compose_variables().keys() | set(re.findall(r"\$\{([A-Z_]+)", GRPC_TLS.read_text()))
     for assignments in re.findall(r"^\s*((?:[A-Z_]+=\S+ )+)docker compose", README, re.MULTILINE):
-        assert {each.split("=")[0] for each in assignments.split()} <= compose_variables().keys()
+        assert {each.split("=")[0] for each in assignments.split()} <= known

@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 from tests.deploy.files import compose, dockerfile, load_yaml
 
 FOLDER = ROOT / "deploy" / "kubernetes"
+NGINX = ROOT / "deploy" / "nginx"
 README = (ROOT / "deploy" / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 OLDEST, NEWEST = "1.27", "1.37"  # whose schemas the manifests keep; the README names the first
@@ -59,8 +60,12 @@ def patch(target: Any, operation: dict[str, Any]) -> None:
         target[last] = operation["value"]
 
 
+def all_containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
 def rename(pod: dict[str, Any], image: dict[str, str]) -> None:
-    for container in pod["initContainers"] + pod["containers"]:
+    for container in all_containers(pod):
         name, _, tag = container["image"].partition(":")
         if name == image["name"]:
             container["image"] = f"{image.get('newName', name)}:{image.get('newTag', tag)}"
@@ -77,36 +82,56 @@ def render(folder: Path, objects: Objects | None = None) -> Objects:
         path = folder / name
         objects |= render(path) if path.is_dir() else by_name(load_all(path))
     for each in kustomization.get("configMapGenerator", []):
-        literals = dict(literal.split("=", 1) for literal in each["literals"])
+        data = dict(literal.split("=", 1) for literal in each.get("literals", []))
+        data |= {name: (folder / name).read_text() for name in each.get("files", [])}
         key = f"ConfigMap/{each['name']}"
         if each.get("behavior") == "merge":
-            objects[key]["data"] |= literals
+            objects[key]["data"] |= data
         else:
             metadata = {"name": each["name"]}
-            objects[key] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": literals}
+            objects[key] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
     for name in kustomization.get("components", []):
         render(folder / name, objects)
     for each in kustomization.get("patches", []):
-        for operation in load_yaml((folder / each["path"]).read_text()):
+        for operation in load_yaml(each["patch"] if "patch" in each else (folder / each["path"]).read_text()):
             patch(objects[f"{each['target']['kind']}/{each['target']['name']}"], operation)
     for image in kustomization.get("images", []):
-        rename(objects["Deployment/blipstream"]["spec"]["template"]["spec"], image)
+        for pod in pods(objects).values():
+            rename(pod, image)
     return objects
+
+
+def pods(objects: Objects) -> dict[str, dict[str, Any]]:
+    """By the Deployments that make them."""
+    deployments = [each for each in objects.values() if each["kind"] == "Deployment"]
+    return {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in deployments}
+
+
+def checkout(folder: Path, kustomization: str) -> Path:
+    """A folder with a kustomization.yaml beside a checkout of the repository."""
+    (folder / "kustomization.yaml").write_text(kustomization)
+    for each in (FOLDER, NGINX):
+        shutil.copytree(each, folder / "blipstream" / each.relative_to(ROOT))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The README's example of a cluster's own kustomization.yaml, beside a checkout."""
-    folder = tmp_path_factory.mktemp("cluster")
     (example,) = (text for language, text in BLOCKS if language == "yaml" and "components:" in text)
-    (folder / "kustomization.yaml").write_text(example)
-    shutil.copytree(FOLDER, folder / "blipstream" / "deploy" / "kubernetes")
-    return folder
+    return checkout(tmp_path_factory.mktemp("cluster"), example)
 
 
-@pytest.fixture(params=["gpu", "cpu", "readers"])
-def rendered(request: pytest.FixtureRequest, readers: Path) -> tuple[Path, Objects]:
-    folder = {"gpu": FOLDER, "cpu": FOLDER / "cpu", "readers": readers}[request.param]
+@pytest.fixture(scope="module")
+def https(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With nginx in front."""
+    text = "resources: [blipstream/deploy/kubernetes]\ncomponents: [blipstream/deploy/nginx]\n"
+    return checkout(tmp_path_factory.mktemp("https"), text)
+
+
+@pytest.fixture(params=["gpu", "cpu", "readers", "https"])
+def rendered(request: pytest.FixtureRequest, readers: Path, https: Path) -> tuple[Path, Objects]:
+    folder = {"gpu": FOLDER, "cpu": FOLDER / "cpu", "readers": readers, "https": https}[request.param]
     return folder, render(folder)
 
 
@@ -140,7 +165,7 @@ def test_kustomize_renders_the_same(rendered: tuple[Path, Objects]) -> None:
     folder, objects = rendered
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    text = re.sub(r"\b(blipstream)-[bcdfghkmt2456789]{10}$", r"\1", done.stdout, flags=re.MULTILINE)
+    text = re.sub(r"\b(blipstream(?:-https)?)-[bcdfghkmt2456789]{10}$", r"\1", done.stdout, flags=re.MULTILINE)
     assert by_name(list(YAML(typ="safe", pure=True).load_all(text))) == objects
 
 
@@ -180,36 +205,38 @@ def test_the_same_is_started_as_by_compose(runtime: str) -> None:
     assert "env" not in container(pod)
 
 
-def test_containers_may_do_little(pod: dict[str, Any]) -> None:
+def test_containers_may_do_little(objects: Objects) -> None:
     """The Pod Security Standard `restricted`, and a read-only file system."""
     user, group = next(each.rest for each in dockerfile() if (each.stage, each.keyword) == ("server", "USER")).split(
         ":"
     )
-    assert pod["securityContext"] == {
-        "runAsNonRoot": True,
-        "runAsUser": int(user),
-        "runAsGroup": int(group),
-        "fsGroup": int(group),
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    assert pod["automountServiceAccountToken"] is False
-    assert not any(key.startswith("host") for key in pod)
-    for each in pod["initContainers"] + pod["containers"]:
-        assert each["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+    for pod in pods(objects).values():
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": int(user),
+            "runAsGroup": int(group),
+            "fsGroup": int(group),
+            "seccompProfile": {"type": "RuntimeDefault"},
         }
-    assert all(volume.keys() - {"name"} <= {"emptyDir", "secret"} for volume in pod["volumes"])
-    assert {volume["name"] for volume in pod["volumes"]} == {
-        mount["name"] for each in pod["initContainers"] + pod["containers"] for mount in each["volumeMounts"]
-    }
+        assert pod["automountServiceAccountToken"] is False
+        assert not any(key.startswith("host") for key in pod)
+        for each in all_containers(pod):
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+        allowed = {"emptyDir", "secret", "configMap", "projected"}
+        assert all(volume.keys() - {"name"} <= allowed for volume in pod["volumes"])
+        assert {volume["name"] for volume in pod["volumes"]} == {
+            mount["name"] for each in all_containers(pod) for mount in each["volumeMounts"]
+        }
 
 
 def test_a_gpu_for_each_pod() -> None:
     def gpus(folder: Path) -> list[int]:
         pod = render(folder)["Deployment/blipstream"]["spec"]["template"]["spec"]
-        resources = [each.get("resources", {}) for each in pod["initContainers"] + pod["containers"]]
+        resources = [each.get("resources", {}) for each in all_containers(pod)]
         return [each.get("limits", {}).get("nvidia.com/gpu", 0) for each in resources]
 
     assert gpus(FOLDER) == [1, 1]  # the plan is compiled on a GPU, too
@@ -237,6 +264,23 @@ def test_the_administrative_key_is_where_the_server_reads_it(readers: Path) -> N
     assert f"create secret generic {reference['name']} --from-file={reference['key']}=" in README
 
 
+def test_triton_may_end_tls() -> None:
+    """By settings that serve knows, and files that the Secret of the README has."""
+    objects = render(FOLDER)
+    render(FOLDER / "grpc-tls", objects)
+    pod = objects["Deployment/blipstream"]["spec"]["template"]["spec"]
+    given = {each["name"]: Path(each["value"]) for each in container(pod)["env"]}
+    assert set(given) == {"BLIPSTREAM_TLS_CERTIFICATE", "BLIPSTREAM_TLS_KEY"}
+    assert {each.removeprefix("BLIPSTREAM_").lower() for each in given} <= DEFAULTS.keys()
+    assert [path.name for path in given.values()] == ["tls.crt", "tls.key"]  # as Kubernetes calls them
+    (mount,) = (each for each in container(pod)["volumeMounts"] if each["name"] == "tls")
+    assert {str(path.parent) for path in given.values()} == {mount["mountPath"]}
+    (secret,) = (each["secret"] for each in pod["volumes"] if each["name"] == mount["name"])
+    assert secret["defaultMode"] == 0o440  # the group's: see fsGroup
+    assert f"create secret tls {secret['secretName']} " in README
+    assert kubernetes_validate.validate(objects["Deployment/blipstream"], NEWEST, strict=True) == NEWEST
+
+
 def test_the_example_of_the_readme(readers: Path) -> None:
     """Everything that it sets has arrived."""
     objects = render(readers)
@@ -251,33 +295,100 @@ def test_the_example_of_the_readme(readers: Path) -> None:
 
 def test_ports(objects: Objects, pod: dict[str, Any]) -> None:
     assert {each["name"]: each["containerPort"] for each in container(pod)["ports"]} == PORTS
-    served = {}
-    for key, each in objects.items():
-        if key.startswith("Service/"):
-            assert all(port["targetPort"] == port["name"] for port in each["spec"]["ports"])
-            served[each["metadata"]["name"]] = {port["name"]: port["port"] for port in each["spec"]["ports"]}
     captions = {name: PORTS[name] for name in ("http", "grpc")}
     others = {name: PORTS[name] for name in ("metrics", "health")}
-    assert served == {"blipstream": captions, "blipstream-pods": captions, "blipstream-metrics": others}
+    served = {"blipstream": captions, "blipstream-pods": captions, "blipstream-metrics": others}
+    for name, ports in served.items():
+        found = objects[f"Service/{name}"]["spec"]["ports"]
+        assert all(port["targetPort"] == port["name"] for port in found)
+        assert {port["name"]: port["port"] for port in found} == ports
     clients, monitoring = objects["NetworkPolicy/blipstream"]["spec"]["ingress"]
     assert {each["port"] for each in clients["ports"]} == captions.keys()
     assert {each["port"] for each in monitoring["ports"]} == others.keys()
 
 
-def test_everything_selects_the_pods(objects: Objects) -> None:
-    deployment = objects["Deployment/blipstream"]["spec"]
-    labels = deployment["template"]["metadata"]["labels"]
-    (spread,) = deployment["template"]["spec"]["topologySpreadConstraints"]
-    selectors = [deployment["selector"], spread["labelSelector"]]
+def test_everything_selects_its_own_pods(objects: Objects) -> None:
     for each in objects.values():
+        spec = each.get("spec", {})
         match each["kind"]:
+            case "Deployment":
+                (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
+                assert spread["labelSelector"] == spec["selector"]
+                assert spec["selector"]["matchLabels"] == each["metadata"]["labels"]
+                assert each["metadata"]["labels"].items() <= spec["template"]["metadata"]["labels"].items()
+                assert each["metadata"]["labels"] == {"app.kubernetes.io/name": each["metadata"]["name"]}
             case "Service":
-                selectors.append({"matchLabels": each["spec"]["selector"]})
+                assert spec["selector"] == each["metadata"]["labels"]
             case "NetworkPolicy":
-                selectors.append(each["spec"]["podSelector"])
+                assert spec["podSelector"] == {"matchLabels": each["metadata"]["labels"]}
             case "PodDisruptionBudget" | "PodMonitor":
-                selectors.append(each["spec"]["selector"])
-    assert all(selector == {"matchLabels": labels} for selector in selectors)
+                assert spec["selector"] == {"matchLabels": each["metadata"]["labels"]}
+            case kind:
+                assert kind == "ConfigMap"
+    named = {each["metadata"]["labels"]["app.kubernetes.io/name"] for each in objects.values() if "spec" in each}
+    assert named == pods(objects).keys()
+
+
+def test_the_same_nginx_is_started_as_by_compose(https: Path) -> None:
+    objects = render(https)
+    pod, service = pods(objects)["blipstream-https"], SERVICES["nginx"]
+    nginx = container(pod)
+    assert (nginx["image"], nginx["args"]) == (service["image"], service["command"])
+    assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == service["user"]
+    mounts = {each["mountPath"]: each for each in nginx["volumeMounts"]}
+    volumes = {path: next(each for each in pod["volumes"] if each["name"] == mounts[path]["name"]) for path in mounts}
+    (bound,) = service["volumes"]
+    file, path, _ = bound.split(":")
+    assert (ROOT / file).read_text() == objects["ConfigMap/blipstream-https"]["data"][mounts[path]["subPath"]]
+    assert volumes[path]["configMap"]["name"] == "blipstream-https"
+    projected = volumes["/run/secrets"]["projected"]
+    assert projected["defaultMode"] == 0o440  # the group's: see fsGroup
+    items = [item for source in projected["sources"] for item in source["secret"]["items"]]
+    assert {item["path"] for item in items} == set(service["secrets"])
+    (tmpfs,) = service["tmpfs"]
+    tmp, _, options = tmpfs.partition(":")
+    size = volumes[tmp]["emptyDir"]["sizeLimit"].lower().removesuffix("i")
+    assert volumes[tmp]["emptyDir"]["medium"] == "Memory"  # a disk's has its pod evicted when it is full
+    assert f"size={size}" in options.split(",")
+    assert mounts.keys() == {path, "/run/secrets", tmp}
+
+
+def test_nginx_is_reached_and_reaches_triton(https: Path) -> None:
+    """By the ports and names of its configuration, through the network policies of both."""
+    objects = render(https)
+    config = objects["ConfigMap/blipstream-https"]["data"]["nginx.conf"]
+    nginx = container(pods(objects)["blipstream-https"])
+    (port,) = nginx["ports"]
+    assert {nginx[probe]["tcpSocket"]["port"] for probe in ("readinessProbe", "livenessProbe")} == {port["name"]}
+    assert re.findall(r"listen (\d+)", config) == [str(port["containerPort"])]
+    (served,) = objects["Service/blipstream-https"]["spec"]["ports"]
+    assert (served["port"], served["targetPort"]) == (443, port["name"])
+    policy = objects["NetworkPolicy/blipstream-https"]["spec"]
+    assert policy["ingress"] == [{"ports": [{"port": port["name"]}]}]
+
+    upstreams = [each.split(":") for each in re.findall(r"server (\S+:\d+);", config)]
+    assert {name for name, _ in upstreams} == {"triton"}
+    ports = {int(number) for _, number in upstreams}
+    triton = objects["Service/triton"]["spec"]
+    assert {each["port"] for each in triton["ports"]} == ports
+    assert {PORTS[each["targetPort"]] for each in triton["ports"]} == ports
+    assert "clusterIP" not in triton  # not headless, since nginx asks for the address once
+    to_triton, names = policy["egress"]
+    assert to_triton["to"] == [{"podSelector": {"matchLabels": triton["selector"]}}]
+    assert {each["port"] for each in to_triton["ports"]} == ports
+    assert "to" not in names
+    assert {each["port"] for each in names["ports"]} == {53}
+    (client,) = objects["NetworkPolicy/blipstream"]["spec"]["ingress"][0]["from"]
+    labels = objects["Deployment/blipstream-https"]["spec"]["template"]["metadata"]["labels"]
+    assert client["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_nginx_has_its_secrets(https: Path) -> None:
+    projected = next(each for each in pods(render(https))["blipstream-https"]["volumes"] if "projected" in each)
+    keys, certificate = (source["secret"] for source in projected["projected"]["sources"])
+    assert f"create secret generic {keys['name']} --from-file={keys['items'][0]['key']}=" in README
+    assert f"create secret tls {certificate['name']} " in README
+    assert [item["key"] for item in certificate["items"]] == ["tls.crt", "tls.key"]  # what it makes
 
 
 def test_prometheus_calls_the_jobs_as_the_alerts_do(readers: Path) -> None:
@@ -308,13 +419,20 @@ def test_probes(pod: dict[str, Any]) -> None:
     assert patience > DEFAULTS["timeout"] + blipstream_client._base.DEFAULT_TIMEOUT  # by when the server gave up
 
 
-def test_requests_in_flight_have_their_time(pod: dict[str, Any]) -> None:
-    """Kubernetes counts the hook's seconds, too."""
+def seconds_to_stop(pod: dict[str, Any]) -> int:
+    """What is left of a pod's time after its hook, whose seconds Kubernetes counts, too."""
     command, seconds = container(pod)["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
-    left = pod["terminationGracePeriodSeconds"] - int(seconds)
+    return int(pod["terminationGracePeriodSeconds"]) - int(seconds)
+
+
+def test_requests_in_flight_have_their_time(pod: dict[str, Any], https: Path) -> None:
+    left = seconds_to_stop(pod)
     assert f"{left}s" == SERVICES["triton"]["stop_grace_period"]
     assert left > TritonServer.exit_timeout + 2 * GRACE_SECONDS
+    nginx = f"{seconds_to_stop(pods(render(https))['blipstream-https'])}s"
+    assert nginx == SERVICES["nginx"]["stop_grace_period"]
+    assert set(re.findall(r"_read_timeout (\w+);", (NGINX / "nginx.conf").read_text())) == {nginx}
 
 
 def test_what_a_killed_container_left_is_removed(pod: dict[str, Any], tmp_path: Path) -> None:

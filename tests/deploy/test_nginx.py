@@ -2,15 +2,18 @@
 """The proxy: nginx with our configuration, in front of a running Triton."""
 
 import base64
+import http.client
 import json
 import os
+import signal
+import socket
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -20,9 +23,9 @@ import trustme
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from blipstream.server import ADMIN_HEADER, TritonServer
-from blipstream_client import AccessDenied, Client, InvalidRequest, ServerOverloaded
+from blipstream_client import AccessDenied, Client, InvalidRequest, ServerOverloaded, ServerUnreachable
 from tests.conftest import ROOT, SAMPLES
-from tests.deploy.programs import free_port, listens, program, running
+from tests.deploy.programs import free_port, listens, program, running, wait_for
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 KEY, BUSY_KEY = "0f3c-a-key", "77aa-another-key"
@@ -33,30 +36,49 @@ GLOBALS = "daemon off;" + " user root;" * (os.geteuid() == 0)  # who else could 
 @dataclass(frozen=True)
 class Proxy:
     port: int
-    certificates: Path
-    log: Path
+    folder: Path
+
+    @property
+    def certificates(self) -> Path:
+        return self.folder / "authority.pem"
 
     def client(self, scheme: str, **arguments: Any) -> Client:
         given: dict[str, Any] = {"headers": {"authorization": f"Bearer {KEY}"}, "retries": 0} | arguments
         return Client(f"{scheme}://127.0.0.1:{self.port}", ca_file=self.certificates, **given)
 
+    @contextmanager
+    def stub(self) -> Iterator[Any]:
+        credentials = grpc.ssl_channel_credentials(self.certificates.read_bytes())
+        with grpc.secure_channel(f"127.0.0.1:{self.port}", credentials) as channel:
+            yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
     def ask(
-        self, path: str, body: bytes | None = None, key: str = KEY, headers: dict[str, str] | None = None
+        self,
+        path: str,
+        body: bytes | None = None,
+        key: str = KEY,
+        headers: dict[str, str] | None = None,
+        source: str = "127.0.0.1",
     ) -> tuple[int, bytes]:
         """The status and the body of an answer."""
         credentials = {"Authorization": f"Bearer {key}"} if key else {}
-        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", body, credentials | (headers or {}))
-        context = ssl.create_default_context(cafile=self.certificates)
-        try:
-            with urllib.request.urlopen(request, context=context, timeout=60) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1",
+            self.port,
+            context=ssl.create_default_context(cafile=self.certificates),
+            timeout=60,
+            source_address=(source, 0),
+        )
+        with closing(connection):
+            connection.request("GET" if body is None else "POST", path, body, credentials | (headers or {}))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
 
-@pytest.fixture(scope="module")
-def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+@contextmanager
+def proxying(server: TritonServer, folder: Path, changes: dict[str, str] | None = None, *start: str) -> Iterator[Proxy]:
+    """Our nginx in front of `server`, with `changes` to its configuration, by the command `start`."""
+    port = free_port()
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     authority.cert_pem.write_to_path(folder / "authority.pem")
@@ -64,14 +86,15 @@ def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     certificate.private_key_pem.write_to_path(folder / "tls_key")
     (folder / "api_keys").write_text(f'"Bearer {KEY}" alice;\n"Bearer {BUSY_KEY}" bob;\n')
     config = CONFIG.read_text()
-    for ours, here in {
+    places = {
         "triton:8000": f"127.0.0.1:{server.http_port}",
         "triton:8001": f"127.0.0.1:{server.grpc_port}",
         "listen 8443": f"listen 127.0.0.1:{port}",
         "/tmp/": f"{folder}/",  # noqa: S108
         "/run/secrets": str(folder),
         "worker_processes auto": "worker_processes 1",
-    }.items():
+    }
+    for ours, here in (places | (changes or {})).items():
         assert ours in config
         config = config.replace(ours, here)
     (folder / "nginx.conf").write_text(config)
@@ -86,8 +109,14 @@ def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "-g",
         GLOBALS,
     ]
-    with running(*command, log=folder / "log", until=lambda: listens(port)):
-        yield Proxy(port, folder / "authority.pem", folder / "log")
+    with running(*start, *command, log=folder / "log", until=lambda: listens(port)):
+        yield Proxy(port, folder)
+
+
+@pytest.fixture(scope="module")
+def proxy(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with proxying(server, tmp_path_factory.mktemp("nginx")) as running:
+        yield running
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
@@ -121,9 +150,8 @@ def test_streams_come_word_by_word(proxy: Proxy, samples: dict[str, str]) -> Non
 
 @pytest.fixture
 def stub(proxy: Proxy) -> Iterator[Any]:
-    credentials = grpc.ssl_channel_credentials(proxy.certificates.read_bytes())
-    with grpc.secure_channel(f"127.0.0.1:{proxy.port}", credentials) as channel:
-        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    with proxy.stub() as stub:
+        yield stub
 
 
 def stream_request(max_tokens: int) -> Any:
@@ -210,7 +238,7 @@ def test_a_file_may_be_as_large_as_the_server_takes(proxy: Proxy, scheme: str) -
 
 def test_health_needs_no_key(proxy: Proxy) -> None:
     assert proxy.ask("/v2/health/ready", key="")[0] == 200
-    assert proxy.ask("/v2/health/ready", b"", key="")[0] in (403, 405)
+    assert proxy.ask("/v2/health/ready", b"", key="")[0] == 404
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
@@ -220,13 +248,103 @@ def test_too_many_requests(proxy: Proxy, scheme: str) -> None:
         futures = [pool.submit(client.info) for _ in range(150)]  # four requests each
         errors = [error for future in futures if (error := future.exception())]
     assert {type(error) for error in errors} == {ServerOverloaded}
-    assert "too many requests with this key" in str(errors[0])
+    assert "too many requests" in str(errors[0])
     with proxy.client(scheme) as client:
         assert client.is_ready()
 
 
+@pytest.mark.parametrize(("path", "status"), [("/v2/health/ready", 200), ("/v2/models/caption", 401), ("/", 404)])
+def test_too_many_requests_without_a_key(server: TritonServer, tmp_path: Path, path: str, status: int) -> None:
+    """They are counted by address; who has a key is answered at the same address."""
+    with proxying(server, tmp_path, {"rate=10r/s": "rate=1r/m", "burst=20": "burst=2"}) as proxy:
+        assert [proxy.ask(path, key="")[0] for _ in range(5)] == [status] * 3 + [429] * 2
+        assert proxy.ask(path, key="guess")[0] == 429
+        assert proxy.ask(path, key="", source="127.0.0.2")[0] == status
+        assert proxy.ask("/v2/models/caption")[0] == 200
+        with proxy.client("grpcs", headers={}) as client, pytest.raises(ServerOverloaded, match="too many requests"):
+            client.info()
+        with proxy.client("grpcs") as client:
+            assert client.is_ready()
+
+
+@pytest.mark.parametrize(
+    ("limit", "key", "others"),
+    [
+        ("strangers_at_a_time 32", "", [("", "127.0.0.2"), (KEY, "127.0.0.1")]),
+        ("limit_conn at_a_time 256", KEY, [("", "127.0.0.1"), (BUSY_KEY, "127.0.0.1")]),
+        ("from_an_address 1024", KEY, [("", "127.0.0.2"), (KEY, "127.0.0.2")]),
+    ],
+)
+def test_too_many_at_a_time(
+    server: TritonServer, tmp_path: Path, limit: str, key: str, others: list[tuple[str, str]]
+) -> None:
+    """Where requests hang, a third is refused, and those of others go through."""
+    path = "/v2/health/ready"
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        hanging.settimeout(60)
+        changes = {limit: f"{limit.rpartition(' ')[0]} 2", "triton:8000": f"127.0.0.1:{hanging.getsockname()[1]}"}
+        with proxying(server, tmp_path, changes) as proxy, ThreadPoolExecutor() as pool, ExitStack() as connections:
+
+            def goes_through(key: str, source: str = "127.0.0.1") -> None:
+                pool.submit(proxy.ask, path, key=key, source=source)
+                connections.enter_context(hanging.accept()[0])
+
+            goes_through(key)
+            goes_through(key)
+            assert proxy.ask(path, key=key)[0] == 429
+            for who, source in others:
+                goes_through(who, source)
+
+
+def test_too_many_streams_over_grpc(server: TritonServer, tmp_path: Path) -> None:
+    """What they carry is not counted, so a key has fewer of them than of other requests."""
+    end = Event()
+
+    def requests() -> Iterator[Any]:
+        yield stream_request(1)
+        end.wait()
+
+    with proxying(server, tmp_path, {"streams 32": "streams 2"}) as proxy, proxy.stub() as stub:
+        try:
+            mine, others = ([("authorization", f"Bearer {key}")] for key in (KEY, BUSY_KEY))
+            streams = [stub.ModelStreamInfer(requests(), metadata=each, timeout=60) for each in (mine, mine, others)]
+            assert not any(next(stream).error_message for stream in streams)
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stub.ModelStreamInfer(requests(), metadata=mine, timeout=60))
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=mine, timeout=60).live
+        finally:
+            end.set()
+
+
+def test_no_room_for_a_request(server: TritonServer, tmp_path: Path, samples: dict[str, str]) -> None:
+    """A limit on files is to nginx what a full /tmp is: it fails the request that would not fit, and no other."""
+    script = "trap '' XFSZ; ulimit -f 4096; exec \"$@\""  # 2 MiB; without the trap it would be killed
+    with proxying(server, tmp_path, None, "sh", "-c", script, "sh") as proxy, proxy.client("https") as client:
+        with pytest.raises(ServerUnreachable, match="try again later"):
+            client.caption(b"BM" + bytes(32 * 2**20))
+        assert client.caption(SAMPLES / SAMPLE).text == samples[SAMPLE]
+
+
+def test_a_stream_in_flight_ends_before_nginx_does(server: TritonServer, tmp_path: Path) -> None:
+    """SIGQUIT is what Docker and Kubernetes send nginx's image."""
+    with proxying(server, tmp_path) as proxy, proxy.stub() as stub:
+        pid = tmp_path / "nginx.pid"
+
+        def requests() -> Iterator[Any]:
+            yield stream_request(1)
+            os.kill(int(pid.read_text()), signal.SIGQUIT)
+            wait_for(lambda: not listens(proxy.port))
+            yield stream_request(1)
+
+        answers = list(stub.ModelStreamInfer(requests(), metadata=[("authorization", f"Bearer {KEY}")], timeout=60))
+        assert len(answers) >= 2
+        assert not any(answer.error_message for answer in answers)
+        wait_for(lambda: not pid.exists())
+
+
 def test_no_key_is_logged(proxy: Proxy) -> None:
     proxy.ask("/v2", key="a-wrong-key")
-    log = proxy.log.read_text()
+    log = (proxy.folder / "log").read_text()
     assert '"client":"alice"' in log
     assert not any(key in log for key in (KEY, BUSY_KEY, "a-wrong-key"))
