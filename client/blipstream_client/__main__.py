@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ from typing import Any, cast
 import click
 
 from blipstream_client import BlipstreamError, Caption, Client, ImageLike, Options, Piece, __version__
-from blipstream_client._base import DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
+from blipstream_client._base import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
 from blipstream_client.bulk import job
 
@@ -22,7 +23,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
-Sources = Sequence[tuple[str, ImageLike]]  # the names to show, and the images
+Sources = Sequence[tuple[str, str]]  # names as they are shown, and as they are
 
 
 def caption_options(command: Command) -> Command:
@@ -56,9 +57,13 @@ def connection_options(timeout: float, retries: int) -> Sequence[Decorator]:
             show_envvar=True,
             help="The server; several, as in grpc://a:8001,b:8001, are asked in turn.",
         ),
+        click.option("--model", default=DEFAULT_MODEL, show_default=True, help="The server's name for the model."),
         click.option("--timeout", default=timeout, show_default=True, help="Seconds for an image, with all retries."),
         click.option(
-            "--retries", default=retries, show_default=True, help="If the server is overloaded or cannot be reached."
+            "--retries",
+            default=retries,
+            show_default=True,
+            help="If the server is overloaded, or it or a URL cannot be reached.",
         ),
         click.option(
             "--header", "headers", multiple=True, metavar="NAME:VALUE", callback=_headers, help="To send along."
@@ -66,6 +71,9 @@ def connection_options(timeout: float, retries: int) -> Sequence[Decorator]:
         click.option("--ca-file", type=FILE, help="TLS: certificates to trust instead of the well-known ones."),
         click.option("--cert-file", type=FILE, help="TLS: the client's own certificate."),
         click.option("--key-file", type=FILE, help="TLS: its key, if not in the same file."),
+        click.option(
+            "--keepalive", type=float, help="Seconds of silence before a connection is checked; a third of --timeout."
+        ),
     ]
 
 
@@ -101,7 +109,8 @@ def one_sentence_errors() -> Iterator[None]:
     except BlipstreamError as exc:
         raise click.ClickException(str(exc)) from exc
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # sys.exit would wait for threads that still fetch images
 
 
 @click.group()
@@ -124,7 +133,7 @@ def caption(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Print a line for each IMAGE, a file, a URL, or - for standard input."""
-    sources = [(click.format_filename(name), sys.stdin.buffer if name == "-" else name) for name in images]
+    sources = [(click.format_filename(name), name) for name in images]
     with one_sentence_errors(), Client(**connection) as client:
         succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(Options, options))
     sys.exit(0 if succeeded else 1)
@@ -179,26 +188,31 @@ def info(connection: dict[str, Any]) -> None:
         _print_json(**dataclasses.asdict(client.info()))
 
 
+def _image(name: str) -> ImageLike:
+    """What the client takes. Standard input is read here, in the main thread, where Ctrl-C ends it."""
+    return sys.stdin.buffer.read() if name == "-" else name
+
+
 def _caption(client: Client, sources: Sources, as_json: bool, options: Options) -> bool:
     """Print what each image gave. True if all gave captions."""
     succeeded = True
-    with closing(client.caption_many((image for _, image in sources), **options)) as results:
-        for (name, _), result in zip(sources, results, strict=True):
+    with closing(client.caption_many((_image(name) for _, name in sources), **options)) as results:
+        for (shown, _), result in zip(sources, results, strict=True):
             succeeded = succeeded and not isinstance(result, BlipstreamError)
-            _print(name, result, as_json)
+            _print(shown, result, as_json)
     return succeeded
 
 
 def _stream(client: Client, sources: Sources, as_json: bool, options: Options) -> bool:
     """Print the captions one after the other, word by word. True if all images gave captions."""
     succeeded = True
-    for name, image in sources:
+    for shown, name in sources:
         try:
-            with closing(client.stream(image, **options)) as pieces:
-                (_print_pieces if as_json else _print_words)(name, pieces)
+            with closing(client.stream(_image(name), **options)) as pieces:
+                (_print_pieces if as_json else _print_words)(shown, pieces)
         except BlipstreamError as exc:
             succeeded = False
-            _print(name, exc, as_json)
+            _print(shown, exc, as_json)
     return succeeded
 
 

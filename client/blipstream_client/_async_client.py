@@ -24,7 +24,6 @@ class AsyncClient(BaseClient):
 
     def _open(self) -> None:
         self._line: AsyncLine | None = None  # made where the event loop runs
-        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -36,7 +35,7 @@ class AsyncClient(BaseClient):
 
     async def aclose(self) -> None:
         """Hang up. Requests that other tasks wait for end with RequestCancelled."""
-        self._closed = True
+        self._closed.set()
         if self._line is not None:
             await self._line.aclose()
 
@@ -128,7 +127,7 @@ class AsyncClient(BaseClient):
             return parse_caption(await line.ask(question, deadline))
 
     def _opened(self) -> AsyncLine:
-        if self._closed:
+        if self._closed.is_set():
             raise client_closed()
         if self._line is None:
             self._line = AsyncLine(self._route)

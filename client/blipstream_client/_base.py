@@ -2,11 +2,12 @@
 """What the two clients share: their arguments, and all that is not waiting."""
 
 from collections.abc import Mapping
+from threading import Event
 
 from blipstream_client._contract import Options, Tensors, image_tensor, option_tensors
 from blipstream_client._endpoints import Rotation, parse_urls
 from blipstream_client._exceptions import BlipstreamError, InvalidCertificate, InvalidRequest
-from blipstream_client._fetch import fetch, is_url
+from blipstream_client._fetch import MAX_SECONDS, fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
 from blipstream_client._lines import Route
 from blipstream_client._questions import Infer, InferStream
@@ -45,7 +46,8 @@ class BaseClient:
             grpc://a:8001,b:8001, are asked in turn.
         model: the name under which the server has the model; `stream` asks the one with _stream after it.
         timeout: seconds that a request may take, with all its retries.
-        retries: how often a request is sent again if the server is overloaded or cannot be reached.
+        retries: how often what may succeed later is tried again, since the server is overloaded or cannot be reached,
+            or since the URL of an image does not answer for now.
         headers: sent with every request to the server, such as {"authorization": "Bearer ..."}.
         ca_file: certificates to trust instead of the well-known ones, PEM.
         cert_file, key_file: the client's own certificate and its key, PEM, for servers that want one.
@@ -65,6 +67,7 @@ class BaseClient:
         interval = timeout / CHECKS_PER_TIMEOUT if keepalive is None else _positive("keepalive", keepalive)
         settings = Settings(_checked_headers(headers or {}), tls, interval)
         self._route = Route(addresses, settings, _at_least(0, "retries", retries), Rotation(len(addresses)))
+        self._closed = Event()
         self._open()
 
     def _open(self) -> None:
@@ -82,7 +85,9 @@ class BaseClient:
     def _read(self, image: ImageLike, deadline: Deadline) -> bytes:
         """The bytes of the image, from wherever they are."""
         if is_url(image):
-            return fetch(str(image), deadline, allow_private=self._allow_private_urls)
+            limit = Deadline(min(deadline.left(), MAX_SECONDS))
+            retrying = self._route.retrying(limit, self._closed)
+            return retrying(fetch, str(image), limit, allow_private=self._allow_private_urls)
         return encode(image)
 
     def _question(self, encoded: bytes, options: Tensors) -> Infer:

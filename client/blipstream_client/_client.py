@@ -35,6 +35,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Hang up. Requests that other threads wait for end with RequestCancelled."""
+        self._closed.set()
         self._line.close()
 
     def is_ready(self) -> bool:
@@ -91,19 +92,17 @@ class Client(BaseClient):
     def _caption_many(
         self, images: Iterable[ImageLike], max_in_flight: int, options: Tensors, timeout: float | None
     ) -> Generator[Caption | BlipstreamError, None, None]:
-        # A line of its own, so that leaving early can cancel these requests and no others.
-        line = Line(self._route)
         executor = ThreadPoolExecutor(max_in_flight, thread_name_prefix="blipstream")
         pending: deque[Future[Caption | BlipstreamError]] = deque()
         try:
-            for image in images:
-                pending.append(executor.submit(self._attempt, line, image, options, timeout))
-                while pending and (pending[0].done() or len(pending) == max_in_flight):
+            with self._line.branch() as line:  # so that leaving early can cancel these requests and no others
+                for image in images:
+                    pending.append(executor.submit(self._attempt, line, image, options, timeout))
+                    while pending and (pending[0].done() or len(pending) == max_in_flight):
+                        yield pending.popleft().result()
+                while pending:
                     yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
         finally:
-            line.close()
             executor.shutdown(wait=False, cancel_futures=True)
 
     def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> Generator[Piece, None, None]:

@@ -14,6 +14,7 @@ from blipstream_client._exceptions import (
     ModelNotReady,
     RequestCancelled,
     RequestTimeout,
+    ServerError,
     ServerUnreachable,
 )
 
@@ -85,7 +86,7 @@ class Rotation:
         try:
             yield index
         except BlipstreamError as exc:
-            if _says_that_server_is_ill(exc):
+            if says_that_server_is_ill(exc):
                 self._note_failure(index, failures)
             elif not isinstance(exc, RequestCancelled):
                 self._note_success(index)
@@ -129,12 +130,12 @@ class Rotation:
         self._resting_until[index] = now + min(FIRST_REST * 2**doublings, LONGEST_REST)
 
 
-def _says_that_server_is_ill(error: BlipstreamError) -> bool:
+def says_that_server_is_ill(error: object) -> bool:
     """Whether the error speaks of the endpoint; else it speaks of the request, and the endpoint is well."""
     match error:
         case ServerUnreachable() | RequestTimeout():
             return True
-        case ModelNotReady():
+        case ModelNotReady() | ServerError():
             return error.transient
         case _:
             return False

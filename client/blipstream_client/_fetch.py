@@ -7,6 +7,7 @@ gate. The caller's headers for the Triton server are not sent.
 """
 
 import socket
+import ssl
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import quote, urljoin, urlsplit
@@ -15,12 +16,13 @@ import httpcore2
 
 from blipstream_client._exceptions import InvalidImage
 from blipstream_client._streams import Stream
-from blipstream_client._transport import CONNECT_SECONDS, Deadline
+from blipstream_client._transport import CONNECT_SECONDS, Deadline, StatusError
 
 MAX_BYTES = 32 * 2**20  # as the server
 MAX_REDIRECTS = 5
-MAX_SECONDS = 20.0  # for all of it
+MAX_SECONDS = 20.0  # for all of it, with retries
 REDIRECTS = {301, 302, 303, 307, 308}
+FOR_NOW = {"408", "429", "500", "502", "503", "504"}  # statuses that may be others soon
 HEADERS: dict[bytes | str, bytes | str] = {
     "Accept": "image/*, */*;q=0.1",
     "Accept-Encoding": "identity",
@@ -28,6 +30,7 @@ HEADERS: dict[bytes | str, bytes | str] = {
 }
 URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"  # that need no quoting
 NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 addresses in IPv6 ones
+TIMEOUTS = (httpcore2.TimeoutException, TimeoutError)
 
 
 class Refused(Exception):
@@ -39,18 +42,32 @@ def is_url(image: object) -> bool:
     return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
 
 
-def fetch(url: str, deadline: Deadline, *, allow_private: bool = False) -> bytes:
-    """The bytes at a URL. Raises InvalidImage."""
-    limit = Deadline(min(deadline.left(), MAX_SECONDS))
+def fetch(url: str, limit: Deadline, *, allow_private: bool = False) -> bytes:
+    """The bytes at a URL. Raises InvalidImage, which is transient if they may be had later."""
     try:
         with httpcore2.ConnectionPool(network_backend=CheckedBackend(limit, allow_private=allow_private)) as pool:
             return _follow(pool, url)
     except Refused as exc:
         raise InvalidImage(f"Refused to fetch {url}: {exc}") from exc
-    except (httpcore2.TimeoutException, TimeoutError) as exc:
-        raise InvalidImage(f"Cannot fetch {url}: it took more than {limit.seconds:.3g} s") from exc
-    except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError, ValueError) as exc:
-        raise InvalidImage(f"Cannot fetch {url}: {str(exc) or type(exc).__name__}") from exc
+    except (*TIMEOUTS, httpcore2.NetworkError, httpcore2.ProtocolError, OSError, ValueError, StatusError) as exc:
+        slow = isinstance(exc, TIMEOUTS)
+        reason = f"it took more than {limit.seconds:.3g} s" if slow else str(exc) or type(exc).__name__
+        error = InvalidImage(f"Cannot fetch {url}: {reason}")
+        error.transient = _may_pass(exc)
+        raise error from exc
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same URL may answer later."""
+    match error:
+        case StatusError():
+            return error.status in FOR_NOW
+        case socket.gaierror():
+            return error.errno == socket.EAI_AGAIN
+        case httpcore2.ConnectError(args=(ssl.SSLCertVerificationError(),)):
+            return False
+        case _:
+            return not isinstance(error, (httpcore2.LocalProtocolError, ValueError))
 
 
 def _follow(pool: httpcore2.ConnectionPool, url: str) -> bytes:
@@ -71,7 +88,7 @@ def _follow(pool: httpcore2.ConnectionPool, url: str) -> bytes:
                 url = urljoin(url, location.decode("latin-1"))
                 continue
             if response.status != 200:
-                raise ValueError(f"the server answered {response.status}")
+                raise StatusError(str(response.status), f"the server answered {response.status}")
             return _read(response)
     raise Refused(f"it redirects more than {MAX_REDIRECTS} times")
 
@@ -132,6 +149,15 @@ class LimitedStream(Stream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         """Send all of it. Raises TimeoutError."""
         super().write(buffer, self._left())
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> httpcore2.NetworkStream:
+        """The same connection, encrypted from here on. Raises httpcore2.ConnectTimeout."""
+        return super().start_tls(ssl_context, server_hostname, self._limit.left())
 
     def _left(self) -> float:
         if self._limit.is_over():

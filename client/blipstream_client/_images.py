@@ -4,6 +4,8 @@
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -17,6 +19,7 @@ ImageLike: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 )
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # that the server takes; PIL's JPEG opens MPO, too
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # what PNG holds without loss
 PNG_COMPRESS_LEVEL = 1  # of 9: the fastest that still compresses
 SCALABLE_MODES = {"L", "LA", "RGB", "RGBA", "CMYK", "I;16"}  # others have no colours between two colours
@@ -82,35 +85,43 @@ def _png(image: Image.Image) -> bytes:
         drawable = image if image.mode in PNG_MODES else image.convert("RGB")
         # Exif says which way up a photograph is, so it has to travel too
         drawable.save(buffer, "PNG", compress_level=PNG_COMPRESS_LEVEL, exif=image.getexif())
-    except (OSError, SyntaxError, ValueError) as exc:  # PIL decodes only now: truncated, broken or closed
+    except Exception as exc:  # PIL decodes only now, and on bad data raises nearly every built-in type
         raise InvalidImage(f"Cannot encode the PIL image as PNG: {exc}") from exc
     return buffer.getvalue()
+
+
+@contextmanager
+def opened(encoded: bytes) -> Iterator[Image.Image]:
+    """An image of which the header is read. Raises whatever PIL does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # how large it may be is up to the server
+        yield Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def shrink(encoded: bytes, max_side: int) -> bytes:
     """The same picture with no side longer than `max_side` pixels, or the very same bytes if it has none.
 
-    JPEG stays JPEG and the rest becomes PNG; the Exif orientation travels along. What cannot be decoded is left as it
+    JPEG stays JPEG and the rest becomes PNG; the Exif orientation travels along. What cannot be scaled is left as it
     is, for the server to judge.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is what this is for
-            image = Image.open(io.BytesIO(encoded))
+        with opened(encoded) as image:
             if max(image.size) <= max_side:
                 return encoded
-            kind = image.format
+            is_jpeg = image.format in ("JPEG", "MPO")  # MPO: several in one file, as telephones write them
             small = (
                 image
                 if image.mode in SCALABLE_MODES
                 else image.convert("RGBA" if "transparency" in image.info else "RGB")
             )
             small.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return _jpeg(small) if is_jpeg else _png(small)
+    except Exception:  # on bad data PIL raises nearly every built-in type
         return encoded
-    if kind != "JPEG":
-        return _png(small)
+
+
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     profile = image.info.get("icc_profile")
-    small.save(buffer, "JPEG", quality=JPEG_QUALITY, exif=image.getexif(), icc_profile=profile)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, exif=image.getexif(), icc_profile=profile)
     return buffer.getvalue()

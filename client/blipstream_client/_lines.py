@@ -5,8 +5,8 @@ gRPC's own retry policy does not do: it cannot tell Triton's reasons for UNAVAIL
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Generator, Sequence
-from contextlib import aclosing, closing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, TypeVar
@@ -16,18 +16,16 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
-    sleep_using_event,
     stop_after_attempt,
     stop_before_delay,
     wait_random_exponential,
 )
 
-from blipstream_client._endpoints import Address, Rotation
+from blipstream_client._endpoints import Address, Rotation, says_that_server_is_ill
 from blipstream_client._exceptions import (
     BlipstreamError,
     ModelNotReady,
     RequestTimeout,
-    ServerOverloaded,
     ServerUnreachable,
     broken_off,
     cancelled,
@@ -63,9 +61,20 @@ class Route:
             "reraise": True,
         }
 
+    def retrying(self, deadline: Deadline, closed: Event) -> Retrying:
+        """Calls a function by that policy, until `closed` is set. Raises RequestCancelled."""
+        if closed.is_set():
+            raise client_closed()
+
+        def sleep(seconds: float) -> None:
+            if closed.wait(seconds):
+                raise cancelled()
+
+        return Retrying(sleep=sleep, **self.policy(deadline))
+
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome and state.outcome.exception()
-        if self.rotation.has_rested() and not isinstance(error, ServerOverloaded):
+        if says_that_server_is_ill(error) and self.rotation.has_rested():
             return 0.0  # another endpoint can be asked at once
         return _back_off(state)
 
@@ -76,7 +85,21 @@ class Line:
     def __init__(self, route: Route) -> None:
         self._route = route
         self._closed = Event()
+        self._branches: set[Line] = set()
         self._transports = [connect(address, route.settings) for address in route.addresses]
+
+    @contextmanager
+    def branch(self) -> Iterator["Line"]:
+        """A line of its own, which is closed at the end, or as soon as this one is."""
+        branch = Line(self._route)
+        self._branches.add(branch)
+        if self._closed.is_set():  # asked after it was added, lest `close` miss it
+            branch.close()
+        try:
+            yield branch
+        finally:
+            self._branches.discard(branch)
+            branch.close()
 
     def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The answer of one endpoint. Raises BlipstreamError."""
@@ -96,20 +119,22 @@ class Line:
 
     def is_ready(self, model: str, deadline: Deadline) -> bool:
         """Whether any endpoint says that the model can serve; none is asked twice."""
-        for transport in self._transports:
+        for transport, share in zip(self._transports, deadline.shares(len(self._transports)), strict=True):
             with suppress(*NOT_READY):
-                if transport.ask(IsReady(model), deadline):
+                if transport.ask(IsReady(model), share):
                     return True
         return False
 
     def close(self) -> None:
         """Hang up. Requests in flight end at once with RequestCancelled."""
         self._closed.set()
+        for branch in list(self._branches):
+            branch.close()
         for transport in self._transports:
             transport.close()
 
     def _retrying(self, deadline: Deadline) -> Retrying:
-        return Retrying(sleep=sleep_using_event(self._closed), **self._route.policy(deadline))
+        return self._route.retrying(deadline, self._closed)
 
     def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         with self._route.rotation.turn() as index:
@@ -170,11 +195,9 @@ class AsyncLine:
 
     async def is_ready(self, model: str, deadline: Deadline) -> bool:
         """Whether any endpoint says that the model can serve; none is asked twice."""
-        if self._closed:
-            raise client_closed()
-        for transport in self._transports:
+        for transport, share in zip(self._transports, deadline.shares(len(self._transports)), strict=True):
             with suppress(*NOT_READY):
-                if await transport.ask(IsReady(model), deadline):
+                if await self._until_closed(transport.ask(IsReady(model), share)):
                     return True
         return False
 

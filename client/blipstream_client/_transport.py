@@ -2,7 +2,7 @@
 """What every way of talking to a server can do, waiting for it or not."""
 
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,11 @@ class Deadline:
     def left(self) -> float:
         """Seconds until then; a moment, where there are none."""
         return max(self._end - time.monotonic(), 0.001)
+
+    def shares(self, count: int) -> Iterator["Deadline"]:
+        """Deadlines of what is done one after the other: each has an even share of the time that is left by then."""
+        for remaining in range(count, 0, -1):
+            yield Deadline(self.left() / remaining)
 
     def microseconds_left(self) -> int:
         """The same, as Triton's request parameter `timeout` wants it.

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from blipstream_client import Client
+from tests.client.proxy import Proxy, proxy
 from tests.client.tiny_triton import TinyTriton, tiny_triton
 
 
@@ -24,6 +25,12 @@ def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["waiting", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of client."""
+    return str(request.param)
+
+
 @pytest.fixture
 def tiny() -> Iterator[TinyTriton]:
     with tiny_triton() as server:
@@ -35,6 +42,19 @@ def client(tiny: TinyTriton, scheme: str) -> Iterator[Client]:
     """A client of the tiny server, over each scheme in turn."""
     with Client(tiny.url(scheme)) as client:
         yield client
+
+
+@pytest.fixture
+def between(tiny: TinyTriton, scheme: str) -> Iterator[Proxy]:
+    """A proxy before the tiny server."""
+    with proxy(tiny.port(scheme)) as running:
+        yield running
+
+
+@pytest.fixture
+def url(between: Proxy, scheme: str) -> str:
+    """The proxy's."""
+    return f"{scheme}://127.0.0.1:{between.port}"
 
 
 @pytest.fixture

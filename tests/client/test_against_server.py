@@ -116,7 +116,6 @@ def test_the_command_line(url: str, samples: dict[str, str], tmp_path: Path) -> 
     assert set(bad) == {"file", "error"}
 
 
-@pytest.mark.parametrize("kind", ["waiting", "async"])
 def test_what_the_server_says_of_itself(url: str, kind: str) -> None:
     async def ask() -> ServerInfo:
         async with AsyncClient(url) as client:

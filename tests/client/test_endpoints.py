@@ -12,6 +12,7 @@ from blipstream_client import (
     ModelNotReady,
     RequestCancelled,
     RequestTimeout,
+    ServerError,
     ServerOverloaded,
     ServerUnreachable,
 )
@@ -130,6 +131,16 @@ def test_errors_of_the_request_leave_the_endpoint_in_its_place(clock: Clock) -> 
     for error in (InvalidRequest(), ServerOverloaded(), ModelNotReady(), RequestCancelled()):
         take(rotation, error)
     assert [take(rotation) for _ in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [ModelNotReady, ServerError])
+def test_a_server_that_cannot_for_now_is_spared(clock: Clock, kind: type[BlipstreamError]) -> None:
+    rotation, error = Rotation(1, clock), kind()
+    take(rotation, error)
+    assert rotation.has_rested()
+    error.transient = True
+    take(rotation, error)
+    assert not rotation.has_rested()
 
 
 def test_where_all_fail_all_are_asked(clock: Clock) -> None:

@@ -4,7 +4,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from blipstream_client import (
     AsyncClient,
     Caption,
     Client,
+    ImageLike,
     InvalidRequest,
     RequestCancelled,
     RequestTimeout,
@@ -21,30 +22,10 @@ from blipstream_client import (
     ServerUnreachable,
 )
 from tests.client.proxy import Proxy, proxy
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
+from tests.client.tiny_triton import FULL, Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
 
-def port_of(tiny: TinyTriton, scheme: str) -> int:
-    return int(tiny.url(scheme).rpartition(":")[2])
-
-
-@pytest.fixture
-def between(tiny: TinyTriton, scheme: str) -> Iterator[Proxy]:
-    with proxy(port_of(tiny, scheme)) as running:
-        yield running
-
-
-@pytest.fixture
-def url(between: Proxy, scheme: str) -> str:
-    return f"{scheme}://127.0.0.1:{between.port}"
-
-
-@pytest.fixture(params=["waiting", "async"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def texts(kind: str, url: str, images: list[bytes], max_in_flight: int = 8, **arguments: Any) -> list[Any]:
+def texts(kind: str, url: str, images: Sequence[ImageLike], max_in_flight: int = 8, **arguments: Any) -> list[Any]:
     """What either client says of the images: texts and the types of errors."""
     many = {"max_in_flight": max_in_flight}
 
@@ -76,9 +57,6 @@ class Flaky:
         if failing:
             raise self._refusal
         return size_of_image(inputs)
-
-
-FULL = Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
 
 
 def test_an_overloaded_server_is_asked_again(tiny: TinyTriton, url: str, kind: str) -> None:
@@ -192,7 +170,7 @@ def test_grpc_notices_that_a_network_went_silent(tiny: TinyTriton, monkeypatch: 
 
 def test_a_server_that_comes_late(scheme: str, kind: str, closed_port: int) -> None:
     with tiny_triton() as tiny:
-        late = threading.Timer(0.5, lambda: servers.append(Proxy(port_of(tiny, scheme), port=closed_port)))
+        late = threading.Timer(0.5, lambda: servers.append(Proxy(tiny.port(scheme), port=closed_port)))
         servers: list[Proxy] = []
         late.start()
         assert texts(kind, f"{scheme}://127.0.0.1:{closed_port}", [b"image"], retries=20) == ["5 bytes"]
@@ -204,26 +182,50 @@ def test_two_servers_share_the_work_evenly(scheme: str, kind: str) -> None:
     with tiny_triton() as one, tiny_triton() as two:
         counts = [Flaky(0, FULL), Flaky(0, FULL)]
         one.answer, two.answer = counts
-        url = f"{one.url(scheme)},127.0.0.1:{port_of(two, scheme)}"
+        url = f"{one.url(scheme)},127.0.0.1:{two.port(scheme)}"
         assert texts(kind, url, [b"image"] * 200) == ["5 bytes"] * 200
     assert [each.asked for each in counts] == [100, 100]
 
 
 def test_one_dead_server_costs_retries_and_no_image(scheme: str, kind: str, closed_port: int) -> None:
     with tiny_triton() as one:
-        url = f"{scheme}://127.0.0.1:{closed_port},127.0.0.1:{port_of(one, scheme)}"
+        url = f"{scheme}://127.0.0.1:{closed_port},127.0.0.1:{one.port(scheme)}"
         assert texts(kind, url, [b"image"] * 100, retries=1) == ["5 bytes"] * 100
+
+
+def test_a_silent_server_does_not_hide_one_that_is_ready(
+    tiny: TinyTriton, scheme: str, kind: str, silent_port: int
+) -> None:
+    url = f"{scheme}://127.0.0.1:{silent_port},127.0.0.1:{tiny.port(scheme)}"
+
+    async def ask() -> bool:
+        async with AsyncClient(url, timeout=3) as client:
+            return await client.is_ready()
+
+    with Client(url, timeout=3) as client:
+        assert asyncio.run(ask()) if kind == "async" else client.is_ready()
+
+
+def test_closing_ends_the_question_whether_a_server_is_ready(scheme: str, silent_port: int) -> None:
+    async def close() -> None:
+        async with AsyncClient(f"{scheme}://127.0.0.1:{silent_port}") as client:
+            asking = asyncio.create_task(client.is_ready())
+            await asyncio.sleep(0.1)
+        with pytest.raises(RequestCancelled):
+            await asking
+
+    asyncio.run(close())
 
 
 def test_one_overloaded_server_costs_retries_and_no_image(scheme: str, kind: str) -> None:
     with tiny_triton() as one, tiny_triton() as two:
         one.answer = Flaky(10_000, FULL)
-        url = f"{one.url(scheme)},127.0.0.1:{port_of(two, scheme)}"
+        url = f"{one.url(scheme)},127.0.0.1:{two.port(scheme)}"
         assert texts(kind, url, [b"image"] * 20, max_in_flight=1, retries=1) == ["5 bytes"] * 20
 
 
 def test_a_server_that_came_back_is_asked_again(tiny: TinyTriton, scheme: str) -> None:
-    with tiny_triton() as two, proxy(port_of(two, scheme)) as between:
+    with tiny_triton() as two, proxy(two.port(scheme)) as between:
         two.answer = counted = Flaky(0, FULL)
         url = f"{tiny.url(scheme)},127.0.0.1:{between.port}"
         with Client(url, timeout=10) as client:
@@ -232,7 +234,7 @@ def test_a_server_that_came_back_is_asked_again(tiny: TinyTriton, scheme: str) -
             for _ in range(10):
                 client.caption(b"image")
             assert counted.asked == 0
-            between.target = port_of(two, scheme)
+            between.target = two.port(scheme)
             deadline = time.monotonic() + 60
             while counted.asked == 0:
                 assert time.monotonic() < deadline, "it was never asked again"

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from blipstream_client import Client, InvalidImage, _fetch
+from blipstream_client import Client, InvalidImage, RequestCancelled, _fetch
 from blipstream_client._fetch import fetch, is_public, is_url
 from blipstream_client._transport import Deadline
 from tests.client.proxy import proxy
+from tests.client.test_failures import texts
 from tests.client.tiny_triton import TinyTriton
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
@@ -159,8 +160,9 @@ def test_https_checks_the_certificate_of_the_name(web: Web, monkeypatch: pytest.
     authority.issue_cert("right.example").configure_cert(context)
     with proxy(web.port, tls=context) as running:
         assert get(f"https://right.example:{running.port}/a.jpg") == b"12345"
-        with pytest.raises(InvalidImage, match=r"(?i)certificate verify failed"):
+        with pytest.raises(InvalidImage, match=r"(?i)certificate verify failed") as caught:
             get(f"https://wrong.example:{running.port}/a.jpg")
+    assert not caught.value.transient
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,49 @@ def test_other_answers(web: Web, closed_port: int) -> None:
             get(odd)
 
 
+@pytest.mark.parametrize("failure", [429, 503, "hang up"])
+def test_what_may_be_had_later_is_fetched_again(web: Web, tiny: TinyTriton, kind: str, failure: int | str) -> None:
+    def flaky(handler: BaseHTTPRequestHandler) -> None:
+        if len(web.headers) > 2:
+            send(handler, 200, b"12345")
+        elif isinstance(failure, int):
+            send(handler, failure)
+
+    web.pages["/flaky.jpg"] = flaky
+    assert texts(kind, tiny.url("grpc"), [web.url("/flaky.jpg")], allow_private_urls=True) == ["5 bytes"]
+    assert len(web.headers) == 3
+
+
+def test_what_is_not_there_is_fetched_once(web: Web, tiny: TinyTriton, kind: str) -> None:
+    assert texts(kind, tiny.url("grpc"), [web.url("/nowhere.jpg")], allow_private_urls=True) == [InvalidImage]
+    assert len(web.headers) == 1
+
+
+@pytest.mark.parametrize(("code", "transient"), [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)])
+def test_names_that_do_not_resolve(monkeypatch: pytest.MonkeyPatch, code: int, transient: bool) -> None:
+    def getaddrinfo(*_: object, **__: object) -> None:
+        raise socket.gaierror(code, "no address")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(InvalidImage, match="no address") as caught:
+        get("http://nowhere.example/a.jpg")
+    assert caught.value.transient is transient
+
+
+def test_closing_ends_a_client_that_waits_to_fetch_again(web: Web, tiny: TinyTriton) -> None:
+    def close_the_second_time(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 503)
+        if len(web.headers) == 2:
+            client.close()
+
+    web.pages["/busy.jpg"] = close_the_second_time
+    client = Client(tiny.url("grpc"), allow_private_urls=True, retries=10_000)
+    for _ in range(2):  # the second time, it is closed already
+        with pytest.raises(RequestCancelled):
+            client.caption(web.url("/busy.jpg"))
+    assert len(web.headers) == 2
+
+
 def test_addresses_in_any_script(web: Web) -> None:
     web.pages["/b%C3%A4r.jpg?a=%20b"] = lambda handler: send(handler, 200, b"bear")
     assert get(web.url("/bär.jpg?a=%20b")) == b"bear"
@@ -263,3 +308,8 @@ def test_what_comes_too_slowly(web: Web, where: str) -> None:
     web.pages["/slow"] = drip
     with pytest.raises(InvalidImage, match=r"took more than 0\.5 s"):
         get(web.url("/slow"), seconds=0.5)
+
+
+def test_a_tls_handshake_that_never_ends(silent_port: int) -> None:
+    with pytest.raises(InvalidImage, match=r"took more than 0\.5 s"):
+        get(f"https://127.0.0.1:{silent_port}/a.jpg", seconds=0.5)

@@ -91,6 +91,10 @@ def test_broken_pil_images() -> None:
     truncated = Image.open(io.BytesIO(buffer.getvalue()[:-1000]))
     with pytest.raises(InvalidImage, match="Cannot encode the PIL image as PNG"):
         encode(truncated)
+    odd = Image.new("RGB", (8, 6))
+    odd.getexif()[0x0112] = "up"
+    with pytest.raises(InvalidImage, match="Cannot encode the PIL image as PNG"):
+        encode(odd)
 
 
 @pytest.mark.parametrize("wrong", [None, 7, ["a.jpg"]])
@@ -158,5 +162,21 @@ def test_every_mode_shrinks(mode: str) -> None:
 
 
 def test_what_is_no_image_is_left_for_the_server_to_judge() -> None:
-    for wrong in (b"not an image", encoded(picture(600, 400), "JPEG")[:2000]):
+    drawing = encoded(picture(600, 400), "EPS")  # PIL would call Ghostscript
+    for wrong in (b"not an image", encoded(picture(600, 400), "JPEG")[:2000], drawing):
         assert shrink(wrong, 10) is wrong
+
+
+def test_what_cannot_be_written_is_left_for_the_server_to_judge() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    odd = exif.tobytes().replace(b"\x01\x12\x00\x03", b"\x01\x12\x00\x01")  # a byte, where there are two
+    photograph = encoded(picture(600, 400), "JPEG", exif=odd)
+    assert shrink(photograph, 10) is photograph
+
+
+def test_a_telephones_photograph_stays_jpeg() -> None:
+    two = encoded(picture(600, 400), "MPO", save_all=True, append_images=[picture(60, 40)])
+    assert Image.open(io.BytesIO(two)).format == "MPO"
+    small = Image.open(io.BytesIO(shrink(two, 150)))
+    assert (small.format, small.size) == ("JPEG", (150, 100))

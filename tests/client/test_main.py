@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import inspect
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from blipstream_client import __version__
+from blipstream_client import Client, __version__
+from blipstream_client.__main__ import main
 from blipstream_client._contract import OPTIONS
 from tests.client.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
 
@@ -81,6 +84,12 @@ def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
     }
 
 
+@pytest.mark.parametrize("command", ["caption", "bulk"])
+def test_every_argument_of_the_client_is_a_flag(command: str) -> None:
+    flags = {parameter.name for parameter in main.commands[command].params}
+    assert inspect.signature(Client).parameters.keys() <= flags
+
+
 @pytest.mark.usefixtures("environment")
 def test_a_wrong_url_is_one_sentence() -> None:
     status, out, err = blipstream("caption", "a.jpg", "--url", "localhost:8001")
@@ -134,6 +143,46 @@ def test_ctrl_c_ends_it_quietly(scheme: str, tiny: TinyTriton) -> None:
         out, err = process.communicate(timeout=20)
     finished.set()
     assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.usefixtures("environment")
+def test_ctrl_c_while_standard_input_is_open(tiny: TinyTriton) -> None:
+    asked = threading.Event()
+
+    def record(inputs: Inputs) -> Answer:
+        asked.set()
+        return size_of_image(inputs)
+
+    tiny.answer = record
+    command, pipe = [*COMMAND, "caption", "a.jpg", "-"], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert asked.wait(20)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+PATIENT = """
+from blipstream_client import _base
+from blipstream_client.__main__ import main
+_base.MAX_SECONDS = 600
+main()
+"""
+
+
+@pytest.mark.usefixtures("environment")
+def test_ctrl_c_waits_for_no_url() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        web.settimeout(20)
+        arguments = ["caption", f"http://127.0.0.1:{web.getsockname()[1]}/a.jpg", "--allow-private-urls"]
+        command = [sys.executable, "-c", PATIENT, *arguments, "--timeout", "600"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            connection, _ = web.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(20) == 130
+            assert process.communicate() == (b"", b"")
 
 
 @pytest.mark.usefixtures("environment")
@@ -199,6 +248,7 @@ def test_how_to_talk_to_the_server(tiny: TinyTriton, closed_port: int) -> None:
         (["--header", "Authorization"], 2, "expected NAME:VALUE, got 'Authorization'"),
         (["--timeout", "0"], 1, "timeout must be a number of seconds above 0"),
         (["--retries", "-1"], 1, "retries must be at least 0"),
+        (["--keepalive", "0"], 1, "keepalive must be a number of seconds above 0"),
         (["--max-side", "0"], 1, "max_side must be at least 1"),
         (["--ca-file", "a.jpg"], 1, "Cannot trust the certificates in a.jpg"),
     ],

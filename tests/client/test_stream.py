@@ -26,28 +26,11 @@ from blipstream_client import (
     ServerUnreachable,
 )
 from blipstream_client._events import EventReader
-from tests.client.proxy import Proxy, proxy
+from tests.client.proxy import Proxy
 from tests.client.test_transport import serve_raw
-from tests.client.tiny_triton import Event, Inputs, Refusal, TinyTriton, word_by_word
+from tests.client.tiny_triton import FULL, Event, Inputs, Refusal, TinyTriton, word_by_word
 
 IMAGE = np.array([[b"12345"]], np.object_)
-FULL = Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
-
-
-@pytest.fixture(params=["waiting", "async"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def between(tiny: TinyTriton, scheme: str) -> Iterator[Proxy]:
-    with proxy(int(tiny.url(scheme).rpartition(":")[2])) as running:
-        yield running
-
-
-@pytest.fixture
-def url(between: Proxy, scheme: str) -> str:
-    return f"{scheme}://127.0.0.1:{between.port}"
 
 
 def stream(kind: str, url: str, pieces: list[Piece], options: Any = None, **arguments: Any) -> None:

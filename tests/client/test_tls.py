@@ -11,7 +11,7 @@ import trustme
 
 from blipstream_client import Client, InvalidCertificate, ServerUnreachable
 from tests.client.proxy import proxy
-from tests.client.test_failures import port_of, texts
+from tests.client.test_failures import texts
 from tests.client.tiny_triton import TinyTriton
 
 
@@ -54,7 +54,7 @@ def url(tiny: TinyTriton, scheme: str, authority: trustme.CA, mutual: bool) -> I
         context.verify_mode = ssl.CERT_REQUIRED
     if scheme == "grpc":
         context.set_alpn_protocols(["h2"])
-    with proxy(port_of(tiny, scheme), tls=context) as running:
+    with proxy(tiny.port(scheme), tls=context) as running:
         yield f"{scheme}s://127.0.0.1:{running.port}"
 
 

@@ -44,6 +44,9 @@ class Refusal(Exception):
         self.message = message
 
 
+FULL = Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+
+
 @dataclass
 class TinyTriton:
     """Where it listens, and what it says to a request's inputs; `answer` and `grow` may be replaced at any time."""
@@ -56,8 +59,11 @@ class TinyTriton:
     http_port: int = 0
     grpc_port: int = 0
 
+    def port(self, scheme: str) -> int:
+        return self.grpc_port if scheme == "grpc" else self.http_port
+
     def url(self, scheme: str) -> str:
-        return f"{scheme}://127.0.0.1:{self.grpc_port if scheme == 'grpc' else self.http_port}"
+        return f"{scheme}://127.0.0.1:{self.port(scheme)}"
 
 
 def size_of_image(inputs: Inputs) -> Answer:

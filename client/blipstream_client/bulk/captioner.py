@@ -2,22 +2,19 @@
 """A client that tells more of an image than its caption, and of the server how it copes."""
 
 import hashlib
-import io
 import json
-import warnings
 from typing import Any
-
-from PIL import Image
 
 from blipstream_client._base import DEFAULT_URL
 from blipstream_client._client import Client
 from blipstream_client._contract import Options
 from blipstream_client._exceptions import AccessDenied, InvalidRequest, ServerError, ServerOverloaded
+from blipstream_client._images import opened
 from blipstream_client._lines import Line, Route
 from blipstream_client._questions import AnswerT, Question
 from blipstream_client._transport import Deadline
 from blipstream_client.bulk.limit import Limit
-from blipstream_client.bulk.rows import Row
+from blipstream_client.bulk.rows import Row, spelled
 
 
 class Captioner(Client):
@@ -49,7 +46,7 @@ class Captioner(Client):
             caption = self.caption(encoded, **self._options)
             found |= {"caption": caption.text, "score": caption.score}
         except (InvalidRequest, ServerError) as exc:
-            found["error"] = str(exc)
+            found["error"] = spelled(str(exc))
         return Row(name=name, options=self._options_text, checkpoint=self.checkpoint, **found)
 
 
@@ -71,10 +68,9 @@ class WatchedLine(Line):
 
 
 def size_of(encoded: bytes) -> tuple[int, int] | tuple[None, None]:
-    """Width and height as stored, if it is an image at all."""
+    """Width and height as stored, if it is an image that the server takes."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(encoded)).size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with opened(encoded) as image:
+            return image.size
+    except Exception:  # on bad data PIL raises nearly every built-in type
         return None, None

@@ -8,10 +8,11 @@ from blipstream_client._contract import Options
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client.bulk import sources
 from blipstream_client.bulk.captioner import Captioner
+from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.progress import progress
 from blipstream_client.bulk.runner import Runner, Summary, skip_written
-from blipstream_client.bulk.sinks import lock, open_sink
+from blipstream_client.bulk.sinks import open_sink
 
 DEFAULT_MAX_IN_FLIGHT = 128
 DEFAULT_TIMEOUT = 300.0  # seconds for an image, with all its retries: a server may be restarted meanwhile
@@ -34,7 +35,8 @@ def run(
     """Write a row for each image to the output, or those that it lacks. Raises BlipstreamError."""
     sources.check(inputs)
     sink, limit, summary = open_sink(output), Limit(max_in_flight), Summary()
-    with Captioner(limit, options, **connection) as captioner:
+    cannot_write = translated(f"Cannot write to {output} (the same command goes on once that is mended)", OSError)
+    with Captioner(limit, options, **connection) as captioner, cannot_write, sink.lock():
         sink.begin(
             {
                 "images": list(inputs),
@@ -44,12 +46,11 @@ def run(
                 "max_side": connection.get("max_side"),
             }
         )
-        with lock(sink.job_path):
-            images = sources.items(inputs, column)
-            skip_written(images, sink, summary)
-            with progress(summary, limit, lambda: sources.count(inputs)) as show:
-                try:
-                    Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
-                except BlipstreamError as exc:
-                    raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
+        images = sources.items(inputs, column)
+        skip_written(images, sink, summary)
+        with progress(summary, limit, lambda: sources.count(inputs)) as show:
+            try:
+                Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
+            except BlipstreamError as exc:
+                raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
     return summary

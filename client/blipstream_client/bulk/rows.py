@@ -20,3 +20,8 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def spelled(text: str) -> str:
+    r"""The same as UTF-8 can have it: \udcff is the byte ff of a file's name that is none."""
+    return text.encode(errors="backslashreplace").decode()

@@ -80,9 +80,11 @@ class Runner:
                 self._write_next()
                 show()
         finally:
-            self._captioner.close()  # so that nobody waits for what is in flight
-            self._executor.shutdown(cancel_futures=True)
-            self._sink.close()
+            try:
+                self._sink.close()  # first: who presses Ctrl-C may do so again
+            finally:
+                self._captioner.close()  # so that nobody waits for what is in flight
+                self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _work(self, name: str, image: bytes | str) -> Row:
         try:

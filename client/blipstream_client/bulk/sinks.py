@@ -12,15 +12,16 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from blipstream_client._exceptions import InvalidRequest
+from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.rows import COLUMNS, Row
 
+PARQUET_JOB = "_job.json"  # readers skip names that begin so
 PART_ROWS = 10_000
 PART_SECONDS = 60.0  # after which a part is written however small it is
 BLOCK = 1 << 20
@@ -29,7 +30,7 @@ Written = tuple[str, bool]  # the name of a row, and whether it has a caption
 
 
 class Sink(ABC):
-    """A place for rows. Only one process may use it at a time."""
+    """A place for rows, of which only one process may hold the lock. Raises OSError if it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,7 +46,7 @@ class Sink(ABC):
 
     @abstractmethod
     def recover(self) -> Iterator[Written]:
-        """Drop what is half-written, and give the rows that are there."""
+        """Drop what is half-written, and give the rows that are there. Raises InvalidRequest if they are damaged."""
 
     @abstractmethod
     def write(self, row: Row) -> None:
@@ -55,14 +56,31 @@ class Sink(ABC):
     def close(self) -> None:
         """Have all rows on disk."""
 
+    def lock(self) -> io.IOBase:
+        """Hold it for this process alone until what is returned is closed. Raises InvalidRequest."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.with_name(f".{self.path.name}.lock").open("ab")
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            file.close()
+            raise InvalidRequest(
+                f"Another process is writing to {self.path}: wait for it, or use another --output"
+            ) from exc
+        except (ImportError, OSError):  # where there are no locks, care is up to the user
+            pass
+        return file
+
     def begin(self, job: Mapping[str, Any]) -> None:
         """Start, or go on with the same job. Raises InvalidRequest if it is another."""
         try:
-            begun = json.loads(self.job_path.read_text(encoding="utf-8"))
+            begun = dict(json.loads(self.job_path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             self._start(job)
             return
-        except ValueError as exc:
+        except (TypeError, ValueError) as exc:
             raise InvalidRequest(f"Cannot read {self.job_path}: remove it and {self.path} to begin anew") from exc
         for name in job.keys() | begun.keys():
             if begun.get(name) != job.get(name):
@@ -126,8 +144,9 @@ class Lines(Sink):
             file.truncate(self._whole_length(file))
             if file.seek(0, os.SEEK_END) == 0:
                 file.write(self.header.encode())
-        with self.path.open(encoding="utf-8", newline="") as text:
-            yield from self._read(text)
+        damaged = translated(f"Cannot read {self.path} (use another --output)")
+        with damaged, self.path.open("rb") as file:
+            yield from self._read(file)
 
     def write(self, row: Row) -> None:
         """Add a row at once."""
@@ -138,16 +157,16 @@ class Lines(Sink):
     def close(self) -> None:
         """Have all rows on disk."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._file as file:
+                file.flush()
+                os.fsync(file.fileno())
 
     @abstractmethod
     def _whole_length(self, file: io.BufferedRandom) -> int:
         """Up to where the file has whole rows."""
 
     @abstractmethod
-    def _read(self, text: io.TextIOWrapper) -> Iterator[Written]: ...
+    def _read(self, file: io.BufferedReader) -> Iterator[Written]: ...
 
     @abstractmethod
     def _format(self, row: Row) -> str: ...
@@ -167,10 +186,12 @@ class JsonLines(Lines):
             end = start
         return 0
 
-    def _read(self, text: io.TextIOWrapper) -> Iterator[Written]:
-        for line in text:
-            row = json.loads(line)
-            yield row["name"], row["error"] is None
+    def _read(self, file: io.BufferedReader) -> Iterator[Written]:
+        for number, line in enumerate(file, 1):
+            with translated(f"Cannot read line {number} of {self.path} (cut the file off before it to go on)"):
+                row = json.loads(line)
+                written = row["name"], row["error"] is None
+            yield written
 
     def _format(self, row: Row) -> str:
         return json.dumps(asdict(row), ensure_ascii=False) + "\n"
@@ -191,8 +212,8 @@ class Csv(Lines):
                 whole = position
         return whole
 
-    def _read(self, text: io.TextIOWrapper) -> Iterator[Written]:
-        for row in csv.DictReader(text):
+    def _read(self, file: io.BufferedReader) -> Iterator[Written]:
+        for row in csv.DictReader(map(bytes.decode, file)):
             yield row["name"], not row["error"]
 
     def _format(self, row: Row) -> str:
@@ -217,7 +238,7 @@ class Parquet(Sink):
     @property
     def job_path(self) -> Path:
         """Where it is kept what the rows were asked for with."""
-        return self.path / "_job.json"  # readers skip names that begin so
+        return self.path / PARQUET_JOB
 
     def _is_foreign(self) -> bool:
         return self.path.exists() and not (self.path.is_dir() and not any(self.path.glob("[!.]*")))
@@ -227,9 +248,11 @@ class Parquet(Sink):
         for unfinished in self.path.glob(".*.tmp"):
             unfinished.unlink()
         for part in sorted(self.path.glob("part-*.parquet")):
-            self._parts += 1
-            table = self._arrow.parquet.read_table(part, columns=["name", "error"])
-            for name, error in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            with translated(f"Cannot read {part} (remove it and all later parts to go on)"):
+                self._parts = int(part.stem.removeprefix("part-"))
+                table = self._arrow.parquet.read_table(part, columns=["name", "error"])
+                names, errors = (column.to_pylist() for column in table.columns)
+            for name, error in zip(names, errors, strict=True):
                 yield name, error is None
 
     def write(self, row: Row) -> None:
@@ -246,22 +269,13 @@ class Parquet(Sink):
             self._write_part()
 
     def _write_part(self) -> None:
-        self._parts += 1
+        number = self._parts + 1
         part = io.BytesIO()
         self._arrow.parquet.write_table(self._arrow.Table.from_pylist(self._rows, self._schema), part)
-        replace(self.path / f"part-{self._parts:06}.parquet", part.getvalue())
-        self._rows = []
+        replace(self.path / f"part-{number:06}.parquet", part.getvalue())
+        self._parts, self._rows = number, []  # last: after Ctrl-C, `close` writes the same part again
 
 
-def lock(path: Path) -> io.IOBase:
-    """Hold the path for this process alone until what is returned is closed. Raises InvalidRequest."""
-    file = path.open("rb")
-    with suppress(ImportError):  # where there is no fcntl, care is up to the user
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            file.close()
-            raise InvalidRequest(f"Another process is writing there: {path} is locked") from exc
-    return file
+def is_result(folder: Path) -> bool:
+    """Whether it is a folder of parts."""
+    return folder.suffix == ".parquet" and (folder / PARQUET_JOB).exists()

@@ -4,14 +4,19 @@
 import io
 import json
 import os
+import pty
 import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +61,18 @@ def write_images(count: int) -> None:
         Path(f"images/{number:06}.jpg").write_bytes(jpeg(number))
 
 
-def bulk(*arguments: str, stdin: str = "") -> tuple[int, str]:
+def bulk(*arguments: str, stdin: str = "", command: Sequence[str] = COMMAND) -> tuple[int, str]:
     """Exit status and standard error."""
-    done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+    )
     assert done.stdout == ""
+    assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
 
 
@@ -95,6 +108,106 @@ def test_failures_are_rows_and_a_summary(tiny: TinyTriton) -> None:
     assert "No such file" in rows[3]["error"]
     status, err = bulk(*arguments, stdin="nowhere.jpg\nimages/000002.jpg\n")
     assert (status, "2 have an error" in err) == (1, True)
+
+
+@pytest.mark.parametrize("output", ["a.jsonl", "a.csv", "a.parquet"])
+def test_names_that_are_not_utf_8(tiny: TinyTriton, output: str) -> None:
+    write_images(1)
+    shutil.copy("images/000000.jpg", os.fsdecode(b"images/\xff.jpg"))
+    Path(os.fsdecode(b"images/\xfe.jpg")).touch()
+    arguments = ["images", "-", "--output", output, "--url", tiny.url("grpc")]
+    for found in (0, 4):
+        status, err = bulk(*arguments, stdin=os.fsdecode(b"http://127.0.0.1/\xff\n"))
+        assert (status, f"4 rows in {output}, {found} of them from before" in err) == (1, True)
+    rows = read(Path(output))
+    assert [row["name"] for row in rows[:3]] == ["images/000000.jpg", "images/\\udcfe.jpg", "images/\\udcff.jpg"]
+    assert [bool(row["caption"]) for row in rows] == [True, False, True, False]
+    assert rows[3]["name"] == "http://127.0.0.1/\\udcff"
+
+
+def test_odd_images_end_no_run(tiny: TinyTriton) -> None:
+    Path("images").mkdir()
+    Image.new("RGB", (8, 6)).save("images/drawing.jpg", "EPS")
+    surface = struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 6, 8, 0, 0, 0, 32, 4, 1, 0, 0, 0, 0, 0)
+    Path("images/surface.jpg").write_bytes(surface)
+    assert bulk("images", "--output", "a.jsonl", "--url", tiny.url("grpc"), "--max-side", "4")[0] == 0
+    rows = read(Path("a.jsonl"))
+    assert [(row["width"], row["height"]) for row in rows] == [(None, None)] * 2
+    assert rows[1]["caption"] == f"{len(surface)} bytes"
+
+
+def test_an_output_among_the_images(tiny: TinyTriton) -> None:
+    write_images(3)
+    arguments = ["images", "--output", "images/a.parquet", "--url", tiny.url("grpc")]
+    assert bulk(*arguments) == (0, "3 rows in images/a.parquet, 0 of them from before\n")
+    assert bulk(*arguments) == (0, "3 rows in images/a.parquet, 3 of them from before\n")
+    arguments[2] = "images/b.parquet"
+    assert bulk(*arguments) == (0, "3 rows in images/b.parquet, 0 of them from before\n")
+
+
+@pytest.mark.parametrize("output", ["images/000000.jpg/a.jsonl", "images/000000.jpg/a.parquet", f"{'a' * 300}.csv"])
+def test_an_output_that_cannot_be_written(tiny: TinyTriton, output: str) -> None:
+    write_images(1)
+    status, err = bulk("images", "--output", output, "--url", tiny.url("grpc"))
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"Error: Cannot write to {output} (")
+
+
+@pytest.mark.parametrize("output", ["a.jsonl", "a.csv", "a.parquet"])
+def test_a_disk_that_is_full(tiny: TinyTriton, output: str) -> None:
+    write_images(40)
+    arguments = ["images", "--output", output, "--url", tiny.url("grpc")]
+    full = ["bash", "-c", 'ulimit -f 4 && exec "$@"', "bash", *COMMAND]  # KiB a file
+    status, err = bulk(*arguments, command=full)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"Error: Cannot write to {output} (the same command goes on once that is mended): ")
+    assert bulk(*arguments)[0] == 0
+    assert [row["name"] for row in read(Path(output))] == [f"images/{number:06}.jpg" for number in range(40)]
+
+
+def test_a_run_goes_on_once_a_broken_shard_is_mended(tiny: TinyTriton) -> None:
+    write_images(3)
+    with tarfile.open("shard.tar", "w") as tar:
+        tar.add("images/000000.jpg")
+    whole = Path("shard.tar").read_bytes()
+    Path("shard.tar").write_bytes(whole[:700])
+    arguments = ["images", "shard.tar", "--output", "a.jsonl", "--url", tiny.url("grpc")]
+    status, err = bulk(*arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("Error: Cannot read shard.tar")
+    Path("shard.tar").write_bytes(whole)
+    assert bulk(*arguments)[0] == 0
+    assert read(Path("a.jsonl"))[3]["name"] == "shard.tar/images/000000.jpg"
+
+
+def on_a_terminal(*arguments: str) -> tuple[int, str]:
+    """Exit status and all that was shown."""
+    controller, terminal = pty.openpty()
+    with os.fdopen(controller, "rb", buffering=0) as screen:
+        with os.fdopen(terminal, "wb", buffering=0) as stderr:
+            process = subprocess.Popen([*COMMAND, *arguments], stderr=stderr)
+        shown = b""
+        with suppress(OSError):  # in place of an end
+            while piece := screen.read(1 << 16):
+                shown += piece
+    return process.wait(), shown.decode()
+
+
+def test_the_bar(tiny: TinyTriton) -> None:
+    write_images(3)
+    url = ["--url", tiny.url("grpc")]
+    status, shown = on_a_terminal("images", "--output", "a.jsonl", *url)
+    assert status == 0
+    assert "3/3" in shown
+    assert "in flight" in shown
+    _, shown = on_a_terminal("images", "http://127.0.0.1/a.parquet", "--output", "b.jsonl", *url)
+    assert "4/4" in shown
+    assert "1 failed" in shown
+    Path("broken.parquet").write_bytes(b"no table")
+    status, shown = on_a_terminal("images", "broken.parquet", "--output", "c.jsonl", *url)
+    assert (status, "Traceback" in shown) == (1, False)
+    assert "/?" in shown
+    assert "Error: Cannot read broken.parquet" in shown
 
 
 def test_tar_and_parquet_in_parquet_out(tiny: TinyTriton) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from blipstream_client import InvalidRequest
 from blipstream_client.bulk import sinks
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.rows import COLUMNS, Row
-from blipstream_client.bulk.sinks import lock, open_sink
+from blipstream_client.bulk.sinks import open_sink, replace
 
 pq = pyarrow("This test").parquet
 
@@ -128,6 +129,71 @@ def test_parts_are_written_along_the_way(tmp_path: Path, monkeypatch: pytest.Mon
     assert [pq.read_metadata(part).num_rows for part in sorted(output.glob("part-*"))] == [2, 2, 1]
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+def test_ctrl_c_while_a_part_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: bool) -> None:
+    output = tmp_path / "captions.parquet"
+    write(output, [row(0)])
+
+    def interrupted(path: Path, content: bytes) -> None:
+        monkeypatch.setattr(sinks, "replace", replace)
+        if renamed:
+            replace(path, content)
+        raise KeyboardInterrupt
+
+    sink = open_sink(str(output))
+    assert len(list(sink.recover())) == 1
+    sink.write(row(1))
+    monkeypatch.setattr(sinks, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sink.close()
+    sink.close()
+    assert [name for name, _ in write(output, [row(2)])] == ["0.jpg", "1.jpg"]
+    assert [each["name"] for each in read(output)] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_parts_go_on_after_the_last_number(tmp_path: Path) -> None:
+    output = tmp_path / "captions.parquet"
+    for each in ROWS:
+        write(output, [each])
+    (output / "part-000002.parquet").unlink()
+    write(output, [row(3)])
+    assert [each["name"] for each in read(output)] == ["0.jpg", "2.jpg", "3.jpg"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no table", bytes(4000)])
+def test_a_part_that_is_damaged(tmp_path: Path, damage: bytes) -> None:
+    output = tmp_path / "captions.parquet"
+    for each in ROWS:
+        write(output, [each])
+    (output / "part-000002.parquet").write_bytes(damage)
+    with pytest.raises(InvalidRequest, match=r"Cannot read .*part-000002\.parquet \(remove it and all later parts"):
+        write(output, [])
+    (output / "part-000002.parquet").unlink()
+    (output / "part-000003.parquet").unlink()
+    assert write(output, ROWS[1:]) == [("0.jpg", True)]
+
+
+@pytest.mark.parametrize("damage", [b"\n", b'{"name": \n', b"\0\0\n", b"\xff\n", b"{}\n", b"7\n"])
+def test_a_json_line_that_is_damaged(tmp_path: Path, damage: bytes) -> None:
+    output = tmp_path / "captions.jsonl"
+    write(output, ROWS)
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(lines[0] + damage + lines[2])
+    with pytest.raises(InvalidRequest, match=r"Cannot read line 2 of .*captions\.jsonl \(cut the file off before it"):
+        write(output, [])
+    output.write_bytes(lines[0])
+    assert write(output, ROWS[1:]) == [("0.jpg", True)]
+
+
+@pytest.mark.parametrize("damage", [b"other,columns\r\n1,2\r\n", b"name,error\r\n\xff,\r\n"])
+def test_a_csv_file_that_is_damaged(tmp_path: Path, damage: bytes) -> None:
+    output = tmp_path / "captions.csv"
+    write(output, [])
+    output.write_bytes(damage)
+    with pytest.raises(InvalidRequest, match=r"Cannot read .*captions\.csv \(use another --output\)"):
+        write(output, [])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -156,19 +222,33 @@ def test_a_folder_that_was_only_just_made_is_taken(tmp_path: Path) -> None:
     assert write(tmp_path / "a.parquet", ROWS) == []
 
 
-def test_a_job_that_cannot_be_read(output: Path) -> None:
+@pytest.mark.parametrize("job", ["{", "7", '["images"]'])
+def test_a_job_that_cannot_be_read(output: Path, job: str) -> None:
     write(output, ROWS)
-    open_sink(str(output)).job_path.write_text("{")
+    open_sink(str(output)).job_path.write_text(job)
     with pytest.raises(InvalidRequest, match="to begin anew"):
         open_sink(str(output)).begin(JOB)
 
 
 def test_only_one_process_at_a_time(output: Path) -> None:
-    write(output, [])
-    path = open_sink(str(output)).job_path
-    with lock(path), pytest.raises(InvalidRequest, match="Another process is writing there"):
-        lock(path)
-    lock(path).close()
+    """Also before there is anything."""
+    for _ in range(2):
+        with (
+            open_sink(str(output)).lock(),
+            pytest.raises(InvalidRequest, match=f"Another process is writing to {output}"),
+        ):
+            open_sink(str(output)).lock()
+        open_sink(str(output)).lock().close()
+        write(output, ROWS)
+
+
+def test_where_there_are_no_locks_care_is_up_to_the_user(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with open_sink(str(output)).lock(), open_sink(str(output)).lock():
+        assert write(output, ROWS) == []
 
 
 @pytest.mark.parametrize("name", ["captions", "captions.txt", "captions.json"])
