@@ -4,23 +4,52 @@
 BlipstreamError
 ├── InvalidInput    a request is at fault: its sender can mend it
 ├── Overloaded      more requests wait than are worth waiting for: try again later
+├── TimedOut        a request's time is up
+├── Gone            nobody waits for a request's answer any more
 ├── ArtifactError   a checkpoint or a built artifact is missing, broken or of the wrong kind
 └── ServerError     the embedded server could not start, or died
 
 Each message is one sentence: what was expected, what came, how to mend it.
 """
 
+import traceback
+from contextlib import suppress
+
+FAILED = "the server failed at this request"
+TIMED_OUT = "Request timeout expired"  # in Triton's words, by which clients know it
+
 
 class BlipstreamError(Exception):
     """Base of all errors that Blipstream raises on purpose."""
+
+    status = "INTERNAL"  # what Triton calls its kind
 
 
 class InvalidInput(BlipstreamError):
     """A request is at fault: its sender can mend it."""
 
+    status = "INVALID_ARG"
+
 
 class Overloaded(BlipstreamError):
     """More requests wait than are worth waiting for: try again later."""
+
+    status = "UNAVAILABLE"
+
+
+class TimedOut(BlipstreamError):
+    """A request's time is up."""
+
+    status = "UNAVAILABLE"
+
+
+class Gone(BlipstreamError):
+    """Nobody waits for a request's answer any more."""
+
+    status = "CANCELLED"
+
+    def __init__(self) -> None:
+        super().__init__("the client has gone")
 
 
 class ArtifactError(BlipstreamError):
@@ -35,5 +64,16 @@ def error_of(model: str, message: str) -> BlipstreamError:
     """What another model refused with: Triton 2.51 calls all of it INTERNAL, so its words must tell what it was."""
     if "Exceeds maximum queue size" in message:
         return Overloaded(message)
-    failed = any(words in message for words in ("Stub process", "Failed to process"))
+    if TIMED_OUT in message:
+        return TimedOut(message)
+    failed = any(words in message for words in (FAILED, "Stub process", "Failed to process"))
     return InvalidInput(message) if model == "preprocess" and not failed else BlipstreamError(message)
+
+
+def report(error: Exception) -> BlipstreamError:
+    """What a request's sender is told of an error: of one that nobody raised on purpose, the log alone has it all."""
+    if isinstance(error, BlipstreamError):
+        return error
+    with suppress(OSError):  # the disk may be full
+        traceback.print_exception(error)
+    return BlipstreamError(f"{FAILED} ({type(error).__name__}): try again, or see its log")

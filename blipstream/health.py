@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a supervised server is, for probes and for Prometheus: a small HTTP endpoint of the supervisor's own.
 
-    /livez    the supervisor runs
+    /livez    the supervisor is at work
     /readyz   the server is up, and its models are ready
-    /healthz  it captions
+    /healthz  it captions, as the supervisor saw just now
     /metrics  the same as figures
 
 The first three answer 200, or else 503, with a line of JSON that says why.
@@ -23,6 +23,8 @@ from blipstream.errors import ServerError
 
 Reason = Literal["server_died", "process_died", "stopped", "hung", "failing", "start_failed"]  # for a restart
 READ_SECONDS = 5  # for a question to come
+BLIND_SECONDS = 10.0  # without a heartbeat, after which nobody knows whether captions come out
+DEAD_SECONDS = 60.0  # after which the supervisor will not come back by itself
 
 
 @dataclass
@@ -35,15 +37,33 @@ class Health:
     last_caption: float = 0.0  # seconds since 1970; 0: none yet
     # all at 0 from the start: Prometheus overlooks a counter's first appearance
     restarts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(Reason), 0)))
+    _due: float = field(default_factory=time.monotonic)  # when the next heartbeat is
+
+    def beat(self, seconds: float = 0.0) -> None:
+        """The supervisor is at work, and is busy for so many seconds."""
+        self._due = time.monotonic() + seconds
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which a heartbeat has been due; below 0, the supervisor is busy as announced."""
+        return time.monotonic() - self._due
+
+    @property
+    def captions(self) -> bool:
+        """Whether captions come out."""
+        return self.ready and self.captioning and self.silence < BLIND_SECONDS
 
     def page(self, path: str) -> tuple[HTTPStatus, str, str]:
         """Status, media type and text of a page."""
-        levels = {"/livez": True, "/readyz": self.ready, "/healthz": self.ready and self.captioning}
+        silence = self.silence
+        levels = {"/livez": silence < DEAD_SECONDS, "/readyz": self.ready, "/healthz": self.captions}
         if path == "/metrics":
             return HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics()
         if path not in levels:
             return HTTPStatus.NOT_FOUND, "text/plain", f"there are {', '.join(levels)} and /metrics\n"
-        facts = {"ok": levels[path], "why": self.why, "restarts": self.restarts.total()}
+        still = f"the supervisor has stood still for {silence:.0f} seconds: restart it, and see that its output is read"
+        why = self.why if silence < BLIND_SECONDS else still
+        facts = {"ok": levels[path], "why": why, "restarts": self.restarts.total()}
         status = HTTPStatus.OK if levels[path] else HTTPStatus.SERVICE_UNAVAILABLE
         return status, "application/json", json.dumps(facts) + "\n"
 
@@ -53,7 +73,7 @@ class Health:
         lines = [
             f"# HELP {name}_captioning Whether captions come out.",
             f"# TYPE {name}_captioning gauge",
-            f"{name}_captioning {int(self.ready and self.captioning)}",
+            f"{name}_captioning {int(self.captions)}",
             f"# HELP {name}_last_caption_timestamp_seconds When the last caption was seen to come out.",
             f"# TYPE {name}_last_caption_timestamp_seconds gauge",
             f"{name}_last_caption_timestamp_seconds {self.last_caption:.3f}",

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of each request: a line of JSON in the server's log, and spans for an OpenTelemetry collector.
+"""What became of each request: counts, a line of JSON in the server's log, and spans for an OpenTelemetry collector.
 
-Both are off unless asked for, by LOG_REQUESTS and by OpenTelemetry's own variable.
+The latter two are off unless asked for, by LOG_REQUESTS and by OpenTelemetry's own variable.
 """
 
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from blipstream.errors import ServerError
+from blipstream.errors import Gone, InvalidInput, Overloaded, ServerError, TimedOut
 
 if TYPE_CHECKING:  # the server reads the names below and needs no engine
     from blipstream.engine import Request
@@ -21,12 +23,21 @@ LOG_REQUESTS = "BLIPSTREAM_LOG_REQUESTS"  # any value
 SERVICE = "blipstream"
 ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"  # as http://localhost:4318/v1/traces
 
+COUNTER = "blipstream_requests_total"
+RESULTS = ("ok", "cancelled", "invalid", "overloaded", "error")  # that are counted; the last is the server's fault
+RESULT_OF = {
+    "ok": "ok", "stop": "ok", "length": "ok", "cancelled": "cancelled",
+    Gone: "cancelled", InvalidInput: "invalid", Overloaded: "overloaded", TimedOut: "overloaded",
+}  # fmt: skip
+
 
 class Journal:
     """Of one model's requests."""
 
     def __init__(self, model: str) -> None:
         """Raises ServerError where spans are asked for and OpenTelemetry is not installed."""
+        self.results = Counter(dict.fromkeys(RESULTS, 0))
+        self._counting = Lock()
         self._model = model
         self._logs = bool(os.environ.get(LOG_REQUESTS))
         self._provider = _provider() if os.environ.get(ENDPOINT) else None
@@ -34,6 +45,7 @@ class Journal:
 
     def record(self, request: "Request", result: str) -> None:
         """A request has ended: `stop`, `length`, `cancelled` or `error`."""
+        self._count(result)
         if not self._logs and not self._tracer:
             return
         ended = time.time_ns()
@@ -53,7 +65,13 @@ class Journal:
 
     def refuse(self, request_id: str, error: Exception) -> None:
         """A request was refused before there was any work on it."""
+        self._count(type(error))
         self._log(request_id, {"result": "refused", "error": str(error)})
+
+    def answer(self, request_id: str, images: int, seconds: float) -> None:
+        """A request for so many images was answered, by a batch that took so long."""
+        self._count("ok")
+        self._log(request_id, {"result": "ok", "images": images, "batch_ms": round(seconds * 1e3, 3)})
 
     @contextmanager
     def span(self, name: str, request_id: str, trace_context: str) -> Iterator[None]:
@@ -67,11 +85,16 @@ class Journal:
         if self._provider:
             self._provider.shutdown()
 
+    def _count(self, end: str | type[Exception]) -> None:
+        with self._counting:
+            self.results[RESULT_OF.get(end, "error")] += 1
+
     def _log(self, request_id: str, facts: dict[str, Any]) -> None:
         if self._logs:
             moment = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = json.dumps({"time": moment, "model": self._model, "request": request_id} | facts)
-            print(line, flush=True)
+            with suppress(OSError):  # a full disk loses lines, not requests
+                print(line, flush=True)
 
     def _span(
         self, name: str, request_id: str, trace_context: str, start: int, end: int, facts: dict[str, Any]
@@ -85,6 +108,14 @@ class Journal:
         attributes = {"request.id": request_id} | facts
         span = self._tracer.start_span(name, parent, start_time=start, attributes=attributes)
         span.end(end)
+
+
+def id_of(request: Any) -> str:  # noqa: ANN401
+    """What a sender calls a request of Triton's: nothing, where that is no text, which HTTP lets pass."""
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError:
+        return ""
 
 
 def _provider() -> Any:  # noqa: ANN401

@@ -1,16 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scheduler tells Prometheus, through the metrics of whoever hosts it."""
+"""What a model tells Prometheus, through the metrics of whoever hosts it.
+
+`family` makes them, as Triton's pb_utils.MetricFamily does.
+"""
 
 import time
-from typing import Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
-from blipstream.scheduler import Piece, Scheduler
+from blipstream.journal import COUNTER, RESULTS, Journal
+
+if TYPE_CHECKING:  # a model that does not decode needs no engine
+    from blipstream.scheduler import Piece, Scheduler
 
 BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
 
+class Results:
+    """How many of a model's requests have ended, and how."""
+
+    def __init__(self, family: Any, model: str) -> None:  # noqa: ANN401
+        self._family = family(name=COUNTER, description="Requests that have ended, by result", kind=family.COUNTER)
+        self._metrics = {name: self._family.Metric(labels={"model": model, "result": name}) for name in RESULTS}
+        self._told: Counter[str] = Counter()
+
+    def tell(self, journal: Journal) -> None:
+        """Report what has ended since the last time."""
+        for result, count in journal.results.items():
+            if count > self._told[result]:
+                self._metrics[result].increment(count - self._told[result])
+                self._told[result] = count
+
+
 class Metrics:
-    """`family` makes metrics, as Triton's pb_utils.MetricFamily does."""
+    """What a scheduler does."""
 
     def __init__(self, family: Any, model: str) -> None:  # noqa: ANN401
         def metric(kind: int, name: str, description: str, **more: Any) -> Any:  # noqa: ANN401
@@ -29,14 +52,17 @@ class Metrics:
         self._next = metric(
             family.HISTOGRAM, "next_text_seconds", "From one text of a request to the next", buckets=BUCKETS
         )
+        self._results = Results(family, model)
         self._told = (0, 0, 0, 0)  # steps, tokens, rows, waiting
         self._tell(0, 0, 0, 0)
 
-    def watch(self, scheduler: Scheduler) -> None:
+    def watch(self, scheduler: "Scheduler") -> None:
         """Report what it is doing and what it has done since the last time."""
         now = (scheduler.num_steps, scheduler.num_tokens, scheduler.engine.rows, scheduler.num_waiting)
         if now != self._told:
             self._tell(*now)
+        if scheduler.journal:
+            self._results.tell(scheduler.journal)
 
     def _tell(self, steps: int, tokens: int, rows: int, waiting: int) -> None:
         self._steps.increment(steps - self._told[0])
@@ -57,7 +83,7 @@ class Stopwatch:
         self._last = time.monotonic()
         self._metric, self._following = first, following
 
-    def lap(self, piece: Piece) -> None:
+    def lap(self, piece: "Piece") -> None:
         """A text has come."""
         if not piece.text:
             return

@@ -2,7 +2,7 @@
 """What a request may ask of the decoder, with the defaults, which stand nowhere else."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -81,12 +81,19 @@ class DecodingOptions:
         """From a request's option tensors, each numpy [1]; words are bytes. Absent ones keep their default."""
         return cls(**{name: _scalar(name, tensor) for name, tensor in tensors.items()})
 
-    @staticmethod
-    def check_together(options: "Sequence[DecodingOptions]") -> None:
-        """Raises InvalidInput where the images of one request want different numbers of captions: tensors are even."""
+    @classmethod
+    def from_rows(cls, tensors: Mapping[str, Any], images: int) -> "list[DecodingOptions]":
+        """For each of a request's images, from option tensors with a row for each. Raises InvalidInput."""
+        if not images:
+            raise InvalidInput("a request must have an image, and this one has none: send at least one row")
+        for name, rows in tensors.items():
+            if len(rows) != images:
+                raise InvalidInput(f"{name} must have a row for each image, {images}, not {len(rows)}")
+        options = [cls.from_tensors({name: rows[row] for name, rows in tensors.items()}) for row in range(images)]
         counts = sorted({each.num_captions for each in options})
-        if len(counts) > 1:
+        if len(counts) > 1:  # tensors are even
             raise InvalidInput(f"num_captions must be the same for all images of a request, not {counts}")
+        return options
 
     def _check_range(self, name: str, low: float, high: float = math.inf, note: str = "") -> None:
         value = getattr(self, name)

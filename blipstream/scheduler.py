@@ -12,7 +12,7 @@ from typing import Literal
 
 from blipstream.backpressure import Backpressure
 from blipstream.engine import Engine, Request
-from blipstream.errors import Overloaded
+from blipstream.errors import TIMED_OUT, BlipstreamError, Gone, Overloaded, TimedOut, report
 from blipstream.journal import Journal
 
 MAX_WAITING = 512  # requests beyond those under way; more are refused
@@ -29,7 +29,7 @@ class Piece:
     text: str  # all pieces joined are the caption
     token_scores: tuple[float, ...]  # log-probabilities of the new tokens
     finish_reason: FinishReason | None = None  # with the last piece, when the request has its captions
-    error: Exception | None = None  # instead of all that
+    error: BlipstreamError | None = None  # why it has none
 
 
 @dataclass(eq=False)
@@ -44,6 +44,27 @@ class Ticket:
     tokens: int = 0  # sent so far
     ended: bool = False  # the last piece was sent
     gone: bool = False  # nobody listens any more
+
+
+class Patience:
+    """How long a sender waits, asked before each step of what is done for it."""
+
+    def __init__(self, timeout: int, is_cancelled: Callable[[], bool]) -> None:
+        """`timeout` is in microseconds from now on; 0: there is none."""
+        self._timeout = timeout
+        self._is_cancelled = is_cancelled
+        self._began = time.monotonic_ns()
+
+    def left(self) -> int:
+        """Microseconds, or 0 for any number. Raises Gone or TimedOut where nobody waits any more."""
+        if self._is_cancelled():
+            raise Gone
+        if not self._timeout:
+            return 0
+        left = self._timeout - (time.monotonic_ns() - self._began) // 1000
+        if left <= 0:
+            raise TimedOut(TIMED_OUT)
+        return left
 
 
 class Scheduler:
@@ -124,62 +145,79 @@ class Scheduler:
 
     def _run(self) -> None:
         """The thread that owns the engine."""
-        while self._admit():
+        while self._await_work():
             try:
-                finished = self.engine.step()
+                self._admit()
+                self._step()
             except Exception as exc:
-                self.engine.reset()
-                for ticket in self._leave(list(self._tickets)):
-                    self._pieces.put((ticket, Piece("", (), error=exc)))
-                continue
-            self.num_steps += 1
-            for ticket in self._leave(finished):
-                self._send_end(ticket)
-            for ticket in self._tickets.values():
-                if ticket.streams:
-                    self._send_draft(ticket)
+                self._fail(report(exc))
         self._pieces.put(None)
 
-    def _admit(self) -> bool:
-        """Hand the engine what was submitted, take from it what was cancelled; False once all is done and closed."""
+    def _await_work(self) -> bool:
+        """Return once there is some, or False once all is done and closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._entering or self._tickets or self._closed.is_set())
+            return bool(self._entering or self._tickets)
+
+    def _admit(self) -> None:
+        """Hand the engine what was submitted, take from it what was cancelled."""
+        with self._changed:
             while self._entering:
                 ticket = self._entering.popleft()
-                self.engine.add(ticket.request)
                 self._tickets[ticket.request] = ticket
-        for ticket in self._leave([request for request, ticket in self._tickets.items() if ticket.gone]):
+                self.engine.add(ticket.request)
+        for ticket in [ticket for ticket in self._tickets.values() if ticket.gone]:
             self.engine.cancel(ticket.request)
-            self._pieces.put((ticket, Piece("", (), "cancelled")))
-        return bool(self._tickets or self._entering) or not self._closed.is_set()
+            self._leave(ticket, Piece("", (), "cancelled", Gone()))
 
-    def _leave(self, requests: list[Request]) -> list[Ticket]:
+    def _step(self) -> None:
+        """Bring all one token further, and send what is new."""
+        finished = self.engine.step()
+        self.num_steps += 1
+        for request in finished:
+            self._send_end(self._tickets[request])
+        for ticket in self._tickets.values():
+            if ticket.streams:
+                self._send_draft(ticket)
         with self._changed:
-            left = [self._tickets.pop(request) for request in requests]
+            self._changed.notify_all()  # whoever waited for rows may have them
+
+    def _fail(self, error: BlipstreamError) -> None:
+        """Tell everyone, and begin anew."""
+        for ticket in list(self._tickets.values()):
+            self._leave(ticket, Piece("", (), error=error))
+        try:
+            self.engine.reset()
+        except Exception as exc:  # steps will go on failing, and be answered
+            report(exc)
+
+    def _leave(self, ticket: Ticket, last: Piece) -> None:
+        with self._changed:
+            del self._tickets[ticket.request]
             self._changed.notify_all()
-        return left
+        self._pieces.put((ticket, last))
 
     def _send_draft(self, ticket: Ticket) -> None:
         draft = ticket.request.draft
         if draft and len(draft.ids) > ticket.tokens:
-            self._send(ticket, self.engine.text(ticket.request, draft.ids), draft.token_scores, None)
+            text = self.engine.text(ticket.request, draft.ids)
+            if text.startswith(ticket.text):  # a token that changes what was sent is sent with the next one
+                self._pieces.put((ticket, self._piece(ticket, text, draft.token_scores)))
 
     def _send_end(self, ticket: Ticket) -> None:
         best = ticket.request.sequences[0]
         reason: FinishReason = "stop" if best.ids[-1] == self.engine.config.text.end_token_id else "length"
-        self._send(ticket, ticket.request.captions[0].text, best.token_scores, reason)
+        self._leave(ticket, self._piece(ticket, ticket.request.captions[0].text, best.token_scores, reason))
 
-    def _send(self, ticket: Ticket, text: str, token_scores: list[float], reason: FinishReason | None) -> None:
-        """Send what is new. A token that changes the text before it is sent together with the next one."""
-        if not text.startswith(ticket.text) and not reason:
-            return
+    def _piece(self, ticket: Ticket, text: str, token_scores: list[float], reason: FinishReason | None = None) -> Piece:
+        """What is new."""
         piece = Piece(text.removeprefix(ticket.text), tuple(token_scores[ticket.tokens :]), reason)
         ticket.text, ticket.tokens = text, len(token_scores)
         self.num_tokens += len(piece.token_scores)
-        self._pieces.put((ticket, piece))
+        return piece
 
     def _deliver(self) -> None:
-        """The thread that talks to senders.
+        """The thread that talks to senders. Whatever one of them, or a report, comes to, it goes on.
 
         All of it in one: to ask for a sender who was sent the last piece meanwhile can bring Triton down.
         """
@@ -193,21 +231,26 @@ class Scheduler:
             if time.monotonic() >= watch_at:
                 self._watch()
                 watch_at = time.monotonic() + WATCH_SECONDS
-        self._on_watch(self)
+        self._watch()
 
     def _tell(self, ticket: Ticket, piece: Piece) -> None:
         ticket.ended = bool(piece.finish_reason or piece.error)
         try:
             ticket.listener(piece)
-        except Exception:  # whoever cannot be told has gone
-            ticket.gone = True
+        except Exception as exc:
+            ticket.gone = True  # whoever cannot be told has gone
+            if ticket.ended and not piece.error:  # if it has not, it would wait for ever
+                self._tell(ticket, Piece("", (), error=report(exc)))
+                return
         if self.journal and ticket.ended:
-            with suppress(Exception):  # whatever becomes of a report, captions go on
+            with suppress(Exception):
                 self.journal.record(ticket.request, piece.finish_reason or "error")
 
     def _watch(self) -> None:
         with self._changed:
             tickets = [*self._tickets.values(), *self._entering]
         for ticket in tickets:
-            ticket.gone = ticket.gone or (not ticket.ended and ticket.is_cancelled())
-        self._on_watch(self)
+            with suppress(Exception):  # whoever cannot be asked stays
+                ticket.gone = ticket.gone or (not ticket.ended and ticket.is_cancelled())
+        with suppress(Exception):
+            self._on_watch(self)

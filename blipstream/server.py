@@ -33,7 +33,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 from blipstream import backpressure
 from blipstream.errors import ServerError
-from blipstream.journal import ENDPOINT, LOG_REQUESTS, SERVICE
+from blipstream.journal import COUNTER, ENDPOINT, LOG_REQUESTS, SERVICE
 from blipstream.tls import TLS
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstream/
@@ -305,25 +305,23 @@ class TritonServer:
         return frozenset(m for pid, m in self._stubs.items() if _states(f"{pid}/task/[0-9]*/stat") & set(WORKING))
 
     def counts(self) -> dict[str, int]:
-        """The inferences of each model, without those that the response cache answered; none if the server is dumb."""
-        return self._figures("nv_inference_count")
+        """The inferences of each model, without those that the response cache answered; none if the server is dumb.
+
+        Where a model counts its own, that is what succeeded: Triton takes whatever it answers for a success.
+        """
+        page = self._metrics()
+        return _figures(page, "nv_inference_count") | _figures(page, COUNTER, 'result="ok"')
 
     def pending(self) -> int:
         """How many requests wait for a model."""
-        return sum(self._figures("nv_inference_pending_request_count").values())
+        return sum(_figures(self._metrics(), "nv_inference_pending_request_count").values())
 
-    def _figures(self, metric: str) -> dict[str, int]:
-        """Of each model."""
+    def _metrics(self) -> str:
         try:
             with urllib.request.urlopen(self.metrics_url, timeout=METRICS_SECONDS) as page:  # noqa: S310
-                text = page.read().decode()
+                return str(page.read().decode())
         except (OSError, http.client.HTTPException):
-            return {}
-        # a model on GPUs has a line for each, with the GPU's label before its own
-        figures: Counter[str] = Counter()
-        for model, figure in re.findall(rf'^{metric}\{{(?:.*,)?model="([^"]+)".*\}} (\d+)', text, re.MULTILINE):
-            figures[model] += int(figure)
-        return dict(figures)
+            return ""
 
     def stop(self) -> None:
         """Stop the server and remove what it left, whatever state it is in.
@@ -570,6 +568,16 @@ def _environment(installation: Installation) -> dict[str, str]:
             for name, paths in first.items()
         }
     )
+
+
+def _figures(page: str, metric: str, label: str = "") -> dict[str, int]:
+    """Of each model; one on GPUs has a line for each of them."""
+    figures: Counter[str] = Counter()
+    for labels, figure in re.findall(rf"^{metric}\{{(.*)\}} (\d+)", page, re.MULTILINE):
+        model = re.search(r'\bmodel="([^"]+)"', labels)
+        if model and label in labels:
+            figures[model[1]] += int(figure)
+    return dict(figures)
 
 
 class _Process(NamedTuple):

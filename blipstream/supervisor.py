@@ -205,8 +205,10 @@ class Supervisor:
             self.server.stop()
 
     def _start(self, timeout: float) -> None:
+        self.health.beat(timeout)
         self.server.start()
         self.server.wait_ready(timeout)
+        self.health.beat(LEAST_PATIENCE)  # for its first caption
         self._began = time.monotonic()
         self.health.ready = True
         self.health.why = "it is ready, and its first caption is awaited"
@@ -215,7 +217,7 @@ class Supervisor:
         """Return once something is wrong."""
         diagnosis = Diagnosis(_before=self.server.counts())
         at = time.monotonic()
-        with closing(Canary(self.server.grpc_url)) as canary:
+        with closing(Canary(self.server.own_url)) as canary:
             while True:
                 self._sleep(WATCH_SECONDS)
                 try:
@@ -260,6 +262,7 @@ class Supervisor:
                 return
 
     def _sleep(self, seconds: float) -> None:
+        self.health.beat(seconds)
         if self.stopping.wait(seconds):
             raise KeyboardInterrupt
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from blipstream.errors import ServerError
-from blipstream.health import Health, HealthServer
+from blipstream.health import BLIND_SECONDS, DEAD_SECONDS, Health, HealthServer
 from tests.conftest import ROOT
 
 
@@ -48,6 +48,26 @@ def test_captioning_means_ready_and_captions() -> None:
     health.ready = True
     assert health.page("/healthz") == (200, "application/json", '{"ok": true, "why": "it captions", "restarts": 0}\n')
     assert health.page("/elsewhere")[0] == 404
+
+
+def test_a_supervisor_that_stands_still() -> None:
+    """It may be busy for as long as it said. Soon after, it knows nothing of captions; much later, it is dead."""
+    health = Health(ready=True)
+    health.note_caption()
+
+    def answers() -> list[int]:
+        return [health.page(path)[0] for path in ("/livez", "/readyz", "/healthz")]
+
+    health.beat(300)
+    assert answers() == [200, 200, 200]
+    health.beat(-BLIND_SECONDS)
+    assert answers() == [200, 200, 503]
+    assert "the supervisor has stood still for 10 seconds: restart it" in health.page("/healthz")[2]
+    assert "blipstream_supervisor_captioning 0" in health.metrics()
+    health.beat(-DEAD_SECONDS)
+    assert answers() == [503, 200, 503]
+    health.beat()
+    assert answers() == [200, 200, 200]
 
 
 def test_figures() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of a request once it has ended: lines of JSON and spans, each only where somebody asked."""
+"""What is told of a request once it has ended: counts, and lines of JSON and spans where somebody asked."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from blipstream.engine import Engine, Request, load_engine
-from blipstream.errors import InvalidInput
-from blipstream.journal import ENDPOINT, LOG_REQUESTS, Journal
+from blipstream.errors import BlipstreamError, Gone, InvalidInput, Overloaded, TimedOut
+from blipstream.journal import ENDPOINT, LOG_REQUESTS, RESULTS, Journal
 from blipstream.options import DecodingOptions
 from blipstream.scheduler import Scheduler
 from tests.collector import Collector, collector
@@ -63,7 +63,8 @@ def test_lines(own_engine: Engine, capfd: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setenv(LOG_REQUESTS, "1")
     decode(own_engine, id="a")
     Journal("preprocess").refuse("b", InvalidInput('no "image"'))
-    ended, refused = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    Journal("encoder").answer("c", images=2, seconds=0.0125)
+    ended, refused, answered = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     times = [ended.pop(name) for name in ("time", "waited_ms", "decoded_ms")]
     assert ended == {
         "model": "decoder", "request": "a", "result": "length", "strategy": "greedy", "captions": 1, "tokens": 3,
@@ -72,6 +73,37 @@ def test_lines(own_engine: Engine, capfd: pytest.CaptureFixture[str], monkeypatc
     assert 0 < times[2] < 60_000
     refused.pop("time")
     assert refused == {"model": "preprocess", "request": "b", "result": "refused", "error": 'no "image"'}
+    answered.pop("time")
+    assert answered == {"model": "encoder", "request": "c", "result": "ok", "images": 2, "batch_ms": 12.5}
+
+
+def test_a_full_disk_loses_lines_and_nothing_else() -> None:
+    code = """
+import sys
+from blipstream.errors import InvalidInput
+from blipstream.journal import Journal
+for model in ("preprocess", "decoder"):
+    Journal(model).refuse("b", InvalidInput("no image"))
+print("it goes on", file=sys.stderr)
+"""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env={LOG_REQUESTS: "1"}
+        )
+    assert result.stderr.startswith("it goes on\n")
+
+
+def test_results_are_counted(own_engine: Engine) -> None:
+    journal = Journal("caption_stream")
+    assert journal.results == dict.fromkeys(RESULTS, 0)
+    request = own_engine.request(torch.zeros(own_engine.image_embeds_shape), DecodingOptions())
+    for result in ("stop", "length", "cancelled", "error"):
+        journal.record(request, result)
+    journal.answer("a", images=3, seconds=0.1)
+    for refusal in (Gone(), InvalidInput("no image"), Overloaded("full"), TimedOut("late"), BlipstreamError("dead")):
+        journal.refuse("a", refusal)
+    assert journal.results == {"ok": 3, "cancelled": 2, "invalid": 1, "overloaded": 2, "error": 2}
 
 
 def test_spans(own_engine: Engine, traces: Collector) -> None:

@@ -38,6 +38,28 @@ def test_nothing_is_something() -> None:
     assert ImageLoader(SIDE).load([], []) == []
 
 
+def test_requests_keep_apart() -> None:
+    """Those that are out of order shift nobody's images or modes."""
+    images = [encode(noise(30, 50, i), "PNG") for i in range(3)]
+    requests = [
+        ([], ["zoom", "zoom"]),
+        (images[:2], ["letterbox", "center_crop"]),
+        ([images[0]], ["zoom", "stretch"]),
+        ([images[0], b"no image"], ["stretch", "stretch"]),
+        ([], []),
+        (images[2:], ["center_crop"]),
+    ]
+    loaded = ImageLoader(SIDE).load_requests(requests)
+    refused = {number: str(each) for number, each in enumerate(loaded) if isinstance(each, InvalidInput)}
+    assert refused.keys() == {0, 2, 3, 4}
+    assert refused[0] == refused[4] == "image must be given: send the bytes of at least one"
+    assert refused[2] == "resize_mode must have a row for each image, 1, not 2"
+    assert refused[3].startswith("image must be a JPEG")
+    for number in (1, 5):
+        expected = [load_pixels(image, SIDE, mode) for image, mode in zip(*requests[number], strict=True)]
+        np.testing.assert_array_equal(np.asarray(loaded[number]), expected)
+
+
 def test_jpeg_scaling_is_passed_on() -> None:
     image = encode(noise(SIDE * 4, SIDE * 4), "JPEG")
     expected = {how: load_pixels(image, SIDE, jpeg_scaling=how) for how in JPEG_SCALING}

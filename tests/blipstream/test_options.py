@@ -70,11 +70,32 @@ def test_prompt_that_is_no_text() -> None:
         DecodingOptions.from_tensors({"prompt": np.array([b"a\xff"], np.object_)})
 
 
-def test_captions_of_one_request_are_even() -> None:
-    options = [DecodingOptions(num_beams=3, num_captions=count) for count in (1, 3)]
-    DecodingOptions.check_together(options[:1])
-    with pytest.raises(InvalidInput, match=r"num_captions must be the same for all images of a request, not \[1, 3\]"):
-        DecodingOptions.check_together(options)
+def test_each_image_has_its_options() -> None:
+    tensors = {"max_tokens": np.array([[7], [8]], np.int32), "prompt": np.array([[b"two"], [b""]], np.object_)}
+    assert DecodingOptions.from_rows(tensors, 2) == [
+        DecodingOptions("two", max_tokens=7),
+        DecodingOptions(max_tokens=8),
+    ]
+    assert DecodingOptions.from_rows({}, 3) == [DecodingOptions()] * 3
+
+
+@pytest.mark.parametrize(
+    ("counts", "images", "sentence"),
+    [
+        ([1, 3], 2, "num_captions must be the same for all images of a request, not [1, 3]"),
+        ([], 1, "num_captions must have a row for each image, 1, not 0"),
+        ([1, 1], 3, "num_captions must have a row for each image, 3, not 2"),
+        ([], 0, "a request must have an image, and this one has none: send at least one row"),
+    ],
+)
+def test_rows_that_do_not_match(counts: list[int], images: int, sentence: str) -> None:
+    tensors = {
+        "num_captions": np.array(counts, np.int32).reshape(-1, 1),
+        "num_beams": np.full((images, 1), 3, np.int32),
+    }
+    with pytest.raises(InvalidInput) as caught:
+        DecodingOptions.from_rows(tensors, images)
+    assert str(caught.value) == sentence
 
 
 KINDS: dict[str, st.SearchStrategy[Any]] = {

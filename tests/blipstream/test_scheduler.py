@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from blipstream.engine import Engine, Request
-from blipstream.errors import Overloaded
+from blipstream.errors import Gone, Overloaded, TimedOut
 from blipstream.options import DecodingOptions
-from blipstream.scheduler import Piece, Scheduler
+from blipstream.scheduler import Patience, Piece, Scheduler
 from tests.reference import Reference
 
 LONG = DecodingOptions(max_tokens=60, min_tokens=60)
+FAILED = "the server failed at this request (RuntimeError): try again, or see its log"
 
 
 class Listener:
@@ -201,21 +202,87 @@ def test_closing_answers_what_was_accepted(own_engine: Engine, embeds: Tensor) -
     assert all(listener.pieces[-1].finish_reason == "length" for _, listener in streams)
 
 
-def test_a_failing_step_is_told_and_forgotten(
-    own_engine: Engine, embeds: Tensor, monkeypatch: pytest.MonkeyPatch
+def fail(*_: object) -> Any:
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("method", ["add", "step", "text", "cancel"])
+def test_a_failing_engine_is_told_and_forgotten(
+    scheduler: Scheduler,
+    embeds: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    method: str,
 ) -> None:
-    scheduler = Scheduler(own_engine)
-
-    def fail() -> list[Request]:
-        raise RuntimeError("out of memory")
-
+    """Its users hear one sentence, the log all."""
     with monkeypatch.context() as patch:
-        patch.setattr(own_engine, "step", fail)
-        _, listener = submit(scheduler, embeds[0], DecodingOptions())
-        assert str(listener.wait().error) == "out of memory"
+        patch.setattr(scheduler.engine, method, fail)
+        _, listener = submit(scheduler, embeds[0], LONG, is_cancelled=lambda: method == "cancel", streams=True)
+        assert str(listener.wait().error) == FAILED
+    assert "out of memory" in capfd.readouterr().err
     _, listener = submit(scheduler, embeds[0], DecodingOptions())
     assert listener.wait().finish_reason == "stop"
+
+
+def test_an_engine_that_fails_for_good_is_told_to_everyone(
+    scheduler: Scheduler, embeds: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.engine, "step", fail)
+        patch.setattr(scheduler.engine, "reset", fail)
+        for embed in embeds[:3]:
+            _, listener = submit(scheduler, embed, DecodingOptions())
+            assert str(listener.wait().error) == FAILED
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_whoever_cannot_be_told_the_end_is_told_of_an_error_once(
+    scheduler: Scheduler, embeds: Tensor, failures: int
+) -> None:
+    heard: list[Piece] = []
+
+    def listener(piece: Piece) -> None:
+        heard.append(piece)
+        if len(heard) <= failures:
+            fail()
+
+    scheduler.submit(scheduler.engine.request(embeds[0], DecodingOptions()), listener)
+    assert submit(scheduler, embeds[1], LONG)[1].wait().finish_reason == "length"
+    assert [piece.finish_reason for piece in heard] == ["stop", None]
+    assert str(heard[1].error) == FAILED
+
+
+def test_the_watch_goes_on_whatever_fails(own_engine: Engine, embeds: Tensor) -> None:
+    """Who cannot be asked whether they are there, and metrics that cannot be told."""
+    gone, asked = threading.Event(), threading.Event()
+
+    def is_cancelled() -> bool:
+        asked.set()
+        return bool(fail())
+
+    scheduler = Scheduler(own_engine, on_watch=fail)
+    _, unclear = submit(scheduler, embeds[0], LONG, is_cancelled=is_cancelled)
+    streams = [submit(scheduler, embed, LONG, is_cancelled=gone.is_set)[1] for embed in embeds]
+    assert asked.wait(60)
+    gone.set()
+    assert {listener.wait().finish_reason for listener in streams} == {"cancelled"}
+    assert unclear.wait().finish_reason == "length"
     scheduler.close()
+
+
+def test_patience() -> None:
+    gone = threading.Event()
+    assert Patience(0, gone.is_set).left() == 0
+    assert 0 < Patience(60_000_000, gone.is_set).left() <= 60_000_000
+    assert Patience(2**64 - 1, gone.is_set).left() < 2**64  # as Triton reads a timeout of -1
+    short = Patience(1, gone.is_set)
+    time.sleep(0.001)
+    with pytest.raises(TimedOut, match="Request timeout expired"):
+        short.left()
+    gone.set()
+    for patience in (short, Patience(0, gone.is_set)):
+        with pytest.raises(Gone, match="the client has gone"):
+            patience.left()
 
 
 def test_steps_are_counted(own_engine: Engine, embeds: Tensor) -> None:

@@ -331,12 +331,15 @@ METRICS = b"""\
 nv_inference_count{gpu_uuid="GPU-1",model="decoder",version="1"} 3
 nv_inference_count{gpu_uuid="GPU-2",model="decoder",version="1"} 4
 nv_inference_count{model="preprocess",version="1"} 9
+nv_inference_count{model="caption_stream",version="1"} 5
 nv_inference_exec_count{model="preprocess",version="1"} 2
+blipstream_requests_total{model="caption_stream",result="error"} 5
+blipstream_requests_total{model="caption_stream",result="ok"} 0
 """
 
 
 def test_counts_of_models_on_gpus(tmp_path: Path) -> None:
-    """As Triton writes them where there are any."""
+    """As Triton writes them where there are any; what a model counts by itself goes before what Triton counts."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -347,5 +350,6 @@ def test_counts_of_models_on_gpus(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Page) as page:
         thread = Thread(target=page.handle_request)
         thread.start()
-        assert TritonServer(tmp_path, metrics_port=page.server_port).counts() == {"decoder": 7, "preprocess": 9}
+        counts = TritonServer(tmp_path, metrics_port=page.server_port).counts()
+        assert counts == {"decoder": 7, "preprocess": 9, "caption_stream": 0}
         thread.join()

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import grpc
 import pytest
 
 from blipstream import server as module
+from blipstream.errors import ServerError
+from blipstream.health import Health
+from blipstream.server import TritonServer
 from blipstream.supervisor import (
     HANG_SECONDS,
     IDLE_SECONDS,
@@ -25,11 +29,13 @@ from blipstream.supervisor import (
     Diagnosis,
     Fault,
     Look,
+    Supervisor,
     picture,
 )
 from blipstream_client import BlipstreamError, Client
 from tests.blipstream.test_serve import child, serving, write_repository
 from tests.client.tiny_triton import Answer, Event, Inputs, Refusal, size_of_image, tiny_triton, word_by_word
+from tests.deploy.programs import wait_for
 
 LOOK_SECONDS = 0.5
 QUIET = {"preprocess": 7, "encoder": 7, "decoder": 7, "caption": 7}
@@ -261,3 +267,47 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         assert process.returncode == 0
     assert log.read_text().count("Started HTTPService") == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "triton.log"]
+
+
+def test_a_start_may_take_its_time(tmp_path: Path) -> None:
+    """While models load, no heartbeat is due; once they have, the next one is."""
+    repository, loads, go = write_repository(tmp_path / "models"), tmp_path / "loads", tmp_path / "go"
+    model = repository / "caption" / "1" / "model.py"
+    wait = f"import pathlib, time\npathlib.Path({str(loads)!r}).touch()\n"
+    wait += f"while not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.05)\n"
+    model.write_text(wait + model.read_text())
+    health = Health()
+
+    def silence_while_loading() -> float:
+        wait_for(loads.exists)
+        silence = health.silence
+        go.touch()
+        return silence
+
+    def fail(server: TritonServer) -> None:
+        raise ServerError(f"{server.http_url} was asked {health.silence} seconds after its start")
+
+    server = TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0)
+    with ThreadPoolExecutor(1) as executor:
+        loading = executor.submit(silence_while_loading)
+        with pytest.raises(ServerError, match=r"was asked \d"):
+            Supervisor(server, fail, health=health).run(lambda: None)
+        assert loading.result() < 0
+
+
+def test_it_tells_that_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    """A full pipe holds it up, and so it no longer knows whether captions come out."""
+    model = write_repository(tmp_path / "models") / "caption"
+    with (model / "config.pbtxt").open("a") as config:  # for the canary
+        config.write('input [{ name: "max_tokens" data_type: TYPE_INT32 dims: [1] optional: true }]')
+    talk = "def answer(request):\n    print('x' * 100_000, flush=True)"
+    (model / "1" / "model.py").write_text((model / "1" / "model.py").read_text().replace("def answer(request):", talk))
+    with serving(tmp_path, f"--repository={model.parent}", "--config=toy", "--show-log") as (process, lines):
+        (page,) = (word for line in lines for word in line.split() if word.endswith("/healthz"))
+        wait_for(lambda: health(page)[0] == 503, seconds=60)
+        assert "the supervisor has stood still for" in str(health(page)[1]["why"])
+        assert health(page.replace("healthz", "livez"))[0] == 200
+        assert process.stdout is not None
+        while health(page)[0] == 503:
+            process.stdout.readline()
+        assert restarts(page) == 0

@@ -4,8 +4,8 @@
 import itertools
 import json
 import re
+import shutil
 import subprocess
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +18,8 @@ import pytest
 from blipstream import serve
 from blipstream.health import Health
 from blipstream.server import TritonServer
+from blipstream.supervisor import picture
+from blipstream_client import Client, ServerError
 from tests.conftest import ROOT
 from tests.deploy.files import compose, load_yaml
 from tests.deploy.programs import answers, free_port, program, running, wait_for
@@ -135,28 +137,33 @@ def test_promtool(arguments: tuple[str | Path, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# ready, and failing every request
-FAILING = """
-class TritonPythonModel:
+# each goes on with a model's class
+NO_ANSWER = """
     def execute(self, requests):
         raise RuntimeError("no words")
 """
-FAILING_CONFIG = """
-backend: "python"
-input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
-output [{ name: "y" data_type: TYPE_FP32 dims: [1] }]
-instance_group [{ kind: KIND_CPU count: 1 }]
+NO_MEMORY = """
+    initialize_well = initialize
+
+    def initialize(self, args):
+        self.initialize_well(args)
+        self.scheduler.engine.step = self.fail_to_step
+
+    def fail_to_step(self):
+        raise MemoryError
 """
 
 
-@pytest.fixture(scope="module")
-def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A server the decoder of which fails all requests."""
-    folder = tmp_path_factory.mktemp("failing") / "decoder"
-    (folder / "1").mkdir(parents=True)
-    (folder / "1" / "model.py").write_text(FAILING)
-    (folder / "config.pbtxt").write_text(FAILING_CONFIG)
-    with TritonServer(folder.parent, http_port=0, grpc_port=0, metrics_port=0) as server:
+@pytest.fixture
+def failing(artifacts: Path, tmp_path: Path) -> Iterator[TritonServer]:
+    """A ready server, the decoder of which answers nothing, and the streams of which say that they have failed."""
+    repository = Path(shutil.copytree(artifacts, tmp_path / "failing", symlinks=True))
+    for name, more in (("decoder", NO_ANSWER), ("caption_stream", NO_MEMORY)):
+        model = repository / name / "1" / "model.py"
+        text = model.read_text()
+        model.unlink()
+        model.write_text(text + more)
+    with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
         yield server
 
 
@@ -175,25 +182,34 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
     (tmp_path / "prometheus.yml").write_text(config)
     port = free_port()
 
-    def ask(query: str) -> dict[tuple[str, str], float]:
-        """Each result's instance and alert, and its value."""
+    def ask(query: str) -> set[tuple[str, ...]]:
+        """What tells the results apart."""
         url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-        found = json.load(urllib.request.urlopen(url))["data"]["result"]
-        return {(each["metric"]["instance"], each["metric"].get("alertname", "")): each["value"][1] for each in found}
+        found = [each["metric"] for each in json.load(urllib.request.urlopen(url))["data"]["result"]]
+        return {tuple(each[name] for name in ("instance", "alertname", "model") if name in each) for each in found}
+
+    def fires() -> set[tuple[str, ...]]:
+        alerts = "BlipstreamFailing|BlipstreamDown|BlipstreamStillDown"
+        return ask(f'ALERTS{{alertstate="firing", alertname=~"{alerts}", job!="supervisor"}}')
 
     def provoke() -> bool:
-        """One more request that fails."""
-        tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [0]}
-        url = f"{failing.http_url}/v2/models/decoder/infer"
-        with pytest.raises(urllib.error.HTTPError, match="500"):
-            urllib.request.urlopen(url, json.dumps({"inputs": [tensor]}).encode())
-        fires = ask('ALERTS{alertstate="firing", alertname=~"BlipstreamFailing|BlipstreamDown", job!="supervisor"}')
-        return fires.keys() == {(targets[1], "BlipstreamFailing"), (targets[2], "BlipstreamDown")}
+        """One more request of each kind that fails."""
+        with Client(failing.grpc_url, retries=0) as client:
+            with pytest.raises(ServerError):
+                client.caption(picture())
+            with pytest.raises(ServerError):
+                list(client.stream(picture()))
+        return fires() == failures | {(targets[2], "BlipstreamStillDown")}
 
+    failures = {(targets[1], "BlipstreamFailing", model) for model in ("decoder", "caption_stream")}
     arguments = f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"
     address = f"--web.listen-address=127.0.0.1:{port}"
     ready = f"http://127.0.0.1:{port}/-/ready"
     with running(program("prometheus"), *arguments, address, log=tmp_path / "log", until=lambda: answers(ready)):
         wait_for(provoke)
-        assert ask("blipstream:faults:ratio1m > 0").keys() == {(targets[1], "")}
-        wait_for(lambda: (targets[0], "") in ask("blipstream:captions:rate1m"))
+        assert ask("blipstream:faults:ratio1m > 0") == {(targets[1], "decoder"), (targets[1], "caption_stream")}
+        assert (targets[1],) in ask("blipstream:captions:rate1m == 0")
+        wait_for(lambda: (targets[0],) in ask("blipstream:captions:rate1m"))
+        failing.stop()
+        wait_for(lambda: (targets[1], "BlipstreamDown") in fires())
+        assert (targets[2], "BlipstreamDown") not in fires()

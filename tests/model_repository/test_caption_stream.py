@@ -38,8 +38,10 @@ class Streams:
         self._answers: SimpleQueue[tuple[InferResult | None, InferenceServerException | None]] = SimpleQueue()
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
 
-    def ask(self, image: bytes, options: Options, number: int = 0) -> None:
-        self._client.async_stream_infer("caption_stream", inputs(image, options), request_id=str(number))
+    def ask(self, image: bytes, options: Options, number: int = 0, timeout: int | None = None) -> None:
+        self._client.async_stream_infer(
+            "caption_stream", inputs(image, options), request_id=str(number), timeout=timeout
+        )
 
     def answer(self) -> InferResult:
         result, error = self._answers.get(timeout=60)
@@ -58,8 +60,8 @@ class Streams:
             finished += result.as_numpy("finish_reason") is not None
         return streamed
 
-    def close(self) -> None:
-        self._client.stop_stream()
+    def close(self, *, cancel: bool = False) -> None:
+        self._client.stop_stream(cancel)
         self._client.close()
 
 

@@ -1,29 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Through a real Triton: a request's id and trace reach every model, and their spans a collector."""
+"""Through a real Triton: a request's id and trace reach every model, and its spans and results those who ask."""
 
 import base64
+import itertools
 import json
+import re
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blipstream.journal import RESULTS
 from blipstream.server import TritonServer
 from blipstream_client import BlipstreamError, Client, InvalidRequest
 from tests.collector import Collector, collector
 from tests.conftest import SAMPLES
+from tests.deploy.programs import wait_for
 
 IMAGE = (SAMPLES / "a-book.jpg").read_bytes()
-Told = tuple[Collector, list[dict[str, Any]], BlipstreamError]
+Results = dict[tuple[str, ...], int]  # by model and result
+Told = tuple[Collector, list[dict[str, Any]], BlipstreamError, Results]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADERS = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 
 
+def results(server: TritonServer) -> Results:
+    """What it says that it has counted."""
+    page = urllib.request.urlopen(server.metrics_url).read().decode()
+    found = re.findall(r'^blipstream_requests_total\{model="(\w+)",result="(\w+)"\} (\d+)$', page, re.MULTILINE)
+    return {tuple(labels): int(count) for *labels, count in found}
+
+
 @pytest.fixture(scope="module")
 def told(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    """What a collector and the log have after three requests, once the server has stopped."""
+    """What a collector, the log and the metrics have after three requests, once the server has stopped."""
     log = tmp_path_factory.mktemp("log") / "triton.log"
     with collector() as traces:
         with TritonServer(
@@ -43,8 +56,10 @@ def told(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             )
             with urllib.request.urlopen(question) as answer:
                 answer.read()
+            wait_for(lambda: sum(results(server).values()) == 7)  # a scheduler tells now and then
+            counted = results(server)
         log_lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')]
-        yield traces, log_lines, refused.value
+        yield traces, log_lines, refused.value, counted
 
 
 def test_spans_of_triton_and_of_the_engine(told: Told) -> None:
@@ -58,12 +73,23 @@ def test_spans_of_triton_and_of_the_engine(told: Told) -> None:
 
 
 def test_lines(told: Told) -> None:
-    """One each for what was decoded, with the sender's id, and for what was refused."""
-    _, lines, refusal = told
-    of = {line["model"]: line for line in lines}
-    results = {model: line["result"] for model, line in of.items()}
-    assert results == {"decoder": "stop", "preprocess": "refused", "caption_stream": "stop"}
-    assert len(lines) == 3
+    """One of each model that a request came to, with the sender's id."""
+    _, lines, refusal, _ = told
+    assert Counter((line["model"], line["result"]) for line in lines) == {
+        ("preprocess", "ok"): 2, ("preprocess", "refused"): 1, ("encoder", "ok"): 2,
+        ("decoder", "stop"): 1, ("caption_stream", "stop"): 1,
+    }  # fmt: skip
+    of = {line["model"]: line for line in lines if line["result"] != "ok"}
     assert of["preprocess"]["error"].startswith("image must be")
     assert of["caption_stream"]["request"] == "mine"
     assert of["preprocess"]["request"] == refusal.request_id != of["decoder"]["request"] != ""
+
+
+def test_results_are_counted(told: Told) -> None:
+    """By every model; and each is there from the start, lest Prometheus overlook the first."""
+    *_, counted = told
+    nothing = dict.fromkeys(itertools.product(("preprocess", "encoder", "decoder", "caption_stream"), RESULTS), 0)
+    assert counted == nothing | {
+        ("preprocess", "ok"): 2, ("preprocess", "invalid"): 1, ("encoder", "ok"): 2,
+        ("decoder", "ok"): 1, ("caption_stream", "ok"): 1,
+    }  # fmt: skip

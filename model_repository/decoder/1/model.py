@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image embeddings to captions: the Triton adapter of blipstream.scheduler, which lets requests join between steps."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -8,8 +9,8 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream import answers
 from blipstream.engine import load_engine
-from blipstream.errors import InvalidInput
-from blipstream.journal import Journal
+from blipstream.errors import InvalidInput, report
+from blipstream.journal import Journal, id_of
 from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions
 from blipstream.scheduler import Scheduler
@@ -30,9 +31,10 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 self.start(request, sender)
-            except InvalidInput as exc:
-                self.scheduler.journal.refuse(request.request_id(), exc)
-                self.fail(sender, pb_utils.TritonError.INVALID_ARG, exc)
+            except Exception as exc:
+                error = report(exc)
+                self.fail(sender, error)
+                self.scheduler.journal.refuse(id_of(request), error)
 
     def start(self, request, sender):
         """Submit a request's images; the last one that is finished sends the answer."""
@@ -42,38 +44,33 @@ class TritonPythonModel:
         image_embeds = torch.from_dlpack(tensors["image_embeds"].to_dlpack())
         self.scheduler.arrive(len(image_embeds))
         given = {name: tensors[name].as_numpy() for name in OPTION_NAMES if name in tensors}
-        options = [
-            DecodingOptions.from_tensors({name: values[row] for name, values in given.items()})
-            for row in range(len(image_embeds))
-        ]
-        DecodingOptions.check_together(options)
+        options = DecodingOptions.from_rows(given, len(image_embeds))
         rows = [self.scheduler.engine.request(*each) for each in zip(image_embeds, options, strict=True)]
         pieces = []
 
         def listen(piece):
             pieces.append(piece)
-            if len(pieces) == len(rows):
+            if len(pieces) >= len(rows):  # more, where the answer failed
                 self.answer(sender, rows, pieces)
 
         for row in rows:
-            row.id, row.trace_context = request.request_id(), request.trace().get_context()
+            row.id, row.trace_context = id_of(request), request.trace().get_context()
             self.scheduler.wait_for_room()
             self.scheduler.submit(row, listen, sender.is_cancelled)
 
     def answer(self, sender, rows, pieces):
         error = next((piece.error for piece in pieces if piece.error), None)
         if error:
-            self.fail(sender, pb_utils.TritonError.INTERNAL, error)
-        elif any(piece.finish_reason == "cancelled" for piece in pieces):
-            self.fail(sender, pb_utils.TritonError.CANCELLED, "the client has gone")
+            self.fail(sender, error)
         else:
             outputs = answers.tensors([row.captions for row in rows])
             response = pb_utils.InferenceResponse([pb_utils.Tensor(*output) for output in outputs.items()])
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def fail(self, sender, code, error):
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def fail(self, sender, error):
+        error = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, error.status))
+        with suppress(Exception):  # who cannot be told this either, has gone
+            sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self):
         self.scheduler.close()

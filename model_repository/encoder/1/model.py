@@ -2,6 +2,7 @@
 """Pixels to image_embeds: the Triton adapter of blipstream.encoders."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.backpressure import Backpressure
 from blipstream.encoders import load_encoder
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidInput, report
+from blipstream.journal import Journal, id_of
+from blipstream.metrics import Results
 
 
 class TritonPythonModel:
@@ -20,28 +23,43 @@ class TritonPythonModel:
         self.encoder = load_encoder(runtime, folder, device)
         self.encoder.warm_up()
         self.backpressure = Backpressure()
+        self.journal = Journal(args["model_name"])
+        self.results = Results(pb_utils.MetricFamily, args["model_name"])
 
     def execute(self, requests):
+        began = time.monotonic()
         inputs = [pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]
         errors = [self.check(pixels) for pixels in inputs]
         batch = [pixels for pixels, error in zip(inputs, errors, strict=True) if error is None]
-        with self.backpressure.at_work():
-            image_embeds = self.encoder.encode(np.concatenate(batch)) if batch else None
+        try:
+            with self.backpressure.at_work():
+                image_embeds = self.encoder.encode(np.concatenate(batch)) if batch else None
+        except Exception as exc:
+            failure = report(exc)
+            errors = [error or failure for error in errors]
+        seconds = time.monotonic() - began
         responses, start = [], 0
-        for pixels, error in zip(inputs, errors, strict=True):
-            if error is not None:
-                responses.append(pb_utils.InferenceResponse(error=error))
+        for request, pixels, error in zip(requests, inputs, errors, strict=True):
+            if error:
+                responses.append(self.refuse(request, error))
                 continue
             responses.append(pb_utils.InferenceResponse([self.pack(image_embeds[start : start + len(pixels)])]))
+            self.journal.answer(id_of(request), len(pixels), seconds)
             start += len(pixels)
+        self.results.tell(self.journal)
         return responses
 
     def check(self, pixels):
         try:
             self.encoder.check(pixels)
         except InvalidInput as exc:
-            return pb_utils.TritonError(str(exc), pb_utils.TritonError.INVALID_ARG)
+            return exc
         return None
+
+    def refuse(self, request, error):
+        self.journal.refuse(id_of(request), error)
+        status = getattr(pb_utils.TritonError, error.status)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), status))
 
     def pack(self, image_embeds):
         if isinstance(image_embeds, np.ndarray):

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fails, fails alone and in one sentence, on a real Triton: requests out of order, late senders, broken disks."""
+
+import http.client
+import json
+import resource
+import shutil
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import InferenceServerClient, model_config_pb2
+from tritonclient.utils import InferenceServerException
+
+from blipstream.backpressure import Counts
+from blipstream.server import TritonServer, _group, _stub_model
+from tests.conftest import SAMPLES
+from tests.model_repository.test_backpressure import pressure
+from tests.model_repository.test_caption_stream import Streams, text
+from tests.model_repository.test_serving import infer, refusal, words
+
+WAIT_SECONDS = 2  # for which preprocess hopes for a larger batch
+PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
+NO_WORDS = np.zeros((0, 1), np.object_)
+EMBEDS = np.zeros((1, 145, 192), np.float16)
+FAILED = "the server failed at this request"
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("log") / "triton.log"
+
+
+@pytest.fixture(scope="module")
+def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[TritonServer]:
+    """Requests spend some time in its first queue."""
+    repository = tmp_path_factory.mktemp("waiting") / "models"
+    shutil.copytree(artifacts, repository, symlinks=True)
+    path = repository / "preprocess/config.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config.dynamic_batching.preferred_batch_size[:] = [64]
+    config.dynamic_batching.max_queue_delay_microseconds = WAIT_SECONDS * 1_000_000
+    path.write_text(text_format.MessageToString(config))
+    with TritonServer(
+        repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0, log_requests=True, log_path=log
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def triton(server: TritonServer) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def images(samples: dict[str, str]) -> list[bytes]:
+    return [(SAMPLES / name).read_bytes() for name in samples]
+
+
+@pytest.fixture
+def streams(server: TritonServer) -> Iterator[Streams]:
+    streams = Streams(server)
+    yield streams
+    streams.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        ("preprocess", {"image": NO_WORDS}),
+        ("caption", {"image": NO_WORDS}),
+        ("encoder", {"pixels": PIXELS[:0]}),
+        ("decoder", {"image_embeds": EMBEDS[:0]}),
+        ("decoder", {"image_embeds": EMBEDS, "prompt": NO_WORDS}),
+    ],
+)
+def test_no_rows(triton: InferenceServerClient, model: str, inputs: dict[str, npt.NDArray[Any]]) -> None:
+    """Triton 2.51 itself refuses them."""
+    assert "expected" in refusal(triton, model, **inputs).lower()
+
+
+def post(server: TritonServer, path: str, body: bytes) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    try:
+        connection.request("POST", path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_an_id_that_is_no_text(server: TritonServer, images: list[bytes], samples: dict[str, str]) -> None:
+    """Triton lets it through where JSON does not allow it."""
+    head = b'{"id": "\xff", '
+    tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": ["no image"]}
+    status, answer = post(server, "/v2/models/caption/infer", head + json.dumps({"inputs": [tensor]}).encode()[1:])
+    assert (status, b"image must be a JPEG" in answer, b".py" in answer) == (400, True, False)
+    image = "data:image/jpeg;base64," + b64encode(images[0]).decode()
+    body = head + json.dumps({"image": image}).encode()[1:]
+    status, answer = post(server, "/v2/models/caption_stream/generate_stream", body)
+    assert (status, next(iter(samples.values())).encode() in answer) == (200, True)
+
+
+def test_a_stream_has_as_much_time_as_its_request(
+    server: TritonServer, streams: Streams, images: list[bytes], samples: dict[str, str]
+) -> None:
+    before = server.counts()
+    streams.ask(images[0], {}, timeout=100_000)  # microseconds, in which preprocess does not begin
+    with pytest.raises(InferenceServerException, match="Request timeout expired"):
+        streams.answer()
+    after = server.counts()
+    assert all(after[model] == before[model] for model in ("preprocess", "encoder"))
+    for timeout in (0, 2**63 - 1, -1):  # the last is the longest in Triton's eyes
+        streams.ask(images[0], {}, timeout=timeout)
+        (pieces,) = streams.gather()
+        assert text(pieces) == next(iter(samples.values()))
+
+
+def test_whoever_goes_early_is_not_encoded(server: TritonServer, streams: Streams, images: list[bytes]) -> None:
+    before = server.counts()
+    leaving = Streams(server)
+    leaving.ask(images[0], {})
+    wait_until(lambda: server.pending() > 0)
+    leaving.close(cancel=True)
+    streams.ask(images[1], {})  # behind it in every queue
+    streams.gather()
+    after = server.counts()
+    assert {model: after[model] - before[model] for model in ("preprocess", "encoder")} == {
+        "preprocess": 2,
+        "encoder": 1,
+    }
+
+
+def failure(triton: InferenceServerClient, model: str, /, **inputs: npt.NDArray[Any]) -> str:
+    """The sentence with which a request fails by no fault of its sender's."""
+    with pytest.raises(InferenceServerException) as caught:
+        infer(triton, model, **inputs)
+    assert caught.value.status() == "StatusCode.INTERNAL"
+    return str(caught.value.message())
+
+
+def test_what_nobody_expected_is_one_sentence(
+    server: TritonServer,
+    triton: InferenceServerClient,
+    streams: Streams,
+    images: list[bytes],
+    samples: dict[str, str],
+    log: Path,
+) -> None:
+    """A file that the models share is cut short: the log has the traceback, and afterwards all is well."""
+    pressure(server).write_bytes(b"")
+    expected = f"{FAILED} (error): try again, or see its log"  # struct.error
+    assert failure(triton, "decoder", image_embeds=EMBEDS) == expected
+    assert failure(triton, "encoder", pixels=PIXELS) == expected
+    assert failure(triton, "preprocess", image=words(images[0])) == expected
+    streams.ask(images[0], {})
+    with pytest.raises(InferenceServerException) as caught:
+        streams.answer()
+    assert caught.value.message() == expected
+    assert log.read_text().count("struct.error: unpack requires") >= 4
+    pressure(server).write_bytes(Counts.layout.pack(*astuple(Counts())))
+    streams.ask(images[0], {})
+    (pieces,) = streams.gather()
+    assert text(pieces) == next(iter(samples.values()))
+
+
+@contextmanager
+def full_disk(server: TritonServer, *models: str) -> Iterator[None]:
+    """Whatever these models write to a file fails with OSError."""
+    processes = [pid for pid in _group(server.pid) if _stub_model(pid) in models]
+    for pid in processes:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    yield
+    for pid in processes:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk(
+    server: TritonServer,
+    triton: InferenceServerClient,
+    streams: Streams,
+    images: list[bytes],
+    samples: dict[str, str],
+) -> None:
+    """Neither the log nor what the models share can be written."""
+    with full_disk(server, "preprocess", "decoder", "caption_stream"):
+        assert "image must be a JPEG" in refusal(triton, image=words(b"no image"))
+        assert "image_embeds must be given" in refusal(triton, "decoder", prompt=words(b"two"))
+    with full_disk(server, "caption_stream"):
+        streams.ask(b"no image", {})
+        with pytest.raises(InferenceServerException, match="image must be a JPEG"):
+            streams.answer()
+        streams.ask(images[0], {})
+        with pytest.raises(InferenceServerException, match=FAILED):
+            streams.answer()
+    streams.ask(images[0], {})
+    (pieces,) = streams.gather()
+    assert text(pieces) == next(iter(samples.values()))
