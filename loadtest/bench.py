@@ -35,14 +35,13 @@ from rich.console import Console
 
 from blipstream.errors import BlipstreamError
 from blipstream_client import BlipstreamError as ClientError
+from cli import RESULTS, ROOT
 from machine import machine, versions
 from random_checkpoint import ARCHITECTURES, save_random_checkpoint
 from report import PICTURE_SIZE, STRATEGIES, Row, chart, markdown, read, terminal_table
 from systems import SYSTEMS, BareEngine, System, Transformers, Triton
 
-ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "loadtest" / ".bench_cache"  # random checkpoints and what was built of them; git ignores it
-RESULTS = ROOT / "loadtest" / "results"
 COMPARED = 4  # images whose captions are held against transformers'
 
 P = ParamSpec("P")

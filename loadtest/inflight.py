@@ -21,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import cli
 from blipstream.engine import Engine, Request, load_engine
 from blipstream.errors import BlipstreamError
 from blipstream.options import DecodingOptions
 from blipstream.scheduler import Scheduler
-from blipstream.server import ROOT
 
 LENGTHS = (4,) * 7 + (12,) * 2 + (60,)  # tokens; drawn evenly
 MAX_BATCH = 64  # requests that run to completion together
@@ -130,8 +130,8 @@ def measure(driver: Driver, engine: Engine, plan: list[Arrival]) -> tuple[dict[i
     return latencies, rate
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
+@click.command(context_settings=cli.SETTINGS)
+@cli.repository("Models.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--rate", default=40.0, help="Requests a second.")
 @click.option("--seconds", default=20.0, help="Of each turn.")

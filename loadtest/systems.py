@@ -10,7 +10,6 @@ import time
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from io import BytesIO
 from itertools import cycle, islice
 from pathlib import Path
@@ -167,7 +166,9 @@ class Triton(System):
 
     def peak_mb(self) -> float:
         """Of the server and its models' processes, each counted whole: what they share counts several times."""
-        return sum(_peak_mb(pid) for pid in _group(self._server.pid))
+        from collector import group_members  # here, since what that imports is not the other systems' memory
+
+        return sum(_peak_mb(pid) for pid in group_members(self._server.pid))
 
     def version(self) -> str:
         """What the server says that it is."""
@@ -198,16 +199,6 @@ def _until(images: list[bytes], batch: int, deadline: float) -> Iterator[bytes]:
             yield next(endless)
         if time.perf_counter() >= deadline:
             return
-
-
-def _group(leader: int) -> list[int]:
-    """The processes of a process group."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it may end meanwhile
-            if os.getpgid(int(entry.name)) == leader:
-                found.append(int(entry.name))
-    return found
 
 
 def _peak_mb(pid: int) -> float:

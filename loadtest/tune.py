@@ -10,6 +10,7 @@ the SLO, 2 if there is no result.
 """
 
 import json
+import math
 import os
 import random
 import shutil
@@ -70,7 +71,7 @@ class Point:
 
     in_flight: int
     rps: float
-    p95_ms: float
+    p95_ms: float  # of the answers, 0 without any
     errors: int
 
 
@@ -81,15 +82,20 @@ class Trial:
     settings: Settings
     points: list[Point] = field(default_factory=list)
 
+    @property
+    def whole(self) -> list[Point]:
+        """The points at which every request was answered."""
+        return [point for point in self.points if not point.errors]
+
     def best(self, p95_ms: float) -> Point | None:
         """The most requests a second within the SLO."""
-        good = [point for point in self.points if point.p95_ms <= p95_ms and not point.errors]
+        good = [point for point in self.whole if point.p95_ms <= p95_ms]
         return max(good, key=lambda point: point.rps, default=None)
 
     def score(self, p95_ms: float) -> float:
         """Requests a second within the SLO; below zero, the nearer to it the higher, if there are none."""
         best = self.best(p95_ms)
-        return best.rps if best else -min((point.p95_ms for point in self.points), default=float("inf"))
+        return best.rps if best else -min((point.p95_ms for point in self.whole), default=math.inf)
 
 
 def config_path(repository: Path, model: str, config: str) -> Path:
@@ -167,6 +173,7 @@ def measure(url: str, chosen: mix.Mix, in_flight: int, seconds: float) -> Point:
                     request.ask(client)
                 except ClientError as exc:
                     errors.append(exc)
+                    continue
                 done = time.perf_counter()
                 if began <= done:
                     latencies.append((done - start) * 1000)
@@ -178,7 +185,7 @@ def measure(url: str, chosen: mix.Mix, in_flight: int, seconds: float) -> Point:
             thread.join()
     # those that end last are counted with the time they took, lest slow ones be left out
     elapsed = time.perf_counter() - began
-    return Point(in_flight, len(latencies) / elapsed, float(np.percentile(latencies, 95)), len(errors))
+    return Point(in_flight, len(latencies) / elapsed, float(np.percentile(latencies or [0], 95)), len(errors))
 
 
 def run_trial(
@@ -196,6 +203,11 @@ def run_trial(
             if points[-1].p95_ms > HOPELESS * p95_ms:
                 break
     return Trial(settings, points)
+
+
+def is_gain(score: float, before: float) -> bool:
+    """Whether one score is above another by more than noise."""
+    return score > before * (MIN_GAIN if before > 0 else 2 - MIN_GAIN)
 
 
 def search(
@@ -219,7 +231,7 @@ def search(
                     return trials
                 trials.append(run(settings))
                 gained = score(trials[-1])
-                if gained > best_score + abs(best_score) * (MIN_GAIN - 1):
+                if is_gain(gained, best_score):
                     best, best_score, improved = trials[-1], gained, True
     return trials
 
@@ -231,17 +243,18 @@ def confirm(first: Settings, other: Settings, run: Callable[[Settings], Trial]) 
 
 
 def chart(trials: list[Trial], start: Settings, winner: Settings, p95_ms: float, path: Path) -> None:
-    """Every point of every trial, the frontier that none of them surpasses, and the two settings that matter."""
+    """Every point without errors, the frontier that none of them surpasses, and the two settings that matter."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    points = sorted((point.rps, point.p95_ms) for trial in trials for point in trial.points)
-    rates, latencies = zip(*points, strict=True)
-    axes.scatter(rates, latencies, s=14, color="#c4c4c4", label="all settings tried")
+    points = sorted((point.rps, point.p95_ms) for trial in trials for point in trial.whole)
+    axes.scatter(
+        [rps for rps, _ in points], [p95 for _, p95 in points], s=14, color="#c4c4c4", label="all settings tried"
+    )
     frontier = [point for point in points if not any(rps >= point[0] and p95 < point[1] for rps, p95 in points)]
     axes.plot(*zip(*frontier, strict=True), color="#08306b", linewidth=1, label="frontier")
     for settings, colour, label in ((start, "#fdae6b", "before"), (winner, "#31a354", "tuned")):
         mine = next(trial for trial in reversed(trials) if trial.settings == settings)
-        axes.plot([p.rps for p in mine.points], [p.p95_ms for p in mine.points], "o-", color=colour, label=label)
-        for point in mine.points:
+        axes.plot([p.rps for p in mine.whole], [p.p95_ms for p in mine.whole], "o-", color=colour, label=label)
+        for point in mine.whole:
             axes.annotate(
                 str(point.in_flight), (point.rps, point.p95_ms), (3, 3), textcoords="offset points", fontsize=8
             )
@@ -297,8 +310,8 @@ def main(
             click.echo("the winner and the settings before, in turns:")
             before, after = confirm(start, winner, run)
             trials += [*before, *after]
-            scores = [statistics.median(trial.score(p95_ms) for trial in each) for each in (before, after)]
-            if scores[1] <= scores[0] + abs(scores[0]) * (MIN_GAIN - 1):
+            scores = [statistics.median(trial.score(p95_ms) for trial in each) for each in (after, before)]
+            if not is_gain(*scores):
                 click.echo("it did not win again, so its gain was noise: the settings stay as they were")
                 winner = start
         write_settings(copy, config, winner)
@@ -324,9 +337,11 @@ def main(
 
 def _words(trial: Trial, p95_ms: float) -> str:
     best = trial.best(p95_ms)
-    if best is None:
-        return f"{'misses the SLO: p95 at best':>28} {-trial.score(p95_ms):6.0f} ms"
-    return f"{best.rps:8.2f}/s, {best.in_flight:2} in flight, p95 {best.p95_ms:6.0f} ms"
+    if best:
+        return f"{best.rps:8.2f}/s, {best.in_flight:2} in flight, p95 {best.p95_ms:6.0f} ms"
+    if not trial.whole:
+        return f"{'requests fail under any load':>38}"
+    return f"{'misses the SLO: p95 at best':>28} {-trial.score(p95_ms):6.0f} ms"
 
 
 def _changes(settings: Settings, start: Settings) -> str:

@@ -2,15 +2,19 @@
 """`make tune`: that it searches, serves what it writes, and leaves what it was given alone."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 from PIL import Image
 
+import mix
 import tune
+from tests.client.tiny_triton import Answer, Inputs, Refusal, tiny_triton
 from tests.conftest import ROOT
 from tune import Point, Settings, Trial
 
@@ -49,11 +53,55 @@ def test_search_takes_small_gains_for_noise() -> None:
     assert len(trials) == 1 + sum(len(values) - 1 for values in tune.SPACE.values())  # one pass around the start
 
 
+def test_search_finds_what_answers_at_all() -> None:
+    def answers_with_two_decoders(settings: Settings) -> Trial:
+        return Trial(settings, [Point(1, 10, 50.0, errors=int(settings["decoder.instances"] == 1))])
+
+    trials = tune.search(START, answers_with_two_decoders, score, lambda: True)
+    assert trials[-1].settings["decoder.instances"] == 2  # it went on from there
+
+
 def test_score() -> None:
-    trial = Trial(START, [Point(1, 5, 90, 0), Point(2, 9, 99, 0), Point(4, 12, 101, 0), Point(8, 14, 80, 1)])
+    """What refuses at once is not fast."""
+    trial = Trial(START, [Point(1, 5, 90, 0), Point(2, 9, 99, 0), Point(4, 12, 101, 0), Point(8, 14, 3, 1)])
     assert trial.score(100) == 9
-    assert trial.score(50) == -80
+    assert trial.score(50) == -90
     assert trial.best(50) is None
+    assert Trial(START, [Point(1, 0, 0, 7)]).score(50) == -math.inf
+
+
+def test_gains() -> None:
+    assert tune.is_gain(10.4, 10)
+    assert not tune.is_gain(10.2, 10)
+    assert tune.is_gain(-90, -100)
+    assert not tune.is_gain(-99, -100)
+    assert tune.is_gain(-100, -math.inf)
+    assert not tune.is_gain(-math.inf, -math.inf)
+
+
+def test_what_fails_is_no_answer() -> None:
+    chosen = mix.load(mix.DEFAULT)
+    with tiny_triton() as tiny:
+        answered = tune.measure(tiny.url("grpc"), chosen, 2, 0.2)
+        tiny.answer = refuse
+        refused = tune.measure(tiny.url("grpc"), chosen, 2, 0.2)
+    assert answered.errors == 0 < answered.rps
+    assert answered.p95_ms > 0
+    assert refused.errors > 0
+    assert (refused.rps, refused.p95_ms) == (0, 0)
+
+
+def refuse(_: Inputs) -> Answer:
+    raise Refusal(grpc.StatusCode.INTERNAL, "no memory")
+
+
+def test_chart(tmp_path: Path) -> None:
+    """Whatever there is to show."""
+    failed, fine = Trial(START, [Point(1, 0, 0, 7)]), made_up(START)
+    for name, trials in {"none": [failed], "some": [failed, fine]}.items():
+        tune.chart(trials, START, START, 100, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 1000
 
 
 def test_settings_are_read_and_written(tmp_path: Path) -> None:
