@@ -208,7 +208,7 @@ class Supervisor:
         self.health.beat(timeout)
         self.server.start()
         self.server.wait_ready(timeout)
-        self.health.beat(LEAST_PATIENCE)  # for its first caption
+        self.health.beat()
         self._began = time.monotonic()
         self.health.ready = True
         self.health.why = "it is ready, and its first caption is awaited"

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fails, fails alone and in one sentence, on a real Triton: requests out of order, late senders, broken disks."""
+"""What fails, fails alone and in one sentence, on a real Triton: odd requests, late senders, broken files."""
 
 import http.client
 import json
 import resource
 import shutil
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -21,8 +20,10 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from blipstream.backpressure import Counts
+from blipstream.errors import FAILED
 from blipstream.server import TritonServer, _group, _stub_model
 from tests.conftest import SAMPLES
+from tests.deploy.programs import wait_for
 from tests.model_repository.test_backpressure import pressure
 from tests.model_repository.test_caption_stream import Streams, text
 from tests.model_repository.test_serving import infer, refusal, words
@@ -31,7 +32,6 @@ WAIT_SECONDS = 2  # for which preprocess hopes for a larger batch
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
 NO_WORDS = np.zeros((0, 1), np.object_)
 EMBEDS = np.zeros((1, 145, 192), np.float16)
-FAILED = "the server failed at this request"
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,6 @@ def streams(server: TritonServer) -> Iterator[Streams]:
     streams.close()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
@@ -91,12 +84,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
     ],
 )
 def test_no_rows(triton: InferenceServerClient, model: str, inputs: dict[str, npt.NDArray[Any]]) -> None:
-    """Triton 2.51 itself refuses them."""
+    """Triton 2.51 refuses them by itself."""
     assert "expected" in refusal(triton, model, **inputs).lower()
 
 
 def post(server: TritonServer, path: str, body: bytes) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
     try:
         connection.request("POST", path, body)
         answer = connection.getresponse()
@@ -136,7 +129,7 @@ def test_whoever_goes_early_is_not_encoded(server: TritonServer, streams: Stream
     before = server.counts()
     leaving = Streams(server)
     leaving.ask(images[0], {})
-    wait_until(lambda: server.pending() > 0)
+    wait_for(lambda: server.pending() > 0)
     leaving.close(cancel=True)
     streams.ask(images[1], {})  # behind it in every queue
     streams.gather()
@@ -186,9 +179,11 @@ def full_disk(server: TritonServer, *models: str) -> Iterator[None]:
     processes = [pid for pid in _group(server.pid) if _stub_model(pid) in models]
     for pid in processes:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-    yield
-    for pid in processes:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        for pid in processes:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def test_a_full_disk(
