@@ -269,6 +269,7 @@ class TritonServer:
         while True:
             self.check()
             if self._is_ready():
+                self.check()  # which remembers whose process is whose
                 return
             if time.monotonic() > deadline:
                 raise self._failure(f"the server was not ready after {timeout:g} seconds")

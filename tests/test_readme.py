@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
-from blipstream.images import DEFAULT_LIMITS
+from blipstream.images import DEFAULT_LIMITS, DEFAULT_RESIZE_MODE
 from blipstream.options import DecodingOptions
 from blipstream.server import TritonServer
 from tests.conftest import ROOT
@@ -70,11 +71,20 @@ def test_make_targets_exist(block: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_defaults() -> None:
+    """The table has every option, and what it is if absent."""
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| \w+ \[1\] \|(?: (\S+?)(?:, off)?)? \|", README, re.MULTILINE)
+    stated = {name: default for names, default in rows for name in re.findall(r"\w+", names)}
+    assert stated.pop("image") == ""
+    assert stated.pop("resize_mode") == f"`{DEFAULT_RESIZE_MODE}`"
+    assert stated == {
+        name: {"": "none"}.get(str(value), f"{value:g}" if isinstance(value, float) else str(value).lower())
+        for name, value in asdict(DecodingOptions()).items()
+    }
+
+
 def test_figures() -> None:
-    """What the README says of defaults and limits is what the code does."""
-    options = DecodingOptions()
-    assert f"tokens to generate at most, {options.max_tokens} if absent" in README
-    assert f"before the caption may end, {options.min_tokens} if absent" in README
+    """What the README says of limits is what the code does."""
     assert DEFAULT_LIMITS.max_bytes == 32 * 2**20
     assert DEFAULT_LIMITS.max_pixels == 100 * 10**6
     assert "at most 32 MiB and 100 million pixels" in README
