@@ -6,6 +6,7 @@
 
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from blipstream.journal import COUNTER, RESULTS, Journal
@@ -25,11 +26,12 @@ class Results:
         self._told: Counter[str] = Counter()
 
     def tell(self, journal: Journal) -> None:
-        """Report what has ended since the last time."""
-        for result, count in journal.results.items():
-            if count > self._told[result]:
-                self._metrics[result].increment(count - self._told[result])
-                self._told[result] = count
+        """Report what has ended since the last time; what cannot be reported now, is with the next."""
+        with suppress(Exception):  # as where shared memory is full, which is to fail no request
+            for result, count in journal.results.items():
+                if count > self._told[result]:
+                    self._metrics[result].increment(count - self._told[result])
+                    self._told[result] = count
 
 
 class Metrics:
