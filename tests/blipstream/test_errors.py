@@ -3,7 +3,7 @@
 
 import pytest
 
-from blipstream.errors import BlipstreamError, InvalidInput, Overloaded, error_of
+from blipstream.errors import FAILED, BlipstreamError, InvalidInput, Overloaded, TimedOut, error_of
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from blipstream.errors import BlipstreamError, InvalidInput, Overloaded, error_o
         ("preprocess", "Stub process 'preprocess_0_0' is not healthy.", BlipstreamError),
         ("preprocess", "Failed to process the request(s) for model 'preprocess_0_0'", BlipstreamError),
         ("encoder", "no memory", BlipstreamError),
+        ("encoder", "Request timeout expired", TimedOut),
+        ("preprocess", f"{FAILED} (OSError): try again, or see its log", BlipstreamError),
     ],
 )
 def test_what_another_model_refused_with(model: str, message: str, expected: type[BlipstreamError]) -> None:

@@ -295,6 +295,7 @@ def test_a_start_may_take_its_time(tmp_path: Path) -> None:
         assert loading.result() < 0
 
 
+@pytest.mark.full  # it waits for the supervisor to be missed
 def test_it_tells_that_nobody_reads_what_it_says(tmp_path: Path) -> None:
     """A full pipe holds it up, and so it no longer knows whether captions come out."""
     model = write_repository(tmp_path / "models") / "caption"

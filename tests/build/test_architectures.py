@@ -50,6 +50,7 @@ def test_shallow(architecture: str, tmp_path: Path) -> None:
     check(tmp_path, architecture, SHALLOW)
 
 
+@pytest.mark.full
 def test_shallow_in_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The build itself judges how far each stage is off."""
     checkpoint = save_random_checkpoint(tmp_path / "base", "base", SHALLOW)

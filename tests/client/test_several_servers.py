@@ -126,6 +126,7 @@ class SecureTriton(TritonServer):
         return super()._options(*arguments) + [f"--{name}={value}" for name, value in self.more.items()]
 
 
+@pytest.mark.full  # tests/security does it with our own options
 def test_tritons_own_tls_and_tokens(
     artifacts: Path, tmp_path: Path, samples: dict[str, str], samples_folder: Path
 ) -> None:

@@ -112,7 +112,7 @@ def stream_async(url: str, asked: list[tuple[bytes, Options]], together: int) ->
     return asyncio.run(gather())
 
 
-@pytest.mark.parametrize("together", [1, 16])
+@pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.full), 16])
 def test_pieces_join_to_the_unary_caption(exact: TritonServer, images: list[bytes], together: int) -> None:
     """One after the other, and 64 at once: 16 by each client over each protocol."""
     asked = [(images[i % len(images)], MIXED[i % len(MIXED)]) for i in range(max(together, len(MIXED)))]

@@ -143,6 +143,7 @@ def test_no_gpu() -> None:
     assert_refused(bench("--device", "cuda"), "--device cuda needs an NVIDIA GPU, and PyTorch finds none")
 
 
+@pytest.mark.full
 def test_no_checkpoint(tmp_path: Path) -> None:
     refused = bench(
         "--quick", "--checkpoint", tmp_path, "--cache", tmp_path / "cache", "--output", tmp_path / "results"

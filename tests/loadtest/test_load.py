@@ -210,6 +210,7 @@ def test_page_can_be_written_anew(folder: Path, tmp_path: Path) -> None:
     assert (copy / "index.html").read_text() == (folder / "index.html").read_text()
 
 
+@pytest.mark.full
 def test_a_slow_server_is_asked_no_less_by_open_loop_users(tmp_path: Path, tiny: TinyTriton) -> None:
     """Two closed-loop users would ask four times in a second and see half a second each."""
 
@@ -264,7 +265,7 @@ def tiny() -> Iterator[TinyTriton]:
         yield server
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_interrupted(tmp_path: Path, tiny: TinyTriton, number: signal.Signals) -> None:
     """Nothing stays behind."""
     process = start("--host", tiny.url("grpc"), "--duration", 60, "--name", "long", "--output", tmp_path)
