@@ -79,7 +79,7 @@ def open_loop(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) ->
     return output / "spike"
 
 
-@pytest.fixture(params=["closed", "open_loop"])
+@pytest.fixture(params=["closed", pytest.param("open_loop", marks=pytest.mark.full)])
 def folder(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue(request.param)
     return found
@@ -111,6 +111,7 @@ def locust_counts(folder: Path) -> Counter[str]:
     return counts
 
 
+@pytest.mark.full
 def test_streams_are_timed_text_by_text(closed: Path, open_loop: Path) -> None:
     """In two workers, to whom gevent gives all that waits for gRPC."""
     (streams,) = summary(open_loop)["streams"]
@@ -137,6 +138,7 @@ def test_the_server_counts_the_same(folder: Path) -> None:
         assert batched + model["cached"] == model["requests"]
 
 
+@pytest.mark.full
 def test_stages(closed: Path, open_loop: Path) -> None:
     assert [(stage["name"], stage["users"]) for stage in summary(closed)["stages"]] == [("1 user", 1), ("2 users", 2)]
     assert [(stage["name"], stage["users"]) for stage in summary(open_loop)["stages"]] == [
@@ -146,6 +148,7 @@ def test_stages(closed: Path, open_loop: Path) -> None:
     ]
 
 
+@pytest.mark.full
 def test_both_protocols_and_what_is_frequent_in_the_mix(closed: Path, open_loop: Path) -> None:
     asked = rows(closed) + rows(open_loop)
     assert {row["protocol"] for row in asked} == {"grpc", "http"}

@@ -34,6 +34,7 @@ def test_a_wrong_caption_fails(artifacts: Path, tmp_path: Path, monkeypatch: pyt
     assert "error: 2 of 2 captions are not the expected ones" in result.output
 
 
+@pytest.mark.full
 def test_no_artifacts(tmp_path: Path) -> None:
     materialise(tmp_path)
     result = CliRunner().invoke(demo.main, ["--repository", str(tmp_path)])
