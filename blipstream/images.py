@@ -40,8 +40,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # libtiff writes a line for each fault that it finds, in some files one for each row of pixels.
 with suppress(AttributeError):  # where Pillow has it built in, or not at all
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-# of a progressive JPEG within a TIFF file, where only libtiff can count them
-os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", "16")
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,12 @@ class ImageLimits:
     max_pixels: int = 100_000_000  # decoding takes 4 bytes a pixel, transparency 16
     max_side: int = 65_535  # pixels, as in JPEG
     max_scans: int = 16  # of a progressive JPEG of max_pixels; of a smaller one, more. Each passes over all pixels
-    max_seconds: float = (
-        10.0  # of a processor's time; a format that is read in one piece (WebP, most TIFF) may exceed it
-    )
+    max_seconds: float = 10.0  # of a processor's time; what is read in one piece (WebP, most TIFF) may exceed it
 
 
 DEFAULT_LIMITS = ImageLimits()
+# the scans of a JPEG within a TIFF file, which only libtiff can count
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(DEFAULT_LIMITS.max_scans))
 MAX_SCANS = 1_000  # of a JPEG file, however small: thumbnails in its metadata count, too
 
 # Formats are opened through their own classes: Image.open would look at other formats too, and checks

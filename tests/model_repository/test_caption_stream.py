@@ -4,7 +4,6 @@
 import json
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,7 +13,6 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.utils import InferenceServerException
 
 from blipstream.server import TritonServer
-from tests.conftest import SAMPLES
 from tests.model_repository.test_serving import tensor
 
 Options = dict[str, Any]
@@ -76,18 +74,6 @@ def inputs(image: bytes, options: Options) -> list[InferInput]:
         dtype = np.int64 if name == "seed" else kinds[type(value)]
         arrays[name] = np.array([[value.encode() if isinstance(value, str) else value]], dtype)
     return [tensor(name, array) for name, array in arrays.items()]
-
-
-@pytest.fixture(scope="module")
-def images(samples: dict[str, str]) -> list[bytes]:
-    return [(SAMPLES / name).read_bytes() for name in samples]
-
-
-@pytest.fixture
-def streams(server: TritonServer) -> Iterator[Streams]:
-    streams = Streams(server)
-    yield streams
-    streams.close()
 
 
 def unary(server: TritonServer, image: bytes, options: Options) -> InferResult:

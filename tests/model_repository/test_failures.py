@@ -22,7 +22,6 @@ from tritonclient.utils import InferenceServerException
 from blipstream.backpressure import Counts
 from blipstream.errors import FAILED
 from blipstream.server import TritonServer, _group, _stub_model
-from tests.conftest import SAMPLES
 from tests.deploy.programs import wait_for
 from tests.model_repository.test_backpressure import pressure
 from tests.model_repository.test_caption_stream import Streams, text
@@ -59,18 +58,6 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory, log: Path)
 def triton(server: TritonServer) -> Iterator[InferenceServerClient]:
     with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def images(samples: dict[str, str]) -> list[bytes]:
-    return [(SAMPLES / name).read_bytes() for name in samples]
-
-
-@pytest.fixture
-def streams(server: TritonServer) -> Iterator[Streams]:
-    streams = Streams(server)
-    yield streams
-    streams.close()
 
 
 @pytest.mark.parametrize(

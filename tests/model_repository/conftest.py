@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import Iterator
+
+import pytest
+
+from blipstream.server import TritonServer
+from tests.conftest import SAMPLES
+from tests.model_repository.test_caption_stream import Streams
+
+
+@pytest.fixture(scope="module")
+def images(samples: dict[str, str]) -> list[bytes]:
+    return [(SAMPLES / name).read_bytes() for name in samples]
+
+
+@pytest.fixture
+def streams(server: TritonServer) -> Iterator[Streams]:
+    """Of each module's own server."""
+    streams = Streams(server)
+    yield streams
+    streams.close()
