@@ -14,10 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from threading import Event
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Self
 
 from PIL import Image
 
@@ -28,7 +28,7 @@ from blipstream.server import TritonServer
 
 WATCH_SECONDS = 0.5  # between looks
 IDLE_SECONDS = 2.0  # without a caption, before the canary is sent if somebody seems to wait
-LONG_IDLE_SECONDS = 30.0  # if nobody does, and a caption takes long
+LONG_IDLE_SECONDS = 60.0  # if nobody does, and a caption takes long
 HANG_SECONDS = 3.0  # for which a caption is awaited in vain, after which nobody may be idle
 LIVELOCK_SECONDS = 600.0  # after which no work is an excuse
 CANARY_SECONDS = 10.0  # for the canary to come back
@@ -38,7 +38,11 @@ BUSY = 0.25  # of the looks, in which a model has to be seen at work to count as
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to start, growing twofold
 LATE, LEAST_PATIENCE = 5.0, 60.0  # times the first start, and seconds, after which a restart counts as hung
 STEADY_SECONDS = 60.0  # of service, after which a fault is not the next in a row
-FRONT_DOORS = "caption"  # how the names of the models begin that clients ask
+CAPTIONS, STREAMS = DOORS = "caption", "caption_stream"  # what clients ask: streams are decoded by another process
+SUBJECTS: dict[tuple[str, ...], str] = {
+    (CAPTIONS,): "caption came out, though streams did,",
+    (STREAMS,): "stream came out, though captions did,",
+}
 
 log = logging.getLogger("blipstream")
 
@@ -61,107 +65,166 @@ class Look(NamedTuple):
 
 @dataclass
 class Diagnosis:
-    """Looks at a server one after the other, and tells slowness under load from a hang.
+    """Looks at a server's doors, or at one, again and again, and tells slowness under load from a hang.
 
     Captions that come out are all it takes to be well, a full queue is no fault, and a slow answer is none while a
-    model that has finished nothing since is at work. What others finish meanwhile does not excuse it: a stage that
-    stands still lets those before it run, for requests that will be refused.
+    model that has finished nothing since is at work. With the first that a model finishes, the wait for the next one
+    begins anew; what it finishes after that excuses nobody: a stage that stands still lets those before it run, for
+    requests that will be refused.
     """
 
-    silence: float = 0.0  # seconds since a caption came out
-    awaited: bool = False  # whether the canary asked for one since
-    _patience: float = 0.0  # seconds since it did
-    _looks: int = 0  # since it did
+    doors: tuple[str, ...] = DOORS
+    awaited: bool = False  # whether the canary asked for a caption since the last came out
+    _silences: dict[str, float] = field(default_factory=dict)  # seconds since a caption came out, by door
+    _made: dict[str, int] = field(default_factory=dict)  # captions so far, by door
     _before: dict[str, int] = field(default_factory=dict)  # counts when the last caption came out
-    _seen: Counter[str] = field(default_factory=Counter)  # looks since it asked that found a model at work
+    _finished: set[str] = field(default_factory=set)  # models that finished something since
+    _patience: float = 0.0  # seconds since a caption was awaited, or since the last of those finished its first
+    _looks: int = 0  # since then
+    _seen: Counter[str] = field(default_factory=Counter)  # looks since then that found a model at work
     _halted: int = 0  # looks in a row that found a process halted
+
+    @classmethod
+    def since(cls, counts: dict[str, int], *doors: str, awaited: bool = False) -> Self:
+        """Of what comes after so many inferences."""
+        return cls(doors or DOORS, awaited, _made=_captions(counts), _before=counts)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since a caption came out."""
+        return min(self._silences.values(), default=0.0)
+
+    @property
+    def neglect(self) -> float:
+        """Seconds since one came out of the door where that is longest ago."""
+        return max(self._silences.values(), default=0.0)
+
+    @property
+    def work_came(self) -> bool:
+        """Whether anything was finished since the last caption came out, and so somebody may wait for another."""
+        return bool(self._finished)
 
     def add(self, look: Look, seconds: float) -> Fault | None:
         """What is wrong, given one more look, so many seconds after the last."""
         self._halted = self._halted + 1 if look.stopped else 0
         if self._halted >= FEW_LOOKS:
             return Fault("stopped", f"the process of {', '.join(sorted(look.stopped))} was stopped by a signal")
-        if self._captions(look.counts) > self._captions(self._before):
-            self.silence, self.awaited, self._patience = 0.0, False, 0.0
-            self._looks, self._before, self._seen = 0, look.counts, Counter()
-            return None
         seconds = min(seconds, 2 * WATCH_SECONDS)  # if we were held up, then maybe the server was, too
-        self.silence += seconds
+        self._listen(_captions(look.counts), seconds)
+        if self.silence == 0:
+            self.awaited, self._before, self._finished = False, look.counts, set()
+            self._begin_patience()
+            return None
+        finished = {model for model, count in look.counts.items() if count > self._before.get(model, 0)}
+        if not finished <= self._finished:
+            self._finished |= finished
+            self._begin_patience()
         if not self.awaited:
+            self._begin_patience()
             return None
         self._patience += seconds
         self._looks += 1
         self._seen.update(look.working)
         if self._patience < HANG_SECONDS:
             return None
-        for_long = f"no caption came out for {self.silence:.0f} seconds"
+        which = SUBJECTS.get(self.doors, "caption came out")
+        for_long = f"no {which} for {self.silence:.0f} seconds"
         if look.refusal:
             return Fault("failing", f"{for_long}: {look.refusal}")
-        if self._patience < LIVELOCK_SECONDS and self._is_busy(look.counts):
+        if self._patience < LIVELOCK_SECONDS and self._is_busy():
             return None
         return Fault("hung", for_long)
 
-    def work_came(self, counts: dict[str, int]) -> bool:
-        """Whether anything was finished since the last caption came out, and so somebody may wait for another."""
-        return counts != self._before
+    def _listen(self, made: dict[str, int], seconds: float) -> None:
+        """Tell how long each door of the server has been silent, after so many captions."""
+        for door in self.doors:
+            if made.get(door, 0) > self._made.get(door, 0):
+                self._silences[door] = 0.0
+            elif door in self._made or door == self.doors[0]:  # others need not be there
+                self._silences[door] = self._silences.get(door, 0.0) + seconds
+        self._made |= made
 
-    def _is_busy(self, counts: dict[str, int]) -> bool:
+    def _begin_patience(self) -> None:
+        self._patience, self._looks, self._seen = 0.0, 0, Counter()
+
+    def _is_busy(self) -> bool:
         """Whether a model that has finished nothing since the last caption is at work."""
-        at_work = (model for model, seen in self._seen.items() if seen >= BUSY * self._looks)
-        return any(counts.get(model, 0) <= self._before.get(model, 0) for model in at_work)
+        return any(seen >= BUSY * self._looks for model, seen in self._seen.items() if model not in self._finished)
 
-    @staticmethod
-    def _captions(counts: dict[str, int]) -> int:
-        return sum(count for model, count in counts.items() if model.startswith(FRONT_DOORS))
+
+def _captions(counts: dict[str, int]) -> dict[str, int]:
+    """By door; whatever is called a caption and is no stream goes the captions' way."""
+    made: Counter[str] = Counter()
+    for model, count in counts.items():
+        if model.startswith(CAPTIONS):
+            made[STREAMS if model == STREAMS else CAPTIONS] += count
+    return dict(made)
 
 
 class Canary:
-    """Asks for a caption now and then, in a thread of its own, since the answer may never come.
+    """Asks at every door at once for a caption now and then, in threads, since the answers may never come.
 
-    It knocks at each door in turn, since streams are decoded by a process of their own, and stays at one that refuses.
+    Where one comes out and the other does not, the queues that they share are no reason. A door that refuses is asked
+    alone until it does not.
     """
 
     def __init__(self, url: str) -> None:
         self._client = blipstream_client.Client(url, timeout=CANARY_SECONDS, retries=0)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="canary")
-        self._asked: Future[str] | None = None
-        self._streams = True
-        self._seconds = 0.0  # that the last caption took
+        self._executor = ThreadPoolExecutor(len(DOORS), thread_name_prefix="canary")
+        self._asked: dict[str, Future[None]] = {}
+        self._answers: dict[str, str | None] = {}  # empty: a caption; None: not back, or nothing that tells a fault
+        self._seconds: dict[str, float] = {}  # that the last answer took
 
     @property
     def refusal(self) -> str:
-        """The last answer, if it was neither a caption nor that there is too much to do."""
-        return self._asked.result() if self._asked and self._asked.done() else ""
+        """The last answer of a door that gave neither a caption nor said that there is too much to do."""
+        return next(filter(None, self._answers.values()), "")
+
+    @property
+    def behind(self) -> str:
+        """The door that refuses, or from which the canary is not back, while it has its caption from another."""
+        for door, answer in self._answers.items():
+            others = [its for other, its in self._answers.items() if other != door]
+            if "" in others and (answer or (answer is None and not self._asked[door].done())):
+                return door
+        return ""
 
     @property
     def pause(self) -> float:
-        """Seconds without a caption after which an idle server is asked for one."""
-        return min(max(IDLE_SECONDS, self._seconds / CANARY_SHARE), LONG_IDLE_SECONDS)
+        """Seconds without a caption after which a door is tried."""
+        return min(max(IDLE_SECONDS, sum(self._seconds.values()) / CANARY_SHARE), LONG_IDLE_SECONDS)
 
     def send(self, models: Container[str]) -> None:
-        """Ask a server of these models, unless the last question is still open."""
-        if self._asked is None or self._asked.done():
-            self._streams = "caption_stream" in models and self._streams == bool(self.refusal)
-            self._asked = self._executor.submit(self._ask, streams=self._streams)
+        """Ask a server of these models, unless a question is still open."""
+        if not all(asked.done() for asked in self._asked.values()):
+            return
+        doors = [door for door in DOORS if door == CAPTIONS or door in models]
+        for door in [door for door in doors if self._answers.get(door)] or doors:
+            self._answers[door] = self._answers.get(door) or None  # what it refused, it refuses until it does not
+            self._asked[door] = self._executor.submit(self._ask, door)
 
     def close(self) -> None:
         """Hang up."""
         self._client.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, *, streams: bool) -> str:
+    def _ask(self, door: str) -> None:
         began = time.monotonic()
+        answer: str | None = None  # overloaded, late or unreachable: whether that is a fault, the looks tell
+        with suppress(blipstream_client.BlipstreamError):
+            answer = self._answer(door)
+        self._seconds[door] = time.monotonic() - began
+        self._answers[door] = answer
+
+    def _answer(self, door: str) -> str:
         try:
-            if streams:
+            if door == STREAMS:
                 for _ in self._client.stream(picture(), max_tokens=1):
                     pass
             else:
                 self._client.caption(picture(), max_tokens=1)
         except (blipstream_client.ServerError, blipstream_client.ModelNotReady) as error:
             return str(error)
-        except blipstream_client.BlipstreamError:
-            pass  # overloaded, late or unreachable: whether that is a fault, the looks tell
-        self._seconds = time.monotonic() - began
         return ""
 
 
@@ -215,7 +278,8 @@ class Supervisor:
 
     def _watch(self) -> Fault:
         """Return once something is wrong."""
-        diagnosis = Diagnosis(_before=self.server.counts())
+        diagnosis = Diagnosis.since(self.server.counts())
+        straggler: Diagnosis | None = None  # of the one door that is behind
         at = time.monotonic()
         with closing(Canary(self.server.own_url)) as canary:
             while True:
@@ -224,19 +288,22 @@ class Supervisor:
                     self.server.check()
                 except ServerError as error:
                     return Fault("process_died" if self.server.is_alive else "server_died", str(error))
-                counts = self.server.counts()
-                working = self.server.working() if diagnosis.awaited else frozenset()  # which costs more than the rest
+                counts, awaited = self.server.counts(), diagnosis.awaited or straggler is not None
+                working = self.server.working() if awaited else frozenset()  # which costs more than the rest
+                look = Look(counts, working, self.server.stopped(), canary.refusal)
                 last, at = at, time.monotonic()
-                fault = diagnosis.add(Look(counts, working, self.server.stopped(), canary.refusal), at - last)
+                fault = diagnosis.add(look, at - last) or (straggler and straggler.add(look, at - last))
                 if fault:
                     return fault
                 if diagnosis.silence == 0:
                     self.health.note_caption()
-                if diagnosis.silence >= canary.pause or (
-                    diagnosis.silence >= IDLE_SECONDS and (diagnosis.work_came(counts) or self.server.pending())
-                ):
+                door = canary.behind
+                if straggler is None or straggler.doors != (door,):
+                    straggler = Diagnosis.since(counts, door, awaited=True) if door else None
+                somebody_waits = diagnosis.silence >= IDLE_SECONDS and (diagnosis.work_came or self.server.pending())
+                if diagnosis.neglect >= canary.pause or somebody_waits or straggler:
                     canary.send(counts)
-                    diagnosis.awaited = True
+                    diagnosis.awaited = straggler is None
 
     def _recover_from(self, fault: Fault) -> None:
         """Restart the server, however often it takes."""

@@ -22,7 +22,10 @@ CONFIG = """
 name: "NAME"
 backend: "python"
 max_batch_size: 4
-input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
+input [
+  { name: "image" data_type: TYPE_STRING dims: [1] },
+  { name: "max_tokens" data_type: TYPE_INT32 dims: [1] optional: true }
+]
 output [
   { name: "caption" data_type: TYPE_STRING dims: [-1] },
   { name: "score" data_type: TYPE_FP32 dims: [-1] },
