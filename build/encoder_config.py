@@ -3,35 +3,30 @@
 
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from artifacts import ENCODER_CONFIG
 from blipstream.encoders.tensorrt import INPUT
+from generated_config import generated_config
 from tensorrt_compile import PlanOptions
-
-CONFIG = Path("encoder/config.pbtxt")
 
 
 def write_encoder_config(repository: Path, options: PlanOptions, image_size: int) -> None:
     """From config.pbtxt, configs/tensorrt.pbtxt: preferred batches, CUDA graphs and warm-up requests for them."""
-    config = text_format.Parse((repository / CONFIG).read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    config.dynamic_batching.preferred_batch_size.append(options.opt_batch)
-    cuda = config.optimization.cuda
-    cuda.graphs = True
-    shape = [image_size, image_size, 3]
-    for batch in graph_batches(options):
-        spec = cuda.graph_spec.add(batch_size=batch)
-        spec.input[INPUT].dim.extend(shape)
-    for batch in sorted({options.min_batch, options.opt_batch, options.max_batch}):
-        request = config.model_warmup.add(name=f"batch of {batch}", batch_size=batch)
-        pixels = request.inputs[INPUT]
-        pixels.data_type = model_config_pb2.TYPE_UINT8
-        pixels.dims.extend(shape)
-        pixels.zero_data = True
-    target = repository / ENCODER_CONFIG
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text_format.MessageToString(config), encoding="utf-8")
+    with generated_config(repository / ENCODER_CONFIG) as config:
+        config.dynamic_batching.preferred_batch_size.append(options.opt_batch)
+        cuda = config.optimization.cuda
+        cuda.graphs = True
+        shape = [image_size, image_size, 3]
+        for batch in graph_batches(options):
+            spec = cuda.graph_spec.add(batch_size=batch)
+            spec.input[INPUT].dim.extend(shape)
+        for batch in sorted({options.min_batch, options.opt_batch, options.max_batch}):
+            request = config.model_warmup.add(name=f"batch of {batch}", batch_size=batch)
+            pixels = request.inputs[INPUT]
+            pixels.data_type = model_config_pb2.TYPE_UINT8
+            pixels.dims.extend(shape)
+            pixels.zero_data = True
 
 
 def graph_batches(options: PlanOptions) -> list[int]:

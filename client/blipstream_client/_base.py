@@ -86,8 +86,8 @@ class BaseClient:
         """The bytes of the image, from wherever they are."""
         if is_url(image):
             limit = Deadline(min(deadline.left(), MAX_SECONDS))
-            retrying = self._route.retrying(limit, self._closed)
-            return retrying(fetch, str(image), limit, allow_private=self._allow_private_urls)
+            with self._route.retrying(limit, self._closed) as retrying:
+                return retrying(fetch, str(image), limit, allow_private=self._allow_private_urls)
         return encode(image)
 
     def _question(self, encoded: bytes, options: Tensors) -> Infer:

@@ -5,8 +5,8 @@ gRPC's own retry policy does not do: it cannot tell Triton's reasons for UNAVAIL
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ LONGEST_WAIT = 5.0
 NOT_READY = (ServerUnreachable, RequestTimeout, ModelNotReady)
 
 T = TypeVar("T")
+RetryingT = TypeVar("RetryingT", Retrying, AsyncRetrying)
 
 _back_off = wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
 
@@ -52,16 +53,23 @@ class Route:
     retries: int
     rotation: Rotation  # shared by all lines of a client, so that one learns from the other
 
-    def policy(self, deadline: Deadline) -> dict[str, Any]:
-        """For tenacity: what is transient is tried again, with longer and longer waits, but not beyond the deadline."""
-        return {
-            "retry": retry_if_exception(lambda exc: isinstance(exc, BlipstreamError) and exc.transient),
-            "stop": stop_after_attempt(1 + self.retries) | stop_before_delay(deadline.left()),
-            "wait": self._wait,
-            "reraise": True,
-        }
+    @contextmanager
+    def policy(self, kind: type[RetryingT], sleep: Callable[[float], Any], deadline: Deadline) -> Iterator[RetryingT]:
+        """Calls a function again after what is transient, with longer and longer waits, but not beyond the deadline."""
+        retrying = kind(
+            sleep=sleep,
+            retry=retry_if_exception(lambda exc: isinstance(exc, BlipstreamError) and exc.transient),
+            stop=stop_after_attempt(1 + self.retries) | stop_before_delay(deadline.left()),
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            yield retrying
+        finally:
+            retrying.iter_state.reset()  # it holds the object itself, which would stay until a full garbage collection
 
-    def retrying(self, deadline: Deadline, closed: Event) -> Retrying:
+    @contextmanager
+    def retrying(self, deadline: Deadline, closed: Event) -> Iterator[Retrying]:
         """Calls a function by that policy, until `closed` is set. Raises RequestCancelled."""
         if closed.is_set():
             raise client_closed()
@@ -70,7 +78,8 @@ class Route:
             if closed.wait(seconds):
                 raise cancelled()
 
-        return Retrying(sleep=sleep, **self.policy(deadline))
+        with self.policy(Retrying, sleep, deadline) as retrying:
+            yield retrying
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome and state.outcome.exception()
@@ -103,12 +112,14 @@ class Line:
 
     def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The answer of one endpoint. Raises BlipstreamError."""
-        answer: AnswerT = self._retrying(deadline)(self._attempt, question, deadline)
+        with self._route.retrying(deadline, self._closed) as retrying:
+            answer: AnswerT = retrying(self._attempt, question, deadline)
         return answer
 
     def stream(self, question: Question[AnswerT], deadline: Deadline) -> Generator[AnswerT, None, None]:
         """The answers of one endpoint; another is asked only before the first. Raises BlipstreamError."""
-        first, answers = self._retrying(deadline)(self._begin, question, deadline)
+        with self._route.retrying(deadline, self._closed) as retrying:
+            first, answers = retrying(self._begin, question, deadline)
         with closing(answers):
             if first is not None:
                 yield first
@@ -133,9 +144,6 @@ class Line:
         for transport in self._transports:
             transport.close()
 
-    def _retrying(self, deadline: Deadline) -> Retrying:
-        return self._route.retrying(deadline, self._closed)
-
     def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         with self._route.rotation.turn() as index:
             return self._transports[index].ask(question, deadline)
@@ -159,13 +167,15 @@ class AsyncLine:
 
     async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         """The answer of one endpoint. Raises BlipstreamError."""
-        return await self._until_closed(self._retrying(deadline)(self._attempt, question, deadline))
+        with self._retrying(deadline) as retrying:
+            return await self._until_closed(retrying(self._attempt, question, deadline))
 
     async def stream(self, question: Question[AnswerT], deadline: Deadline) -> AsyncGenerator[AnswerT, None]:
         """The answers of one endpoint; another is asked only before the first. Raises BlipstreamError."""
         answer: AnswerT | None
         answers: AsyncGenerator[AnswerT, None]
-        answer, answers = await self._until_closed(self._retrying(deadline)(self._begin, question, deadline))
+        with self._retrying(deadline) as retrying:
+            answer, answers = await self._until_closed(retrying(self._begin, question, deadline))
         async with aclosing(answers):
             while answer is not None:
                 yield answer
@@ -174,10 +184,10 @@ class AsyncLine:
                 except ServerUnreachable as exc:
                     raise broken_off(exc) from exc
 
-    def _retrying(self, deadline: Deadline) -> AsyncRetrying:
+    def _retrying(self, deadline: Deadline) -> AbstractContextManager[AsyncRetrying]:
         if self._closed:
             raise client_closed()
-        return AsyncRetrying(sleep=asyncio.sleep, **self._route.policy(deadline))
+        return self._route.policy(AsyncRetrying, asyncio.sleep, deadline)
 
     async def _until_closed(self, awaitable: Awaitable[T]) -> T:
         """In a task of its own, so that closing can end it and leave the caller's task alone."""

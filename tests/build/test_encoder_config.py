@@ -8,7 +8,7 @@ from tritonclient.grpc import model_config_pb2
 
 from artifacts import ENCODER_CONFIG, SOURCE_REPOSITORY, materialise
 from blipstream.serve import config_name
-from encoder_config import CONFIG, graph_batches, write_encoder_config
+from encoder_config import graph_batches, write_encoder_config
 from tensorrt_compile import PlanOptions
 
 
@@ -31,7 +31,7 @@ def test_what_the_plan_says(tmp_path: Path) -> None:
     for name in ("optimization", "model_warmup"):
         generated.ClearField(name)
     del generated.dynamic_batching.preferred_batch_size[:]
-    assert generated == parse(SOURCE_REPOSITORY / CONFIG)
+    assert generated == parse(SOURCE_REPOSITORY / "encoder/config.pbtxt")
 
 
 def test_graphs_lie_within_the_profile() -> None:

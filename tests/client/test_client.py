@@ -4,7 +4,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -277,3 +277,30 @@ def test_errors_do_not_keep_their_images_alive(scheme: str, closed_port: int) ->
     assert isinstance(error, ServerUnreachable)
     assert isinstance(error.__cause__, Exception)
     assert alive() is None
+
+
+def test_captions_leave_nothing_for_the_garbage_collector(tiny: TinyTriton, scheme: str) -> None:
+    """Whoever sends millions should not see the memory swell between two full collections."""
+    gc.collect()
+
+    async def ask(url: str) -> int:
+        async with AsyncClient(url) as client:
+            return await collected(client.caption)
+
+    async def collected(caption: Callable[[bytes], Awaitable[Caption]]) -> int:
+        for number in range(60):
+            if number == 10:  # the first ones connect
+                gc.collect()
+                gc.disable()
+            await caption(b"12345")
+        return gc.collect()
+
+    async def at_once(image: bytes) -> Caption:
+        return client.caption(image)
+
+    try:
+        with Client(tiny.url(scheme)) as client:
+            assert asyncio.run(collected(at_once)) < 50
+        assert asyncio.run(ask(tiny.url(scheme))) < 50
+    finally:
+        gc.enable()

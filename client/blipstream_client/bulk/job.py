@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from blipstream_client._base import DEFAULT_MODEL
 from blipstream_client._contract import Options
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client.bulk import sources
@@ -41,6 +42,7 @@ def run(
             {
                 "images": list(inputs),
                 "column": column,
+                "model": connection.get("model", DEFAULT_MODEL),
                 "options": {name: value for name, value in options.items() if value is not None},
                 "checkpoint": captioner.checkpoint,
                 "max_side": connection.get("max_side"),

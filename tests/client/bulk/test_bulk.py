@@ -228,6 +228,7 @@ def test_changed_images_and_options_are_refused(tiny: TinyTriton) -> None:
     status, err = bulk(*arguments, "--num-beams", "3")
     assert (status, err.count("\n")) == (1, 1)
     assert 'Error: a.jsonl was begun with options {}, not {"num_beams": 3}' in err
+    assert 'begun with model "caption", not "other"' in bulk(*arguments, "--model", "other")[1]
     Path("images/000003.jpg").rename("images/000002b.jpg")
     status, err = bulk(*arguments)
     assert (status, err.count("\n")) == (1, 1)
