@@ -21,6 +21,7 @@ from typing import ClassVar, Literal, Self, get_args
 
 from blipstream.errors import ServerError
 
+CAPTIONS, STREAMS = DOORS = "caption", "caption_stream"  # what clients ask: streams are decoded by another process
 Reason = Literal["server_died", "process_died", "stopped", "hung", "failing", "start_failed"]  # for a restart
 READ_SECONDS = 5  # for a question to come
 BLIND_SECONDS = 10.0  # without a heartbeat, after which nobody knows whether captions come out
@@ -35,6 +36,7 @@ class Health:
     captioning: bool = False
     why: str = "the server starts"
     last_caption: float = 0.0  # seconds since 1970; 0: none yet
+    failing: str = ""  # the door that a restart did not mend, while the other serves
     # all at 0 from the start: Prometheus overlooks a counter's first appearance
     restarts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(Reason), 0)))
     _due: float = field(default_factory=time.monotonic)  # when the next heartbeat is
@@ -74,6 +76,9 @@ class Health:
             f"# HELP {name}_captioning Whether captions come out.",
             f"# TYPE {name}_captioning gauge",
             f"{name}_captioning {int(self.captions)}",
+            f"# HELP {name}_failing Whether a restart did not mend this one, while the other serves.",
+            f"# TYPE {name}_failing gauge",
+            *(f'{name}_failing{{model="{door}"}} {int(self.failing == door)}' for door in DOORS),
             f"# HELP {name}_last_caption_timestamp_seconds When the last caption was seen to come out.",
             f"# TYPE {name}_last_caption_timestamp_seconds gauge",
             f"{name}_last_caption_timestamp_seconds {self.last_caption:.3f}",

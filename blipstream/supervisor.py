@@ -23,7 +23,7 @@ from PIL import Image
 
 import blipstream_client
 from blipstream.errors import ServerError
-from blipstream.health import Health, Reason
+from blipstream.health import CAPTIONS, DOORS, STREAMS, Health, Reason
 from blipstream.server import TritonServer
 
 WATCH_SECONDS = 0.5  # between looks
@@ -38,7 +38,7 @@ BUSY = 0.25  # of the looks, in which a model has to be seen at work to count as
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to start, growing twofold
 LATE, LEAST_PATIENCE = 5.0, 60.0  # times the first start, and seconds, after which a restart counts as hung
 STEADY_SECONDS = 60.0  # of service, after which a fault is not the next in a row
-CAPTIONS, STREAMS = DOORS = "caption", "caption_stream"  # what clients ask: streams are decoded by another process
+HALF_WELL_SECONDS = 600.0  # from one restart for a single door to the next: the other serves meanwhile
 SUBJECTS: dict[tuple[str, ...], str] = {
     (CAPTIONS,): "caption came out, though streams did,",
     (STREAMS,): "stream came out, though captions did,",
@@ -246,6 +246,7 @@ class Supervisor:
     stopping: Event = field(default_factory=Event)  # for a KeyboardInterrupt that was lost, as in a destructor
     _faults: int = 0  # in a row
     _began: float = 0.0  # when the server was last seen to start
+    _half_well_until: float = 0.0  # when the next fault of a single door is one for a restart
     _first_start: float = 0.0  # seconds
 
     def run(self, welcome: Callable[[], None]) -> NoReturn:
@@ -292,14 +293,19 @@ class Supervisor:
                 working = self.server.working() if awaited else frozenset()  # which costs more than the rest
                 look = Look(counts, working, self.server.stopped(), canary.refusal)
                 last, at = at, time.monotonic()
-                fault = diagnosis.add(look, at - last) or (straggler and straggler.add(look, at - last))
-                if fault:
+                if fault := diagnosis.add(look, at - last):
                     return fault
                 if diagnosis.silence == 0:
                     self.health.note_caption()
+                if straggler and (fault := straggler.add(look, at - last)):
+                    if at >= self._half_well_until:
+                        self._half_well_until = at + HALF_WELL_SECONDS
+                        return fault
+                    self.health.why, self.health.failing = f"{fault.sentence}; a restart did not help", canary.behind
                 door = canary.behind
                 if straggler is None or straggler.doors != (door,):
                     straggler = Diagnosis.since(counts, door, awaited=True) if door else None
+                    self.health.failing = ""
                 somebody_waits = diagnosis.silence >= IDLE_SECONDS and (diagnosis.work_came or self.server.pending())
                 if diagnosis.neglect >= canary.pause or somebody_waits or straggler:
                     canary.send(counts)

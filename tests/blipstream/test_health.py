@@ -71,10 +71,12 @@ def test_a_supervisor_that_stands_still() -> None:
 
 
 def test_figures() -> None:
-    health = Health(ready=True, captioning=True, last_caption=12.5, restarts=Counter(hung=2))
+    health = Health(ready=True, captioning=True, last_caption=12.5, failing="caption_stream", restarts=Counter(hung=2))
     lines = health.metrics().splitlines()
     assert [line for line in lines if not line.startswith("#")] == [
         "blipstream_supervisor_captioning 1",
+        'blipstream_supervisor_failing{model="caption"} 0',
+        'blipstream_supervisor_failing{model="caption_stream"} 1',
         "blipstream_supervisor_last_caption_timestamp_seconds 12.500",
         'blipstream_supervisor_restarts_total{reason="hung"} 2',
     ]

@@ -20,15 +20,13 @@ import pytest
 
 from blipstream import server as module
 from blipstream.errors import ServerError
-from blipstream.health import Health
+from blipstream.health import DOORS, STREAMS, Health
 from blipstream.server import TritonServer
 from blipstream.supervisor import (
-    DOORS,
     HANG_SECONDS,
     IDLE_SECONDS,
     LIVELOCK_SECONDS,
     LONG_IDLE_SECONDS,
-    STREAMS,
     Canary,
     Diagnosis,
     Fault,
@@ -226,6 +224,11 @@ def health(address: str) -> tuple[int, dict[str, object]]:
             return error.code, json.load(error)
 
 
+def metrics(page: str) -> str:
+    with urllib.request.urlopen(page.replace("healthz", "metrics")) as text:
+        return str(text.read().decode())
+
+
 def caption(url: str) -> str:
     """The caption of an image, once the server gives one."""
     deadline = time.monotonic() + 60
@@ -277,12 +280,17 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
             captions = executor.submit(lambda: [caption(url) for _ in iter(hang.exists, False)]) if busy else None
             wait_for_restarts(page, 1)
             why = str(health(page)[1]["why"])
+            wait_for(lambda: "a restart did not help" in str(health(page)[1]["why"]), seconds=60)
+            figures = metrics(page)
+            status, answer = health(page)
             hang.unlink()
-            assert "no stream came out, though captions did, for" in why
+            assert why == "no stream came out, though captions did, for 3 seconds"
+            assert 'blipstream_supervisor_failing{model="caption_stream"} 1' in figures
+            assert (status, answer["restarts"]) == (200, 1)
             assert captions is None or captions.result()
-        caption(url)
         with Client(url) as client:
             assert "".join(piece.text for piece in client.stream(picture()))
+        wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 1}))
 
 
 def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
@@ -304,8 +312,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
             assert health(page)[0] == 503
             assert caption(url).endswith(" bytes")
             assert not module._group(server)
-            with urllib.request.urlopen(page.replace("healthz", "metrics")) as metrics:
-                assert f'blipstream_supervisor_restarts_total{{reason="{reason}"}} 1' in metrics.read().decode()
+            assert f'blipstream_supervisor_restarts_total{{reason="{reason}"}} 1' in metrics(page)
         (repository / "caption" / "1" / "model.py").write_text("broken")
         os.kill(child(process), signal.SIGKILL)
         assert process.stderr is not None
