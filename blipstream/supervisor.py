@@ -289,9 +289,10 @@ class Supervisor:
                     self.server.check()
                 except ServerError as error:
                     return Fault("process_died" if self.server.is_alive else "server_died", str(error))
-                counts, awaited = self.server.counts(), diagnosis.awaited or straggler is not None
+                stopped, awaited = self.server.stopped(), diagnosis.awaited or straggler is not None
+                counts = {} if stopped else self.server.counts()  # which a halted server would keep us waiting for
                 working = self.server.working() if awaited else frozenset()  # which costs more than the rest
-                look = Look(counts, working, self.server.stopped(), canary.refusal)
+                look = Look(counts, working, stopped, canary.refusal)
                 last, at = at, time.monotonic()
                 if fault := diagnosis.add(look, at - last):
                     return fault
@@ -302,6 +303,8 @@ class Supervisor:
                         self._half_well_until = at + HALF_WELL_SECONDS
                         return fault
                     self.health.why, self.health.failing = f"{fault.sentence}; a restart did not help", canary.behind
+                if stopped:
+                    continue
                 door = canary.behind
                 if straggler is None or straggler.doors != (door,):
                     straggler = Diagnosis.since(counts, door, awaited=True) if door else None

@@ -105,7 +105,7 @@ def running(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
 def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
@@ -203,6 +203,7 @@ def test_keys_that_triton_would_misread(tmp_path: Path, key: str) -> None:
         serve.read_admin_key(file)
 
 
+@pytest.mark.full
 def test_shows_the_log(tmp_path: Path) -> None:
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy", "--show-log") as (process, lines):

@@ -122,6 +122,7 @@ def test_serves_and_stops(repository: Path) -> None:
     assert not log.exists()
 
 
+@pytest.mark.full
 def test_two_servers_do_not_disturb_each_other(repository: Path, tmp_path: Path) -> None:
     log = tmp_path / "first.log"
     with TritonServer(repository=repository, **ANY) as second:

@@ -186,6 +186,7 @@ def test_many_come_in_order_with_errors_as_values(tiny: TinyTriton, client: Clie
     ]
 
 
+@pytest.mark.full
 def test_thousands(client: Client) -> None:
     sizes = [1 + i % 50 for i in range(2000)]
     texts = [result.text for result in client.caption_many(bytes(size) for size in sizes)]  # type: ignore[union-attr]

@@ -55,6 +55,7 @@ def text_of(result: Any) -> str:
     return result.text if isinstance(result, Caption) else repr(result)
 
 
+@pytest.mark.full
 @GRPC_AND_IN_FULL_HTTP
 def test_both_get_the_same_share(
     server: TritonServer, second: TritonServer, samples: dict[str, str], scheme: str, samples_folder: Path

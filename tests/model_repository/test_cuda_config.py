@@ -40,6 +40,7 @@ def test_on_a_gpu(tmp_path: Path, samples: dict[str, str]) -> None:
     check(tmp_path, samples)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu(artifacts: Path) -> None:
     server = TritonServer(repository=artifacts, config="cuda", http_port=0, grpc_port=0, metrics_port=0)

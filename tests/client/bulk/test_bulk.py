@@ -340,7 +340,7 @@ def peak_memory(arguments: list[str]) -> int:
     return usage.ru_maxrss * 1024
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=pytest.mark.full)])
 def test_memory_does_not_grow_with_the_number_of_images(tiny: TinyTriton, kind: str) -> None:
     size, counts = 2**20, (10, 200)
     for count in counts:
