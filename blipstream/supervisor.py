@@ -164,8 +164,8 @@ def _captions(counts: dict[str, int]) -> dict[str, int]:
 class Canary:
     """Asks at every door at once for a caption now and then, in threads, since the answers may never come.
 
-    Where one comes out and the other does not, the queues that they share are no reason. A door that refuses is asked
-    alone until it does not.
+    Where one comes out and the other does not, the queues that they share are no reason. A door that refuses may be
+    asked alone until it does not.
     """
 
     def __init__(self, url: str) -> None:
@@ -194,12 +194,13 @@ class Canary:
         """Seconds without a caption after which a door is tried."""
         return min(max(IDLE_SECONDS, sum(self._seconds.values()) / CANARY_SHARE), LONG_IDLE_SECONDS)
 
-    def send(self, models: Container[str]) -> None:
-        """Ask a server of these models, unless a question is still open."""
+    def send(self, models: Container[str], *, everywhere: bool = False) -> None:
+        """Ask a server of these models, at those doors that refuse or at all, unless a question is still open."""
         if not all(asked.done() for asked in self._asked.values()):
             return
         doors = [door for door in DOORS if door == CAPTIONS or door in models]
-        for door in [door for door in doors if self._answers.get(door)] or doors:
+        refusing = [door for door in doors if self._answers.get(door)]
+        for door in doors if everywhere else refusing or doors:
             self._answers[door] = self._answers.get(door) or None  # what it refused, it refuses until it does not
             self._asked[door] = self._executor.submit(self._ask, door)
 
@@ -311,7 +312,7 @@ class Supervisor:
                     self.health.failing = ""
                 somebody_waits = diagnosis.silence >= IDLE_SECONDS and (diagnosis.work_came or self.server.pending())
                 if diagnosis.neglect >= canary.pause or somebody_waits or straggler:
-                    canary.send(counts)
+                    canary.send(counts, everywhere=diagnosis.silence >= canary.pause)
                     diagnosis.awaited = straggler is None
 
     def _recover_from(self, fault: Fault) -> None:

@@ -155,9 +155,9 @@ def test_time_in_which_the_supervisor_was_held_up_does_not_count() -> None:
     assert not judge([Look(QUIET)] * 2, seconds=3600)
 
 
-def send(canary: Canary, models: Container[str] = DOORS) -> None:
+def send(canary: Canary, models: Container[str] = DOORS, *, everywhere: bool = False) -> None:
     """Send it, and wait until it is back."""
-    canary.send(models)
+    canary.send(models, everywhere=everywhere)
     wait(canary._asked.values())
 
 
@@ -187,16 +187,18 @@ def test_the_canary_knocks_at_every_door_and_stays_where_it_is_refused() -> None
             send(canary)
             assert (knocks["caption"], knocks["stream"]) == (3, 1 + number)
             assert (canary.refusal, canary.behind) == ("no words", STREAMS)
+        send(canary, everywhere=True)
+        assert (knocks["caption"], canary.refusal, canary.behind) == (4, "no words", STREAMS)
         refuses = False
         send(canary)
-        assert (knocks, canary.refusal, canary.behind) == ({"caption": 3, "stream": 5}, "", "")
+        assert (knocks, canary.refusal, canary.behind) == ({"caption": 4, "stream": 6}, "", "")
         goes_on.clear()
         canary.send(DOORS)
         wait_for(lambda: canary.behind == STREAMS)
         canary.send(DOORS)
         goes_on.set()
         wait(canary._asked.values())
-        assert (knocks, canary.refusal, canary.behind) == ({"caption": 4, "stream": 6}, "", "")
+        assert (knocks, canary.refusal, canary.behind) == ({"caption": 5, "stream": 7}, "", "")
 
 
 def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() -> None:
