@@ -76,7 +76,6 @@ class Diagnosis:
     doors: tuple[str, ...] = DOORS
     awaited: bool = False  # whether the canary asked for a caption since the last came out
     _silences: dict[str, float] = field(default_factory=dict)  # seconds since a caption came out, by door
-    _made: dict[str, int] = field(default_factory=dict)  # captions so far, by door
     _before: dict[str, int] = field(default_factory=dict)  # counts when the last caption came out
     _finished: set[str] = field(default_factory=set)  # models that finished something since
     _patience: float = 0.0  # seconds since a caption was awaited, or since the last of those finished its first
@@ -87,7 +86,7 @@ class Diagnosis:
     @classmethod
     def since(cls, counts: dict[str, int], *doors: str, awaited: bool = False) -> Self:
         """Of what comes after so many inferences."""
-        return cls(doors or DOORS, awaited, _made=_captions(counts), _before=counts)
+        return cls(doors or DOORS, awaited, _before=counts)
 
     @property
     def silence(self) -> float:
@@ -110,7 +109,7 @@ class Diagnosis:
         if self._halted >= FEW_LOOKS:
             return Fault("stopped", f"the process of {', '.join(sorted(look.stopped))} was stopped by a signal")
         seconds = min(seconds, 2 * WATCH_SECONDS)  # if we were held up, then maybe the server was, too
-        self._listen(_captions(look.counts), seconds)
+        self._listen(look.counts, seconds)
         if self.silence == 0:
             self.awaited, self._before, self._finished = False, look.counts, set()
             self._begin_patience()
@@ -135,14 +134,14 @@ class Diagnosis:
             return None
         return Fault("hung", for_long)
 
-    def _listen(self, made: dict[str, int], seconds: float) -> None:
-        """Tell how long each door of the server has been silent, after so many captions."""
+    def _listen(self, counts: dict[str, int], seconds: float) -> None:
+        """Tell how long each door of the server has been silent, after so many inferences."""
+        before, made = _captions(self._before), _captions(counts)
         for door in self.doors:
-            if made.get(door, 0) > self._made.get(door, 0):
+            if made.get(door, 0) > before.get(door, 0):
                 self._silences[door] = 0.0
-            elif door in self._made or door == self.doors[0]:  # others need not be there
+            elif door in before or door == self.doors[0]:  # others need not be there
                 self._silences[door] = self._silences.get(door, 0.0) + seconds
-        self._made |= made
 
     def _begin_patience(self) -> None:
         self._patience, self._looks, self._seen = 0.0, 0, Counter()
@@ -185,7 +184,7 @@ class Canary:
         """The door that refuses, or from which the canary is not back, while it has its caption from another."""
         for door, answer in self._answers.items():
             others = [its for other, its in self._answers.items() if other != door]
-            if "" in others and (answer or (answer is None and not self._asked[door].done())):
+            if "" in others and answer != "" and (answer or not self._asked[door].done()):
                 return door
         return ""
 

@@ -68,8 +68,7 @@ class Route:
         finally:
             retrying.iter_state.reset()  # it holds the object itself, which would stay until a full garbage collection
 
-    @contextmanager
-    def retrying(self, deadline: Deadline, closed: Event) -> Iterator[Retrying]:
+    def retrying(self, deadline: Deadline, closed: Event) -> AbstractContextManager[Retrying]:
         """Calls a function by that policy, until `closed` is set. Raises RequestCancelled."""
         if closed.is_set():
             raise client_closed()
@@ -78,8 +77,7 @@ class Route:
             if closed.wait(seconds):
                 raise cancelled()
 
-        with self.policy(Retrying, sleep, deadline) as retrying:
-            yield retrying
+        return self.policy(Retrying, sleep, deadline)
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome and state.outcome.exception()

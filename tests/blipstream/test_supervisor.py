@@ -252,10 +252,7 @@ def restarts(page: str) -> object:
 
 
 def wait_for_restarts(page: str, number: int) -> None:
-    deadline = time.monotonic() + 3 * LONG_IDLE_SECONDS
-    while restarts(page) != number:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: restarts(page) == number, seconds=3 * LONG_IDLE_SECONDS)
 
 
 @pytest.mark.full
