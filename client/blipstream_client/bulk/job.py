@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole run: what is asked for, checked against what was begun, done, and summed up."""
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from blipstream_client._base import DEFAULT_MODEL
@@ -19,6 +21,8 @@ DEFAULT_MAX_IN_FLIGHT = 128
 DEFAULT_TIMEOUT = 300.0  # seconds for an image, with all its retries: a server may be restarted meanwhile
 DEFAULT_RETRIES = 100
 
+M_ARENA_MAX = -8  # of glibc's malloc.h
+
 
 class Interrupted(BlipstreamError):
     """The run ended before its last image, and the same command goes on with it."""
@@ -35,6 +39,7 @@ def run(
 ) -> Summary:
     """Write a row for each image to the output, or those that it lacks. Raises BlipstreamError."""
     sources.check(inputs)
+    share_one_heap()
     sink, limit, summary = open_sink(output), Limit(max_in_flight), Summary()
     cannot_write = translated(f"Cannot write to {output} (the same command goes on once that is mended)", OSError)
     with Captioner(limit, options, **connection) as captioner, cannot_write, sink.lock():
@@ -56,3 +61,12 @@ def run(
             except BlipstreamError as exc:
                 raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
     return summary
+
+
+def share_one_heap() -> None:
+    """Have threads that start from now on take their memory from the heap that there is.
+
+    Else glibc gives them up to eight heaps for each core, all of which get holes and grow a little for hours.
+    """
+    with suppress(AttributeError, TypeError):  # no glibc; on Windows not even CDLL(None)
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)

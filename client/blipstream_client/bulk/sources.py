@@ -134,12 +134,17 @@ def _shard_suffix(name: str) -> str:
 def _tar(path: str) -> Iterator[Item]:
     with translated(f"Cannot read {path}"), tarfile.open(path, tarinfo=Header) as tar:
         while (member := tar.next()) is not None:
-            if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+            if member.isfile() and _suffix(member.name) in IMAGE_SUFFIXES:
                 yield Item(f"{path}/{member.name}", lambda member=member: _extract(tar, member))  # type: ignore[misc]
             tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
         while block := tar.fileobj.read(BLOCK):
             if block.strip(b"\0"):
                 raise tarfile.ReadError("something comes after its end")
+
+
+def _suffix(name: str) -> str:
+    """In lower case. A Path would intern each name, for which Python's table of such strings becomes twice as large."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
 
 
 class Header(tarfile.TarInfo):

@@ -38,6 +38,26 @@ from blipstream_client.bulk import sinks
 sinks.PART_ROWS = {part_rows}
 main()
 """
+COUNT_HEAPS = """
+import ctypes, sys, tempfile
+from blipstream_client.__main__ import main
+
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+
+def heaps():
+    with tempfile.NamedTemporaryFile() as file:
+        stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+        libc.malloc_info(0, stream)
+        libc.fclose(stream)
+        return file.read().count(b"<heap nr=")
+
+before = heaps()
+try:
+    main()
+finally:
+    print(heaps() - before, "heaps more", file=sys.stderr)
+"""
 
 pa = pyarrow("This test")
 pq = pa.parquet
@@ -338,6 +358,14 @@ def peak_memory(arguments: list[str]) -> int:
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     return usage.ru_maxrss * 1024
+
+
+def test_threads_share_one_heap(tiny: TinyTriton) -> None:
+    """Each of many would get holes of its own, and grow for hours."""
+    write_images(100)
+    command = [sys.executable, "-c", COUNT_HEAPS, "bulk"]
+    status, said = bulk("images", "--url", tiny.url("grpc"), "--output", "a.jsonl", command=command)
+    assert (status, said.splitlines()[-1]) == (0, "0 heaps more")
 
 
 @pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=pytest.mark.full)])

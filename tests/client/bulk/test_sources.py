@@ -2,6 +2,7 @@
 import io
 import os
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -196,3 +197,11 @@ def test_what_is_not_there() -> None:
         sources.check(["*.gif"])
     with pytest.raises(InvalidRequest, match=r"Cannot read a+: .*File name too long"):
         sources.check(["a" * 300])
+
+
+def test_names_in_a_shard_are_not_interned(folder: Path) -> None:
+    """Python's table of interned strings grows with all that were ever in it."""
+    write_tar(folder / "a.tar")
+    for number, _ in enumerate(sources.items(["a.tar"])):
+        name = f"{number:05}.jpg"
+        assert sys.intern(name) is name  # which was not there
