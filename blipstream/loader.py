@@ -3,21 +3,28 @@
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
+from blipstream.encoders.base import check_pixels
 from blipstream.errors import InvalidInput, ServerError
 from blipstream.images import JPEG_SCALING, Pixels, load_pixels
 
-Request: TypeAlias = tuple[Sequence[bytes], Sequence[str]]  # images, and how each is to be resized
-
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 LARGE_BYTES = 4 << 20
+
+
+class Request(NamedTuple):
+    """Images and how each is to be resized, or pixels that a client made of them."""
+
+    images: Sequence[bytes] = ()
+    modes: Sequence[str] = ()
+    pixels: Pixels | None = None  # uint8 [B, H, W, 3]
 
 
 class ImageLoader:
@@ -38,18 +45,32 @@ class ImageLoader:
 
     def load_requests(self, requests: Sequence[Request]) -> list[Pixels | InvalidInput]:
         """Each request's pixels [B, H, W, 3], or why there are none, with all images loaded at once."""
-        faults = [_fault(*request) for request in requests]
+        faults = [self._fault(request) for request in requests]
         sound = [request for request, fault in zip(requests, faults, strict=True) if fault is None]
-        images = [image for images, _ in sound for image in images]
-        modes = [mode for _, modes in sound for mode in modes]
+        images = [image for request in sound for image in request.images]
+        modes = [mode for request in sound for mode in request.modes]
         loaded = iter(self.load(images, modes))
-        return [
-            fault or _stack(islice(loaded, len(images))) for (images, _), fault in zip(requests, faults, strict=True)
-        ]
+        return [fault or _answer(request, loaded) for request, fault in zip(requests, faults, strict=True)]
 
     def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | InvalidInput]:
         """Each image's pixels, or why there are none."""
         return list(self._pool.map(self._load, images, modes))
+
+    def _fault(self, request: Request) -> InvalidInput | None:
+        """What is wrong with a request before its images are looked at."""
+        images, modes, pixels = request
+        if not len(images if pixels is None else pixels):
+            return InvalidInput("image must be given: send the bytes of at least one")
+        if pixels is None and len(modes) != len(images):
+            return InvalidInput(f"resize_mode must have a row for each image, {len(images)}, not {len(modes)}")
+        if pixels is not None and images:
+            return InvalidInput("image or pixels must be given, not both: leave one out")
+        try:
+            if pixels is not None:
+                check_pixels(pixels, self.image_size)
+        except InvalidInput as exc:
+            return exc
+        return None
 
     def _load(self, image: bytes, mode: str) -> Pixels | InvalidInput:
         try:
@@ -58,13 +79,9 @@ class ImageLoader:
             return exc
 
 
-def _fault(images: Sequence[bytes], modes: Sequence[str]) -> InvalidInput | None:
-    """What is wrong with a request before its images are looked at."""
-    if not images:
-        return InvalidInput("image must be given: send the bytes of at least one")
-    if len(modes) != len(images):
-        return InvalidInput(f"resize_mode must have a row for each image, {len(images)}, not {len(modes)}")
-    return None
+def _answer(request: Request, loaded: Iterator[Pixels | InvalidInput]) -> Pixels | InvalidInput:
+    """A sound request's pixels: its own, or those of the next images that were loaded."""
+    return request.pixels if request.pixels is not None else _stack(islice(loaded, len(request.images)))
 
 
 def _stack(loaded: Iterable[Pixels | InvalidInput]) -> Pixels | InvalidInput:

@@ -10,7 +10,7 @@ from generated_config import generated_config
 CONTAINER = "NVIDIA_TRITON_SERVER_VERSION"  # what NVIDIA's image says of itself, as 26.05
 SINCE = (26, 4)  # before, Triton counted the responses of a single request alone, if it knew the field at all
 # Requests at each step. At the bound, Triton blocks who brings one more: at the first step that is its front end, so
-# no first queue, with what is computed beside it, may get there; at the last the encoder, whose own queue then refuses
+# its queue, with what is computed beside it, may not get there; at the others it is the step before
 MAX_INFLIGHT = 640
 
 

@@ -20,9 +20,7 @@ class Encoder(ABC):
 
     def check(self, pixels: npt.NDArray[np.uint8]) -> None:
         """Raises InvalidInput where pixels [B, H, W, 3] have another size than the checkpoint's."""
-        side = self.config.vision.image_size
-        if pixels.shape[1:] != (side, side, 3):
-            raise InvalidInput(f"pixels must have shape {[side, side, 3]}, not {list(pixels.shape[1:])}")
+        check_pixels(pixels, self.config.vision.image_size)
 
     def warm_up(self) -> None:
         """Do what would make the first requests wait."""
@@ -33,3 +31,9 @@ class Encoder(ABC):
     @abstractmethod
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Any:  # noqa: ANN401
         """UINT8 pixels [B, H, W, 3] -> image_embeds [B, N, E], numpy, or a torch tensor on any device."""
+
+
+def check_pixels(pixels: npt.NDArray[np.uint8], side: int) -> None:
+    """Raises InvalidInput unless they have shape [B, side, side, 3]."""
+    if pixels.shape[1:] != (side, side, 3):
+        raise InvalidInput(f"pixels must have shape {[side, side, 3]}, not {list(pixels.shape[1:])}")

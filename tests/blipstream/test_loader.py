@@ -9,7 +9,7 @@ import pytest
 
 from blipstream.errors import InvalidInput, ServerError
 from blipstream.images import JPEG_SCALING, RESIZE_MODES, load_pixels
-from blipstream.loader import ImageLoader
+from blipstream.loader import ImageLoader, Request
 from blipstream.server import ROOT
 from tests.blipstream.bad_images import BAD_IMAGES, encode
 from tests.blipstream.test_gpu_resize import noise
@@ -41,22 +41,30 @@ def test_nothing_is_something() -> None:
 def test_requests_keep_apart() -> None:
     """Those that are out of order shift nobody's images or modes."""
     images = [encode(noise(30, 50, i), "PNG") for i in range(3)]
+    pixels = np.stack([load_pixels(image, SIDE) for image in images])
     requests = [
-        ([], ["zoom", "zoom"]),
-        (images[:2], ["letterbox", "center_crop"]),
-        ([images[0]], ["zoom", "stretch"]),
-        ([images[0], b"no image"], ["stretch", "stretch"]),
-        ([], []),
-        (images[2:], ["center_crop"]),
+        Request([], ["zoom", "zoom"]),
+        Request(images[:2], ["letterbox", "center_crop"]),
+        Request([images[0]], ["zoom", "stretch"]),
+        Request([images[0], b"no image"], ["stretch", "stretch"]),
+        Request(pixels=pixels),
+        Request(),
+        Request(pixels=pixels[:0]),
+        Request(pixels=pixels[:, 1:]),
+        Request([images[0]], ["stretch"], pixels),
+        Request(images[2:], ["center_crop"]),
     ]
     loaded = ImageLoader(SIDE).load_requests(requests)
     refused = {number: str(each) for number, each in enumerate(loaded) if isinstance(each, InvalidInput)}
-    assert refused.keys() == {0, 2, 3, 4}
-    assert refused[0] == refused[4] == "image must be given: send the bytes of at least one"
+    assert refused.keys() == {0, 2, 3, 5, 6, 7, 8}
+    assert refused[0] == refused[5] == refused[6] == "image must be given: send the bytes of at least one"
     assert refused[2] == "resize_mode must have a row for each image, 1, not 2"
     assert refused[3].startswith("image must be a JPEG")
-    for number in (1, 5):
-        expected = [load_pixels(image, SIDE, mode) for image, mode in zip(*requests[number], strict=True)]
+    assert refused[7] == f"pixels must have shape [{SIDE}, {SIDE}, 3], not [{SIDE - 1}, {SIDE}, 3]"
+    assert refused[8] == "image or pixels must be given, not both: leave one out"
+    np.testing.assert_array_equal(np.asarray(loaded[4]), pixels)
+    for number in (1, 9):
+        expected = [load_pixels(image, SIDE, mode) for image, mode in zip(*requests[number][:2], strict=True)]
         np.testing.assert_array_equal(np.asarray(loaded[number]), expected)
 
 

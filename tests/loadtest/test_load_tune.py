@@ -120,8 +120,8 @@ def test_settings_are_read_and_written(tmp_path: Path) -> None:
     tune.write_settings(tmp_path, "cpu", changed)
     assert tune.read_settings(tmp_path, "tuned") == changed
     assert tune.read_settings(tmp_path, "cpu") == before
-    bound = tune.read_config(tmp_path, "encoder", "tuned").dynamic_batching.default_queue_policy.max_queue_size
-    assert bound == tune.read_config(tmp_path, "encoder", "cpu").dynamic_batching.default_queue_policy.max_queue_size
+    bound = tune.read_config(tmp_path, "decoder", "tuned").dynamic_batching.default_queue_policy.max_queue_size
+    assert bound == tune.read_config(tmp_path, "decoder", "cpu").dynamic_batching.default_queue_policy.max_queue_size
 
 
 def run_tune(*options: str | Path | float) -> tuple[int, str]:

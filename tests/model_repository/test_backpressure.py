@@ -19,7 +19,7 @@ from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, Serv
 from tests.blipstream.test_backpressure import counts
 from tests.deploy.programs import wait_for
 
-QUEUES = {"preprocess/config.pbtxt": 16, "encoder/configs/cpu.pbtxt": 48, "decoder/configs/cpu.pbtxt": 48}
+QUEUES = {"preprocess/config.pbtxt": 16, "decoder/configs/cpu.pbtxt": 48}
 BATCH, ROOM = 4, 16  # so that what is admitted together, and what may be under way, is less than a queue holds
 USERS, TIMES = 200, 5  # each asks again at once
 

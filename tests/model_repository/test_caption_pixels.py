@@ -14,6 +14,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from blipstream.images import load_pixels
 from blipstream.server import TritonServer
+from tests.deploy.programs import wait_for
 
 IMAGE_SIZE = 192  # the demo checkpoint's
 
@@ -82,3 +83,10 @@ def test_wrong_pixels_are_refused(triton: InferenceServerClient, pixels: npt.NDA
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert sentence in caught.value.message()
     assert "\n" not in caught.value.message()
+
+
+def test_they_go_through_preprocess(server: TritonServer, triton: InferenceServerClient) -> None:
+    """The encoder's own queue has none."""
+    before = server.counts()
+    infer(triton, "caption_pixels", pixels=np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 77, np.uint8))
+    wait_for(lambda: all(server.counts()[step] > before[step] for step in ("preprocess", "encoder", "decoder")))

@@ -22,13 +22,14 @@ MAX_ADAPTER_LINES = 80
 
 # the contract, as the design has it
 INPUTS = {
-    "preprocess": {"image": ("STRING", [1])},
+    "preprocess": {},  # one of those that may be left out
     "encoder": {"pixels": ("UINT8", [-1, -1, 3])},
     "decoder": {"image_embeds": ("FP16", [-1, -1])},
     "caption": {"image": ("STRING", [1])},
     "caption_stream": {"image": ("STRING", [1])},
     "caption_pixels": {"pixels": ("UINT8", [-1, -1, 3])},
 }
+IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # of preprocess, which takes either
 OPTION_INPUTS = {
     "preprocess": {"resize_mode": "STRING"},
     "encoder": {},
@@ -67,7 +68,7 @@ OUTPUTS = {
     "caption_stream": CAPTION_OUTPUTS | {"text": ("STRING", [1]), "finish_reason": ("STRING", [1])},
     "caption_pixels": CAPTION_OUTPUTS,
 }
-STEPS = {"caption": ["preprocess", "encoder", "decoder"], "caption_pixels": ["encoder", "decoder"]}
+STEPS = {ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels")}
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -87,21 +88,30 @@ def test_contract(path: Path) -> None:
     config, model = parse(path), model_of(path)
     assert config.name == model
     needed = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.input if not tensor.optional}
-    options = {tensor.name: type_name(tensor) for tensor in config.input if tensor.optional}
+    optional = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.input if tensor.optional}
     outputs = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.output}
-    assert (needed, options, outputs) == (INPUTS[model], OPTION_INPUTS[model], OUTPUTS[model])
-    assert all(list(tensor.dims) == [1] for tensor in config.input if tensor.optional)
+    options = {name: (kind, [1]) for name, kind in OPTION_INPUTS[model].items()}
+    either = IMAGE_INPUTS if model == "preprocess" else {}
+    assert (needed, optional, outputs) == (INPUTS[model], options | either, OUTPUTS[model])
     assert config.max_batch_size == (1 if model == "caption_stream" else 64)  # it batches between steps
     assert config.model_transaction_policy.decoupled == (model == "caption_stream")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_scheduling(path: Path) -> None:
-    """Each step batches, with a bound on its queue; the front doors alone cache."""
+    """Each step batches, with a bound on its queue, or on what may be on its way there; the front doors alone cache."""
     config = parse(path)
     if model_of(path) in STEPS:
         assert config.response_cache.enable
         assert [step.model_name for step in config.ensemble_scheduling.step] == STEPS[model_of(path)]
+        return
+    assert not config.response_cache.enable
+    (group,) = config.instance_group
+    cores_share_it = model_of(path) == "preprocess" and group.kind == group.KIND_CPU
+    assert group.count >= (2 if cores_share_it else 1)
+    assert config.HasField("dynamic_batching")
+    if model_of(path) == "encoder":  # with a policy Triton does not prepare a batch while another one is computed
+        assert not config.dynamic_batching.HasField("default_queue_policy")
         return
     policy = config.dynamic_batching.default_queue_policy
     assert 0 < policy.max_queue_size <= 1024
@@ -109,17 +119,13 @@ def test_scheduling(path: Path) -> None:
     assert policy.allow_timeout_override
     assert policy.timeout_action == policy.REJECT
     assert policy.default_timeout_microseconds == 300_000_000
-    assert not config.response_cache.enable
-    (group,) = config.instance_group
-    cores_share_it = model_of(path) == "preprocess" and group.kind == group.KIND_CPU
-    assert group.count >= (2 if cores_share_it else 1)
 
 
 def test_the_first_queue_is_the_shortest() -> None:
     """What is too much is refused before anything was done for it."""
     sizes = {path: parse(path).dynamic_batching.default_queue_policy.max_queue_size for path in CONFIGS}
     first = [size for path, size in sizes.items() if model_of(path) == "preprocess"]
-    later = [size for path, size in sizes.items() if model_of(path) in ("encoder", "decoder")]
+    later = [size for path, size in sizes.items() if model_of(path) == "decoder"]
     assert max(first) < min(later)
 
 
@@ -131,10 +137,11 @@ def test_the_default_encoder_is_tensorrt() -> None:
 
 @pytest.mark.parametrize("ensemble", STEPS)
 def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
-    steps = {step.model_name: step for step in parse(REPOSITORY / ensemble / "config.pbtxt").ensemble_scheduling.step}
-    for model in STEPS[ensemble]:
-        for option in OPTION_INPUTS[model]:
-            assert steps[model].input_map[option] == option
+    config = parse(REPOSITORY / ensemble / "config.pbtxt")
+    steps = {step.model_name: step for step in config.ensemble_scheduling.step}
+    for option in OPTION_INPUTS[ensemble]:
+        (model,) = [model for model in STEPS[ensemble] if option in OPTION_INPUTS[model]]
+        assert steps[model].input_map[option] == option
 
 
 @pytest.mark.parametrize("ensemble", STEPS)

@@ -12,7 +12,7 @@ from blipstream.config import CheckpointConfig
 from blipstream.errors import BlipstreamError, InvalidInput, report
 from blipstream.images import DEFAULT_RESIZE_MODE
 from blipstream.journal import Journal, id_of
-from blipstream.loader import ImageLoader
+from blipstream.loader import ImageLoader, Request
 from blipstream.metrics import Results
 
 
@@ -50,13 +50,12 @@ class TritonPythonModel:
         return responses
 
     def unpack(self, request):
-        image = pb_utils.get_input_tensor_by_name(request, "image")
-        # Triton lets an optional input stand for one that is missing
-        images = list(image.as_numpy().flat) if image else []
-        modes = pb_utils.get_input_tensor_by_name(request, "resize_mode")
-        if modes is None:
-            return images, [DEFAULT_RESIZE_MODE] * len(images)
-        return images, [mode.decode(errors="replace") for mode in modes.as_numpy().flat]
+        names = ("image", "resize_mode", "pixels")
+        tensors = [pb_utils.get_input_tensor_by_name(request, name) for name in names]
+        image, mode, pixels = (tensor and tensor.as_numpy() for tensor in tensors)
+        images = [] if image is None else list(image.flat)
+        modes = [DEFAULT_RESIZE_MODE] * len(images) if mode is None else [m.decode(errors="replace") for m in mode.flat]
+        return Request(images, modes, pixels)
 
     def respond(self, request, result, seconds):
         if isinstance(result, BlipstreamError):
