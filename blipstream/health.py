@@ -22,7 +22,8 @@ from typing import ClassVar, Literal, Self, get_args
 from blipstream.errors import ServerError
 
 CAPTIONS, STREAMS = DOORS = "caption", "caption_stream"  # what clients ask: streams are decoded by another process
-Reason = Literal["server_died", "process_died", "stopped", "hung", "failing", "start_failed"]  # for a restart
+# why a server is restarted
+Reason = Literal["server_died", "process_died", "stopped", "hung", "failing", "clock", "start_failed"]
 READ_SECONDS = 5  # for a question to come
 BLIND_SECONDS = 10.0  # without a heartbeat, after which nobody knows whether captions come out
 DEAD_SECONDS = 60.0  # after which the supervisor will not come back by itself

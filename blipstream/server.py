@@ -28,6 +28,7 @@ from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
@@ -178,6 +179,7 @@ class TritonServer:
     _keep_log: bool = field(default=False, init=False, repr=False)
     _log_began: int = field(default=0, init=False, repr=False)  # where in the log this process began
     _shown: int = field(default=0, init=False, repr=False)  # bytes of the log that were printed
+    _reaping: Lock = field(default_factory=Lock, init=False, repr=False)  # held while the group lets go of its number
 
     def __enter__(self) -> Self:
         try:
@@ -347,6 +349,12 @@ class TritonServer:
         """End the server at once, to `start` it again on the same ports with the same log."""
         self._end(patiently=False)
 
+    def strike(self) -> None:
+        """SIGKILL for the whole group, from any thread, if it runs; to `kill` or `stop` it remains to be done."""
+        with self._reaping:
+            if self._process is not None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def _end(self, *, patiently: bool) -> None:
         """SIGTERM and patience, then SIGKILL for the whole group; then remove its shared memory.
 
@@ -360,12 +368,12 @@ class TritonServer:
             deadline = time.monotonic() + GRACE_SECONDS
             while _running(_group(self.pid)) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
-            self._process.wait()
-            while not _reap(self.pid) and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+            with self._reaping:
+                self._process.wait()
+                while not _reap(self.pid) and time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS)
+                self._process, self._stubs = None, {}
             self._show_log()
-            self._process = None
-            self._stubs = {}
         if self._name:
             for region in SHARED_MEMORY.glob(f"{self._name}*"):
                 region.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from typing import NamedTuple, NoReturn, Self
 from PIL import Image
 
 import blipstream_client
+from blipstream import clock
 from blipstream.errors import ServerError
 from blipstream.health import CAPTIONS, DOORS, STREAMS, Health, Reason
 from blipstream.server import TritonServer
@@ -38,6 +39,9 @@ BUSY = 0.25  # of the looks, in which a model has to be seen at work to count as
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to start, growing twofold
 LATE, LEAST_PATIENCE = 5.0, 60.0  # times the first start, and seconds, after which a restart counts as hung
 STEADY_SECONDS = 60.0  # of service, after which a fault is not the next in a row
+# That the clock may go ahead: by it, Triton waits a second for a model's process to say that it lives, which that does
+# every 0.3 seconds. One that is given up too soon answers nevertheless, and who asks next takes that for their answer
+STEP_SECONDS = 0.25
 HALF_WELL_SECONDS = 600.0  # from one restart for a single door to the next: the other serves meanwhile
 SUBJECTS: dict[tuple[str, ...], str] = {
     (CAPTIONS,): "caption came out, though streams did,",
@@ -244,6 +248,8 @@ class Supervisor:
     restarts: bool = True  # else the first fault is raised
     health: Health = field(default_factory=Health)
     stopping: Event = field(default_factory=Event)  # for a KeyboardInterrupt that was lost, as in a destructor
+    _loading: bool = False  # so that nobody is answered yet
+    _step: Fault | None = None  # that the clock went ahead, since the server last began to start
     _faults: int = 0  # in a row
     _began: float = 0.0  # when the server was last seen to start
     _half_well_until: float = 0.0  # when the next fault of a single door is one for a restart
@@ -255,24 +261,38 @@ class Supervisor:
         Later ones are tried again for ever, since what a machine lacks may come back: a disk is emptied, a port let
         go, an artifact mended.
         """
-        try:
-            asked = time.monotonic()
-            self._start(self.server.ready_timeout)
-            self._first_start = time.monotonic() - asked
-            self.check(self.server)
-            self.health.note_caption()
-            welcome()
-            while True:
-                self._recover_from(self._watch())
-        finally:
-            self.health.ready = False
-            self.server.stop()
+        with clock.watched(self.stepped):
+            try:
+                asked = time.monotonic()
+                self._start(self.server.ready_timeout)
+                self._first_start = time.monotonic() - asked
+                self.check(self.server)
+                self.health.note_caption()
+                welcome()
+                while True:
+                    self._recover_from(self._watch())
+            finally:
+                self.health.ready = False
+                self.server.stop()
+
+    def stepped(self, seconds: float) -> None:
+        """The clock went ahead by so much: end the server, from whatever thread, before it can answer wrongly.
+
+        One that loads answers nobody yet, and is restarted when it has: a first start would fail for that.
+        """
+        if seconds > STEP_SECONDS:
+            words = f"the clock jumped ahead by {seconds:.1f} seconds, after which Triton may mix up answers"
+            self._step = Fault("clock", words)
+            if not self._loading:
+                self.server.strike()
 
     def _start(self, timeout: float) -> None:
+        self._loading, self._step = True, None
         self.health.beat(timeout)
         self.server.start()
         self.server.wait_ready(timeout)
         self.health.beat()
+        self._loading = False
         self._began = time.monotonic()
         self.health.ready = True
         self.health.why = "it is ready, and its first caption is awaited"
@@ -285,10 +305,13 @@ class Supervisor:
         with closing(Canary(self.server.own_url)) as canary:
             while True:
                 self._sleep(WATCH_SECONDS)
+                if self._step:
+                    return self._step
                 try:
                     self.server.check()
                 except ServerError as error:
-                    return Fault("process_died" if self.server.is_alive else "server_died", str(error))
+                    died = Fault("process_died" if self.server.is_alive else "server_died", str(error))
+                    return self._step or died
                 stopped, awaited = self.server.stopped(), diagnosis.awaited or straggler is not None
                 counts = {} if stopped else self.server.counts()  # which a halted server would keep us waiting for
                 working = self.server.working() if awaited else frozenset()  # which costs more than the rest

@@ -143,6 +143,20 @@ def test_killed_server_is_noticed(repository: Path) -> None:
     assert server.log_path.exists()
 
 
+def test_it_is_struck_as_a_whole_whenever_it_runs(repository: Path) -> None:
+    server = TritonServer(repository=repository, **ANY)
+    server.strike()
+    with server:
+        group = server.pid
+        assert running_stubs(server)
+        server.strike()
+        wait_until_gone(group)
+        with pytest.raises(ServerError, match="ended by signal 9"):
+            server.check()
+        server.strike()  # nobody else has its number yet
+    server.strike()
+
+
 def test_killed_stub_is_noticed(repository: Path) -> None:
     with TritonServer(repository=repository, **ANY) as server:
         os.kill(running_stubs(server)[0], signal.SIGKILL)

@@ -18,15 +18,18 @@ from threading import Event
 import grpc
 import pytest
 
+from blipstream import clock
 from blipstream import server as module
 from blipstream.errors import ServerError
 from blipstream.health import DOORS, STREAMS, Health
+from blipstream.serve import check_serves
 from blipstream.server import TritonServer
 from blipstream.supervisor import (
     HANG_SECONDS,
     IDLE_SECONDS,
     LIVELOCK_SECONDS,
     LONG_IDLE_SECONDS,
+    STEP_SECONDS,
     Canary,
     Diagnosis,
     Fault,
@@ -324,6 +327,44 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         assert process.returncode == 0
     assert log.read_text().count("Started HTTPService") == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "triton.log"]
+
+
+def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once if it serves, and if it loads, then after that."""
+    timer, lead = os.eventfd(0), 0.0
+    monkeypatch.setattr(clock, "_timer", lambda: timer)
+    monkeypatch.setattr(clock, "_lead", lambda: lead)
+
+    class Loading(TritonServer):
+        def wait_ready(self, timeout: float) -> None:
+            if not supervisor.health.restarts.total():
+                supervisor.stepped(100.0)
+            super().wait_ready(timeout)
+
+    server = Loading(write_repository(tmp_path / "models"), http_port=0, grpc_port=0, metrics_port=0)
+    supervisor = Supervisor(server, check_serves)
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(supervisor.run, lambda: None)
+        try:
+            wait_for(lambda: supervisor.health.restarts["clock"] == 1 and supervisor.health.captions, seconds=60)
+            group = server.pid
+            for seconds in (-100.0, STEP_SECONDS):
+                supervisor.stepped(seconds)
+            assert server.is_alive
+            lead = 100.0
+            os.eventfd_write(timer, 1)
+            wait_for(lambda: not module._running(module._group(group)))
+            words = "the clock jumped ahead by 100.0 seconds, after which Triton may mix up answers"
+            wait_for(lambda: supervisor.health.why == words)
+            assert caption(server.grpc_url).endswith(" bytes")
+            assert not module._group(group)
+            assert supervisor.health.restarts["clock"] == supervisor.health.restarts.total() == 2
+            supervisor.restarts = False
+            supervisor.stepped(100.0)
+            with pytest.raises(ServerError, match=words):
+                running.result()
+        finally:
+            supervisor.stopping.set()
 
 
 def test_a_start_may_take_its_time(tmp_path: Path) -> None:
