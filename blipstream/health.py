@@ -37,7 +37,7 @@ class Health:
     captioning: bool = False
     why: str = "the server starts"
     last_caption: float = 0.0  # seconds since 1970; 0: none yet
-    failing: str = ""  # the door that a restart did not mend, while the other serves
+    failing: str = ""  # the door that no restart mends, while the other serves
     # all at 0 from the start: Prometheus overlooks a counter's first appearance
     restarts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(Reason), 0)))
     _due: float = field(default_factory=time.monotonic)  # when the next heartbeat is
@@ -77,7 +77,7 @@ class Health:
             f"# HELP {name}_captioning Whether captions come out.",
             f"# TYPE {name}_captioning gauge",
             f"{name}_captioning {int(self.captions)}",
-            f"# HELP {name}_failing Whether a restart did not mend this one, while the other serves.",
+            f"# HELP {name}_failing Whether no restart mends this one, while the other serves.",
             f"# TYPE {name}_failing gauge",
             *(f'{name}_failing{{model="{door}"}} {int(self.failing == door)}' for door in DOORS),
             f"# HELP {name}_last_caption_timestamp_seconds When the last caption was seen to come out.",

@@ -245,7 +245,7 @@ class Supervisor:
 
     server: TritonServer
     check: Callable[[TritonServer], None]  # asked once: raises ServerError if a server that is ready does not caption
-    restarts: bool = True  # else the first fault is raised
+    restarts: bool = True  # else the first fault is raised, but for a single door that has never answered
     health: Health = field(default_factory=Health)
     stopping: Event = field(default_factory=Event)  # for a KeyboardInterrupt that was lost, as in a destructor
     _loading: bool = False  # so that nobody is answered yet
@@ -322,10 +322,12 @@ class Supervisor:
                 if diagnosis.silence == 0:
                     self.health.note_caption()
                 if straggler and (fault := straggler.add(look, at - last)):
-                    if at >= self._half_well_until:
+                    answered = _captions(counts).get(straggler.doors[0], 0) > 0  # or else would not after a restart
+                    if at >= self._half_well_until and (self.restarts or answered):
                         self._half_well_until = at + HALF_WELL_SECONDS
                         return fault
-                    self.health.why, self.health.failing = f"{fault.sentence}; a restart did not help", canary.behind
+                    in_vain = "a restart did not help" if self.restarts else "none did since the start"
+                    self.health.why, self.health.failing = f"{fault.sentence}; {in_vain}", canary.behind
                 if stopped:
                     continue
                 door = canary.behind

@@ -11,7 +11,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Event
 
@@ -38,13 +38,44 @@ from blipstream.supervisor import (
     picture,
 )
 from blipstream_client import BlipstreamError, Client
-from tests.blipstream.test_serve import child, serving, write_repository
+from tests.blipstream.test_serve import CONFIG, child, serving, write_repository
 from tests.client.tiny_triton import Answer, Inputs, Refusal, size_of_image, tiny_triton, word_by_word
 from tests.client.tiny_triton import Event as StreamEvent
 from tests.deploy.programs import wait_for
 
 LOOK_SECONDS = 0.5
 QUIET = {"preprocess": 7, "encoder": 7, "decoder": 7, "caption": 7}
+
+
+STREAM_CONFIG = CONFIG.replace("NAME", STREAMS).replace(
+    "output [",
+    """model_transaction_policy { decoupled: true }
+output [
+  { name: "text" data_type: TYPE_STRING dims: [1] },
+  { name: "finish_reason" data_type: TYPE_STRING dims: [1] },""",
+)
+STREAM_TOY = """
+import os, time
+import numpy as np
+import triton_python_backend_utils as pb
+
+def words(value):
+    return np.array([[value]], dtype=object)
+
+class TritonPythonModel:
+    def execute(self, requests):
+        while os.path.exists(HANG):
+            time.sleep(0.1)
+        for request in requests:
+            request.get_response_sender().send(pb.InferenceResponse([
+                pb.Tensor("text", words("a word")),
+                pb.Tensor("finish_reason", words("stop")),
+                pb.Tensor("caption", words("a word")),
+                pb.Tensor("score", np.zeros((1, 1), dtype=np.float32)),
+                pb.Tensor("num_tokens", np.full((1, 1), 2, dtype=np.int32)),
+                pb.Tensor("token_scores", np.zeros((1, 1, 2), dtype=np.float32)),
+            ]), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
 
 
 def judge(looks: Iterable[Look], seconds: float = LOOK_SECONDS) -> Fault | None:
@@ -246,6 +277,12 @@ def caption(url: str) -> str:
                 time.sleep(0.1)
 
 
+def stream(url: str) -> None:
+    """Ask for one, whatever comes of it."""
+    with suppress(BlipstreamError), Client(url, retries=0) as client:
+        list(client.stream(picture()))
+
+
 def stub(server: int) -> int:
     return next(pid for pid in module._group(server) if module._stub_model(pid) == "caption")
 
@@ -293,6 +330,33 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
         with Client(url) as client:
             assert "".join(piece.text for piece in client.stream(picture()))
         wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 1}))
+
+
+def test_without_restarts_a_door_that_never_answered_ends_nothing(tmp_path: Path) -> None:
+    """Whoever starts the server again would do so for ever."""
+    repository, hang = write_repository(tmp_path / "models"), tmp_path / "hang"
+    (repository / STREAMS / "1").mkdir(parents=True)
+    (repository / STREAMS / "config.pbtxt").write_text(STREAM_CONFIG)
+    (repository / STREAMS / "1" / "model.py").write_text(STREAM_TOY.replace("HANG", repr(str(hang))))
+    hang.touch()
+    with serving(tmp_path, f"--repository={repository}", "--config=toy", "--no-restart") as (process, lines):
+        words = lines[0].replace(",", "").split()
+        url = next(word for word in words if word.startswith("grpc://"))
+        page = next(word for word in words if word.endswith("/healthz"))
+        why = "no stream came out, though captions did, for 3 seconds; none did since the start"
+        wait_for(lambda: health(page) == (200, {"ok": True, "why": why, "restarts": 0}), seconds=60)
+        assert 'blipstream_supervisor_failing{model="caption_stream"} 1' in metrics(page)
+        hang.unlink()
+        wait_for(lambda: health(page)[1]["why"] == "it captions")
+        wait_for(lambda: 'blipstream_supervisor_failing{model="caption_stream"} 0' in metrics(page))
+        hang.touch()
+        with ThreadPoolExecutor(2) as executor:
+            for _ in range(2):  # of which one waits, so that the supervisor need not
+                executor.submit(stream, url)
+            output, errors = process.communicate()
+        assert output == ""
+        assert errors == "error: no stream came out, though captions did, for 3 seconds\n"
+        assert process.returncode == 1
 
 
 def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
