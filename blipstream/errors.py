@@ -14,6 +14,7 @@ Each message is one sentence: what was expected, what came, how to mend it.
 
 import traceback
 from contextlib import suppress
+from typing import TypeVar
 
 FAILED = "the server failed at this request"
 TIMED_OUT = "Request timeout expired"  # in Triton's words, by which clients know it
@@ -48,8 +49,8 @@ class Gone(BlipstreamError):
 
     status = "CANCELLED"
 
-    def __init__(self) -> None:
-        super().__init__("the client has gone")
+    def __init__(self, message: str = "the client has gone") -> None:
+        super().__init__(message)
 
 
 class ArtifactError(BlipstreamError):
@@ -58,6 +59,9 @@ class ArtifactError(BlipstreamError):
 
 class ServerError(BlipstreamError):
     """The embedded server could not start, or died."""
+
+
+ErrorT = TypeVar("ErrorT", bound=BlipstreamError)
 
 
 def error_of(model: str, message: str) -> BlipstreamError:
@@ -70,10 +74,18 @@ def error_of(model: str, message: str) -> BlipstreamError:
     return InvalidInput(message) if model == "preprocess" and not failed else BlipstreamError(message)
 
 
+def without_frames(error: ErrorT) -> ErrorT:
+    """The same error anew, to be kept: its traceback holds the frames of all who called, with what they work on.
+
+    If one of them kept the error, both would hold each other until a full garbage collection.
+    """
+    return type(error)(*error.args)
+
+
 def report(error: Exception) -> BlipstreamError:
     """What a request's sender is told of an error: of one that nobody raised on purpose, the log alone has it all."""
     if isinstance(error, BlipstreamError):
-        return error
+        return without_frames(error)
     with suppress(OSError):  # the disk may be full
         traceback.print_exception(error)
     return BlipstreamError(f"{FAILED} ({type(error).__name__}): try again, or see its log")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from blipstream.encoders.base import check_pixels
-from blipstream.errors import InvalidInput, ServerError
+from blipstream.errors import InvalidInput, ServerError, without_frames
 from blipstream.images import JPEG_SCALING, Pixels, load_pixels
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -69,14 +69,14 @@ class ImageLoader:
             if pixels is not None:
                 check_pixels(pixels, self.image_size)
         except InvalidInput as exc:
-            return exc
+            return without_frames(exc)
         return None
 
     def _load(self, image: bytes, mode: str) -> Pixels | InvalidInput:
         try:
             return load_pixels(image, self.image_size, mode, jpeg_scaling=self._jpeg_scaling)
         except InvalidInput as exc:
-            return exc
+            return without_frames(exc)
 
 
 def _answer(request: Request, loaded: Iterator[Pixels | InvalidInput]) -> Pixels | InvalidInput:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many images at once come out as they do one by one."""
 
+import gc
 import subprocess
 import sys
 
@@ -66,6 +67,26 @@ def test_requests_keep_apart() -> None:
     for number in (1, 9):
         expected = [load_pixels(image, SIDE, mode) for image, mode in zip(*requests[number][:2], strict=True)]
         np.testing.assert_array_equal(np.asarray(loaded[number]), expected)
+
+
+def test_refused_images_leave_nothing_for_the_garbage_collector() -> None:
+    """Whatever a decoder made of them would stay until a full collection, and tear holes into the heap."""
+    loader = ImageLoader(SIDE)
+    bad = [each.data for each in BAD_IMAGES.values()]
+    loader.load(bad, ["stretch"] * len(bad))
+    gc.collect()
+    gc.disable()
+    try:
+        refused = loader.load(bad, ["stretch"] * len(bad))
+        assert all(isinstance(each, InvalidInput) for each in refused)
+        del refused
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, InvalidInput)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_jpeg_scaling_is_passed_on() -> None:

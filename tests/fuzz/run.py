@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 import click
@@ -42,8 +43,7 @@ BY_HTTP_STATUS = {200: "OK", 400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "UN
 # what Triton's HTTP half says, with status 500, of JSON that it does not understand
 UNREADABLE = re.compile(r"Unable to parse|failed to parse the request JSON|Expected JSON|.*attempt to access JSON")
 TRACEBACK = re.compile(r"Traceback|^At:|\.py\(\d+\)", re.MULTILINE)
-ROUND = 5_000  # messages between two looks at the memory
-GROWTH = 1.05  # of a process's memory, from the first such look to the last
+GROWTH = 1.05  # of a process's memory, once it is warm
 
 
 @dataclass
@@ -147,30 +147,43 @@ async def send_all(server: TritonServer, send: Send, numbers: range, seed: int, 
 
 
 def memory(pid: int) -> dict[str, int]:
-    """The server's processes, and the bytes that each one has for itself."""
+    """The server's processes, and the bytes that each one alone has written, as loadtest/soak.py weighs them."""
     processes = [leader := psutil.Process(pid), *leader.children(recursive=True)]
-    return {f"{_stub_model(each.pid) or 'server'} {each.pid}": each.memory_full_info().uss for each in processes}
+    return {
+        f"{_stub_model(each.pid) or 'server'} {each.pid}": sum(
+            area.private_dirty for area in each.memory_maps(grouped=False)
+        )
+        for each in processes
+    }
+
+
+def growth(looks: list[dict[str, int]], warm: int) -> Iterator[str]:
+    """What grew from the fifth of all looks that follows `warm` others to the last one, by their medians."""
+    fifth = len(looks) // 5
+    first, last = looks[warm * fifth :][:fifth], looks[len(looks) - fifth :]
+    for process in looks[0].keys() & looks[-1].keys() if fifth else ():
+        before, after = (median(look[process] for look in part) for part in (first, last))
+        if after > GROWTH * before:
+            yield f"{process} grew from {before / 2**20:.1f} to {after / 2**20:.1f} MB"
 
 
 def fuzz(server: TritonServer, pid: int, images: int, requests: int, seed: int, say: Callable[[str], None]) -> Report:
     """All of it. Findings about the server as a whole come last."""
     report = Report()
     before = memory(pid)
-    for what, send, count in (("images", send_image, images), ("requests", send_request, requests)):
+    # how many are sent between two looks at the memory, and how many fifths of all warm it up: requests are of very
+    # different sizes, and what they need at most comes late
+    kinds = (("images", send_image, images, 5_000, 1), ("requests", send_request, requests, 1_000, 2))
+    for what, send, count, step, warm in kinds:
         looks = []
-        for start in range(0, count, ROUND):
+        for start in range(0, count, step):
             began = time.monotonic()
-            numbers = range(start, min(start + ROUND, count))
+            numbers = range(start, min(start + step, count))
             asyncio.run(send_all(server, send, numbers, seed, report))
             looks.append(memory(pid))
             rate, total = len(numbers) / (time.monotonic() - began), sum(looks[-1].values()) >> 20
             say(f"{what} {numbers.stop}: {rate:.0f} a second, {total} MB, {dict(report.answers)}")
-        if what == "requests":  # of very different sizes: what they need at most comes late
-            continue
-        for process, size in looks[-1].items() if looks else ():
-            first = looks[len(looks) // 5].get(process, size)  # a fifth of all warms it up
-            if size > GROWTH * first:
-                report.findings.append(f"{process} grew from {first >> 20} to {size >> 20} MB over the {what}")
+        report.findings += [f"{each} over the {what}" for each in growth(looks, warm)]
     if memory(pid).keys() != before.keys():
         report.findings.append("a process of the server died")
     return report

@@ -3,7 +3,7 @@
 
 from blipstream.server import TritonServer
 from tests.fuzz.images import CORPUS, NAMES, broken_image
-from tests.fuzz.run import fuzz
+from tests.fuzz.run import fuzz, growth
 
 
 def test_the_server_bears_broken_images_and_requests(server: TritonServer) -> None:
@@ -19,3 +19,16 @@ def test_damage_is_of_every_kind_and_the_same_each_time() -> None:
     assert images == [broken_image(2, number) for number in range(300)]
     assert {name for name, _ in images} == set(NAMES)
     assert sum(data == CORPUS[name] for name, data in images) < 10
+
+
+def test_growth_is_told_from_what_comes_and_goes() -> None:
+    """Of twenty looks, eight warm up."""
+    looks = [
+        {"warms up": 80 + min(number, 8) << 20, "wavers": (90, 110)[number % 2] << 20, "leaks": 100 + number << 20}
+        for number in range(20)
+    ]
+    looks[-1]["is new"] = 1 << 40
+    assert list(growth(looks, 2)) == ["leaks grew from 109.5 to 117.5 MB"]
+    assert len(list(growth(looks, 0))) == 2
+    assert not list(growth([], 1))
+    assert not list(growth(looks[:4], 0))

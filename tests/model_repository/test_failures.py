@@ -3,6 +3,7 @@
 
 import http.client
 import json
+import re
 import resource
 import shutil
 from base64 import b64encode
@@ -194,3 +195,44 @@ def test_a_full_disk(
     streams.ask(images[0], {})
     (pieces,) = streams.gather()
     assert text(pieces) == next(iter(samples.values()))
+
+
+# put behind an adapter: what is garbage only to the collector is counted when the model ends
+COUNT_GARBAGE = """
+import gc
+from blipstream.errors import BlipstreamError
+gc.collect()
+gc.disable()
+
+class TritonPythonModel(TritonPythonModel):
+    def finalize(self):
+        if hasattr(super(), "finalize"):
+            super().finalize()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        print("left behind:", sum(isinstance(each, BlipstreamError) for each in gc.garbage), flush=True)
+"""
+
+
+def test_refused_requests_leave_nothing_for_the_garbage_collector(artifacts: Path, tmp_path: Path) -> None:
+    """Else their tensors would stay until a full collection."""
+    shutil.copytree(artifacts, tmp_path / "models")
+    for model in ("preprocess", "encoder", "decoder", "caption_stream"):
+        with (tmp_path / "models" / model / "1/model.py").open("a") as adapter:
+            adapter.write(COUNT_GARBAGE)
+    log = tmp_path / "log"
+    with TritonServer(
+        tmp_path / "models", config="cpu", http_port=0, grpc_port=0, metrics_port=0, log_path=log
+    ) as server:
+        with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as triton:
+            for _ in range(3):
+                refusal(triton, "preprocess", image=words(b"no image"))
+                refusal(triton, "encoder", pixels=PIXELS[:, :1])
+                refusal(triton, "decoder", image_embeds=EMBEDS, prompt=words(b"\xff"))
+        streams = Streams(server)
+        streams.ask(b"no image", {})
+        with pytest.raises(InferenceServerException, match="image must be a JPEG"):
+            streams.answer()
+        streams.close()
+    counts = re.findall(r"left behind: (\d+)", log.read_text())
+    assert counts == ["0"] * 5  # processes, two of them of preprocess

@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.backpressure import Backpressure
 from blipstream.encoders import load_encoder
-from blipstream.errors import InvalidInput, report
+from blipstream.errors import InvalidInput, report, without_frames
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Results
 
@@ -53,7 +53,7 @@ class TritonPythonModel:
         try:
             self.encoder.check(pixels)
         except InvalidInput as exc:
-            return exc
+            return without_frames(exc)
         return None
 
     def refuse(self, request, error):
