@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small share of what tests/fuzz/run.py sends."""
 
+import re
+
+import pytest
+
 from blipstream.server import TritonServer
+from tests.fuzz import run
 from tests.fuzz.images import CORPUS, NAMES, broken_image
 from tests.fuzz.run import fuzz, growth
 
@@ -32,3 +37,24 @@ def test_growth_is_told_from_what_comes_and_goes() -> None:
     assert len(list(growth(looks, 0))) == 2
     assert not list(growth([], 1))
     assert not list(growth(looks[:4], 0))
+
+
+def test_memory_is_judged(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that leaks over images and requests alike, and of the server where it is fair."""
+    sent = 0
+
+    async def send(*_: object) -> None:
+        nonlocal sent
+        sent += 1
+
+    def memory(_: int) -> dict[str, int]:
+        return dict.fromkeys(("server 1", "decoder 2"), (1 << 30) + sent * (50 << 10))
+
+    for name, double in {"send_image": send, "send_request": send, "memory": memory}.items():
+        monkeypatch.setattr(run, name, double)
+    findings = fuzz(server, server.pid, images=25_000, requests=25_000, seed=1, say=print).findings
+    assert sorted(re.sub("grew.* over ", "", each) for each in findings) == [
+        "decoder 2 the images",
+        "decoder 2 the requests",
+        "server 1 the images",
+    ]
