@@ -2,14 +2,17 @@
 """The ensemble for clients that resize their images themselves."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
+from tritonclient.grpc import InferenceServerClient, InferInput, InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from blipstream.images import load_pixels
@@ -90,3 +93,22 @@ def test_they_go_through_preprocess(server: TritonServer, triton: InferenceServe
     before = server.counts()
     infer(triton, "caption_pixels", pixels=np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 77, np.uint8))
     wait_for(lambda: all(server.counts()[step] > before[step] for step in ("preprocess", "encoder", "decoder")))
+
+
+def test_who_claims_to_send_no_rows_spoils_nobody_elses(server: TritonServer) -> None:
+    """Triton 2.51 lets them through, as a batch of 192."""
+
+    def ask(stub: Any, number: int, rows: int) -> str:
+        request = service_pb2.ModelInferRequest(model_name="caption_pixels")
+        request.inputs.add(name="pixels", datatype="UINT8", shape=[rows, IMAGE_SIZE, IMAGE_SIZE, 3])
+        request.raw_input_contents.append(bytes([number]) * (IMAGE_SIZE**2 * 3))
+        try:
+            return str(stub.ModelInfer(request, timeout=60).outputs[0].name)
+        except grpc.RpcError as error:
+            return str(error)
+
+    with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel, ThreadPoolExecutor(40) as pool:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        rows = [0 if number % 5 == 0 else 1 for number in range(40)]
+        answers = list(pool.map(partial(ask, stub), range(40), rows))
+    assert [answer for answer, row in zip(answers, rows, strict=True) if row] == ["caption"] * sum(rows)
