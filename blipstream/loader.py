@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from blipstream.encoders.base import check_pixels
-from blipstream.errors import InvalidInput, ServerError, without_frames
-from blipstream.images import JPEG_SCALING, Pixels, load_pixels
+from blipstream.errors import BlipstreamError, InvalidInput, ServerError, without_frames
+from blipstream.images import DEFAULT_RESIZE_MODE, JPEG_SCALING, Pixels, load_pixels
+from blipstream.patience import Patience
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 LARGE_BYTES = 4 << 20
@@ -23,8 +24,9 @@ class Request(NamedTuple):
     """Images and how each is to be resized, or pixels that a client made of them."""
 
     images: Sequence[bytes] = ()
-    modes: Sequence[str] = ()
+    modes: Sequence[str] = ()  # none: DEFAULT_RESIZE_MODE for each
     pixels: Pixels | None = None  # uint8 [B, H, W, 3]
+    patience: Patience | None = None  # of who waits for them
 
 
 class ImageLoader:
@@ -43,12 +45,12 @@ class ImageLoader:
         with suppress(AttributeError):  # no glibc
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
-    def load_requests(self, requests: Sequence[Request]) -> list[Pixels | InvalidInput]:
+    def load_requests(self, requests: Sequence[Request]) -> list[Pixels | BlipstreamError]:
         """Each request's pixels [B, H, W, 3], or why there are none, with all images loaded at once."""
         faults = [self._fault(request) for request in requests]
         sound = [request for request, fault in zip(requests, faults, strict=True) if fault is None]
         images = [image for request in sound for image in request.images]
-        modes = [mode for request in sound for mode in request.modes]
+        modes = [mode for each in sound for mode in each.modes or [DEFAULT_RESIZE_MODE] * len(each.images)]
         loaded = iter(self.load(images, modes))
         return [fault or _answer(request, loaded) for request, fault in zip(requests, faults, strict=True)]
 
@@ -56,19 +58,21 @@ class ImageLoader:
         """Each image's pixels, or why there are none."""
         return list(self._pool.map(self._load, images, modes))
 
-    def _fault(self, request: Request) -> InvalidInput | None:
+    def _fault(self, request: Request) -> BlipstreamError | None:
         """What is wrong with a request before its images are looked at."""
-        images, modes, pixels = request
+        images, modes, pixels, patience = request
         if not len(images if pixels is None else pixels):
             return InvalidInput("image must be given: send the bytes of at least one")
-        if pixels is None and len(modes) != len(images):
+        if pixels is None and modes and len(modes) != len(images):
             return InvalidInput(f"resize_mode must have a row for each image, {len(images)}, not {len(modes)}")
         if pixels is not None and images:
             return InvalidInput("image or pixels must be given, not both: leave one out")
         try:
+            if patience is not None:
+                patience.left()
             if pixels is not None:
                 check_pixels(pixels, self.image_size)
-        except InvalidInput as exc:
+        except BlipstreamError as exc:
             return without_frames(exc)
         return None
 

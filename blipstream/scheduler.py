@@ -12,7 +12,7 @@ from typing import Literal
 
 from blipstream.backpressure import Backpressure
 from blipstream.engine import Engine, Request
-from blipstream.errors import TIMED_OUT, BlipstreamError, Gone, Overloaded, TimedOut, report
+from blipstream.errors import BlipstreamError, Gone, Overloaded, report
 from blipstream.journal import Journal
 
 MAX_WAITING = 512  # requests beyond those under way; more are refused
@@ -44,27 +44,6 @@ class Ticket:
     tokens: int = 0  # sent so far
     ended: bool = False  # the last piece was sent
     gone: bool = False  # nobody listens any more
-
-
-class Patience:
-    """How long a sender waits, asked before each step of what is done for it."""
-
-    def __init__(self, timeout: int, is_cancelled: Callable[[], bool]) -> None:
-        """`timeout` is in microseconds from now on; 0: there is none."""
-        self._timeout = timeout
-        self._is_cancelled = is_cancelled
-        self._began = time.monotonic_ns()
-
-    def left(self) -> int:
-        """Microseconds, or 0 for any number. Raises Gone or TimedOut where nobody waits any more."""
-        if self._is_cancelled():
-            raise Gone
-        if not self._timeout:
-            return 0
-        left = self._timeout - (time.monotonic_ns() - self._began) // 1000
-        if left <= 0:
-            raise TimedOut(TIMED_OUT)
-        return left
 
 
 class Scheduler:

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from blipstream.errors import InvalidInput, ServerError
+from blipstream.errors import BlipstreamError, InvalidInput, ServerError
 from blipstream.images import JPEG_SCALING, RESIZE_MODES, load_pixels
 from blipstream.loader import ImageLoader, Request
+from blipstream.patience import Patience
 from blipstream.server import ROOT
 from tests.blipstream.bad_images import BAD_IMAGES, encode
 from tests.blipstream.test_gpu_resize import noise
@@ -54,16 +55,20 @@ def test_requests_keep_apart() -> None:
         Request(pixels=pixels[:, 1:]),
         Request([images[0]], ["stretch"], pixels),
         Request(images[2:], ["center_crop"]),
+        Request(images[:1], patience=Patience(0, lambda: True)),
+        Request(images[1:], patience=Patience(0, lambda: False)),
     ]
     loaded = ImageLoader(SIDE).load_requests(requests)
-    refused = {number: str(each) for number, each in enumerate(loaded) if isinstance(each, InvalidInput)}
-    assert refused.keys() == {0, 2, 3, 5, 6, 7, 8}
+    refused = {number: str(each) for number, each in enumerate(loaded) if isinstance(each, BlipstreamError)}
+    assert refused.keys() == {0, 2, 3, 5, 6, 7, 8, 10}
     assert refused[0] == refused[5] == refused[6] == "image must be given: send the bytes of at least one"
     assert refused[2] == "resize_mode must have a row for each image, 1, not 2"
     assert refused[3].startswith("image must be a JPEG")
     assert refused[7] == f"pixels must have shape [{SIDE}, {SIDE}, 3], not [{SIDE - 1}, {SIDE}, 3]"
     assert refused[8] == "image or pixels must be given, not both: leave one out"
+    assert refused[10] == "the client has gone"
     np.testing.assert_array_equal(np.asarray(loaded[4]), pixels)
+    np.testing.assert_array_equal(np.asarray(loaded[11]), pixels[1:])
     for number in (1, 9):
         expected = [load_pixels(image, SIDE, mode) for image, mode in zip(*requests[number][:2], strict=True)]
         np.testing.assert_array_equal(np.asarray(loaded[number]), expected)

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from blipstream.engine import Engine, Request
-from blipstream.errors import Gone, Overloaded, TimedOut
+from blipstream.errors import Overloaded
 from blipstream.options import DecodingOptions
-from blipstream.scheduler import Patience, Piece, Scheduler
+from blipstream.scheduler import Piece, Scheduler
 from tests.reference import Reference
 
 LONG = DecodingOptions(max_tokens=60, min_tokens=60)
@@ -268,21 +268,6 @@ def test_the_watch_goes_on_whatever_fails(own_engine: Engine, embeds: Tensor) ->
     assert {listener.wait().finish_reason for listener in streams} == {"cancelled"}
     assert unclear.wait().finish_reason == "length"
     scheduler.close()
-
-
-def test_patience() -> None:
-    gone = threading.Event()
-    assert Patience(0, gone.is_set).left() == 0
-    assert 0 < Patience(60_000_000, gone.is_set).left() <= 60_000_000
-    assert Patience(2**64 - 1, gone.is_set).left() < 2**64  # as Triton reads a timeout of -1
-    short = Patience(1, gone.is_set)
-    time.sleep(0.001)
-    with pytest.raises(TimedOut, match="Request timeout expired"):
-        short.left()
-    gone.set()
-    for patience in (short, Patience(0, gone.is_set)):
-        with pytest.raises(Gone, match="the client has gone"):
-            patience.left()
 
 
 def test_steps_are_counted(own_engine: Engine, embeds: Tensor) -> None:

@@ -15,7 +15,8 @@ from blipstream.errors import error_of, report
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions
-from blipstream.scheduler import Patience, Scheduler
+from blipstream.patience import Patience
+from blipstream.scheduler import Scheduler
 
 
 class TritonPythonModel:
@@ -32,8 +33,7 @@ class TritonPythonModel:
             try:
                 await self.start(request, sender)
             except Exception as exc:
-                error = report(exc)
-                self.fail(sender, error)
+                self.fail(sender, error := report(exc))
                 self.scheduler.journal.refuse(id_of(request), error)
 
     async def start(self, request, sender):

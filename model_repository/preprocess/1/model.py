@@ -9,11 +9,11 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.backpressure import Backpressure
 from blipstream.config import CheckpointConfig
-from blipstream.errors import BlipstreamError, InvalidInput, report
-from blipstream.images import DEFAULT_RESIZE_MODE
+from blipstream.errors import BlipstreamError, report
 from blipstream.journal import Journal, id_of
 from blipstream.loader import ImageLoader, Request
 from blipstream.metrics import Results
+from blipstream.patience import Patience
 
 
 class TritonPythonModel:
@@ -36,31 +36,45 @@ class TritonPythonModel:
             )
 
     def execute(self, requests):
-        """All requests' images at once, each request's answer its own."""
+        """As many at a time as there is room for, answered while others wait."""
+        waiting = []
+        for request in requests:
+            sender = request.get_response_sender()
+            waiting.append((request, sender, Patience(request.timeout(), sender.is_cancelled)))
+        while waiting:
+            del waiting[: self.load(waiting)]
+
+    def load(self, waiting):
+        """How many were answered, each on its own, after all of their images were loaded at once."""
+        entered, began = len(waiting), time.monotonic()
         try:
-            self.backpressure.wait_for_room()
+            entered = self.backpressure.enter(len(waiting))
             began = time.monotonic()
-            results = self.loader.load_requests([self.unpack(request) for request in requests])
-            self.backpressure.admit(sum(len(result) for result in results if not isinstance(result, InvalidInput)))
-            seconds = time.monotonic() - began
+            with self.backpressure.at_work():
+                results = self.loader.load_requests([self.unpack(*each) for each in waiting[:entered]])
+            loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError))
+            self.backpressure.correct(loaded - entered)
         except Exception as exc:
-            results, seconds = [report(exc)] * len(requests), 0
-        responses = [self.respond(*each, seconds) for each in zip(requests, results, strict=True)]
+            results = [report(exc)] * entered
+        for (request, sender, _), result in zip(waiting, results, strict=False):
+            self.answer(request, sender, result, time.monotonic() - began)
         self.results.tell(self.journal)
-        return responses
+        return entered
 
-    def unpack(self, request):
-        names = ("image", "resize_mode", "pixels")
-        tensors = [pb_utils.get_input_tensor_by_name(request, name) for name in names]
-        image, mode, pixels = (tensor and tensor.as_numpy() for tensor in tensors)
-        images = [] if image is None else list(image.flat)
-        modes = [DEFAULT_RESIZE_MODE] * len(images) if mode is None else [m.decode(errors="replace") for m in mode.flat]
-        return Request(images, modes, pixels)
+    def unpack(self, request, _, patience):
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
+        return Request(images, [mode.decode(errors="replace") for mode in modes], tensors.get("pixels"), patience)
 
-    def respond(self, request, result, seconds):
+    def answer(self, request, sender, result, seconds):
+        try:
+            if not isinstance(result, BlipstreamError):
+                response = pb_utils.InferenceResponse([pb_utils.Tensor("pixels", result)])
+                self.journal.answer(id_of(request), len(result), seconds)
+        except Exception as exc:  # as where shared memory is full
+            result = report(exc)
         if isinstance(result, BlipstreamError):
             self.journal.refuse(id_of(request), result)
-            status = getattr(pb_utils.TritonError, result.status)
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), status))
-        self.journal.answer(id_of(request), len(result), seconds)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", result)])
+            error = pb_utils.TritonError(str(result), getattr(pb_utils.TritonError, result.status))
+            response = pb_utils.InferenceResponse(error=error)
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
