@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bound on the images between preprocess and decoder, so that no stage works for what a later one would refuse.
 
-Triton bounds each model's queue, but not what an ensemble has under way. Asked for more than it can do, its first stage
+Triton can bound a model's queue, but not what an ensemble has under way. Asked for more than it can do, its first stage
 would go on taking processors from its last for images that then find a queue full. So preprocess waits while enough
 images are on their way, and what comes meanwhile is refused at the door, at once and before any work on it. Enough is
 what decoders take up in ROOM_SECONDS, since it is in the first queue alone that whose time is over is dropped.
