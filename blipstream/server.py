@@ -47,10 +47,14 @@ ADMIN_HEADER = "blipstream-admin"  # over gRPC: triton-grpc-protocol-blipstream-
 NO_GPU = ("CudaDriverHelper", "unable to create stream")  # errors in every log where there is no GPU
 ZOMBIE, STOPPED = "Z", "T"  # in /proc/PID/stat: ended and not reaped; halted by a signal
 WORKING = "RD"  # running or about to; waiting for a disk
-# Encoder and decoder share the cores: a thread of one that spins while it waits keeps the other from working. On two
-# cores, this cost no captions under load and made a single one take 0.8 of the time that it takes at 200; at 20000,
-# there were 6 to 10 % fewer under load
-SPINNING = {"GOMP_SPINCOUNT": "2000"}
+DEFAULTS = {
+    # Encoder and decoder share the cores: a thread of one that spins while it waits keeps the other from working. On
+    # two cores, this cost no captions under load and made a single one take 0.8 of the time that it takes at 200; at
+    # 20000, there were 6 to 10 % fewer under load
+    "GOMP_SPINCOUNT": "2000",
+    # glibc keeps up to 64 MB that were freed in each heap, and would have eight heaps for each core
+    "MALLOC_ARENA_MAX": "2",
+}
 POLL_SECONDS = 0.1
 REAP_SECONDS = 1.0
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl.h
@@ -570,7 +574,7 @@ def _environment(installation: Installation) -> dict[str, str]:
         "LD_LIBRARY_PATH": installation.libraries,
     }
     return (
-        SPINNING
+        DEFAULTS
         | os.environ
         | {
             name: os.pathsep.join(filter(None, [*map(str, paths), os.environ.get(name, "")]))

@@ -122,6 +122,14 @@ def test_serves_and_stops(repository: Path) -> None:
     assert not log.exists()
 
 
+def test_environment_goes_before_our_defaults(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    with TritonServer(repository=repository, **ANY) as server:
+        environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in module._group(server.pid)]
+    assert len(environments) == 2  # of Triton and of the model's stub
+    assert all(b"GOMP_SPINCOUNT=7" in each and b"MALLOC_ARENA_MAX=2" in each for each in environments)
+
+
 @pytest.mark.full
 def test_two_servers_do_not_disturb_each_other(repository: Path, tmp_path: Path) -> None:
     log = tmp_path / "first.log"
