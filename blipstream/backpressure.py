@@ -25,7 +25,6 @@ IDLE_SECONDS = 0.5
 POLL_SECONDS = 0.02
 ROOM_SECONDS = 2.0  # of a decoder's work that may be under way
 LEAST_ROOM = 16  # images that may be at any pace: one batch of a CPU's encoder, and the next
-LEAST_SECONDS = 0.1  # to tell a pace from
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Backpressure:
     def _pace(self, taken: int) -> float:
         """Images a second that decoders took up of late, if by now they have taken so many."""
         now = time.monotonic()
-        pace = (taken - self._taken) / max(now - self._since, LEAST_SECONDS)
+        pace = (taken - self._taken) / max(now - self._since, ROOM_SECONDS)  # a batch of the encoder comes at once
         best = max(pace, self._last_pace)
         if now - self._since > ROOM_SECONDS:
             self._since, self._taken, self._last_pace = now, taken, pace

@@ -79,6 +79,19 @@ def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, monkeyp
     assert [preprocess.enter(1), preprocess.enter(1000)] == [1, LEAST_ROOM - 1]
 
 
+def test_a_batch_that_a_decoder_takes_up_at_once_tells_no_pace(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else ever larger ones would be under way, and with them the encoder's batches."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    preprocess = Backpressure()
+    preprocess.add_room(128)
+    assert preprocess.enter(1000) == LEAST_ROOM
+    for seconds in (9.9, 0.1) * 10:
+        now += seconds
+        preprocess.take(counts(path).under_way)
+        assert preprocess.enter(1000) == LEAST_ROOM
+
+
 def test_what_was_lost_is_under_way_no_more_once_nothing_is_at_work(path: Path) -> None:
     preprocess, encoder = Backpressure(), Backpressure()
     preprocess.add_room(8)
