@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +27,14 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def counts(path: Path) -> Counts:
     return Counts(*Counts.layout.unpack(path.read_bytes()))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Its `now` is the time."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
 
 
 @contextmanager
@@ -60,34 +69,30 @@ def test_what_comes_to_nothing_and_what_has_several_images_is_corrected(path: Pa
     assert counts(path).under_way == 0
 
 
-def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, clock: SimpleNamespace) -> None:
     """Whose time is over is dropped from the first queue alone, so little is to wait behind it where all is slow."""
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     preprocess = Backpressure()
     preprocess.add_room(128)
     assert preprocess.enter(1000) == LEAST_ROOM
     pace = 3 * LEAST_ROOM // int(ROOM_SECONDS)
     for _ in range(10):
-        now += 1.0
+        clock.now += 1.0
         preprocess.take(pace)
         preprocess.enter(pace)
     preprocess.enter(1000)
     assert 2 * LEAST_ROOM <= counts(path).under_way <= 4 * LEAST_ROOM
-    now += 3600  # of rest
+    clock.now += 3600  # of rest
     preprocess.take(counts(path).under_way)
     assert [preprocess.enter(1), preprocess.enter(1000)] == [1, LEAST_ROOM - 1]
 
 
-def test_a_batch_that_a_decoder_takes_up_at_once_tells_no_pace(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_a_decoder_takes_up_at_once_tells_no_pace(path: Path, clock: SimpleNamespace) -> None:
     """Else ever larger ones would be under way, and with them the encoder's batches."""
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     preprocess = Backpressure()
     preprocess.add_room(128)
     assert preprocess.enter(1000) == LEAST_ROOM
     for seconds in (9.9, 0.1) * 10:
-        now += seconds
+        clock.now += seconds
         preprocess.take(counts(path).under_way)
         assert preprocess.enter(1000) == LEAST_ROOM
 
