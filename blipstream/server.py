@@ -270,9 +270,18 @@ class TritonServer:
         return self._folder, self._log
 
     def wait_ready(self, timeout: float) -> None:
-        """Return once every model is ready; raise ServerError if that fails or takes too long."""
+        """Return once every model is ready; raise ServerError if that fails or takes too long.
+
+        Triton may abort while it loads Python models (triton-inference-server/tensorrtllm_backend, issue 349);
+        then it is started once more.
+        """
         deadline = time.monotonic() + timeout
+        started_again = False
         while True:
+            if not started_again and self._aborted():
+                self.kill()
+                self.start()
+                started_again = True
             self.check()
             if self._is_ready():
                 self.check()  # which remembers whose process is whose
@@ -319,9 +328,9 @@ class TritonServer:
         page = self._metrics()
         return _figures(page, "nv_inference_count") | _figures(page, COUNTER, 'result="ok"')
 
-    def pending(self) -> int:
-        """How many requests wait for a model."""
-        return sum(_figures(self._metrics(), "nv_inference_pending_request_count").values())
+    def pending(self) -> dict[str, int]:
+        """How many requests wait for each model; none if the server is dumb."""
+        return _figures(self._metrics(), "nv_inference_pending_request_count")
 
     def _metrics(self) -> str:
         try:
@@ -419,6 +428,10 @@ class TritonServer:
     def _exited(self) -> os.waitid_result | None:
         """How the server ended, or None while it runs. Leaves the process unreaped."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+    def _aborted(self) -> bool:
+        exited = self._exited()
+        return exited is not None and exited.si_code != os.CLD_EXITED and exited.si_status == signal.SIGABRT
 
     def _is_ready(self) -> bool:
         connection = http.client.HTTPConnection(_reachable(self._http_host), self.http_port, timeout=5)

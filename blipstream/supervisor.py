@@ -334,7 +334,9 @@ class Supervisor:
                 if straggler is None or straggler.doors != (door,):
                     straggler = Diagnosis.since(counts, door, awaited=True) if door else None
                     self.health.failing = ""
-                somebody_waits = diagnosis.silence >= IDLE_SECONDS and (diagnosis.work_came or self.server.pending())
+                somebody_waits = diagnosis.silence >= IDLE_SECONDS and (
+                    diagnosis.work_came or any(self.server.pending().values())
+                )
                 if diagnosis.neglect >= canary.pause or somebody_waits or straggler:
                     canary.send(counts, everywhere=diagnosis.silence >= canary.pause)
                     diagnosis.awaited = straggler is None

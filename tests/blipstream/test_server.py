@@ -52,6 +52,12 @@ class TritonPythonModel:
     def initialize(self, args):
         raise ArtifactError("no artifacts in 'here':\\nrun `make artifacts`")
 """
+ABORTING = """
+import os, signal
+with open(STARTS, "a") as starts:
+    starts.write("x")
+os.kill(os.getppid(), signal.SIGABRT)
+"""
 ANY: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 
 
@@ -164,6 +170,27 @@ def test_it_is_struck_as_a_whole_whenever_it_runs(repository: Path) -> None:
             server.check()
         server.strike()  # nobody else has its number yet
     server.strike()
+
+
+def test_it_is_started_again_where_it_aborts_once(repository: Path) -> None:
+    server = TritonServer(repository=repository, **ANY)
+    try:
+        server.start()
+        os.kill(first := server.pid, signal.SIGABRT)
+        server.wait_ready(server.ready_timeout)
+        assert server.pid != first
+        assert infer(server, [1]) == [2]
+    finally:
+        server.stop()
+
+
+def test_it_is_not_started_for_ever(repository: Path) -> None:
+    """A model ends it again and again."""
+    starts = repository.parent / "starts"
+    write_model(repository, "broken", ABORTING.replace("STARTS", repr(str(starts))))
+    with pytest.raises(ServerError, match="ended by signal 6"):
+        TritonServer(repository=repository, **ANY).__enter__()
+    assert starts.read_text() == "xx"
 
 
 def test_killed_stub_is_noticed(repository: Path) -> None:
