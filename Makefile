@@ -60,7 +60,7 @@ test: $(READY)
 	./tests/install-tools.sh
 	$(BIN)/pytest
 
-test-full: $(READY)  ## base and large in their real sizes; needs 12 GB of memory and a quarter of an hour
+test-full: $(READY)  ## real sizes, faults, a hundred thousand images; needs 12 GB of memory and half an hour
 	$(BIN)/pytest -m full
 
 lint: $(READY)
