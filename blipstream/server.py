@@ -487,7 +487,9 @@ class TritonServer:
             options["backend-directory"] = _lay_side_by_side(installation.python_backend, folder)
         if not Path("/dev/nvidiactl").exists():
             options["allow-gpu-metrics"] = "false"
-        return [*(f"--{name}={value}" for name, value in options.items()), *self._trace_options()]
+        given = (f"--{name}={value}" for name, value in options.items())
+        # else Triton loads each model twice: first to ask what its configuration lacks
+        return ["--disable-auto-complete-config", *given, *self._trace_options()]
 
     def _journal_environment(self) -> dict[str, str]:
         """What the models' journals are asked for."""
