@@ -52,10 +52,12 @@ class TritonPythonModel:
     def initialize(self, args):
         raise ArtifactError("no artifacts in 'here':\\nrun `make artifacts`")
 """
-ABORTING = """
-import os, signal
+COUNTED = """
 with open(STARTS, "a") as starts:
     starts.write("x")
+"""
+ABORTING = f"""{COUNTED}
+import os, signal
 os.kill(os.getppid(), signal.SIGABRT)
 """
 ANY: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
@@ -126,6 +128,13 @@ def test_serves_and_stops(repository: Path) -> None:
         assert log is not None
         assert "successfully loaded 'double'" in log.read_text()
     assert not log.exists()
+
+
+def test_each_model_is_loaded_once(repository: Path) -> None:
+    starts = repository.parent / "starts"
+    write_model(repository, "counted", COUNTED.replace("STARTS", repr(str(starts))) + DOUBLE)
+    with TritonServer(repository=repository, **ANY):
+        assert starts.read_text() == "x"
 
 
 def test_environment_goes_before_our_defaults(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
