@@ -21,6 +21,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
 
+LONGEST_EXCERPT = 60  # characters of what somebody sent, which may be a file
+
+
+def excerpt(text: object, most: int = LONGEST_EXCERPT) -> str:
+    """What a message repeats of something that came: one line of it, without its middle if it is long."""
+    words = str(text)
+    shown = " ".join(words.split())
+    return shown if len(shown) <= most else f"{shown[: most * 2 // 3]}...{shown[-(most // 3) :]}"
+
 
 class BlipstreamError(Exception):
     """Base of every error of this client; its text is one sentence."""
