@@ -36,7 +36,7 @@ class Proxy:
             with contextlib.suppress(OSError):
                 if reset:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it, which closes both ends
+                end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it, and with it the other one
 
     def stop(self) -> None:
         """Hang up and listen no more."""
@@ -47,10 +47,11 @@ class Proxy:
         for thread in self._threads:
             thread.join()
 
-    def _start(self, target: object, *arguments: object) -> None:
+    def _start(self, target: object, *arguments: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         while True:
@@ -74,8 +75,13 @@ class Proxy:
             self._ends += [near, far]
         if self._stopped.is_set():
             self.cut()
-        self._start(self._pass_on, near, far)
+        there = self._start(self._pass_on, near, far)
         self._pass_on(far, near)
+        # Closed only once nobody reads them: the next connection may get the same file descriptor, and a thread that is
+        # about to read would take the bytes of that one.
+        there.join()
+        near.close()
+        far.close()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -87,8 +93,7 @@ class Proxy:
                     sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RD)
-            end.close()
+                end.shutdown(socket.SHUT_RD)  # wakes the other thread
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images by URL: a real web server, and every way in which a URL could reach what it must not."""
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -15,7 +16,7 @@ import trustme
 from blipstream_client import Client, InvalidImage, RequestCancelled, _fetch
 from blipstream_client._fetch import fetch, is_public, is_url
 from blipstream_client._transport import Deadline
-from tests.client.proxy import proxy
+from tests.client.proxy import RESET, proxy
 from tests.client.test_failures import texts
 from tests.client.tiny_triton import TinyTriton
 
@@ -162,6 +163,38 @@ def test_https_checks_the_certificate_of_the_name(web: Web, monkeypatch: pytest.
         assert get(f"https://right.example:{running.port}/a.jpg") == b"12345"
         with pytest.raises(InvalidImage, match=r"(?i)certificate verify failed") as caught:
             get(f"https://wrong.example:{running.port}/a.jpg")
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def test_a_certificate_is_judged_though_its_server_resets_the_connection(
+    version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.maximum_version = version
+    authority.issue_cert("right.example").configure_cert(context)
+
+    def show_certificate_and_reset() -> None:
+        connection, _ = listener.accept()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        handshake = context.wrap_bio(incoming, outgoing, server_side=True)
+        while not outgoing.pending:
+            incoming.write(connection.recv(1 << 16))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                handshake.do_handshake()
+        connection.sendall(outgoing.read())
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=show_certificate_and_reset)
+        server.start()
+        with pytest.raises(InvalidImage, match=r"(?i)certificate is not valid for '127\.0\.0\.1'") as caught:
+            get(f"https://127.0.0.1:{listener.getsockname()[1]}/a.jpg")
+        server.join()
     assert not caught.value.transient
 
 
