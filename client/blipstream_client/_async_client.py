@@ -35,7 +35,7 @@ class AsyncClient(BaseClient):
 
     async def aclose(self) -> None:
         """Hang up. Requests that other tasks wait for end with RequestCancelled."""
-        self._closed.set()
+        self._hang_up()
         if self._line is not None:
             await self._line.aclose()
 

@@ -35,7 +35,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Hang up. Requests that other threads wait for end with RequestCancelled."""
-        self._closed.set()
+        self._hang_up()
         self._line.close()
 
     def is_ready(self) -> bool:
