@@ -385,8 +385,10 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
     log, mute = tmp_path / "triton.log", tmp_path / "mute"
     model = repository / "caption" / "1" / "model.py"
     until_it_starts_again = f"import os\nif os.path.exists({str(mute)!r}):\n    os.remove({str(mute)!r})\n"
-    words = f"'' if os.path.exists({str(mute)!r}) else f"
-    model.write_text(until_it_starts_again + model.read_text().replace("np.array([[f", f"np.array([[{words}"))
+    nothing_while_mute = f"'' if os.path.exists({str(mute)!r}) else f"
+    model.write_text(
+        until_it_starts_again + model.read_text().replace("np.array([[f", f"np.array([[{nothing_while_mute}")
+    )
     with serving(tmp_path, f"--repository={repository}", "--config=toy", f"--log={log}") as (process, lines):
         words = lines[0].replace(",", "").split()
         url = next(word for word in words if word.startswith("grpc://"))
