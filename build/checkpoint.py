@@ -41,7 +41,7 @@ class Checkpoint:
         inspection.check_folder(folder, name)
         lender = _folder(processor, SETTINGS) if processor else None
         if lender:
-            inspection.check_pointers(lender)
+            inspection.check_files(lender)
         files = _files(folder, SETTINGS + WEIGHTS) + (_files(lender, SETTINGS) if lender else [])
         tokenizer, image_processor = (find(folder) for find in (_tokenizer, _image_processor))
         if lender and tokenizer and image_processor:
@@ -149,7 +149,7 @@ def _folder(name: str, patterns: tuple[str, ...]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
         raise ArtifactError(
             f"there is no folder {name}, and it could not be downloaded from the Hugging Face hub: "
-            "check the name and the network, or download it elsewhere and give its folder"
+            "check the name, the network and, if it is private, HF_TOKEN, or download it elsewhere and give its folder"
         ) from exc
 
 
@@ -183,8 +183,11 @@ def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 def _hash(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        try:
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        except OSError as exc:
+            raise ArtifactError(f"{path} cannot be read: {exc.strerror}") from exc
     return digest.hexdigest()
 
 

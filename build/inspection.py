@@ -42,7 +42,7 @@ READ_BACK_WORDS = 200
 
 def check_folder(folder: Path, name: str) -> None:
     """Whether a folder holds a whole BLIP captioner, as far as can be seen without loading it."""
-    check_pointers(folder)
+    check_files(folder)
     if (folder / ADAPTER).exists():
         raise ArtifactError(
             f"{name} is an adapter (it has {ADAPTER}), where a whole model is expected: merge it into its base by "
@@ -62,9 +62,11 @@ def check_folder(folder: Path, name: str) -> None:
         _check_whole(path)
 
 
-def check_pointers(folder: Path) -> None:
-    """Whether a clone has its large files."""
+def check_files(folder: Path) -> None:
+    """Whether all files are there themselves, not what stands for them in a clone or a cache."""
     for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists():
+            raise ArtifactError(f"{path} is a link to nothing: copy or download the file itself")
         if path.is_file() and _begins_with(path, LFS_POINTER):
             raise ArtifactError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
 
@@ -315,8 +317,11 @@ def _anew() -> str:
 
 
 def _begins_with(path: Path, start: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(start)) == start
+    try:
+        with path.open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError:  # whether that matters, its reader tells
+        return False
 
 
 def _some(names: Sequence[str]) -> str:

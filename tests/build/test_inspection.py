@@ -222,6 +222,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "config.json").write_text("{"),
         "config.json cannot be read as JSON (Expecting",
     ),
+    "a link to nothing": (
+        lambda folder: (remove(folder, WEIGHTS), (folder / WEIGHTS).symlink_to("gone")),
+        "{folder}/model.safetensors is a link to nothing: copy or download the file itself",
+    ),
+    "a folder for a file": (
+        lambda folder: (folder / "more.json").mkdir(),
+        "{folder}/more.json cannot be read: Is a directory",
+    ),
     # weights
     "no weights": (
         lambda folder: remove(folder, WEIGHTS),
@@ -396,6 +404,26 @@ def test_sound_in_other_forms(checkpoint: Path) -> None:
     assert len(found.load_tokenizer(model)) == 478
     config = found.config(model, "f32")
     assert (config.vision.image_size, config.vision.image_mean[0]) == (192, 0.48145466)
+
+
+def test_sound_as_the_real_ones_have_it(checkpoint: Path) -> None:
+    """An image processor in a file of its own, of an older transformers, with fields that are nobody's any more."""
+    fields = json.loads((checkpoint / "processor_config.json").read_text())["image_processor"]
+    del fields["do_convert_rgb"]
+    older = {"do_pad": True, "size_divisor": 32, "processor_class": "BlipProcessor"}
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(fields | older))
+    (checkpoint / "processor_config.json").write_text('{"processor_class": "BlipProcessor"}')
+    vocabulary = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
+    (checkpoint / "vocab.txt").write_text(
+        "".join(f"{word}\n" for word in sorted(vocabulary, key=vocabulary.__getitem__))
+    )
+    remove(checkpoint, "tokenizer.json")
+    found = Checkpoint.find(str(checkpoint))
+    assert found.image_processor == checkpoint / "preprocessor_config.json"
+    assert found.tokenizer == checkpoint / "vocab.txt"
+    model = found.load_model()
+    assert found.load_tokenizer(model).get_vocab() == vocabulary | {"[DEC]": 476, "[ENC]": 477}
+    assert found.config(model, "f32").vision.image_size == 192
 
 
 def test_other_parts_of_blip_do_no_harm(checkpoint: Path) -> None:
