@@ -40,9 +40,9 @@ class Checkpoint:
         folder = _folder(name, SETTINGS + WEIGHTS)
         inspection.check_folder(folder, name)
         lender = _folder(processor, SETTINGS) if processor else None
-        if lender:
-            inspection.check_files(lender)
-        files = _files(folder, SETTINGS + WEIGHTS) + (_files(lender, SETTINGS) if lender else [])
+        lent = _files(lender, SETTINGS) if lender else []
+        for path in lent:
+            inspection.check_is_itself(path)
         tokenizer, image_processor = (find(folder) for find in (_tokenizer, _image_processor))
         if lender and tokenizer and image_processor:
             raise ArtifactError(f"{name} has a tokenizer and an image processor of its own: leave out --processor")
@@ -52,7 +52,7 @@ class Checkpoint:
             tokenizer or _borrow(_tokenizer, lender, f"{processor or name} has no tokenizer ({', '.join(TOKENIZER)})"),
             image_processor
             or _borrow(_image_processor, lender, f"{processor or name} has no image processor ({IMAGE_PROCESSOR[1]})"),
-            _hash(files),
+            _hash(_files(folder, SETTINGS + WEIGHTS) + lent),
         )
 
     def load_model(self) -> BlipForConditionalGeneration:
@@ -177,17 +177,14 @@ def _borrow(find: Callable[[Path], Path | None], lender: Path | None, lack: str)
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
 
 
 def _hash(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        try:
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-        except OSError as exc:
-            raise ArtifactError(f"{path} cannot be read: {exc.strerror}") from exc
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ So these are judged by what is known of BLIP, never by transformers' say. All ra
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ READ_BACK_WORDS = 200
 
 def check_folder(folder: Path, name: str) -> None:
     """Whether a folder holds a whole BLIP captioner, as far as can be seen without loading it."""
-    check_files(folder)
+    for path in _files(folder, ".json", ".txt"):
+        check_is_itself(path)
     if (folder / ADAPTER).exists():
         raise ArtifactError(
             f"{name} is an adapter (it has {ADAPTER}), where a whole model is expected: merge it into its base by "
@@ -62,13 +64,15 @@ def check_folder(folder: Path, name: str) -> None:
         _check_whole(path)
 
 
-def check_files(folder: Path) -> None:
-    """Whether all files are there themselves, not what stands for them in a clone or a cache."""
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() and not path.exists():
-            raise ArtifactError(f"{path} is a link to nothing: copy or download the file itself")
-        if path.is_file() and _begins_with(path, LFS_POINTER):
-            raise ArtifactError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
+def check_is_itself(path: Path) -> None:
+    """Whether a file is there, not what stands for it in a clone or a cache."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError as exc:
+        raise ArtifactError(f"{path} cannot be read: {exc.strerror}") from exc
+    if start == LFS_POINTER:
+        raise ArtifactError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
 
 
 def read_settings(folder: Path, name: str) -> dict[str, Any]:
@@ -77,15 +81,10 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         within = sorted(each.parent.name for each in folder.glob(f"*/{SETTINGS}"))
         pickles = _pickles(folder)
-        raise ArtifactError(
-            f"{name} is no checkpoint: {folder} has no {SETTINGS}"
-            + (
-                f", but {_some(within)} in it {'have' if len(within) > 1 else 'has'}: give one of them"
-                if within
-                else ""
-            )
-            + (f", only {_some(pickles)}: {_anew()}" if pickles and not within else "")
-        )
+        hint = f", only folders that have one ({_some(within)}): give one of these" if within else ""
+        if pickles and not within:
+            hint = f", only {_some(pickles)}: {_anew()}"
+        raise ArtifactError(f"{name} is no checkpoint: {folder} has no {SETTINGS}{hint}")
     return read_json(path)
 
 
@@ -113,7 +112,7 @@ def check_is_no_file(name: str) -> None:
 
 def _weights(folder: Path, name: str) -> Iterable[Path]:
     """The files that transformers would read them from."""
-    if (folder / WEIGHTS).exists():
+    if os.path.lexists(folder / WEIGHTS):  # a link to nothing is told as such
         return [folder / WEIGHTS]
     if (folder / SHARDS).exists():
         shards = read_json(folder / SHARDS).get("weight_map")
@@ -126,17 +125,17 @@ def _weights(folder: Path, name: str) -> Iterable[Path]:
                 f"{name} lacks {_some(missing)}, of the {len(files)} files that {SHARDS} names: copy or download them"
             )
         return sorted(files)
-    others = [path.name for path in sorted(folder.glob("*.safetensors"))]
-    pickles = _pickles(folder)
-    raise ArtifactError(
-        f"{name} has no weights: expected {WEIGHTS} in {folder}"
-        + (f", not {_some(others)}: give it that name if it holds the whole model" if others else "")
-        + (f", not {_some(pickles)}: {_anew()}" if pickles and not others else "")
-        + ("" if others or pickles else "; save them anew by save_pretrained()")
-    )
+    others, pickles = [path.name for path in _files(folder, ".safetensors")], _pickles(folder)
+    hint = "; save them anew by save_pretrained()"
+    if others:
+        hint = f", not {_some(others)}: give it that name if it holds the whole model"
+    elif pickles:
+        hint = f", not {_some(pickles)}: {_anew()}"
+    raise ArtifactError(f"{name} has no weights: expected {WEIGHTS} in {folder}{hint}")
 
 
 def _check_whole(path: Path) -> None:
+    check_is_itself(path)
     try:
         with safe_open(path, "pt"):
             pass
@@ -305,8 +304,11 @@ def _is_share(value: object, key: str) -> bool:
 
 def _pickles(folder: Path) -> list[str]:
     """Files that may hold weights in a form that could run code."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    return [name for name in names if not name.startswith(TRAINERS)]
+    return [path.name for path in _files(folder, *PICKLES) if not path.name.startswith(TRAINERS)]
+
+
+def _files(folder: Path, *suffixes: str) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
 
 
 def _anew() -> str:
@@ -314,14 +316,6 @@ def _anew() -> str:
         f"a pickle could run anything, so if you trust it, write it anew by save_pretrained() of {CAPTIONER}, "
         "or, if it is of BLIP's authors, by transformers' convert_blip_original_pytorch_to_hf.py"
     )
-
-
-def _begins_with(path: Path, start: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(start)) == start
-    except OSError:  # whether that matters, its reader tells
-        return False
 
 
 def _some(names: Sequence[str]) -> str:

@@ -194,7 +194,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "{folder}/model.safetensors is a Git LFS pointer, not the file itself: run `git lfs pull`",
     ),
     "LFS tokenizer": (as_pointer("tokenizer.json"), "{folder}/tokenizer.json is a Git LFS pointer"),
-    "runs within": (within, "{folder} has no config.json, but checkpoint-1000, checkpoint-500 in it have: give one of"),
+    "runs within": (
+        within,
+        "{folder} has no config.json, only folders that have one (checkpoint-1000, checkpoint-500): give",
+    ),
     "blip-2": (
         lambda folder: edit(
             folder / "config.json", architectures=["Blip2ForConditionalGeneration"], model_type="blip-2"
@@ -224,7 +227,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a link to nothing": (
         lambda folder: (remove(folder, WEIGHTS), (folder / WEIGHTS).symlink_to("gone")),
-        "{folder}/model.safetensors is a link to nothing: copy or download the file itself",
+        "{folder}/model.safetensors cannot be read: No such file or directory",
     ),
     "a folder for a file": (
         lambda folder: (folder / "more.json").mkdir(),
@@ -398,6 +401,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 def test_sound_in_other_forms(checkpoint: Path) -> None:
     """What is missing or differs without harm: shards, a size in one number, BLIP's own mean, other heads' weights."""
     shard(checkpoint)
+    as_pointer("pytorch_model.bin")(checkpoint)  # of a clone that fetched what it needs
     edit_processor(checkpoint, size=192, image_mean=None, image_processor_type=None)
     found = Checkpoint.find(str(checkpoint))
     model = found.load_model()
