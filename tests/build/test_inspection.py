@@ -107,6 +107,11 @@ def as_pointer(name: str) -> Callable[[Path], None]:
     return spoil
 
 
+def link_to_nothing(folder: Path) -> None:
+    remove(folder, WEIGHTS)
+    (folder / WEIGHTS).symlink_to("gone")
+
+
 def cut(folder: Path) -> None:
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
@@ -226,7 +231,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "config.json cannot be read as JSON (Expecting",
     ),
     "a link to nothing": (
-        lambda folder: (remove(folder, WEIGHTS), (folder / WEIGHTS).symlink_to("gone")),
+        link_to_nothing,
         "{folder}/model.safetensors cannot be read: No such file or directory",
     ),
     "a folder for a file": (
