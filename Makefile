@@ -12,6 +12,8 @@ REPOSITORY ?= model_repository
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+# quoted by the shell, so that names may have spaces and quotes in them
+export CHECKPOINT REPOSITORY PROCESSOR
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -31,21 +33,22 @@ $(READY): $(LOCKS) pyproject.toml client/pyproject.toml install-system-packages.
 	touch $@
 
 build: $(READY)  ## checkpoint to artifacts
-	$(BIN)/python build/build_repository.py --checkpoint $(CHECKPOINT) --config $(CONFIG) --repository $(REPOSITORY)
+	$(BIN)/python build/build_repository.py --checkpoint "$$CHECKPOINT" --config $(CONFIG) --repository "$$REPOSITORY" \
+		$(if $(PROCESSOR),--processor "$$PROCESSOR")
 
 demo: $(READY)  ## caption the sample images through a real Triton server, and show them
 	$(BIN)/python build/build_repository.py --checkpoint build/demo/checkpoint
 	$(BIN)/python build/demo/demo.py
 
 serve: build  ## until Ctrl-C
-	@exec $(BIN)/python -m blipstream.serve --repository $(REPOSITORY) --config $(CONFIG) \
+	@exec $(BIN)/python -m blipstream.serve --repository "$$REPOSITORY" --config $(CONFIG) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
 
 bench: $(READY)  ## transformers, the engine and Triton, side by side
 	$(BIN)/python loadtest/bench.py --device $(DEVICE)
 
 loadtest: $(if $(HOST),$(READY),build)  ## Locust against HOST, or a server of its own, and a report
-	$(BIN)/python loadtest/load.py --repository $(REPOSITORY) --config $(CONFIG) \
+	$(BIN)/python loadtest/load.py --repository "$$REPOSITORY" --config $(CONFIG) \
 		$(if $(HOST),--host $(HOST)) $(if $(SHAPE),--shape $(SHAPE)) $(if $(USERS),--users $(USERS)) \
 		$(if $(DURATION),--duration $(DURATION)) $(if $(RATE),--rate $(RATE)) $(if $(MIX),--mix $(MIX)) \
 		$(if $(WORKERS),--workers $(WORKERS)) $(if $(NAME),--name $(NAME)) \
@@ -53,7 +56,7 @@ loadtest: $(if $(HOST),$(READY),build)  ## Locust against HOST, or a server of i
 		$(if $(SLO_MIN_RPS),--min-rps $(SLO_MIN_RPS))
 
 tune: build  ## the batching settings that answer most requests a second within SLO_P95_MS
-	$(BIN)/python loadtest/tune.py --repository $(REPOSITORY) --config $(CONFIG) --p95-ms $(or $(SLO_P95_MS),500) \
+	$(BIN)/python loadtest/tune.py --repository "$$REPOSITORY" --config $(CONFIG) --p95-ms $(or $(SLO_P95_MS),500) \
 		$(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(MIX)) $(if $(NAME),--name $(NAME))
 
 test: $(READY)

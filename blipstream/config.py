@@ -2,6 +2,8 @@
 """The config.json that lies beside every artifact: all that a loader needs to know of the checkpoint."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,8 @@ from blipstream.errors import ArtifactError
 
 CONFIG_NAME = "config.json"
 BUILD_HINT = "build it with `make build`"
+# in a model repository, below the folder of a version; an encoder has one for each runtime
+ARTIFACTS = {"preprocess": "artifact", "encoder": "[!.]*", "decoder": "artifact"}
 
 DType = Literal["auto", "bf16", "f16", "f32"]
 
@@ -50,10 +54,15 @@ class CheckpointConfig:
     """A BLIP captioner: where it came from and what it is made of."""
 
     checkpoint: str  # hub name or folder name
-    revision: str  # hash of the weights and settings
+    revision: str  # hash of the weights and settings, and of the tokenizer and processor that it was given
     dtype: DType  # what to compute in; auto: f16 on a GPU, bf16 where the processor has it, else f32
     vision: VisionConfig
     text: TextConfig
+
+    @property
+    def origin(self) -> str:
+        """Which checkpoint it was, for people."""
+        return f"{self.checkpoint}@{self.revision[:12]}"
 
     def save(self, folder: Path, **extra: object) -> None:
         """Write config.json into `folder`; `extra` is for readers other than `load`."""
@@ -80,3 +89,29 @@ class CheckpointConfig:
             raise ArtifactError(f"there is no artifact in {folder}: {BUILD_HINT}") from exc
         except (KeyError, TypeError, ValueError) as exc:
             raise ArtifactError(f"{path} is not one that this version writes: {BUILD_HINT}") from exc
+
+
+def of_one_checkpoint(folder: Path) -> Path:
+    """A model's artifact, once it is known to be of the same checkpoint as those of the models around it.
+
+    Raises ArtifactError where they are of two: their shapes may fit, and captions would be nonsense. A model that is
+    not there, as where Triton fetches each from an object store to a place of its own, is not asked. Nor is an encoder
+    of another runtime, as long as one fits.
+    """
+    config, version = CheckpointConfig.load(folder), folder.parent
+    for model, artifacts in ARTIFACTS.items():
+        around = version.parents[1] / model / version.name
+        others = list(_readable(around, artifacts)) if around != version else []
+        if others and config.revision not in {other.revision for other in others}:
+            raise ArtifactError(
+                f"{version.parent.name} was built from {config.origin} and {model} from {others[0].origin}, where one "
+                f"checkpoint is expected in {version.parents[1]}: {BUILD_HINT}, or wait until that is done"
+            )
+    return folder
+
+
+def _readable(version: Path, artifacts: str) -> Iterator[CheckpointConfig]:
+    """What is not, its own model tells."""
+    for path in sorted(version.glob(f"{artifacts}/{CONFIG_NAME}")):
+        with suppress(ArtifactError):
+            yield CheckpointConfig.load(path.parent)

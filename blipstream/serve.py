@@ -24,6 +24,7 @@ from typing import NoReturn
 import click
 
 import blipstream_client
+from blipstream.config import BUILD_HINT
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.health import Health, HealthServer
 from blipstream.server import ROOT, TritonServer, adopt_orphans
@@ -172,9 +173,11 @@ def check_serves(server: TritonServer) -> None:
     """Caption one image over gRPC: models may be ready and yet fail."""
     try:
         with blipstream_client.Client(server.own_url) as client:
-            client.caption(picture())
+            text = client.caption(picture()).text
     except blipstream_client.BlipstreamError as error:
         raise ServerError(f"the server is ready, but its first caption failed: {error}") from error
+    if not text.strip():
+        raise ServerError(f"the server is ready, but its first caption is empty: {BUILD_HINT}")
 
 
 def welcome(server: TritonServer, health_port: int) -> str:

@@ -42,6 +42,7 @@ STEADY_SECONDS = 60.0  # of service, after which a fault is not the next in a ro
 # That the clock may go ahead: by it, Triton waits a second for a model's process to say that it lives, which that does
 # every 0.3 seconds. One that is given up too soon answers nevertheless, and who asks next takes that for their answer
 STEP_SECONDS = 0.25
+EMPTY = "its caption is empty"  # which is none, as where tokens have lost their words
 HALF_WELL_SECONDS = 600.0  # from one restart for a single door to the next: the other serves meanwhile
 SUBJECTS: dict[tuple[str, ...], str] = {
     (CAPTIONS,): "caption came out, though streams did,",
@@ -177,6 +178,7 @@ class Canary:
         self._asked: dict[str, Future[None]] = {}
         self._answers: dict[str, str | None] = {}  # empty: a caption; None: not back, or nothing that tells a fault
         self._seconds: dict[str, float] = {}  # that the last answer took
+        self._empty: Counter[str] = Counter()  # answers so far without a word, by door
 
     @property
     def refusal(self) -> str:
@@ -196,6 +198,10 @@ class Canary:
     def pause(self) -> float:
         """Seconds without a caption after which a door is tried."""
         return min(max(IDLE_SECONDS, sum(self._seconds.values()) / CANARY_SHARE), LONG_IDLE_SECONDS)
+
+    def with_words(self, counts: dict[str, int]) -> dict[str, int]:
+        """Inferences of each model, less those that it knows to have come out empty."""
+        return {model: count - self._empty[model] for model, count in counts.items()}
 
     def send(self, models: Container[str], *, everywhere: bool = False) -> None:
         """Ask a server of these models, at those doors that refuse or at all, unless a question is still open."""
@@ -223,13 +229,15 @@ class Canary:
     def _answer(self, door: str) -> str:
         try:
             if door == STREAMS:
-                for _ in self._client.stream(picture(), max_tokens=1):
-                    pass
+                text = "".join(piece.text for piece in self._client.stream(picture(), max_tokens=1))
             else:
-                self._client.caption(picture(), max_tokens=1)
+                text = self._client.caption(picture(), max_tokens=1).text
         except (blipstream_client.ServerError, blipstream_client.ModelNotReady) as error:
             return str(error)
-        return ""
+        if text.strip():
+            return ""
+        self._empty[door] += 1
+        return EMPTY
 
 
 def picture() -> bytes:
@@ -313,7 +321,8 @@ class Supervisor:
                     died = Fault("process_died" if self.server.is_alive else "server_died", str(error))
                     return self._step or died
                 stopped, awaited = self.server.stopped(), diagnosis.awaited or straggler is not None
-                counts = {} if stopped else self.server.counts()  # which a halted server would keep us waiting for
+                # which a halted server would keep us waiting for
+                counts = {} if stopped else canary.with_words(self.server.counts())
                 working = self.server.working() if awaited else frozenset()  # which costs more than the rest
                 look = Look(counts, working, stopped, canary.refusal)
                 last, at = at, time.monotonic()

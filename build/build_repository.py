@@ -24,7 +24,7 @@ from blipstream.encoders import load_encoder
 from blipstream.encoders.tensorrt import ONNX_NAME, PLAN_NAME
 from blipstream.engine import load_engine
 from blipstream.errors import ArtifactError, BlipstreamError
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, check_is_text
 from encoder_config import write_encoder_config
 from ensemble_config import write_ensemble_configs
 from export import export_decoder, export_openvino, export_torch
@@ -57,13 +57,15 @@ CONFIGS = {
         "tensorrt", "cuda", "onnx", export_tensorrt, ("build/onnx_export.py", "build/tensorrt_compile.py")
     ),
 }
-# a change in any of them makes artifacts stale
+# a change in any of them makes artifacts stale: what they compute, and what was asked of them
 SOURCES = (
     "blipstream/config.py",
     "blipstream/vision.py",
     "blipstream/decoder.py",
     "build/convert.py",
     "build/export.py",
+    "build/inspection.py",
+    "build/verify.py",
 )
 SAMPLES = ROOT / "build" / "demo" / "samples"
 TIMING_CACHE = "tensorrt-timing.cache"  # beside the artifact, to outlive it
@@ -93,15 +95,20 @@ def build(
     config: str = "cpu",
     plan_options: PlanOptions | None = None,
     *,
+    processor: str | None = None,
     force: bool = False,
 ) -> None:
     """Build what is stale, verify it, and only then install it. `plan_options` are for the configuration `tensorrt`.
 
+    `processor` names where the tokenizer and the image processor are, if the checkpoint lacks one.
+
     Raises ArtifactError where the checkpoint is no captioner, or what was built of it is off.
     """
+    for given in (name, str(repository), processor or ""):
+        check_is_text(given)
     chosen = CONFIGS[config]
     resolve(dtype, chosen.device)
-    checkpoint = Checkpoint.find(name)
+    checkpoint = Checkpoint.find(name, processor)
     plan = _plan(checkpoint, chosen, dtype, plan_options)
     artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
     stale = {model: artifact for model, artifact in artifacts.items() if force or not artifact.is_current()}
@@ -133,6 +140,7 @@ def _renew(
     """Export and compile what is stale, compare all with transformers, and install it."""
     with _stage(f"loading {checkpoint.name}"):
         model = checkpoint.load_model()
+        tokenizer = checkpoint.load_tokenizer(model)
         settings = checkpoint.config(model, dtype)
     with ExitStack() as stack:
         folders = {name: artifact.folder for name, artifact in artifacts.items()}
@@ -142,7 +150,7 @@ def _renew(
                 if model_name == "encoder":
                     chosen.export(model, settings, folder)
                 elif model_name == "decoder":
-                    export_decoder(model, checkpoint.load_tokenizer(), settings, folder)
+                    export_decoder(model, tokenizer, settings, folder)
             extra: dict[str, Any] = {FINGERPRINT: artifact.fingerprint}
             if plan and model_name == "encoder":
                 click.echo(f"compiling it with {plan.compiler} for {plan.target}")
@@ -159,8 +167,8 @@ def _renew(
         if device != chosen.device:
             click.echo("  there is no GPU here: compared on the CPU, in f32")
         _show(report)
-        if not report.passed:
-            raise ArtifactError("what was built is too far from transformers: nothing was installed")
+        if report.fault:
+            raise ArtifactError(f"{report.fault}: nothing was installed")
         for model_name, artifact in stale.items():
             artifact.install(folders[model_name])
 
@@ -180,7 +188,11 @@ def _plan(checkpoint: Checkpoint, config: Config, dtype: DType, options: PlanOpt
 def _stage(what: str) -> Iterator[None]:
     click.echo(f"{what} ... ", nl=False)
     began = time.monotonic()
-    yield
+    try:
+        yield
+    except BaseException:
+        click.echo("failed")
+        raise
     click.echo(f"{time.monotonic() - began:.1f} s")
 
 
@@ -190,11 +202,12 @@ def _show(report: Report) -> None:
             f"  {stage.name:10} {stage.dtype:4}  max error {stage.maximum:.1e}  "
             f"relative error {stage.relative:.1e}  allowed {stage.tolerance:.0e}"
         )
-    equal = sum(ours == theirs for ours, theirs in report.captions)
+    equal = sum(caption.ours == caption.theirs for caption in report.captions)
     click.echo(f"  captions   {equal} of {len(report.captions)} equal transformers'")
-    for ours, theirs in report.captions:
-        if ours != theirs:
-            click.echo(f"    {ours!r} instead of {theirs!r}")
+    for image, ours, theirs in report.captions:
+        click.echo(f"    {image}: {ours!r}" + (f" instead of {theirs!r}" if ours != theirs else ""))
+    if report.is_monotonous:
+        click.echo("    one caption for all: if the checkpoint knows what it sees, these should differ")
 
 
 DEFAULTS = PlanOptions()
@@ -202,6 +215,11 @@ DEFAULTS = PlanOptions()
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Run through `make build` as well.")
 @click.option("--checkpoint", required=True, help="Hub name, or folder, of a BLIP captioner.")
+@click.option(
+    "--processor",
+    envvar="BLIPSTREAM_PROCESSOR",
+    help="Hub name, or folder, to take tokenizer and image processor from, if the checkpoint lacks one.",
+)
 @click.option(
     "--config",
     type=click.Choice(list(CONFIGS)),
@@ -240,6 +258,7 @@ DEFAULTS = PlanOptions()
 @click.option("--force", is_flag=True, help="Build what is up to date, too.")
 def main(
     checkpoint: str,
+    processor: str | None,
     config: str,
     dtype: DType,
     repository: Path,
@@ -248,9 +267,10 @@ def main(
 ) -> None:
     """Turn a BLIP checkpoint into the artifacts that the models of a repository load, and verify them."""
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what it warns of, we check
     torch.set_grad_enabled(False)
     try:
-        build(checkpoint, dtype, repository, config, PlanOptions(**plan_options), force=force)
+        build(checkpoint, dtype, repository, config, PlanOptions(**plan_options), processor=processor, force=force)
     except BlipstreamError as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(1)

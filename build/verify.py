@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,17 +52,42 @@ class Stage:
         return TOLERANCE[self.name][self.dtype]
 
 
+class Captions(NamedTuple):
+    """What was said of an image."""
+
+    image: str
+    ours: str
+    theirs: str
+
+
 @dataclass(frozen=True)
 class Report:
     """What a verification found."""
 
     stages: list[Stage]
-    captions: list[tuple[str, str]]  # ours, transformers'
+    captions: list[Captions]  # of the samples
+    first_word: str  # what comes first of a plain picture, which is all that health checks ask a server for
 
     @property
-    def passed(self) -> bool:
-        """Every stage within its tolerance. In bf16 a near tie may change a caption: it is shown, not judged."""
-        return all(stage.relative <= stage.tolerance for stage in self.stages)
+    def fault(self) -> str:
+        """Why this may not be served; empty: it may.
+
+        A stage may be off, or both be wrong alike: an empty caption is none. In bf16 a near tie may change a caption:
+        that is shown, not judged.
+        """
+        if any(not stage.relative <= stage.tolerance for stage in self.stages):  # what is no number is not within it
+            return "what was built is too far from transformers"
+        silent = [each.image for each in self.captions if not (each.ours.strip() and each.theirs.strip())]
+        if silent:
+            return f"it has no words for {len(silent)} of {len(self.captions)} samples, such as {silent[0]}"
+        if not self.first_word.strip():
+            return "it has no word for a plain picture, for which health checks ask"
+        return ""
+
+    @property
+    def is_monotonous(self) -> bool:
+        """Whether all samples got one caption, as they may from a checkpoint of a narrow field, or an untrained one."""
+        return len({each.ours for each in self.captions}) == 1 < len(self.captions)
 
 
 @torch.inference_mode()
@@ -75,7 +101,7 @@ def verify(
     """Caption `images` by the artifacts and by transformers in f32, comparing after each stage."""
     text = engine.config.text
 
-    processor = checkpoint.load_image_processor()
+    processor = checkpoint.load_image_processor(model)
     pictures = [Image.open(path) for path in images]
     resized = processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
     pixels = np.stack([load_pixels(path.read_bytes(), engine.config.vision.image_size) for path in images])
@@ -91,7 +117,9 @@ def verify(
 
     options = DecodingOptions()
     requests = [engine.request(embed, options) for embed in our_embeds.half()]
-    engine.generate(requests)
+    plain = torch.as_tensor(encoder.encode(np.full_like(pixels[:1], 128))).cpu().half()
+    first_word = engine.request(plain[0], DecodingOptions(max_tokens=1))
+    engine.generate([*requests, first_word])
     tokens = model.text_decoder.generate(
         input_ids=start,
         encoder_hidden_states=embeds.float(),
@@ -100,12 +128,16 @@ def verify(
         max_new_tokens=options.max_tokens,
         do_sample=False,
     )
-    captions = checkpoint.load_tokenizer().batch_decode(tokens, skip_special_tokens=True)
+    captions = checkpoint.load_tokenizer(model).batch_decode(tokens, skip_special_tokens=True)
     return Report(
         [
             Stage("preprocess", "u8", torch.from_numpy(pixels).permute(0, 3, 1, 2), resized),
             Stage("encoder", encoder.dtype, our_embeds, their_embeds),
             Stage("decoder", engine.dtype, our_logits, their_logits),
         ],
-        [(request.captions[0].text, caption) for request, caption in zip(requests, captions, strict=True)],
+        [
+            Captions(path.name, request.captions[0].text, caption)
+            for path, request, caption in zip(images, requests, captions, strict=True)
+        ],
+        first_word.captions[0].text,
     )

@@ -31,9 +31,12 @@ def main(url: str, health_url: str, level: str, timeout: float) -> None:
         return
     try:
         with Client(url, timeout=timeout) as client:
-            click.echo(first_caption(client, time.monotonic() + timeout).text)
+            text = first_caption(client, time.monotonic() + timeout).text
     except BlipstreamError as error:
         raise click.ClickException(str(error)) from error
+    if not text.strip():
+        raise click.ClickException("the caption is empty")
+    click.echo(text)
 
 
 def ask_supervisor(url: str, timeout: float) -> str:

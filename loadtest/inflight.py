@@ -139,7 +139,7 @@ def measure(driver: Driver, engine: Engine, plan: list[Arrival]) -> tuple[dict[i
 def main(repository: Path, device: str, rate: float, seconds: float, rounds: int) -> None:
     """Show latency by length, and throughput, of both ways to batch."""
     try:
-        engine = load_engine(repository / "decoder/1/artifact", device, warm_up=True)
+        engine = load_engine(repository / "decoder/1/artifact", device, served=True)
     except BlipstreamError as exc:
         raise click.ClickException(str(exc)) from exc
     lengths = sorted(set(LENGTHS))

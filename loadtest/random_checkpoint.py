@@ -19,6 +19,17 @@ STANDARD_DEVIATION = 0.02  # BLIP's own 1e-10 for the vision tower becomes zeros
 VOCABULARY = 30524
 # where BERT's vocabulary, which BLIP's is, has them; every other id is a word of its own, so that texts tell ids apart
 SPECIAL_TOKENS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "[DEC]": 30522, "[ENC]": 30523}
+WORDS = {  # by which a build knows that vocabulary
+    "a": 1037,
+    "the": 1996,
+    "on": 2006,
+    "with": 2007,
+    "her": 2014,
+    "woman": 2450,
+    "beach": 3509,
+    "sitting": 3564,
+    "dog": 3899,
+}
 
 
 @dataclass(frozen=True)
@@ -59,16 +70,17 @@ def save_random_checkpoint(folder: Path, architecture: str, layers: int | None =
         torch.manual_seed(seed)
         BlipForConditionalGeneration(config).save_pretrained(folder)
     shutil.copyfile(DEMO / "tokenizer_config.json", folder / "tokenizer_config.json")
-    _write(folder / "tokenizer.json", _tokenizer(_read(DEMO / "tokenizer.json")))
+    _write(folder / "tokenizer.json", tokenizer_settings())
     processor = _read(DEMO / "processor_config.json")
     processor["image_processor"]["size"] = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     _write(folder / "processor_config.json", processor)
     return folder
 
 
-def _tokenizer(settings: dict[str, Any]) -> dict[str, Any]:
-    """The demo's tokenizer with a vocabulary of the real size."""
-    by_id = {number: token for token, number in SPECIAL_TOKENS.items()}
+def tokenizer_settings() -> dict[str, Any]:
+    """The tokenizer.json of the demo, with a vocabulary of the real size."""
+    settings = _read(DEMO / "tokenizer.json")
+    by_id = {number: token for token, number in (SPECIAL_TOKENS | WORDS).items()}
     settings["model"]["vocab"] = {by_id.get(number, f"w{number}"): number for number in range(VOCABULARY)}
     for token in settings["added_tokens"]:
         token["id"] = SPECIAL_TOKENS[token["content"]]

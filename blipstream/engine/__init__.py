@@ -4,7 +4,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from blipstream.config import DType
+from blipstream.config import DType, of_one_checkpoint
 from blipstream.engine.base import WEIGHTS_NAME, Caption, Engine, Request
 from blipstream.engine.graphed import GraphedEngine
 from blipstream.engine.rows import RowEngine
@@ -12,15 +12,19 @@ from blipstream.engine.rows import RowEngine
 __all__ = ["WEIGHTS_NAME", "Caption", "Engine", "Request", "load_engine"]
 
 
-def load_engine(folder: Path, device: str = "cpu", dtype: DType | None = None, *, warm_up: bool = False) -> Engine:
+def load_engine(folder: Path, device: str = "cpu", dtype: DType | None = None, *, served: bool = False) -> Engine:
     """The engine that suits a device, in the artifact's dtype unless told otherwise.
 
-    Raises ArtifactError where the artifact is broken.
+    To be `served`, it has to be of one checkpoint with the models around it, and is warmed up. Raises ArtifactError
+    where it is not, or the artifact is broken.
     """
+
+    if served:
+        of_one_checkpoint(folder)
 
     def load() -> Engine:
         engine = (RowEngine if device == "cpu" else GraphedEngine).load(folder, device, dtype)
-        if warm_up:
+        if served:
             engine.warm_up()
         return engine
 

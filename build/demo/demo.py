@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caption the sample images through a real Triton server, over gRPC and over HTTP, and show them.
 
-Exit status 0 only if every caption is right over both. Writes a contact sheet, demo.png.
+Exit status 0 only if every caption is right over both. Writes a contact sheet, demo.png; the one that the README shows
+is made by `python build/demo/demo.py --sheet build/demo/contact-sheet.png`.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import click
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.table import Table
 
@@ -23,9 +25,14 @@ SAMPLES = ROOT / "build" / "demo" / "samples"
 SHEET = ROOT / "demo.png"
 COLUMNS = 4
 TILE = 288  # pixels
-CAPTION_HEIGHT = 60  # pixels
-MARGIN = 16  # pixels
-FONT_SIZE = 17  # pixels
+CAPTION_HEIGHT = 80  # pixels
+MARGIN = 20  # pixels
+GAP = 10  # pixels, between an image and its caption
+RADIUS = 10  # pixels, of a tile's corners
+FONT_SIZE = 18  # pixels
+LEADING = 5  # pixels, between lines
+INK, EDGE = "#24292f", "#d0d7de"
+CAPTIONS = "captions"  # the text in the PNG file: JSON, by image
 
 Answers = dict[str, Caption | ClientError]  # by file name
 
@@ -53,31 +60,67 @@ def table(expected: dict[str, str], over_grpc: Answers, over_http: Answers) -> T
 
 
 def contact_sheet(files: list[Path], answers: Answers) -> Image.Image:
-    """The images with their captions beneath them."""
+    """The images with their captions beneath them; the same ones give the same sheet, to the last pixel."""
     rows = -(-len(files) // COLUMNS)
-    cell_width, cell_height = TILE + MARGIN, TILE + CAPTION_HEIGHT + MARGIN
+    cell_width, cell_height = TILE + MARGIN, TILE + CAPTION_HEIGHT
     sheet = Image.new("RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+    draw, font, rounded = ImageDraw.Draw(sheet), _font(), _rounded()
     for i, file in enumerate(files):
         left, top = MARGIN + i % COLUMNS * cell_width, MARGIN + i // COLUMNS * cell_height
         with Image.open(file) as image:
-            sheet.paste(ImageOps.fit(image.convert("RGB"), (TILE, TILE)), (left, top))
-        draw.rectangle((left, top, left + TILE, top + TILE), outline="lightgrey")
-        answer = answers[file.name]
-        lines = _wrap(answer.text if isinstance(answer, Caption) else str(answer), font)
-        draw.multiline_text((left, top + TILE + 6), lines, fill="black", font=font)
+            sheet.paste(ImageOps.fit(image.convert("RGB"), (TILE, TILE)), (left, top), rounded)
+        draw.rounded_rectangle((left, top, left + TILE - 1, top + TILE - 1), RADIUS, outline=EDGE)
+        middle, lines = left + TILE / 2, _wrap(_words(answers[file.name]), font)
+        draw.multiline_text((middle, top + TILE + GAP), lines, INK, font, anchor="ma", spacing=LEADING, align="center")
     return sheet
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def save_sheet(sheet: Image.Image, answers: Answers, path: Path) -> None:
+    """As a PNG file that says as text, too, which caption it shows under which image."""
+    text = PngInfo()
+    text.add_text(CAPTIONS, json.dumps({name: _words(answer) for name, answer in answers.items()}))
+    sheet.save(path, "PNG", optimize=True, pnginfo=text)
+
+
+def _words(answer: Caption | ClientError) -> str:
+    return answer.text if isinstance(answer, Caption) else str(answer)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """Pillow's own, without the shaping of text that some systems lack."""
+    font = ImageFont.load_default(FONT_SIZE)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # noqa: S101  # the other one is for a Pillow without FreeType
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+
+
+def _rounded() -> Image.Image:
+    """A tile's mask, drawn large for smooth corners."""
+    scale = 4
+    mask = Image.new("L", (TILE * scale, TILE * scale))
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, TILE * scale - 1, TILE * scale - 1), RADIUS * scale, fill=255)
+    return mask.resize((TILE, TILE), Image.Resampling.BOX)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """In lines of a tile's width, broken so that they are about as long as each other."""
+    lines = _lines(text, font, TILE)
+    for width in range(TILE // 2, TILE):
+        narrower = _lines(text, font, width)
+        if len(narrower) == len(lines):
+            return "\n".join(narrower)
+    return "\n".join(lines)
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Whole words in lines of at most so many pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= TILE:
+        if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)
-    return "\n".join(lines)
+    return lines
 
 
 @click.command()
@@ -104,7 +147,7 @@ def main(repository: Path, sheet: Path) -> None:
         console.print(f"error: {exc}", markup=False)
         sys.exit(1)
     console.print(table(expected, over_grpc, over_http))
-    contact_sheet(files, over_grpc).save(sheet)
+    save_sheet(contact_sheet(files, over_grpc), over_grpc, sheet)
     console.print(f"images and captions: {sheet}", markup=False)
     right = sum(is_right(answers[name], expected[name]) for answers in (over_grpc, over_http) for name in expected)
     if right < 2 * len(expected):

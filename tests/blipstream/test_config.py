@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from blipstream.config import CheckpointConfig
+from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.errors import ArtifactError
 
 
@@ -28,3 +29,66 @@ def test_field_of_another_version(f32_artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="not one that this version writes"):
         CheckpointConfig.load(tmp_path)
+
+
+MODELS = {"preprocess": "artifact", "encoder": "openvino", "decoder": "artifact"}
+
+
+def change(config: Path, **values: object) -> None:
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+
+
+@pytest.fixture
+def repository(f32_artifacts: Path, tmp_path: Path) -> Path:
+    """Each model's config.json, which a test may change."""
+    for model, artifact in MODELS.items():
+        folder = tmp_path / model / "1" / artifact
+        folder.mkdir(parents=True)
+        shutil.copyfile(f32_artifacts / model / "1" / artifact / "config.json", folder / "config.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_of_one_checkpoint(repository: Path, model: str) -> None:
+    """Though each may be in another dtype, and have moved since it was built."""
+    folder = repository / model / "1" / MODELS[model]
+    assert of_one_checkpoint(folder) == folder
+    change(folder / "config.json", dtype="bf16", checkpoint="moved")
+    assert of_one_checkpoint(folder) == folder
+
+
+@pytest.mark.parametrize("other", MODELS)
+@pytest.mark.parametrize("model", MODELS)
+def test_of_two_checkpoints(repository: Path, model: str, other: str) -> None:
+    change(repository / other / "1" / MODELS[other] / "config.json", checkpoint="another", revision="0123456789abcdef")
+    if model == other:
+        first = next(each for each in MODELS if each != other)
+        expected = f"{other} was built from another@0123456789ab and {first} from checkpoint@"
+    else:
+        expected = f" and {other} from another@0123456789ab, where one checkpoint is expected in {repository}: build it"
+    with pytest.raises(ArtifactError) as error:
+        of_one_checkpoint(repository / model / "1" / MODELS[model])
+    assert expected in str(error.value)
+
+
+def test_encoders_of_other_runtimes_may_be_of_others(repository: Path) -> None:
+    """As long as one fits; whether it is the one that is served, that one tells, unless TensorRT's plan it is."""
+    folder = repository / "encoder/1"
+    shutil.copytree(folder / "openvino", folder / "torch")
+    change(folder / "torch/config.json", revision="0123456789abcdef")
+    shutil.copytree(folder / "openvino", folder / "tensorrt")
+    (folder / "tensorrt/config.json").write_text("{}")  # of another version of ours
+    of_one_checkpoint(repository / "decoder/1/artifact")
+    of_one_checkpoint(repository / "encoder/1/openvino")
+    with pytest.raises(ArtifactError, match="encoder was built from checkpoint@0123456789ab and preprocess from"):
+        of_one_checkpoint(repository / "encoder/1/torch")
+    shutil.rmtree(folder / "openvino")
+    (folder / "torch").rename(folder / ".openvino-staged")
+    of_one_checkpoint(repository / "decoder/1/artifact")  # there is no encoder to be of another
+
+
+def test_a_model_may_be_alone(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As Triton puts it that was fetched from an object store."""
+    alone = tmp_path_factory.mktemp("fetched")
+    shutil.copytree(repository / "decoder/1", alone / "1")
+    of_one_checkpoint(alone / "1/artifact")

@@ -43,7 +43,7 @@ def answer(request):
     if FAIL:
         return pb.InferenceResponse(error=pb.TritonError("no words"))
     return pb.InferenceResponse([
-        pb.Tensor("caption", np.array([[f"{len(image)} bytes"]], dtype=object)),
+        pb.Tensor("caption", np.array([[f"WORDS"]], dtype=object)),
         pb.Tensor("score", np.zeros((1, 1), dtype=np.float32)),
         pb.Tensor("num_tokens", np.full((1, 1), 2, dtype=np.int32)),
         pb.Tensor("token_scores", np.zeros((1, 1, 2), dtype=np.float32)),
@@ -56,10 +56,10 @@ class TritonPythonModel:
 ANY_PORTS = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
 
 
-def write_repository(folder: Path, fail: bool = False) -> Path:
+def write_repository(folder: Path, fail: bool = False, words: str = "{len(image)} bytes") -> Path:
     for name in ("caption", "encoder"):
         (folder / name / "1").mkdir(parents=True)
-        (folder / name / "1" / "model.py").write_text(TOY.replace("FAIL", str(fail)))
+        (folder / name / "1" / "model.py").write_text(TOY.replace("FAIL", str(fail)).replace("WORDS", words))
         (folder / name / "config.pbtxt").write_text(CONFIG.replace("NAME", name))
     (folder / "encoder" / "configs").mkdir()
     for config in ("toy", "fast"):
@@ -134,6 +134,12 @@ def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
 def test_server_that_is_ready_and_fails(tmp_path: Path) -> None:
     server = TritonServer(repository=write_repository(tmp_path, fail=True), http_port=0, grpc_port=0, metrics_port=0)
     with server, pytest.raises(ServerError, match=r"its first caption failed: .*no words"):
+        serve.check_serves(server)
+
+
+def test_server_that_has_no_words(tmp_path: Path) -> None:
+    server = TritonServer(repository=write_repository(tmp_path, words=""), http_port=0, grpc_port=0, metrics_port=0)
+    with server, pytest.raises(ServerError, match=r"but its first caption is empty: build it with `make build`$"):
         serve.check_serves(server)
 
 

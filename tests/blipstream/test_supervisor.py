@@ -235,6 +235,27 @@ def test_the_canary_knocks_at_every_door_and_stays_where_it_is_refused() -> None
         assert (knocks, canary.refusal, canary.behind) == ({"caption": 5, "stream": 7}, "", "")
 
 
+def test_an_empty_caption_is_none() -> None:
+    """Neither as an answer nor among those that came out."""
+    silence = {"text": "", "caption": "", "score": 0.0, "num_tokens": 1, "token_scores": [0.0], "finish_reason": "stop"}
+    with tiny_triton() as tiny, closing(Canary(tiny.url("grpc"))) as canary:
+        tiny.answer = lambda _: (" ", 0.0, 1)
+        send(canary, ["caption"])
+        assert canary.refusal == "its caption is empty"
+        assert canary.with_words({"caption": 8, "decoder": 9}) == {"caption": 7, "decoder": 9}
+        send(canary)
+        assert canary.refusal == "its caption is empty"  # it asked at that door alone
+        send(canary, everywhere=True)
+        assert (canary.refusal, canary.behind) == ("its caption is empty", "caption")  # streams have words
+        tiny.grow = lambda _: [silence]
+        send(canary, everywhere=True)
+        assert (canary.refusal, canary.behind) == ("its caption is empty", "")
+        assert canary.with_words({"caption": 8, "caption_stream": 8}) == {"caption": 4, "caption_stream": 7}
+        tiny.answer = size_of_image
+        send(canary, ["caption"])
+        assert canary.with_words({"caption": 9}) == {"caption": 5}
+
+
 def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() -> None:
     takes = 0.0
 
@@ -361,7 +382,13 @@ def test_without_restarts_a_door_that_never_answered_ends_nothing(tmp_path: Path
 
 def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
     repository = write_repository(tmp_path / "models")
-    log = tmp_path / "triton.log"
+    log, mute = tmp_path / "triton.log", tmp_path / "mute"
+    model = repository / "caption" / "1" / "model.py"
+    until_it_starts_again = f"import os\nif os.path.exists({str(mute)!r}):\n    os.remove({str(mute)!r})\n"
+    nothing_while_mute = f"'' if os.path.exists({str(mute)!r}) else f"
+    model.write_text(
+        until_it_starts_again + model.read_text().replace("np.array([[f", f"np.array([[{nothing_while_mute}")
+    )
     with serving(tmp_path, f"--repository={repository}", "--config=toy", f"--log={log}") as (process, lines):
         words = lines[0].replace(",", "").split()
         url = next(word for word in words if word.startswith("grpc://"))
@@ -370,6 +397,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         faults: list[tuple[str, Callable[[int], None]]] = [
             ("process_died", lambda server: os.kill(stub(server), signal.SIGKILL)),
             ("stopped", lambda server: os.kill(stub(server), signal.SIGSTOP)),
+            ("failing", lambda _: mute.touch()),  # captions that are empty
         ]
         for number, (reason, harm) in enumerate(faults, 1):
             server = child(process)
@@ -379,7 +407,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
             assert caption(url).endswith(" bytes")
             assert not module._group(server)
             assert f'blipstream_supervisor_restarts_total{{reason="{reason}"}} 1' in metrics(page)
-        (repository / "caption" / "1" / "model.py").write_text("broken")
+        model.write_text("broken")
         os.kill(child(process), signal.SIGKILL)
         assert process.stderr is not None
         while "failed to load" not in process.stderr.readline():
@@ -389,7 +417,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         assert output == "stopped\n"
         assert "Traceback" not in errors
         assert process.returncode == 0
-    assert log.read_text().count("Started HTTPService") == 3
+    assert log.read_text().count("Started HTTPService") == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "triton.log"]
 
 

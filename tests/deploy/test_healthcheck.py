@@ -58,6 +58,12 @@ def test_ready_and_yet_failing(tiny: TinyTriton) -> None:
     assert "no words" in done.stderr
 
 
+def test_an_empty_caption_is_none(tiny: TinyTriton) -> None:
+    tiny.answer = lambda _: ("", 0.0, 1)
+    done = healthcheck(tiny.url("grpc"), 30)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "Error: the caption is empty\n")
+
+
 def test_a_full_queue_is_no_fault_while_it_moves(tiny: TinyTriton) -> None:
     refusals = iter([True, True])
 

@@ -21,7 +21,7 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from blipstream.backpressure import Counts
-from blipstream.errors import FAILED
+from blipstream.errors import FAILED, ServerError
 from blipstream.server import TritonServer, _group, _stub_model
 from tests.deploy.programs import wait_for
 from tests.model_repository.test_backpressure import pressure
@@ -234,3 +234,25 @@ def test_refused_requests_leave_nothing_for_the_garbage_collector(artifacts: Pat
         streams.close()
     counts = re.findall(r"left behind: (\d+)", log.read_text())
     assert counts == ["0"] * 5  # processes, two of them of preprocess
+
+
+def test_models_of_two_checkpoints_are_not_served(artifacts: Path, tmp_path: Path) -> None:
+    """As where the decoder of one was copied beside the encoder of another, whose numbers fit."""
+    repository, log = tmp_path / "models", tmp_path / "log"
+    shutil.copytree(artifacts, repository)
+    config = repository / "decoder/1/artifact/config.json"
+    values = json.loads(config.read_text())
+    revision = values["revision"][:12]
+    config.write_text(json.dumps(values | {"checkpoint": "another", "revision": "0123456789abcdef"}))
+    sentence = (
+        rf"was built from \w+@\w{{12}} and \w+ from \w+@\w{{12}}, where one checkpoint is expected in {repository}"
+    )
+    server = TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0, log_path=log)
+    with pytest.raises(ServerError, match=sentence), server:
+        pass
+    said = log.read_text()
+    assert (
+        f"decoder was built from another@0123456789ab and preprocess from checkpoint@{revision}" in said
+    )  # the streams'
+    for model in ("preprocess", "encoder", "decoder", "caption_stream"):
+        assert f"failed to load '{model}' version 1: Internal: ArtifactError" in said

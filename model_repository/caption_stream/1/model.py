@@ -22,8 +22,8 @@ from blipstream.scheduler import Scheduler
 class TritonPythonModel:
     def initialize(self, args):
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
-        folder = Path(args["model_repository"], "../decoder", args["model_version"], "artifact")
-        engine = load_engine(folder, device, warm_up=True)
+        folder = Path(args["model_repository"]).with_name("decoder").joinpath(args["model_version"], "artifact")
+        engine = load_engine(folder, device, served=True)
         self.metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
         self.scheduler = Scheduler(engine, on_watch=self.metrics.watch, journal=Journal(args["model_name"]))
 

@@ -20,7 +20,7 @@ class TritonPythonModel:
     def initialize(self, args):
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         folder = Path(args["model_repository"], args["model_version"], "artifact")
-        engine = load_engine(folder, device, warm_up=True)
+        engine = load_engine(folder, device, served=True)
         # what cannot start soon waits in Triton's queue, with its limits
         metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
         self.scheduler = Scheduler(engine, engine.max_rows, metrics.watch, Journal(args["model_name"]))

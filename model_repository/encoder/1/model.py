@@ -9,6 +9,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from blipstream.backpressure import Backpressure
+from blipstream.config import of_one_checkpoint
 from blipstream.encoders import load_encoder
 from blipstream.errors import InvalidInput, report, without_frames
 from blipstream.journal import Journal, id_of
@@ -20,7 +21,7 @@ class TritonPythonModel:
         runtime = json.loads(args["model_config"])["parameters"]["runtime"]["string_value"]
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         folder = Path(args["model_repository"], args["model_version"], runtime)
-        self.encoder = load_encoder(runtime, folder, device)
+        self.encoder = load_encoder(runtime, of_one_checkpoint(folder), device)
         self.encoder.warm_up()
         self.backpressure = Backpressure()
         self.journal = Journal(args["model_name"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 from blipstream.backpressure import Backpressure
-from blipstream.config import CheckpointConfig
+from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.errors import BlipstreamError, report
 from blipstream.journal import Journal, id_of
 from blipstream.loader import ImageLoader, Request
@@ -23,7 +23,7 @@ class TritonPythonModel:
         self.journal = Journal(args["model_name"])
         self.results = Results(pb_utils.MetricFamily, args["model_name"])
         self.backpressure = Backpressure()
-        image_size = CheckpointConfig.load(folder).vision.image_size
+        image_size = CheckpointConfig.load(of_one_checkpoint(folder)).vision.image_size
         if args["model_instance_kind"] == "GPU":
             from blipstream.gpu_loader import GPUImageLoader
 

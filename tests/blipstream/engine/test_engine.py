@@ -110,7 +110,7 @@ def threads():
     return len(os.listdir("/proc/self/task"))
 
 before = threads()
-load_engine(Path(sys.argv[1]), warm_up=True)
+load_engine(Path(sys.argv[1]), served=True)
 deadline = time.monotonic() + 30
 while threads() > before and time.monotonic() < deadline:
     time.sleep(0.01)

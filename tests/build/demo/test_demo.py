@@ -1,14 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make demo`, less the setting up."""
+"""`make demo`, less the setting up, and the picture that the README shows."""
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageChops
 
 import demo
 from artifacts import materialise
+from blipstream.server import TritonServer
+from blipstream_client import Caption
+from tests.conftest import ROOT, SAMPLES
+
+SHEET = ROOT / "build/demo/contact-sheet.png"
+REMEDY = "make it anew: .venv/bin/python build/demo/demo.py --sheet build/demo/contact-sheet.png"
+
+
+def test_the_readmes_picture_says_what_the_server_says(
+    server: TritonServer, samples: dict[str, str], tmp_path: Path
+) -> None:
+    """As text, which does not depend on fonts, and in pixels."""
+    assert "(build/demo/contact-sheet.png)" in (ROOT / "README.md").read_text()
+    files = [SAMPLES / name for name in samples]
+    answers = demo.ask(server.grpc_url, files)
+    demo.save_sheet(demo.contact_sheet(files, answers), answers, tmp_path / "sheet.png")
+    with Image.open(SHEET) as shown, Image.open(tmp_path / "sheet.png") as right:
+        assert json.loads(shown.info[demo.CAPTIONS]) == samples, REMEDY
+        assert json.loads(right.info[demo.CAPTIONS]) == samples
+        assert ImageChops.difference(shown, right).getbbox() is None, REMEDY
+
+
+def test_each_caption_is_beneath_its_image(samples: dict[str, str]) -> None:
+    """Another word changes the sheet there and nowhere else."""
+    files = [SAMPLES / name for name in samples]
+    answers: demo.Answers = {name: Caption(text, 0.0, 1) for name, text in samples.items()}
+    number = list(samples).index("an-elephant-to-the-left-of-a-watch.jpg")
+    wrong = answers | {files[number].name: Caption("a bicycle to the left of a watch on a pink background", 0.0, 1)}
+    sheets = (demo.contact_sheet(files, each) for each in (answers, wrong))
+    changed = ImageChops.difference(*sheets).getbbox()
+    assert changed is not None
+    left, top, right, bottom = changed
+    row, column = divmod(number, demo.COLUMNS)
+    cell_left = demo.MARGIN + column * (demo.TILE + demo.MARGIN)
+    cell_top = demo.MARGIN + row * (demo.TILE + demo.CAPTION_HEIGHT)
+    assert cell_left <= left < right <= cell_left + demo.TILE
+    assert cell_top + demo.TILE <= top < bottom <= cell_top + demo.TILE + demo.CAPTION_HEIGHT
+
+
+def test_long_words_and_captions_are_wrapped() -> None:
+    font = demo._font()
+    assert demo._wrap("", font) == ""
+    assert demo._wrap("x" * 200, font) == "x" * 200
+    lines = demo._wrap(" ".join(["word"] * 40), font).splitlines()
+    assert len(lines) > 2
+    assert all(font.getlength(line) <= demo.TILE for line in lines)
 
 
 @pytest.mark.full  # as `make demo` is
