@@ -19,17 +19,17 @@ LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
 SOURCES := blipstream build client deploy loadtest model_repository tests
 
-.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock audit sbom clean
+.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock pin-images audit sbom clean
 
 setup: $(READY)
 
-$(READY): $(LOCKS) requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
+$(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
 	PYTHON=$(PYTHON) ./install-system-packages.sh
 	$(PYTHON) -m venv .venv
 	$(BIN)/$(INSTALL) $(LOCKS:%=--requirement %)
-	# torch's build for CPUs names no package of CUDA
-	! grep --quiet '^Requires-Dist: nvidia' .venv/lib/python3*/site-packages/torch-*.dist-info/METADATA \
-		|| $(BIN)/$(INSTALL) --requirement requirements-cuda.lock
+	$(BIN)/$(INSTALL) --requirement requirements-cpu.lock 2>/dev/null \
+		|| { echo "pip is offered no PyTorch for CPUs, so PyPI's for CUDA is installed, which is several GB"; \
+			$(BIN)/$(INSTALL) --requirement requirements-cuda.lock; }
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable .
 	touch $@
 
@@ -78,6 +78,9 @@ format: $(READY)
 lock: $(READY)  ## resolve all lock files anew
 	$(BIN)/python deploy/lock.py
 
+pin-images: $(READY)  ## write into all files which images their tags name today
+	$(BIN)/python deploy/pin_images.py
+
 AUDIT_BIN := .venv/audit/bin
 AUDIT_READY := .venv/audit/ready
 
@@ -91,8 +94,9 @@ audit: $(AUDIT_READY)  ## known vulnerabilities of the locked packages; fails wi
 
 SBOM = $(AUDIT_BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml
 
+# scanners know torch's version without "+cpu"
 sbom: $(AUDIT_READY)  ## what is installed here and in the CPU image, and in the GPU image, for scanners
-	cat requirements.lock requirements-server.lock | $(SBOM) --output-file sbom.json -
+	cat requirements.lock requirements-cpu.lock requirements-server.lock | sed 's/+cpu//' | $(SBOM) --output-file sbom.json -
 	$(SBOM) --output-file sbom-gpu.json deploy/requirements.lock
 
 clean:

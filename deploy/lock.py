@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resolve all lock files anew, with the hashes of what may be installed: `make lock`.
 
-PyPI's torch is made for CUDA, whose packages it names. PyTorch's own index has a build for CPUs, which is the same
-version with "+cpu" behind it. Either may be installed: requirements.lock has the hashes of both, and
-requirements-cuda.lock the packages that only the first one needs.
+PyPI's torch is made for CUDA, whose packages it names: they are in requirements-cuda.lock together. PyTorch's own
+index has a build for CPUs, the same version with "+cpu" behind it, which is in requirements-cpu.lock. One of the two is
+installed.
 """
 
 import re
@@ -16,11 +16,11 @@ import click
 
 ROOT = Path(__file__).parents[1]
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
-CUDA = re.compile(r"cuda-|nvidia-(?!nvimgcodec)|triton==")
-HASH = re.compile(r"--hash=(\S+)")
+CUDA = re.compile(r"torch==|cuda-|nvidia-(?!nvimgcodec|pytriton)|triton==")
 
 EVERY_PYTHON = ("--universal", "--python-version=3.11")
 IMAGE = ("--python-version=3.12", "--python-platform=x86_64-manylinux_2_28", "--constraint=requirements.lock")
+GPU = ("--constraint=requirements-cuda.lock", "--extra=gpu-decode", "deploy/requirements.in")
 OURS = ("pyproject.toml", "--no-emit-package=blipstream-client", "--extra=build", "--extra=tracing")
 
 
@@ -47,21 +47,15 @@ def resolve(*arguments: str, requirements: str = "") -> list[str]:
     return entries(without_environment(done.stdout))
 
 
-def cpu_hashes(torch: str, before: str, index: str) -> list[str]:
-    """Those of torch's builds for CPUs: the index's, else, for the same version, those of the lock file `before`."""
-    version = torch.split()[0]
+def cpu_build(torch: str, before: str, index: str) -> list[str]:
+    """The lock of this torch's build for CPUs: what the index has, else, for the same version, the one of before."""
     try:
-        (build,) = resolve("-", "--no-deps", f"--default-index={index}", requirements=version)
+        return resolve("-", "--no-deps", f"--default-index={index}", requirements=torch)
     except click.ClickException as error:
-        known = (HASH.findall(entry) for entry in entries(before) if entry.startswith(f"{version} "))
-        kept = sorted(set(next(known, [])) - set(HASH.findall(torch)))
-        if not kept:
+        if not before.startswith(f"{torch}+cpu "):
             raise
-        click.echo(
-            f"{error.message}\nkept the hashes that {version} for CPUs has had: {index} does not answer", err=True
-        )
-        return kept
-    return HASH.findall(build)
+        click.echo(f"{error.message}\nkept {torch}+cpu as it was, since {index} does not answer", err=True)
+        return entries(before)
 
 
 def write(name: str, packages: list[str]) -> None:
@@ -74,17 +68,15 @@ def write(name: str, packages: list[str]) -> None:
 def main(cpu_builds: str) -> None:
     """Resolve all lock files anew."""
     packages = resolve(*EVERY_PYTHON, *OURS, "--extra=cpu")
-    torch = next(index for index, package in enumerate(packages) if package.startswith("torch=="))
-    before = (ROOT / "requirements.lock").read_text()
-    for each in cpu_hashes(packages[torch], before, cpu_builds):
-        packages[torch] += f" \\\n    --hash={each}"
     write("requirements.lock", [package for package in packages if not CUDA.match(package)])
     write("requirements-cuda.lock", [package for package in packages if CUDA.match(package)])
+    (torch,) = (package.split()[0] for package in packages if package.startswith("torch=="))
+    write("requirements-cpu.lock", cpu_build(torch, (ROOT / "requirements-cpu.lock").read_text(), cpu_builds))
     write("requirements-server.lock", resolve(*EVERY_PYTHON, "--group=server", "--no-deps"))
     write("requirements-dev.lock", resolve(*EVERY_PYTHON, "--group=dev", "--constraint=requirements.lock"))
     write("deploy/wheels.lock", resolve(*EVERY_PYTHON, "--group=wheels", "--constraint=requirements-dev.lock"))
     write("deploy/audit.lock", resolve(*EVERY_PYTHON, "--group=audit"))
-    write("deploy/requirements.lock", resolve(*IMAGE, *OURS, "--extra=gpu-decode", "deploy/requirements.in"))
+    write("deploy/requirements.lock", resolve(*IMAGE, *GPU, *OURS))
     write("deploy/loadtest.lock", resolve(*IMAGE, "client/pyproject.toml", "deploy/loadtest.in"))
 
 

@@ -15,21 +15,20 @@ import click
 import pytest
 
 import lock
-from lock import CUDA, HASH, cpu_hashes, entries
+from lock import CUDA, cpu_build, entries
 from tests.conftest import ROOT
 from tests.deploy.files import dockerfile, pins
 
 LOCKS = sorted([*ROOT.glob("*.lock"), *ROOT.glob("deploy/*.lock")])
 INSTALLED = [ROOT / f"requirements{part}.lock" for part in ("", "-server", "-dev")]
-TORCH = f"torch=={pins(ROOT / 'requirements.lock')['torch']}"  # pyproject.toml asks for no other
-PYPI = f"{TORCH} \\\n    --hash=sha256:{'1' * 64}"
+TORCH = f"torch=={pins(ROOT / 'requirements-cuda.lock')['torch']}"  # pyproject.toml asks for no other
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_package_has_hashes(path: Path) -> None:
     for entry in entries(path.read_text()):
         head, *hashes = entry.split(" \\\n")
-        assert re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", head)
+        assert re.fullmatch(r"[\w.-]+==[\w.+]+( ; .*)?", head)
         assert hashes
         assert all(re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
 
@@ -69,18 +68,14 @@ def test_nothing_is_missing_here() -> None:
     assert not [line for line in lines if "not installed" in line and not line.startswith("nvidia-pytriton ")]
 
 
-def test_torch_may_be_either_build() -> None:
-    """Two wheels of each Linux build, for Python 3.11 and 3.12; CUDA's packages only beside the one that wants them."""
-    names = [entry.split("==")[0] for entry in entries((ROOT / "requirements-cuda.lock").read_text())]
-    assert {"nvidia-cublas", "triton"} <= set(names)
-    assert all(CUDA.match(f"{name}==") for name in names)
-    for path in INSTALLED:
-        assert not [entry for entry in entries(path.read_text()) if CUDA.match(entry) and "pytriton" not in entry]
-    gpu, here = (
-        {e.split("==")[0]: e for e in entries(p.read_text())} for p in (ROOT / "deploy/requirements.lock", INSTALLED[0])
-    )
-    assert set(HASH.findall(gpu["torch"])) < set(HASH.findall(here["torch"]))
-    assert set(names) <= set(gpu)
+def test_torch_is_one_of_two_builds() -> None:
+    """For CPUs it comes alone; with PyPI's come all packages of CUDA, and the GPU image has the same."""
+    cuda = pins(ROOT / "requirements-cuda.lock")
+    assert pins(ROOT / "requirements-cpu.lock") == {"torch": f"{cuda['torch']}+cpu"}
+    assert {"nvidia-cublas", "triton"} <= cuda.keys()
+    assert all(CUDA.match(f"{name}==") for name in cuda)
+    assert not [entry for path in INSTALLED for entry in entries(path.read_text()) if CUDA.match(entry)]
+    assert cuda.items() <= pins(ROOT / "deploy" / "requirements.lock").items()
 
 
 @pytest.fixture
@@ -103,21 +98,21 @@ def index(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_torch_for_cpus_has_the_hashes_of_its_index(index: str) -> None:
-    assert cpu_hashes(PYPI, "", index) == [f"sha256:{'2' * 64}"]
+def test_torch_for_cpus_is_what_its_index_has(index: str) -> None:
+    assert cpu_build(TORCH, "", index) == [f"{TORCH}+cpu \\\n    --hash=sha256:{'2' * 64}"]
 
 
-def test_torch_for_cpus_keeps_its_hashes_where_nobody_can_be_asked(
+def test_torch_for_cpus_stays_where_nobody_can_be_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the same version alone: another one's wheels would be refused when they are installed."""
+    """In the same version alone: another one beside PyPI's would not be what was tested."""
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     nowhere = "http://127.0.0.1:9"
-    kept = f"sha256:{'2' * 64}"
-    assert cpu_hashes(PYPI, f"{PYPI} \\\n    --hash={kept}\n", nowhere) == [kept]
+    before = f"{TORCH}+cpu \\\n    --hash=sha256:{'2' * 64}"
+    assert cpu_build(TORCH, f"{before}\n", nowhere) == [before]
     assert nowhere in capsys.readouterr().err
     with pytest.raises(click.ClickException):
-        cpu_hashes(PYPI, f"torch==1.0 \\\n    --hash={kept}\n", nowhere)
+        cpu_build(TORCH, f"torch==1.0+cpu \\\n    --hash=sha256:{'2' * 64}\n", nowhere)
 
 
 def test_markers_that_hold_everywhere_are_left_out() -> None:
