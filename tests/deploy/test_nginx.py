@@ -574,7 +574,10 @@ def test_too_many_streams_over_grpc(server: TritonServer, tmp_path: Path) -> Non
 
 def test_silent_connections_make_room(server: TritonServer, tmp_path: Path) -> None:
     """However few files nginx was started with, and however few connections it may have."""
-    changes = {"worker_connections 4096": "worker_connections 128"}
+    changes = {
+        "worker_connections 4096": "worker_connections 128",
+        "client_header_timeout 10s": "client_header_timeout 1h",
+    }
     script = 'ulimit -Sn 64; exec "$@"'
     with proxying(server, tmp_path, changes, "sh", "-c", script, "sh") as proxy, ExitStack() as silent:
         context = ssl.create_default_context(cafile=proxy.certificates)
