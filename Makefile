@@ -18,17 +18,20 @@ export CHECKPOINT REPOSITORY PROCESSOR
 BIN := .venv/bin
 READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
+INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
 SOURCES := blipstream build client deploy loadtest model_repository tests
 
-.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock audit sbom clean
+.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock pin-images audit sbom clean
 
 setup: $(READY)
 
-$(READY): $(LOCKS) pyproject.toml client/pyproject.toml install-system-packages.sh
+$(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
 	PYTHON=$(PYTHON) ./install-system-packages.sh
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --requirement requirements.lock --requirement requirements-dev.lock
-	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements-server.lock
+	$(BIN)/$(INSTALL) $(LOCKS:%=--requirement %)
+	$(BIN)/$(INSTALL) --requirement requirements-cpu.lock 2>/dev/null \
+		|| { echo "pip is offered no PyTorch for CPUs, so PyPI's for CUDA is installed, which is several GB"; \
+			$(BIN)/$(INSTALL) --requirement requirements-cuda.lock; }
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable .
 	touch $@
 
@@ -75,28 +78,28 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# torch names its CUDA packages exactly, so they are left to it: its CPU build needs none of them
-COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
-IMAGE = $(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.12 \
-	--python-platform x86_64-manylinux_2_28 --constraint requirements.lock
-TIDY = grep -vP '^(cuda-|nvidia-(?!nvimgcodec)|triton==)' \
-	| sed -E "s/ and platform_machine == 'x86_64' and sys_platform == 'linux'//; s/ ; python_full_version < '3.13'$$//"
+lock: $(READY)  ## resolve all lock files anew
+	$(BIN)/python deploy/lock.py
 
-lock: $(READY)
-	$(COMPILE) --extra cpu --extra build --extra tracing --no-emit-package blipstream-client pyproject.toml | $(TIDY) > requirements.lock
-	$(COMPILE) --group dev --constraint requirements.lock | $(TIDY) > requirements-dev.lock
-	$(IMAGE) --extra build --extra gpu-decode --extra tracing --no-emit-package blipstream-client \
-		--output-file deploy/requirements.lock pyproject.toml deploy/requirements.in
-	$(IMAGE) --output-file deploy/loadtest.lock client/pyproject.toml deploy/loadtest.in
+pin-images: $(READY)  ## write into all files which images their tags name today
+	$(BIN)/python deploy/pin_images.py
 
-audit: $(READY)  ## known vulnerabilities of the locked packages; fails with "NOT RUN" if nobody could be asked
-	$(BIN)/python deploy/audit.py $(AUDIT) $(LOCKS) deploy/requirements.lock deploy/loadtest.lock
+AUDIT_BIN := .venv/audit/bin
+AUDIT_READY := .venv/audit/ready
 
-SBOM = $(BIN)/uvx --from cyclonedx-bom==7.5.0 \
-	cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml
+$(AUDIT_READY): $(READY) deploy/audit.lock
+	$(PYTHON) -m venv .venv/audit
+	$(AUDIT_BIN)/$(INSTALL) --requirement deploy/audit.lock
+	touch $@
 
-sbom: $(READY)  ## what is installed here and in the CPU image, and in the GPU image, for scanners
-	cat requirements.lock requirements-server.lock | $(SBOM) --output-file sbom.json -
+audit: $(AUDIT_READY)  ## known vulnerabilities of the locked packages; fails with "NOT RUN" if nobody could be asked
+	$(BIN)/python deploy/audit.py $(AUDIT) $(LOCKS) requirements-cuda.lock $(wildcard deploy/*.lock)
+
+SBOM = $(AUDIT_BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml
+
+# scanners know torch's version without "+cpu"
+sbom: $(AUDIT_READY)  ## what is installed here and in the CPU image, and in the GPU image, for scanners
+	cat requirements.lock requirements-cpu.lock requirements-server.lock | sed 's/+cpu//' | $(SBOM) --output-file sbom.json -
 	$(SBOM) --output-file sbom-gpu.json deploy/requirements.lock
 
 clean:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-PIP_AUDIT = ("--from", "pip-audit==2.10.1", "pip-audit")
+PIP_AUDIT = Path(sys.prefix, "audit", "bin", "pip-audit")
 
 
 class NotRun(click.ClickException):
@@ -26,9 +26,8 @@ class NotRun(click.ClickException):
 
 def audit(lock: Path) -> list[dict[str, Any]]:
     """pip-audit's findings, one a package. Raises NotRun where it could not ask."""
-    uvx = Path(sys.executable).with_name("uvx")
     arguments = ("--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", "--requirement", lock)
-    done = subprocess.run([uvx, *PIP_AUDIT, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([PIP_AUDIT, *arguments], capture_output=True, text=True, check=False)
     try:
         packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, LookupError):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
+from lock import entries
 from tests.conftest import ROOT
 
 COMPOSE = ROOT / "docker-compose.yml"
@@ -72,6 +73,5 @@ def in_context(path: str) -> bool:
 
 
 def pins(lock: Path) -> dict[str, str]:
-    """Package and version of each line of a lock file, markers left out; the last where there are several."""
-    lines = [line.partition(";")[0].strip() for line in lock.read_text().splitlines()]
-    return dict(line.split("==") for line in lines)
+    """Package and version of each entry of a lock file, markers left out; the last where there are several."""
+    return dict(entry.split()[0].split("==") for entry in entries(lock.read_text()))

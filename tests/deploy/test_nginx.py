@@ -2,16 +2,19 @@
 """The proxy: nginx with our configuration, in front of a running Triton."""
 
 import base64
+import gzip
 import http.client
 import json
 import os
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,8 +31,9 @@ from tests.conftest import ROOT, SAMPLES
 from tests.deploy.programs import free_port, listens, program, running, wait_for
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
-KEY, BUSY_KEY = "0f3c-a-key", "77aa-another-key"
+KEY, BUSY_KEY = "0f3c-A-key", "77aa-another-key"
 SAMPLE = "a-book.jpg"
+INFER = "/v2/models/caption/infer"
 GLOBALS = "daemon off;" + " user root;" * (os.geteuid() == 0)  # who else could read the test's files?
 
 
@@ -74,6 +78,17 @@ class Proxy:
             answer = connection.getresponse()
             return answer.status, answer.read()
 
+    def send(self, method: str, path: str, headers: str, body: bytes = b"") -> int:
+        """The status of an answer to what no library would send."""
+        context = ssl.create_default_context(cafile=self.certificates)
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=60) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+        ):
+            head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n{headers}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            return int(connection.makefile("rb").readline().split()[1])
+
 
 @contextmanager
 def proxying(server: TritonServer, folder: Path, changes: dict[str, str] | None = None, *start: str) -> Iterator[Proxy]:
@@ -84,7 +99,7 @@ def proxying(server: TritonServer, folder: Path, changes: dict[str, str] | None 
     authority.cert_pem.write_to_path(folder / "authority.pem")
     certificate.cert_chain_pems[0].write_to_path(folder / "tls_certificate")
     certificate.private_key_pem.write_to_path(folder / "tls_key")
-    (folder / "api_keys").write_text(f'"Bearer {KEY}" alice;\n"Bearer {BUSY_KEY}" bob;\n')
+    (folder / "api_keys").write_text(f"~^{KEY}$ alice;\n~^{BUSY_KEY}$ bob;\n~^$ nobody;\n")
     config = CONFIG.read_text()
     places = {
         "triton:8000": f"127.0.0.1:{server.http_port}",
@@ -124,14 +139,24 @@ def test_captions_with_a_key(proxy: Proxy, samples: dict[str, str], scheme: str)
     with proxy.client(scheme) as client:
         assert client.caption(SAMPLES / SAMPLE).text == samples[SAMPLE]
         assert client.info().runtimes["encoder"] == "openvino"
-    with proxy.client(scheme, headers={"x-api-key": KEY}) as client:
-        assert client.is_ready()
+    for headers in ({"x-api-key": KEY}, {"authorization": f"bearer {KEY}"}):
+        with proxy.client(scheme, headers=headers) as client:
+            assert client.is_ready()
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"authorization": "Bearer guess"}, {"authorization": KEY}, {"x-api-key": "alice"}],
+    [
+        {},
+        {"authorization": "Bearer guess"},
+        {"authorization": KEY},
+        {"authorization": f"Bearer {KEY.swapcase()}"},
+        {"authorization": f"Bearer {KEY}{KEY}"},
+        {"x-api-key": "alice"},
+        {"x-api-key": KEY.lower()},
+        {"x-api-key": ""},
+    ],
 )
 def test_no_captions_without(proxy: Proxy, scheme: str, headers: dict[str, str]) -> None:
     with proxy.client(scheme, headers=headers) as client, pytest.raises(AccessDenied, match="a key is wanted"):
@@ -198,6 +223,10 @@ ADMIN_PATHS = {
     "/v2/models/caption/stats": None,
     "/v2/models/preprocess/infer": b"{}",
     "/v2/models/caption/../../repository/index": b"{}",
+    "/v2/repository/..%2fmodels/index": b"{}",
+    "/v2/models/caption/..%2f..%2frepository/index": b"{}",
+    "/v2/repository/%2e%2e/models/caption": None,
+    "/key": None,
     "/metrics": None,
     "/": None,
 }
@@ -224,6 +253,232 @@ def test_nobody_administers_over_grpc(stub: Any, method: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         getattr(stub, method)(request(), metadata=[("authorization", f"Bearer {KEY}")], timeout=60)
     assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+@dataclass(frozen=True)
+class Arrived:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """What comes through to a Triton that notes it down, and answers with nothing."""
+
+    proxy: Proxy
+    arrived: list[Arrived]
+
+
+@pytest.fixture(scope="module")
+def recorder(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    arrived: list[Arrived] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            arrived.append(Arrived(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815 - as the base class has it
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as upstream, ThreadPoolExecutor(1) as pool:
+        pool.submit(upstream.serve_forever)
+        try:
+            changes = {"triton:8000": f"127.0.0.1:{upstream.server_port}"}
+            with proxying(server, tmp_path_factory.mktemp("recorder"), changes) as proxy:
+                yield Recorder(proxy, arrived)
+        finally:
+            upstream.shutdown()
+
+
+@pytest.fixture
+def arrived(recorder: Recorder) -> list[Arrived]:
+    recorder.arrived.clear()
+    return recorder.arrived
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v2/models/caption", 200),
+        ("/v2/models/Caption", 200),  # Triton's to refuse
+        ("https://elsewhere/v2/models/caption", 200),
+        ("//v2/models/caption", 404),
+        ("/v2//models/caption", 404),
+        ("/v2/./models/caption", 404),
+        ("/v2/x/../models/caption", 404),
+        ("/v2/x/%2e%2e/models/caption", 404),
+        ("/v2/x/..%2fmodels/caption", 404),
+        ("https://elsewhere/v2/x/..%2fmodels/caption", 404),
+        ("/v2%2fmodels/caption", 404),
+        ("/v2/models/%63aption", 404),
+        ("/v2/models/%2563aption", 404),
+        ("/v2/models/caption%0a", 404),
+        ("/v2/models/caption%20/v2/models/caption", 404),
+        ("/v2/models/caption%00", 400),
+        ("/v2/models/caption?verbose", 404),
+        ("/v2/models/caption%3fverbose", 404),
+        ("/v2/models/caption;v=1", 404),
+        ("/v2/models/caption#it", 404),
+        ("/v2\\models\\caption", 404),
+        ("/v2/models/caption/", 404),
+        ("/V2/models/caption", 404),
+        ("v2/models/caption", 400),
+        ("*", 400),
+    ],
+)
+def test_triton_gets_the_path_that_was_judged(
+    recorder: Recorder, arrived: list[Arrived], path: str, status: int
+) -> None:
+    """What is not written plainly is refused, with and without a key."""
+    assert recorder.proxy.ask(path)[0] == status
+    assert [each.path for each in arrived] == [path.removeprefix("https://elsewhere")] * (status == 200)
+    arrived.clear()
+    assert recorder.proxy.ask(path, key="")[0] == (401 if status == 200 else status)
+    assert not arrived
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "LOCK"])
+def test_captions_are_posted(recorder: Recorder, arrived: list[Arrived], method: str) -> None:
+    assert recorder.proxy.send(method, INFER, "Content-Length: 0") == 404
+    assert not arrived
+
+
+@pytest.mark.parametrize(
+    ("framing", "status"),
+    [
+        ("Content-Length: 4\r\nTransfer-Encoding: chunked", 400),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 4", 400),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", 400),
+        ("Transfer-Encoding: gzip, chunked", 501),
+        ("Transfer-Encoding: xchunked", 501),
+        ("Content-Length: 4\r\nContent-Length: 5", 400),
+        ("Content-Length: 4\r\nHost: y", 400),
+    ],
+)
+def test_no_request_hides_in_another(recorder: Recorder, arrived: list[Arrived], framing: str, status: int) -> None:
+    hidden = b"0\r\n\r\nGET /v2/repository/index HTTP/1.1\r\n\r\n"
+    assert recorder.proxy.send("POST", INFER, framing, hidden) == status
+    assert not arrived
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["application/x-www-form-urlencoded", "APPLICATION/X-WWW-FORM-URLENCODED", "multipart/form-data; boundary=x"],
+)
+def test_headers_that_triton_gets(recorder: Recorder, arrived: list[Arrived], form: str) -> None:
+    """Its own and harmless ones. No body is a form to it: those it parses on a small stack."""
+    headers = {
+        "Content-Type": form,
+        "Accept-Encoding": "gzip",
+        "Content-Encoding": "identity",
+        "Content_Encoding": "gzip",
+        "Inference-Header-Content-Length": "2",
+        ADMIN_HEADER: "key",
+        "X-API-Key": KEY,
+    }
+    assert recorder.proxy.ask(INFER, b"{}", headers=headers)[0] == 200
+    (request,) = arrived
+    assert request.headers == {
+        "host": "triton_http",
+        "content-type": "application/octet-stream",
+        "content-length": "2",
+        "inference-header-content-length": "2",
+    }
+
+
+def test_a_body_in_the_smallest_pieces_arrives_in_one(recorder: Recorder, arrived: list[Arrived]) -> None:
+    """So many chunks of a byte each would end Triton."""
+    body = b"x" * 100_000
+    chunks = b"1\r\nx\r\n" * len(body) + b"0\r\n\r\n"
+    assert recorder.proxy.send("POST", INFER, "Transfer-Encoding: chunked", chunks) == 200
+    (request,) = arrived
+    assert request.body == body
+    assert request.headers["content-length"] == str(len(body))
+    assert "transfer-encoding" not in request.headers
+
+
+@pytest.mark.parametrize("model", ["caption/infer", "caption/generate", "caption_stream/generate_stream"])
+@pytest.mark.parametrize(
+    "coding", ["gzip", "GZIP", "x-gzip", "deflate", "br", "identity, gzip", "gzip, identity", "nonsense"]
+)
+def test_compressed_requests_are_refused(recorder: Recorder, arrived: list[Arrived], model: str, coding: str) -> None:
+    body = gzip.compress(b"{")
+    status, answer = recorder.proxy.ask(f"/v2/models/{model}", body, headers={"Content-Encoding": coding})
+    assert status == 415
+    assert "without Content-Encoding" in json.loads(answer)["error"]
+    assert not arrived
+
+
+@pytest.mark.parametrize("first", ["", "identity"])
+def test_a_second_coding_does_not_come_through(recorder: Recorder, arrived: list[Arrived], first: str) -> None:
+    """nginx below 1.23 looks at the first header of a name only."""
+    codings = f"Content-Encoding: {first}\r\nContent-Encoding: gzip\r\nContent-Length: 2"
+    assert recorder.proxy.send("POST", INFER, codings, b"{}") in (200, 415)
+    assert not any("content-encoding" in each.headers for each in arrived)
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_messages_are_refused(stub: Any, compression: grpc.Compression) -> None:
+    how: dict[str, Any] = {"metadata": [("authorization", f"Bearer {KEY}")], "compression": compression, "timeout": 60}
+    calls: list[Callable[[], Any]] = [
+        lambda: stub.ModelInfer(service_pb2.ModelInferRequest(), **how),
+        lambda: stub.ServerLive(service_pb2.ServerLiveRequest(), **how),
+        lambda: next(stub.ModelStreamInfer(iter([stream_request(1)]), **how)),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.RpcError, match="without grpc-encoding") as caught:
+            call()
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def over_http2(proxy: Proxy, message: bytes, *headers: str) -> list[str]:
+    """The headers that curl gets for a gRPC message, which need not be as gRPC's clients make it."""
+    options: list[str | Path] = [
+        "--silent",
+        "--http2",
+        "--cacert",
+        proxy.certificates,
+        "--dump-header",
+        "-",
+        "--output",
+        os.devnull,
+    ]
+    for header in (f"authorization: Bearer {KEY}", "content-type: application/grpc", "te: trailers", *headers):
+        options += ["--header", header]
+    url = f"https://127.0.0.1:{proxy.port}/inference.GRPCInferenceService/ServerLive"
+    return (
+        subprocess.run(["curl", *options, "--data-binary", "@-", url], input=message, capture_output=True, check=False)
+        .stdout.decode()
+        .split("\r\n")
+    )
+
+
+def test_a_message_that_says_it_is_compressed_is_not_followed(proxy: Proxy) -> None:
+    """Triton refuses it without the header; where there are two, nginx lets none through."""
+    plain, packed = b"\0" + bytes(4), gzip.compress(b"")
+    packed = b"\1" + len(packed).to_bytes(4, "big") + packed
+    assert "grpc-status: 0" in over_http2(proxy, plain, "grpc-encoding: identity")
+    for headers in ([], ["grpc-encoding: identity", "grpc-encoding: gzip"], ["grpc-encoding;", "grpc-encoding: gzip"]):
+        answer = over_http2(proxy, packed, *headers)
+        assert {"grpc-status: 12", "grpc-status: 13"} & set(answer), answer
+    assert "grpc-status: 12" in over_http2(proxy, gzip.compress(plain), "content-encoding: gzip")
+
+
+def test_errors_over_grpc_are_grpcs_own(proxy: Proxy) -> None:
+    """Status 200 and the type are what clients other than Python's insist on."""
+    status, *headers = over_http2(proxy, b"", "grpc-encoding: gzip")
+    assert status.split()[1] == "200"
+    assert {"content-type: application/grpc", "content-length: 0", "grpc-status: 12"} <= set(headers)
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
@@ -315,6 +570,23 @@ def test_too_many_streams_over_grpc(server: TritonServer, tmp_path: Path) -> Non
             assert stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=mine, timeout=60).live
         finally:
             end.set()
+
+
+def test_silent_connections_make_room(server: TritonServer, tmp_path: Path) -> None:
+    """However few files nginx was started with, and however few connections it may have."""
+    changes = {
+        "worker_connections 4096": "worker_connections 128",
+        "client_header_timeout 10s": "client_header_timeout 1h",
+    }
+    script = 'ulimit -Sn 64; exec "$@"'
+    with proxying(server, tmp_path, changes, "sh", "-c", script, "sh") as proxy, ExitStack() as silent:
+        context = ssl.create_default_context(cafile=proxy.certificates)
+        for _ in range(150):
+            plain = silent.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=60))
+            silent.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
+        assert proxy.ask("/v2/models/caption")[0] == 200
+        with proxy.client("grpcs") as client:
+            assert client.is_ready()
 
 
 def test_no_room_for_a_request(server: TritonServer, tmp_path: Path, samples: dict[str, str]) -> None:
