@@ -6,9 +6,10 @@ would go on taking processors from its last for images that then find a queue fu
 images are on their way, and what comes meanwhile is refused at the door, at once and before any work on it. Enough is
 what decoders take up in ROOM_SECONDS, since it is in the first queue alone that whose time is over is dropped.
 
-The models' processes share a few numbers in a file that the server makes for them. Images can get lost on the way (a
-request's time is over, a client asks for pixels only): once nothing has been at work or taken up for IDLE_SECONDS,
-nothing is under way, whatever was counted.
+The models' processes share a few numbers in a file that the server makes for them: how many images are at each stage,
+or on their way to the next. On the way images get lost, since Triton drops from its queues whose sender has gone, and
+tells nobody. But an encoder that begins a batch has emptied its queue, and one that is free has none. So what has not
+come to a stage by then is lost, and its place is free again.
 """
 
 import fcntl
@@ -21,7 +22,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 FILE = "BLIPSTREAM_BACKPRESSURE"  # without it, nothing waits
-IDLE_SECONDS = 0.5
+HANDOVER_SECONDS = 0.1  # for an image to come to a stage that is free
+BLIND_SECONDS = 0.5  # the same, where an encoder is no Python, and so does not tell when it is free
 POLL_SECONDS = 0.02
 ROOM_SECONDS = 2.0  # of a decoder's work that may be under way
 LEAST_ROOM = 16  # images that may be at any pace: one batch of a CPU's encoder, and the next
@@ -32,11 +34,31 @@ class Counts:
     """What the processes share."""
 
     room: int = 0  # images that may be under way at most
-    under_way: int = 0
+    entered: int = 0  # images in preprocess
+    loaded: int = 0  # images that wait for an encoder
+    encoding: int = 0  # images in an encoder
+    encoded: int = 0  # images that wait for a decoder to take them up
     taken: int = 0  # images that a decoder has taken up, ever
-    busy: int = 0  # stages at work, or waiting for room themselves
+    encoders: int = 0  # that tell what they do
+    full: int = 0  # decoders that take up nothing before others are finished
+    loaded_at: float = 0.0  # when some were last loaded, in seconds of the machine's clock
+    encoded_at: float = 0.0  # when an encoder last became free, or a decoder took something up
 
-    layout = struct.Struct("<4q")
+    layout = struct.Struct("<8q2d")
+
+    @property
+    def under_way(self) -> int:
+        """Images between the door and a decoder."""
+        return self.entered + self.loaded + self.encoding + self.encoded
+
+    def forget_lost(self) -> None:
+        """Whatever has been on its way to a stage for longer than it takes, while that was free, comes no more."""
+        patience = HANDOVER_SECONDS if self.encoders else BLIND_SECONDS
+        waited = time.monotonic() - self.encoded_at
+        if not self.full and waited > patience:
+            self.encoded = 0
+            if not self.encoding and time.monotonic() - self.loaded_at > patience:
+                self.loaded = 0
 
 
 def create(path: Path) -> None:
@@ -61,26 +83,29 @@ class Backpressure:
         with self._counts() as counts:
             counts.room += images
 
+    def add_encoder(self) -> None:
+        """There is one more encoder, which will tell what it does."""
+        with self._counts() as counts:
+            counts.encoders += 1
+
     def enter(self, images: int) -> int:
         """Wait until there is room for more images, and take it; for how many of those, at least one."""
-        idle_since, taken = time.monotonic(), -1
         while True:
             with self._counts() as counts:
-                if counts.busy or counts.taken != taken:
-                    idle_since, taken = time.monotonic(), counts.taken
-                elif time.monotonic() - idle_since > IDLE_SECONDS:
-                    counts.under_way = 0
+                counts.forget_lost()
                 enough = min(counts.room, max(LEAST_ROOM, int(self._pace(counts.taken) * ROOM_SECONDS)))
                 entering = min(images, enough - counts.under_way) if counts.room else images
                 if entering > 0:
-                    counts.under_way += entering
+                    counts.entered += entering
                     return entering
             time.sleep(POLL_SECONDS)
 
-    def correct(self, images: int) -> None:
-        """So many more are under way than had entered, or fewer."""
+    def hand_on(self, entered: int, loaded: int) -> None:
+        """Of what entered, so many images go on to an encoder: fewer, or more where a request has several."""
         with self._counts() as counts:
-            counts.under_way = max(counts.under_way + images, 0)
+            counts.entered = max(counts.entered - entered, 0)
+            counts.loaded += loaded
+            counts.loaded_at = time.monotonic()
 
     def _pace(self, taken: int) -> float:
         """Images a second that decoders took up of late, if by now they have taken so many."""
@@ -91,22 +116,41 @@ class Backpressure:
             self._since, self._taken, self._last_pace = now, taken, pace
         return best
 
-    def take(self, images: int) -> None:
-        """So many have come to a decoder."""
-        with self._counts() as counts:
-            counts.under_way = max(counts.under_way - images, 0)  # embeddings may also come from a client
-            counts.taken += images
-
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """As long as this lasts, something is under way."""
+    def encoding(self, images: int, *, leaves: bool) -> Iterator[None]:
+        """As long as this lasts, so many are encoded; a batch that is full leaves others in the queue."""
         with self._counts() as counts:
-            counts.busy += 1
+            counts.loaded = max(counts.loaded - images, 0) if leaves else 0
+            counts.encoding += images
         try:
             yield
         finally:
             with self._counts() as counts:
-                counts.busy -= 1
+                if not counts.full:
+                    counts.encoded = 0  # those of the batch before have come, or are lost
+                counts.encoding = max(counts.encoding - images, 0)
+                counts.encoded += images
+                counts.encoded_at = time.monotonic()
+
+    def take(self, images: int) -> None:
+        """So many have come to a decoder; they may also come from a client."""
+        with self._counts() as counts:
+            if counts.encoders:
+                counts.encoded = max(counts.encoded - images, 0)
+            else:
+                counts.loaded, counts.encoded_at = max(counts.loaded - images, 0), time.monotonic()
+            counts.taken += images
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """As long as this lasts, a decoder takes up nothing."""
+        with self._counts() as counts:
+            counts.full += 1
+        try:
+            yield
+        finally:
+            with self._counts() as counts:
+                counts.full -= 1
 
     @contextmanager
     def _counts(self) -> Iterator[Counts]:

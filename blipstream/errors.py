@@ -13,6 +13,7 @@ Each message is one sentence: what was expected, what came, how to mend it.
 """
 
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -89,3 +90,24 @@ def report(error: Exception) -> BlipstreamError:
     with suppress(OSError):  # the disk may be full
         traceback.print_exception(error)
     return BlipstreamError(f"{FAILED} ({type(error).__name__}): try again, or see its log")
+
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+def apart(
+    function: Callable[[Sequence[ItemT]], Sequence[ResultT]], items: Sequence[ItemT]
+) -> list[ResultT | BlipstreamError]:
+    """What a function makes of items, a result for each: of all at once, or where that fails, of one half at a time.
+
+    So an item has an error for a result only if the function fails at that item alone.
+    """
+    try:
+        return list(function(items)) if items else []
+    except Exception as exc:
+        error = report(exc)
+    if len(items) == 1:
+        return [error]
+    half = len(items) // 2
+    return apart(function, items[:half]) + apart(function, items[half:])

@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from blipstream.errors import InvalidInput, ServerError
+from blipstream.errors import BlipstreamError, InvalidInput, ServerError
 from blipstream.gpu_resize import can_resize, resize
 from blipstream.images import DEFAULT_LIMITS, RESIZE_MODES, TURNS, Box, Pixels, Turn, in_square, opened, orientation
 from blipstream.loader import ImageLoader
@@ -64,9 +64,9 @@ class GPUImageLoader(ImageLoader):
         if None in self._decode([nvimgcodec.CodeStream(probe.getvalue())]):
             raise ServerError("nvImageCodec finds no nvJPEG here: pip install 'blipstream[gpu-decode]'")
 
-    def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | InvalidInput]:
+    def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | BlipstreamError]:
         """Each image's pixels, or why there are none."""
-        results: dict[int, Pixels | InvalidInput] = {}
+        results: dict[int, Pixels | BlipstreamError] = {}
         jobs = filter(None, map(self._plan, range(len(images)), images, modes))
         for batch in _batches(jobs):
             with suppress(RuntimeError):  # of a GPU without memory, say

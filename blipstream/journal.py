@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the server reads the names below and needs no engine
 
 LOG_REQUESTS = "BLIPSTREAM_LOG_REQUESTS"  # any value
 SERVICE = "blipstream"
+ID_LENGTH = 64  # characters that are kept of a request's id
 ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"  # as http://localhost:4318/v1/traces
 
 COUNTER = "blipstream_requests_total"
@@ -111,9 +112,9 @@ class Journal:
 
 
 def id_of(request: Any) -> str:  # noqa: ANN401
-    """What a sender calls a request of Triton's: nothing, where that is no text, which HTTP lets pass."""
+    """What a sender calls a request of Triton's, cut short: nothing, where that is no text, which HTTP lets pass."""
     try:
-        return str(request.request_id())
+        return str(request.request_id())[:ID_LENGTH]
     except UnicodeDecodeError:
         return ""
 

@@ -3,17 +3,18 @@
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from blipstream.encoders.base import check_pixels
-from blipstream.errors import BlipstreamError, InvalidInput, ServerError, without_frames
+from blipstream.errors import BlipstreamError, InvalidInput, ServerError, report, without_frames
 from blipstream.images import DEFAULT_RESIZE_MODE, JPEG_SCALING, Pixels, load_pixels
+from blipstream.options import OPTION_NAMES, DecodingOptions
 from blipstream.patience import Patience
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -27,6 +28,16 @@ class Request(NamedTuple):
     modes: Sequence[str] = ()  # none: DEFAULT_RESIZE_MODE for each
     pixels: Pixels | None = None  # uint8 [B, H, W, 3]
     patience: Patience | None = None  # of who waits for them
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any], patience: Patience) -> Self:
+        """From a request's tensors, numpy. Raises InvalidInput where its decoder would refuse the options later."""
+        images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
+        pixels = tensors.get("pixels")
+        options = {name: tensors[name] for name in OPTION_NAMES if name in tensors}
+        if options:
+            DecodingOptions.from_rows(options, len(images if pixels is None else pixels))
+        return cls(images, [mode.decode(errors="replace") for mode in modes], pixels, patience)
 
 
 class ImageLoader:
@@ -54,7 +65,7 @@ class ImageLoader:
         loaded = iter(self.load(images, modes))
         return [fault or _answer(request, loaded) for request, fault in zip(requests, faults, strict=True)]
 
-    def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | InvalidInput]:
+    def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | BlipstreamError]:
         """Each image's pixels, or why there are none."""
         return list(self._pool.map(self._load, images, modes))
 
@@ -76,23 +87,23 @@ class ImageLoader:
             return without_frames(exc)
         return None
 
-    def _load(self, image: bytes, mode: str) -> Pixels | InvalidInput:
+    def _load(self, image: bytes, mode: str) -> Pixels | BlipstreamError:
         try:
             return load_pixels(image, self.image_size, mode, jpeg_scaling=self._jpeg_scaling)
-        except InvalidInput as exc:
-            return without_frames(exc)
+        except Exception as exc:  # as where memory is short: no other image fails with this one
+            return report(exc)
 
 
-def _answer(request: Request, loaded: Iterator[Pixels | InvalidInput]) -> Pixels | InvalidInput:
+def _answer(request: Request, loaded: Iterator[Pixels | BlipstreamError]) -> Pixels | BlipstreamError:
     """A sound request's pixels: its own, or those of the next images that were loaded."""
     return request.pixels if request.pixels is not None else _stack(islice(loaded, len(request.images)))
 
 
-def _stack(loaded: Iterable[Pixels | InvalidInput]) -> Pixels | InvalidInput:
+def _stack(loaded: Iterable[Pixels | BlipstreamError]) -> Pixels | BlipstreamError:
     """A request's images in one; an error of any stands for all."""
     pixels, error = [], None
     for each in loaded:
-        if isinstance(each, InvalidInput):
+        if isinstance(each, BlipstreamError):
             error = error or each
         else:
             pixels.append(each)

@@ -14,6 +14,7 @@ from blipstream.journal import COUNTER, RESULTS, Journal
 if TYPE_CHECKING:  # a model that does not decode needs no engine
     from blipstream.scheduler import Piece, Scheduler
 
+STEPS = "blipstream_steps_total"
 BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
 
@@ -39,20 +40,23 @@ class Metrics:
 
     def __init__(self, family: Any, model: str) -> None:  # noqa: ANN401
         def metric(kind: int, name: str, description: str, **more: Any) -> Any:  # noqa: ANN401
-            made = family(name=f"blipstream_{name}", description=description, kind=kind)
+            made = family(name=name, description=description, kind=kind)
             self._families.append(made)  # a metric ends with its family
             return made.Metric(labels={"model": model}, **more)
 
         self._families: list[Any] = []
-        self._rows = metric(family.GAUGE, "rows", "Captions under way, each beam counted")
-        self._waiting = metric(family.GAUGE, "waiting", "Requests that wait for rows")
-        self._steps = metric(family.COUNTER, "steps_total", "Steps of the decoder")
-        self._tokens = metric(family.COUNTER, "tokens_total", "Tokens generated")
+        self._rows = metric(family.GAUGE, "blipstream_rows", "Captions under way, each beam counted")
+        self._waiting = metric(family.GAUGE, "blipstream_waiting", "Requests that wait for rows")
+        self._steps = metric(family.COUNTER, STEPS, "Steps of the decoder")
+        self._tokens = metric(family.COUNTER, "blipstream_tokens_total", "Tokens generated")
         self._first = metric(
-            family.HISTOGRAM, "first_text_seconds", "From a request's arrival to its first text", buckets=BUCKETS
+            family.HISTOGRAM,
+            "blipstream_first_text_seconds",
+            "From a request's arrival to its first text",
+            buckets=BUCKETS,
         )
         self._next = metric(
-            family.HISTOGRAM, "next_text_seconds", "From one text of a request to the next", buckets=BUCKETS
+            family.HISTOGRAM, "blipstream_next_text_seconds", "From one text of a request to the next", buckets=BUCKETS
         )
         self._results = Results(family, model)
         self._told = (0, 0, 0, 0)  # steps, tokens, rows, waiting

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request may ask of the decoder, with the defaults, which stand nowhere else."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from blipstream.errors import InvalidInput
@@ -53,7 +55,7 @@ class DecodingOptions:
         self._check_range("length_penalty", -10, 10)
         self._check_range("temperature", 0.01, 100)
         if not 0 < self.top_p <= 1:
-            raise InvalidInput(f"top_p must be above 0 and at most 1, not {self.top_p:g}")
+            raise InvalidInput(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.do_sample and self.num_beams > 1:
             raise InvalidInput("do_sample and num_beams above 1 exclude each other: ask for one of them")
         if not self.do_sample:
@@ -108,10 +110,38 @@ class DecodingOptions:
 
 
 OPTION_NAMES = tuple(field.name for field in fields(DecodingOptions))
+INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # what a request for a caption may say
+TRANSFORMERS_NAMES = {
+    "max_new_tokens": "max_tokens", "max_length": "max_tokens",
+    "min_new_tokens": "min_tokens", "min_length": "min_tokens",
+    "num_return_sequences": "num_captions",
+}  # fmt: skip
+SHOWN = 40  # characters of a name that somebody sent
+
+
+def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> None:  # noqa: ANN401
+    """Raise InvalidInput where a request of Triton's has parameters, which no model of ours reads.
+
+    Triton makes them of whatever is no input of the model, as a misspelt option, and tells nobody.
+    """
+    try:
+        parameters: str = request.parameters()
+    except UnicodeDecodeError as exc:  # HTTP lets pass what is no text
+        parameters = exc.object.decode(errors="replace")
+    for name in json.loads(parameters) if parameters else ():
+        if name == "id":  # which Triton has read, and leaves there
+            continue
+        if name in names:
+            raise InvalidInput(f"{name} must be an input of the request, and not one of its parameters: send a tensor")
+        near = TRANSFORMERS_NAMES.get(name) or next(iter(get_close_matches(name[:SHOWN], names, 1)), None)
+        remedy = f"did you mean {near}?" if near in names else f"there are {', '.join(names)}"
+        raise InvalidInput(f"there is no input {name[:SHOWN]!r}: {remedy}")
 
 
 def _scalar(name: str, tensor: Any) -> Any:  # noqa: ANN401
     value = tensor.reshape(-1)[0]
+    if tensor.dtype == "float32":
+        return float(str(value))  # the number as somebody wrote it: 0.01, not the 0.009999999776 that FP32 makes of it
     if not isinstance(value, bytes):
         return value.item()
     try:

@@ -3,9 +3,10 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import chain
 from queue import Empty, SimpleQueue
 from threading import Condition, Event, Thread
 from typing import Literal
@@ -41,13 +42,16 @@ class Ticket:
     is_cancelled: Callable[[], bool]
     streams: bool  # whether the listener wants every token at once
     text: str = ""  # sent so far
-    tokens: int = 0  # sent so far
+    ids: list[int] = field(default_factory=list)  # whose tokens were sent so far
     ended: bool = False  # the last piece was sent
     gone: bool = False  # nobody listens any more
 
 
 class Scheduler:
     """Takes requests from any thread, first come, first served, while the engine has rows for them.
+
+    Where a step fails, those who took part begin anew, one half at a time, until a request is found that fails alone.
+    Nobody else notices: the same request gets the same tokens, and a stream goes on where it was.
 
     Listeners, and now and then `on_watch`, are called from one other thread, so that a slow one holds up no step.
     A journal is told of each request's end, and closed with the scheduler.
@@ -69,8 +73,9 @@ class Scheduler:
         self._backpressure = Backpressure()
         self._backpressure.add_room(ROOM)
         self._entering: deque[Ticket] = deque()
+        self._apart: deque[list[Ticket]] = deque()  # groups that have the engine to themselves, one after the other
         self._tickets: dict[Request, Ticket] = {}  # in the engine
-        self._changed = Condition()  # guards the two above
+        self._changed = Condition()  # guards the three above
         self._closed = Event()
         self._pieces: SimpleQueue[tuple[Ticket, Piece] | None] = SimpleQueue()
         self._threads = [Thread(target=target, daemon=True) for target in (self._run, self._deliver)]
@@ -80,7 +85,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that have no rows yet."""
-        return len(self._entering) + self.engine.num_waiting
+        return len(self._entering) + sum(map(len, self._apart)) + self.engine.num_waiting
 
     def arrive(self, images: int) -> None:
         """So many images have come as far as here, whatever becomes of them."""
@@ -109,7 +114,7 @@ class Scheduler:
         """Return once a request would not be refused."""
         with self._changed:
             if self.num_waiting >= self._max_waiting:
-                with self._backpressure.at_work():
+                with self._backpressure.full():
                     self._changed.wait_for(lambda: self.num_waiting < self._max_waiting)
 
     def close(self) -> None:
@@ -129,46 +134,73 @@ class Scheduler:
                 self._admit()
                 self._step()
             except Exception as exc:
-                self._fail(report(exc))
+                self._part(report(exc))
         self._pieces.put(None)
 
     def _await_work(self) -> bool:
         """Return once there is some, or False once all is done and closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._entering or self._tickets or self._closed.is_set())
-            return bool(self._entering or self._tickets)
+            self._changed.wait_for(lambda: self._entering or self._apart or self._tickets or self._closed.is_set())
+            return bool(self._entering or self._apart or self._tickets)
 
     def _admit(self) -> None:
         """Hand the engine what was submitted, take from it what was cancelled."""
         with self._changed:
-            while self._entering:
-                ticket = self._entering.popleft()
-                self._tickets[ticket.request] = ticket
+            entering: list[Ticket] = []
+            if not self._apart:
+                entering = list(self._entering)
+                self._entering.clear()
+            elif not self._tickets:
+                entering = self._apart.popleft()
+            self._tickets |= {ticket.request: ticket for ticket in entering}
+        for ticket in entering:
+            with self._charged_to(ticket):
                 self.engine.add(ticket.request)
         for ticket in [ticket for ticket in self._tickets.values() if ticket.gone]:
-            self.engine.cancel(ticket.request)
-            self._leave(ticket, Piece("", (), "cancelled", Gone()))
+            with self._charged_to(ticket):
+                self.engine.cancel(ticket.request)
+                self._leave(ticket, Piece("", (), "cancelled", Gone()))
 
     def _step(self) -> None:
         """Bring all one token further, and send what is new."""
         finished = self.engine.step()
         self.num_steps += 1
-        for request in finished:
-            self._send_end(self._tickets[request])
-        for ticket in self._tickets.values():
+        for ticket in filter(None, map(self._tickets.get, finished)):  # None: it has an error already
+            with self._charged_to(ticket):
+                self._send_end(ticket)
+        for ticket in list(self._tickets.values()):
             if ticket.streams:
-                self._send_draft(ticket)
+                with self._charged_to(ticket):
+                    self._send_draft(ticket)
         with self._changed:
             self._changed.notify_all()  # whoever waited for rows may have them
 
-    def _fail(self, error: BlipstreamError) -> None:
-        """Tell everyone, and begin anew."""
-        for ticket in list(self._tickets.values()):
-            self._leave(ticket, Piece("", (), error=error))
+    def _part(self, error: BlipstreamError) -> None:
+        """A step failed, and nobody knows at whom: tell the only one, or let one half begin anew, then the other."""
+        tickets = list(self._tickets.values())
+        if len(tickets) == 1:
+            self._leave(tickets[0], Piece("", (), error=error))
+        else:
+            half = len(tickets) // 2
+            with self._changed:
+                self._tickets.clear()
+                self._apart.extendleft(filter(None, (tickets[half:], tickets[:half])))
+        for ticket in tickets:
+            ticket.request.draft = None
         try:
             self.engine.reset()
         except Exception as exc:  # steps will go on failing, and be answered
             report(exc)
+
+    @contextmanager
+    def _charged_to(self, ticket: Ticket) -> Iterator[None]:
+        """What fails within is this request's fault, which leaves with it."""
+        try:
+            yield
+        except Exception as exc:
+            self._leave(ticket, Piece("", (), error=report(exc)))
+            with suppress(Exception):  # its rows are taken up by nobody, and end with their caption
+                self.engine.cancel(ticket.request)
 
     def _leave(self, ticket: Ticket, last: Piece) -> None:
         with self._changed:
@@ -178,20 +210,26 @@ class Scheduler:
 
     def _send_draft(self, ticket: Ticket) -> None:
         draft = ticket.request.draft
-        if draft and len(draft.ids) > ticket.tokens:
+        if draft and len(draft.ids) > len(ticket.ids):
             text = self.engine.text(ticket.request, draft.ids)
             if text.startswith(ticket.text):  # a token that changes what was sent is sent with the next one
-                self._pieces.put((ticket, self._piece(ticket, text, draft.token_scores)))
+                self._pieces.put((ticket, self._piece(ticket, text, draft.ids, draft.token_scores)))
 
     def _send_end(self, ticket: Ticket) -> None:
         best = ticket.request.sequences[0]
         reason: FinishReason = "stop" if best.ids[-1] == self.engine.config.text.end_token_id else "length"
-        self._leave(ticket, self._piece(ticket, ticket.request.captions[0].text, best.token_scores, reason))
+        text = ticket.request.captions[0].text
+        self._leave(ticket, self._piece(ticket, text, best.ids, best.token_scores, reason))
 
-    def _piece(self, ticket: Ticket, text: str, token_scores: list[float], reason: FinishReason | None = None) -> Piece:
-        """What is new."""
-        piece = Piece(text.removeprefix(ticket.text), tuple(token_scores[ticket.tokens :]), reason)
-        ticket.text, ticket.tokens = text, len(token_scores)
+    def _piece(
+        self, ticket: Ticket, text: str, ids: list[int], token_scores: list[float], reason: FinishReason | None = None
+    ) -> Piece:
+        """What is new. Raises BlipstreamError where what was sent is not how this begins."""
+        known = len(ticket.ids)
+        if ids[:known] != ticket.ids:  # a step failed, and on some processors numbers are less than exact
+            raise BlipstreamError("the caption came out otherwise when it was begun anew: ask for it again")
+        piece = Piece(text.removeprefix(ticket.text), tuple(token_scores[known:]), reason)
+        ticket.text, ticket.ids = text, list(ids)
         self.num_tokens += len(piece.token_scores)
         return piece
 
@@ -227,7 +265,7 @@ class Scheduler:
 
     def _watch(self) -> None:
         with self._changed:
-            tickets = [*self._tickets.values(), *self._entering]
+            tickets = [*self._tickets.values(), *chain(*self._apart), *self._entering]
         for ticket in tickets:
             with suppress(Exception):  # whoever cannot be asked stays
                 ticket.gone = ticket.gone or (not ticket.ended and ticket.is_cancelled())

@@ -35,6 +35,7 @@ from typing import BinaryIO, NamedTuple, Self
 from blipstream import backpressure
 from blipstream.errors import ServerError
 from blipstream.journal import COUNTER, ENDPOINT, LOG_REQUESTS, SERVICE
+from blipstream.metrics import STEPS
 from blipstream.tls import TLS
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstream/
@@ -330,6 +331,10 @@ class TritonServer:
     def pending(self) -> dict[str, int]:
         """How many requests wait for each model; none if the server is dumb."""
         return _figures(self._metrics(), "nv_inference_pending_request_count")
+
+    def steps(self) -> dict[str, int]:
+        """How many steps each decoder has made; none if the server is dumb."""
+        return _figures(self._metrics(), STEPS)
 
     def _metrics(self) -> str:
         try:

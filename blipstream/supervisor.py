@@ -8,6 +8,7 @@ Triton restarts none of its models' processes and calls itself ready without the
 import io
 import itertools
 import logging
+import math
 import random
 import secrets
 import time
@@ -48,6 +49,7 @@ SUBJECTS: dict[tuple[str, ...], str] = {
     (CAPTIONS,): "caption came out, though streams did,",
     (STREAMS,): "stream came out, though captions did,",
 }
+DECODERS = {CAPTIONS: "decoder", STREAMS: STREAMS}  # the model behind each door that counts its steps
 
 log = logging.getLogger("blipstream")
 
@@ -66,6 +68,7 @@ class Look(NamedTuple):
     working: frozenset[str] = frozenset()  # models that compute
     stopped: frozenset[str] = frozenset()  # models whose process is halted
     refusal: str = ""  # what the server answered to the canary instead of a caption, if it was no full queue
+    steps: dict[str, int] = {}  # noqa: RUF012 - of each decoder so far
 
 
 @dataclass
@@ -73,9 +76,9 @@ class Diagnosis:
     """Looks at a server's doors, or at one, again and again, and tells slowness under load from a hang.
 
     Captions that come out are all it takes to be well, a full queue is no fault, and a slow answer is none while a
-    model that has finished nothing since is at work. With the first that a model finishes, the wait for the next one
-    begins anew; what it finishes after that excuses nobody: a stage that stands still lets those before it run, for
-    requests that will be refused.
+    model that has finished nothing since is at work, or a decoder makes steps, of which large requests take many. With
+    the first that a model finishes, the wait for the next one begins anew; what it finishes after that excuses nobody:
+    a stage that stands still lets those before it run, for requests that will be refused.
     """
 
     doors: tuple[str, ...] = DOORS
@@ -86,6 +89,8 @@ class Diagnosis:
     _patience: float = 0.0  # seconds since a caption was awaited, or since the last of those finished its first
     _looks: int = 0  # since then
     _seen: Counter[str] = field(default_factory=Counter)  # looks since then that found a model at work
+    _steps: int = 0  # that decoders were seen to have made
+    _standstill: float = math.inf  # seconds since they made the last
     _halted: int = 0  # looks in a row that found a process halted
 
     @classmethod
@@ -115,6 +120,7 @@ class Diagnosis:
             return Fault("stopped", f"the process of {', '.join(sorted(look.stopped))} was stopped by a signal")
         seconds = min(seconds, 2 * WATCH_SECONDS)  # if we were held up, then maybe the server was, too
         self._listen(look.counts, seconds)
+        self._count_steps(look.steps, seconds)
         if self.silence == 0:
             self.awaited, self._before, self._finished = False, look.counts, set()
             self._begin_patience()
@@ -135,7 +141,7 @@ class Diagnosis:
         for_long = f"no {which} for {self.silence:.0f} seconds"
         if look.refusal:
             return Fault("failing", f"{for_long}: {look.refusal}")
-        if self._patience < LIVELOCK_SECONDS and self._is_busy():
+        if self._patience < LIVELOCK_SECONDS and (self._is_busy() or self._standstill < HANG_SECONDS):
             return None
         return Fault("hung", for_long)
 
@@ -147,6 +153,11 @@ class Diagnosis:
                 self._silences[door] = 0.0
             elif door in before or door == self.doors[0]:  # others need not be there
                 self._silences[door] = self._silences.get(door, 0.0) + seconds
+
+    def _count_steps(self, steps: dict[str, int], seconds: float) -> None:
+        made = sum(steps.get(DECODERS[door], 0) for door in self.doors)
+        self._standstill = 0.0 if made > self._steps else self._standstill + seconds
+        self._steps = max(self._steps, made)
 
     def _begin_patience(self) -> None:
         self._patience, self._looks, self._seen = 0.0, 0, Counter()
@@ -324,7 +335,8 @@ class Supervisor:
                 # which a halted server would keep us waiting for
                 counts = {} if stopped else canary.with_words(self.server.counts())
                 working = self.server.working() if awaited else frozenset()  # which costs more than the rest
-                look = Look(counts, working, stopped, canary.refusal)
+                steps = self.server.steps() if awaited and not stopped else {}
+                look = Look(counts, working, stopped, canary.refusal, steps)
                 last, at = at, time.monotonic()
                 if fault := diagnosis.add(look, at - last):
                     return fault

@@ -100,6 +100,11 @@ class Engine(ABC):
         if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
         request = Request(self._copy(image_embeds), options, self._tokenizer.encode(options.prompt))
+        if max(request.prompt_ids) >= text.vocab_size:  # on a GPU it would end the process
+            raise InvalidInput(
+                f"prompt must be of the model's {text.vocab_size:,} tokens, and its tokenizer makes others of it: "
+                "leave words out, or build the model anew with its own tokenizer"
+            )
         if request.max_length > text.max_positions:
             raise InvalidInput(
                 f"prompt and max_tokens together must fit {text.max_positions} positions, but the prompt takes "

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose fault it was that another model refused."""
 
+from collections.abc import Sequence
+
 import pytest
 
-from blipstream.errors import FAILED, BlipstreamError, InvalidInput, Overloaded, TimedOut, error_of
+from blipstream.errors import FAILED, BlipstreamError, InvalidInput, Overloaded, TimedOut, apart, error_of
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,28 @@ def test_what_another_model_refused_with(model: str, message: str, expected: typ
     error = error_of(model, message)
     assert type(error) is expected
     assert str(error) == message
+
+
+@pytest.mark.parametrize("guilty", [(), (3,), (0, 6), tuple(range(7))])
+def test_only_those_fail_that_fail_alone(guilty: tuple[int, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    def double(numbers: Sequence[int]) -> list[int]:
+        if any(number in guilty for number in numbers):
+            raise IndexError("the culprit is among them")
+        return [2 * number for number in numbers]
+
+    results = apart(double, range(7))
+    assert [str(result) for result in results] == [
+        f"{FAILED} (IndexError): try again, or see its log" if number in guilty else str(2 * number)
+        for number in range(7)
+    ]
+    assert ("the culprit" in capfd.readouterr().err) == bool(guilty)
+
+
+def test_what_fails_for_being_much_does_not_fail() -> None:
+    def same(items: Sequence[int]) -> Sequence[int]:
+        if len(items) > 2:
+            raise MemoryError
+        return items
+
+    assert apart(same, range(9)) == list(range(9))
+    assert apart(same, []) == []

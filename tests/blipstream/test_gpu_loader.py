@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import BlipstreamError, InvalidInput
 from blipstream.gpu_resize import resize
 from blipstream.images import RESIZE_MODES, Box, Pixels, load_pixels
 from tests.blipstream.bad_images import BAD_IMAGES, encode
@@ -47,8 +47,8 @@ def decoded(loader: GPUImageLoader, monkeypatch: pytest.MonkeyPatch) -> list[int
     return counts
 
 
-def assert_loaded(result: Pixels | InvalidInput, expected: Pixels) -> None:
-    assert not isinstance(result, InvalidInput)
+def assert_loaded(result: Pixels | BlipstreamError, expected: Pixels) -> None:
+    assert not isinstance(result, BlipstreamError)
     np.testing.assert_array_equal(result, expected)
 
 
@@ -155,7 +155,7 @@ def test_gpu_is_close_to_the_cpu() -> None:
     images = [CHINA, FLOWER, ASTRONAUT]
     files = [encode(image, "JPEG", quality=90, subsampling=s) for image in images for s in (0, 1, 2)]
     for file, pixels in zip(files, on_gpu.load(files, ["stretch"] * len(files)), strict=True):
-        assert not isinstance(pixels, InvalidInput)
+        assert not isinstance(pixels, BlipstreamError)
         difference = np.abs(pixels.astype(int) - load_pixels(file, 384))
         assert difference.mean() < 0.5
         assert difference.max() <= 8

@@ -4,12 +4,15 @@
 import gc
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from blipstream.errors import BlipstreamError, InvalidInput, ServerError
-from blipstream.images import JPEG_SCALING, RESIZE_MODES, load_pixels
+from blipstream import loader
+from blipstream.errors import FAILED, BlipstreamError, InvalidInput, ServerError
+from blipstream.images import JPEG_SCALING, RESIZE_MODES, Pixels, load_pixels
 from blipstream.loader import ImageLoader, Request
 from blipstream.patience import Patience
 from blipstream.server import ROOT
@@ -17,6 +20,7 @@ from tests.blipstream.bad_images import BAD_IMAGES, encode
 from tests.blipstream.test_gpu_resize import noise
 
 SIDE = 64
+PIXELS = np.zeros((1, SIDE, SIDE, 3), np.uint8)
 
 
 def test_each_image_gets_its_own_answer() -> None:
@@ -27,7 +31,7 @@ def test_each_image_gets_its_own_answer() -> None:
     loaded = ImageLoader(SIDE).load(images, modes)
     assert len(loaded) == len(images)
     for image, mode, result in zip(images, modes, loaded, strict=True):
-        if isinstance(result, InvalidInput):
+        if isinstance(result, BlipstreamError):
             with pytest.raises(InvalidInput) as caught:
                 load_pixels(image, SIDE, mode)
             assert str(caught.value) == str(result)
@@ -100,7 +104,7 @@ def test_jpeg_scaling_is_passed_on() -> None:
     assert not np.array_equal(expected["exact"], expected["fast"])
     for how, pixels in expected.items():
         (loaded,) = ImageLoader(SIDE, jpeg_scaling=how).load([image], ["stretch"])
-        assert not isinstance(loaded, InvalidInput)
+        assert not isinstance(loaded, BlipstreamError)
         np.testing.assert_array_equal(loaded, pixels)
 
 
@@ -131,3 +135,34 @@ def test_large_buffers_go_back_to_the_system() -> None:
     """Even after larger ones: by itself, glibc would take the next from its heap, as it may where that has a hole."""
     command = [sys.executable, "-c", COUNT_MAPPED]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_a_fault_of_ours_at_one_image_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no memory for a large one."""
+    images = [encode(noise(30, 50, i), "PNG") for i in range(4)]
+    expected = [load_pixels(image, SIDE) for image in images]
+
+    def fails(data: bytes, *rest: Any, **more: Any) -> Pixels:
+        if data == images[2]:
+            raise MemoryError
+        return load_pixels(data, *rest, **more)
+
+    monkeypatch.setattr(loader, "load_pixels", fails)
+    loaded = ImageLoader(SIDE).load_requests([Request([image]) for image in images])
+    for index, (result, pixels) in enumerate(zip(loaded, expected, strict=True)):
+        if index == 2:
+            assert str(result) == f"{FAILED} (MemoryError): try again, or see its log"
+        else:
+            assert not isinstance(result, BlipstreamError)
+            np.testing.assert_array_equal(result, pixels[None])
+
+
+@pytest.mark.parametrize("picture", [{"image": np.array([[b"no image"]], np.object_)}, {"pixels": PIXELS}])
+def test_options_that_the_decoder_would_refuse_are_refused_at_once(picture: dict[str, npt.NDArray[Any]]) -> None:
+    patience = Patience(0, lambda: False)
+    request = Request.of(picture | {"num_beams": np.array([[10]], np.int32)}, patience)
+    assert request.patience is patience
+    with pytest.raises(InvalidInput, match="num_beams must be between 1 and 10, not 99"):
+        Request.of(picture | {"num_beams": np.array([[99]], np.int32)}, patience)
+    with pytest.raises(InvalidInput, match="num_beams must have a row for each image, 1, not 2"):
+        Request.of(picture | {"num_beams": np.array([[9], [9]], np.int32)}, patience)

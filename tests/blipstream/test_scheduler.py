@@ -282,3 +282,90 @@ def test_steps_are_counted(own_engine: Engine, embeds: Tensor) -> None:
     assert seen[-1][1] == sum(request.captions[0].num_tokens for request, _ in streams)
     assert max(request.captions[0].num_tokens for request, _ in streams) <= seen[-1][0] < seen[-1][1]
     assert (scheduler.engine.rows, scheduler.num_waiting) == (0, 0)
+
+
+class Cursed(Request):
+    """Fails whatever step it ends in."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "captions" and value:
+            raise RuntimeError("cursed")
+        super().__setattr__(name, value)
+
+
+def curse(request: Request) -> Request:
+    return Cursed(request.image_embeds, request.options, request.prompt_ids)
+
+
+def spoil(request: Request) -> Request:
+    """Fails the step that takes it up."""
+    request.image_embeds = request.image_embeds[:1, :7]
+    return request
+
+
+@pytest.mark.parametrize("harm", [curse, spoil])
+def test_who_fails_a_step_fails_alone(
+    scheduler: Scheduler, engine: Engine, embeds: Tensor, harm: Callable[[Request], Request]
+) -> None:
+    """Everyone else gets the same caption as ever, streams without a gap, though some were under way already."""
+    kinds = [
+        DecodingOptions(min_tokens=20),
+        DecodingOptions(do_sample=True, temperature=2.0, seed=7, min_tokens=12),
+        DecodingOptions(num_beams=3, num_captions=2),
+    ]
+    asked = [(embeds[i % 16], kinds[i % 3]) for i in range(40)]
+    expected = [engine.request(*each) for each in asked]
+    engine.generate(expected)
+    innocent: list[tuple[Request, Listener]] = []
+    guilty: list[Listener] = []
+    for i, each in enumerate(asked):
+        if i in (10, 11, 30):
+            wait_until(lambda: bool(innocent[0][1].pieces))
+            guilty.append(Listener())
+            scheduler.submit(harm(scheduler.engine.request(embeds[0], DecodingOptions(max_tokens=9))), guilty[-1])
+        innocent.append(submit(scheduler, *each, streams=True))
+    assert [str(listener.wait().error) for listener in guilty] == [FAILED] * 3
+    for (request, listener), other in zip(innocent, expected, strict=True):
+        assert listener.wait().error is None
+        assert [caption.text for caption in request.captions] == [caption.text for caption in other.captions]
+        assert listener.text == request.captions[0].text
+        assert [score for piece in listener.pieces for score in piece.token_scores] == pytest.approx(
+            request.captions[0].token_scores, abs=1e-4
+        )
+    assert scheduler.engine.rows == scheduler.num_waiting == 0
+
+
+def test_a_step_that_fails_once_fails_nobody(
+    scheduler: Scheduler, embeds: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory was short for a moment, or for so many."""
+    step, calls = scheduler.engine.step, 0
+
+    def fails_once() -> list[Request]:
+        nonlocal calls
+        calls += 1
+        return fail() if calls == 3 else step()
+
+    monkeypatch.setattr(scheduler.engine, "step", fails_once)
+    streams = [submit(scheduler, embed, LONG)[1] for embed in embeds]
+    assert {listener.wait().finish_reason for listener in streams} == {"length"}
+
+
+def test_a_stream_that_goes_on_otherwise_than_it_began_is_told_so(
+    scheduler: Scheduler, embeds: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where numbers depend on what else is in a batch, which they may in bf16."""
+    request, listener = scheduler.engine.request(embeds[0], LONG), Listener()
+    other = scheduler.engine.request(embeds[1], DecodingOptions(max_tokens=60, min_tokens=60, prompt="two"))
+    scheduler.submit(request, listener, streams=True)
+    submit(scheduler, embeds[1], LONG)
+    wait_until(lambda: len(listener.pieces) > 2)
+    step = scheduler.engine.step
+
+    def fails_once() -> list[Request]:
+        monkeypatch.setattr(scheduler.engine, "step", step)
+        request.image_embeds, request.prompt_ids = other.image_embeds, other.prompt_ids
+        return fail()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(scheduler.engine, "step", fails_once)
+    assert "came out otherwise when it was begun anew" in str(listener.wait().error)

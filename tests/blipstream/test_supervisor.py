@@ -173,6 +173,25 @@ def test_work_without_end_is_a_hang_at_last() -> None:
     assert judge(working)
 
 
+def test_a_decoder_that_makes_steps_is_alive() -> None:
+    """As with a request of 64 images and ten beams, which those behind it wait for; until it stands still."""
+
+    def steps(number: int, door: str = "decoder") -> Look:
+        done = QUIET | {"preprocess": 8 + number, "encoder": 8 + number, "decoder": 8}
+        return Look(done, frozenset({"decoder"}), steps={door: 100 + number // 4})
+
+    alive = looks(300, steps)
+    assert not judge(alive)
+    hung = looks(2 * HANG_SECONDS, lambda _: alive[-1])
+    fault = judge([*alive, *hung])
+    assert fault is not None
+    assert fault.reason == "hung"
+    assert judge(looks(2 * LIVELOCK_SECONDS, steps))  # no work is an excuse for ever
+    streams = Diagnosis.since(QUIET, STREAMS, awaited=True)
+    faults = [streams.add(look, LOOK_SECONDS) for look in looks(2 * HANG_SECONDS, steps)]
+    assert any(faults)  # which another's steps do not bring
+
+
 def test_a_server_that_refuses_every_caption_fails_though_it_works() -> None:
     fault = judge(looks(HANG_SECONDS, lambda _: Look(QUIET, frozenset({"decoder"}), refusal="no words")))
     assert fault == Fault("failing", "no caption came out for 3 seconds: no words")

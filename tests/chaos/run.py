@@ -8,6 +8,7 @@ What this machine does not permit is not run, and the table says so.
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -27,12 +28,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import grpc
+from tritonclient.grpc import service_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
 from blipstream import server as processes  # noqa: E402
 from blipstream_client import BlipstreamError, Client  # noqa: E402
+from tests.chaos.overload import caption_request  # noqa: E402
 from tests.security.hang_ups import hang_up  # noqa: E402
 
 SHARED_MEMORY = str(processes.SHARED_MEMORY)
@@ -44,6 +48,9 @@ STEADY_SECONDS = 1.0  # of load before and after
 SET_CLOCK = "CHAOS_SET_CLOCK"
 JUMP_SECONDS = 100
 HANG_UPS = 500
+GIVE_UP_SECONDS, GIVE_UPS = 20.0, 80  # for which requests are given up, and how many a second
+SHORT_PATIENCE = 0.05, 0.2  # seconds, after which they are
+HUGE_IMAGES, HUGE_BEAMS, HUGE_SECONDS = 64, 10, 120.0  # of one request, and how long it may take
 TMPFS = "mount -t tmpfs -o size={size} none {folder} && "
 
 
@@ -60,6 +67,7 @@ class Load:
     wrong: list[tuple[str, str]] = field(default_factory=list)  # captions, and what they should have been
     refusals: Counter[str] = field(default_factory=Counter)  # what the client raised in spite of its retries
     times: list[float] = field(default_factory=list)  # of captions
+    longest: float = 0.0  # seconds that an image took to have its caption
     _users: list[Future[None]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -85,8 +93,8 @@ class Load:
             self.answers.append(self._insist(image + os.urandom(8), expected))
 
     def _insist(self, image: bytes, expected: str) -> str:
-        deadline = time.monotonic() + IMAGE_SECONDS
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while time.monotonic() < began + IMAGE_SECONDS:
             try:
                 caption = self._client.caption(image).text
             except BlipstreamError as error:
@@ -94,6 +102,7 @@ class Load:
                 time.sleep(0.1)
             else:
                 self.times.append(time.monotonic())
+                self.longest = max(self.longest, time.monotonic() - began)
                 if caption == expected:
                     return "right"
                 self.wrong.append((caption, expected))
@@ -291,6 +300,36 @@ def hang_ups(served: Served) -> float:
     return time.monotonic()
 
 
+def give_up(served: Served) -> float:
+    """Ask for captions, and hang up before they come."""
+    with grpc.insecure_channel(served.grpc_url.removeprefix("grpc://")) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        began, asked = time.monotonic(), 0
+        calls: list[tuple[float, grpc.Future]] = []
+        while (now := time.monotonic()) < began + GIVE_UP_SECONDS or calls:
+            for over, call in calls:
+                if now > over:
+                    call.cancel()
+            calls = [(over, call) for over, call in calls if now <= over]
+            while asked < min(now - began, GIVE_UP_SECONDS) * GIVE_UPS:
+                calls.append((now + random.uniform(*SHORT_PATIENCE), stub.ModelInfer.future(caption_request(0))))
+                asked += 1
+            time.sleep(0.005)
+    return time.monotonic()
+
+
+def ask_for_much(served: Served) -> float:
+    """One request that keeps the decoder busy for a while, on a slow machine for longer than anyone waits."""
+    request = caption_request(0)
+    request.inputs[0].shape[0] = HUGE_IMAGES
+    request.raw_input_contents[0] *= HUGE_IMAGES
+    request.inputs.add(name="num_beams", datatype="INT32", shape=[HUGE_IMAGES, 1])
+    request.raw_input_contents.append(HUGE_BEAMS.to_bytes(4, "little") * HUGE_IMAGES)
+    with grpc.insecure_channel(served.grpc_url.removeprefix("grpc://")) as channel, suppress(grpc.RpcError):
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=HUGE_SECONDS)
+    return time.monotonic()
+
+
 class Experiment(NamedTuple):
     """A fault and what it takes."""
 
@@ -318,6 +357,8 @@ EXPERIMENTS = {
     "clients hang up": Experiment(hang_ups, restarts=0),
     "clock jumps ahead": Experiment(jump_ahead, reason="clock"),
     "clock jumps back": Experiment(jump_back, reason="clock"),
+    "give-ups": Experiment(give_up, restarts=0),
+    "a huge request": Experiment(ask_for_much, restarts=0),
 }
 
 
@@ -331,6 +372,7 @@ class Row:
     answers: dict[str, int] = field(default_factory=dict)
     wrong: list[tuple[str, str]] = field(default_factory=list)
     refusals: dict[str, int] = field(default_factory=dict)
+    longest: float = 0.0  # seconds that an image took
     not_run: str = ""
 
     @property
@@ -342,14 +384,15 @@ class Row:
 
     def line(self) -> str:
         if self.not_run:
-            return f"| {self.fault} | not run: {self.not_run} | | | | | |"
+            return f"| {self.fault} | not run: {self.not_run} | | | | | | |"
         restarts = ", ".join(f"{reason} {count}" for reason, count in self.restarts.items() if count)
         images = " | ".join(str(self.answers.get(answer, 0)) for answer in ("right", "wrong", "lost"))
-        return f"| {self.fault} | {restarts} | {self.seconds:.1f} | {images} | {sum(self.refusals.values())} |"
+        errors = sum(self.refusals.values())
+        return f"| {self.fault} | {restarts} | {self.seconds:.1f} | {images} | {errors} | {self.longest:.1f} |"
 
 
-HEADER = """| fault | restarts by reason | s to recover | images right | wrong | lost | errors despite retries |
-|---|---|---|---|---|---|---|"""
+HEADER = """| fault | restarts by reason | s to recover | images right | wrong | lost | errors | longest wait |
+|---|---|---|---|---|---|---|---|"""
 
 
 def experiment(name: str, repository: Path) -> Row:
@@ -368,7 +411,8 @@ def experiment(name: str, repository: Path) -> Row:
                 time.sleep(STEADY_SECONDS)
                 restarts = dict(served.restarts())
             answers = dict(Counter(load.answers))
-            return Row(name, round(recovered - over, 2), restarts, answers, load.wrong, dict(load.refusals))
+            refusals, longest = dict(load.refusals), round(load.longest, 2)
+            return Row(name, round(recovered - over, 2), restarts, answers, load.wrong, refusals, longest)
         except NotRun as reason:
             return Row(name, not_run=str(reason))
 

@@ -36,9 +36,9 @@ class Streams:
         self._answers: SimpleQueue[tuple[InferResult | None, InferenceServerException | None]] = SimpleQueue()
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
 
-    def ask(self, image: bytes, options: Options, number: int = 0, timeout: int | None = None) -> None:
+    def ask(self, image: bytes, options: Options, number: int = 0, timeout: int | None = None, **more: Any) -> None:
         self._client.async_stream_infer(
-            "caption_stream", inputs(image, options), request_id=str(number), timeout=timeout
+            "caption_stream", inputs(image, options), request_id=str(number), timeout=timeout, **more
         )
 
     def answer(self) -> InferResult:

@@ -14,7 +14,7 @@ from blipstream.engine import load_engine
 from blipstream.errors import error_of, report
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Metrics
-from blipstream.options import OPTION_NAMES, DecodingOptions
+from blipstream.options import OPTION_NAMES, DecodingOptions, refuse_parameters
 from blipstream.patience import Patience
 from blipstream.scheduler import Scheduler
 
@@ -38,8 +38,8 @@ class TritonPythonModel:
 
     async def start(self, request, sender):
         self.scheduler.check_room()  # before anything is computed for it
-        lap = self.metrics.stopwatch().lap
-        patience = Patience(request.timeout(), sender.is_cancelled)
+        refuse_parameters(request)
+        lap, patience = self.metrics.stopwatch().lap, Patience(request.timeout(), sender.is_cancelled)
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         (options,) = DecodingOptions.from_rows({n: tensors[n].as_numpy() for n in OPTION_NAMES if n in tensors}, 1)
         images = [tensors[n] for n in ("image", "resize_mode") if n in tensors]

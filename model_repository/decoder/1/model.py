@@ -12,7 +12,7 @@ from blipstream.engine import load_engine
 from blipstream.errors import InvalidInput, report
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Metrics
-from blipstream.options import OPTION_NAMES, DecodingOptions
+from blipstream.options import OPTION_NAMES, DecodingOptions, refuse_parameters
 from blipstream.scheduler import Scheduler
 
 
@@ -38,6 +38,7 @@ class TritonPythonModel:
 
     def start(self, request, sender):
         """Submit a request's images; the last one that is finished sends the answer."""
+        refuse_parameters(request, ("image_embeds", *OPTION_NAMES))
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         if "image_embeds" not in tensors:  # Triton lets an optional input stand for it
             raise InvalidInput("image_embeds must be given: send the encoder's output")

@@ -11,56 +11,66 @@ import triton_python_backend_utils as pb_utils
 from blipstream.backpressure import Backpressure
 from blipstream.config import of_one_checkpoint
 from blipstream.encoders import load_encoder
-from blipstream.errors import InvalidInput, report, without_frames
+from blipstream.errors import BlipstreamError, apart, report
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Results
+from blipstream.options import refuse_parameters
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        runtime = json.loads(args["model_config"])["parameters"]["runtime"]["string_value"]
+        config = json.loads(args["model_config"])
+        runtime, self.max_batch = config["parameters"]["runtime"]["string_value"], config["max_batch_size"]
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         folder = Path(args["model_repository"], args["model_version"], runtime)
         self.encoder = load_encoder(runtime, of_one_checkpoint(folder), device)
         self.encoder.warm_up()
         self.backpressure = Backpressure()
+        self.backpressure.add_encoder()
         self.journal = Journal(args["model_name"])
         self.results = Results(pb_utils.MetricFamily, args["model_name"])
 
     def execute(self, requests):
+        """A response for each, and what is wrong with one is nobody else's."""
         began = time.monotonic()
-        inputs = [pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]
-        errors = [self.check(pixels) for pixels in inputs]
-        batch = [pixels for pixels, error in zip(inputs, errors, strict=True) if error is None]
+        results = [self.check(request) for request in requests]
+        sound = [result for result in results if not isinstance(result, BlipstreamError)]
+        images = sum(map(len, sound))
         try:
-            with self.backpressure.at_work():
-                image_embeds = self.encoder.encode(np.concatenate(batch)) if batch else None
+            with self.backpressure.encoding(images, leaves=images >= self.max_batch):
+                encoded = iter(apart(self.encode, sound))
         except Exception as exc:
-            failure = report(exc)
-            errors = [error or failure for error in errors]
+            encoded = iter([report(exc)] * len(sound))
+        results = [result if isinstance(result, BlipstreamError) else next(encoded) for result in results]
         seconds = time.monotonic() - began
-        responses, start = [], 0
-        for request, pixels, error in zip(requests, inputs, errors, strict=True):
-            if error:
-                responses.append(self.refuse(request, error))
-                continue
-            responses.append(pb_utils.InferenceResponse([self.pack(image_embeds[start : start + len(pixels)])]))
-            self.journal.answer(id_of(request), len(pixels), seconds)
-            start += len(pixels)
+        responses = [self.answer(*each, seconds) for each in zip(requests, results, strict=True)]
         self.results.tell(self.journal)
         return responses
 
-    def check(self, pixels):
+    def check(self, request):
+        """A request's pixels, or why it is refused."""
         try:
+            refuse_parameters(request, ("pixels",))
+            pixels = pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy()
             self.encoder.check(pixels)
-        except InvalidInput as exc:
-            return without_frames(exc)
-        return None
+        except Exception as exc:
+            return report(exc)
+        return pixels
 
-    def refuse(self, request, error):
-        self.journal.refuse(id_of(request), error)
-        status = getattr(pb_utils.TritonError, error.status)
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), status))
+    def encode(self, batch):
+        """Each request's tensor, of all encoded at once."""
+        image_embeds = self.encoder.encode(np.concatenate(batch))
+        ends = np.cumsum([len(pixels) for pixels in batch])
+        return [self.pack(image_embeds[end - len(pixels) : end]) for pixels, end in zip(batch, ends, strict=True)]
+
+    def answer(self, request, result, seconds):
+        if isinstance(result, BlipstreamError):
+            self.journal.refuse(id_of(request), result)
+            error = pb_utils.TritonError(str(result), getattr(pb_utils.TritonError, result.status))
+            return pb_utils.InferenceResponse(error=error)
+        response = pb_utils.InferenceResponse([result])
+        self.journal.answer(id_of(request), result.shape()[0], seconds)
+        return response
 
     def pack(self, image_embeds):
         if isinstance(image_embeds, np.ndarray):

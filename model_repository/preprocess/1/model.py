@@ -9,10 +9,11 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.backpressure import Backpressure
 from blipstream.config import CheckpointConfig, of_one_checkpoint
-from blipstream.errors import BlipstreamError, report
+from blipstream.errors import BlipstreamError, apart, report
 from blipstream.journal import Journal, id_of
 from blipstream.loader import ImageLoader, Request
 from blipstream.metrics import Results
+from blipstream.options import refuse_parameters
 from blipstream.patience import Patience
 
 
@@ -23,37 +24,40 @@ class TritonPythonModel:
         self.journal = Journal(args["model_name"])
         self.results = Results(pb_utils.MetricFamily, args["model_name"])
         self.backpressure = Backpressure()
-        image_size = CheckpointConfig.load(of_one_checkpoint(folder)).vision.image_size
+        side = CheckpointConfig.load(of_one_checkpoint(folder)).vision.image_size
         if args["model_instance_kind"] == "GPU":
             from blipstream.gpu_loader import GPUImageLoader
 
-            self.loader = GPUImageLoader(image_size, f"cuda:{args['model_instance_device_id']}")
+            self.loader = GPUImageLoader(side, f"cuda:{args['model_instance_device_id']}")
         else:
-            self.loader = ImageLoader(
-                image_size,
-                processes=sum(group["count"] for group in config["instance_group"]),
-                jpeg_scaling=config["parameters"]["jpeg_scaling"]["string_value"],
-            )
+            processes = sum(group["count"] for group in config["instance_group"])
+            scaling = config["parameters"]["jpeg_scaling"]["string_value"]
+            self.loader = ImageLoader(side, processes=processes, jpeg_scaling=scaling)
 
     def execute(self, requests):
-        """As many at a time as there is room for, answered while others wait."""
+        """As many at a time as there is room for, answered while others wait; what is wrong is told before that."""
         waiting = []
         for request in requests:
             sender = request.get_response_sender()
-            waiting.append((request, sender, Patience(request.timeout(), sender.is_cancelled)))
+            try:
+                refuse_parameters(request)
+                tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                patience = Patience(request.timeout(), sender.is_cancelled)
+                waiting.append((request, sender, Request.of(tensors, patience)))
+            except Exception as exc:
+                self.answer(request, sender, report(exc))
         while waiting:
             del waiting[: self.load(waiting)]
+        self.results.tell(self.journal)
 
     def load(self, waiting):
         """How many were answered, each on its own, after all of their images were loaded at once."""
         entered, began = len(waiting), time.monotonic()
         try:
-            entered = self.backpressure.enter(len(waiting))
-            began = time.monotonic()
-            with self.backpressure.at_work():
-                results = self.loader.load_requests([self.unpack(*each) for each in waiting[:entered]])
+            entered, began = self.backpressure.enter(len(waiting)), time.monotonic()
+            results = apart(self.loader.load_requests, [loading for _, _, loading in waiting[:entered]])
             loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError))
-            self.backpressure.correct(loaded - entered)
+            self.backpressure.hand_on(entered, loaded)
         except Exception as exc:
             results = [report(exc)] * entered
         for (request, sender, _), result in zip(waiting, results, strict=False):
@@ -61,12 +65,7 @@ class TritonPythonModel:
         self.results.tell(self.journal)
         return entered
 
-    def unpack(self, request, _, patience):
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
-        return Request(images, [mode.decode(errors="replace") for mode in modes], tensors.get("pixels"), patience)
-
-    def answer(self, request, sender, result, seconds):
+    def answer(self, request, sender, result, seconds=0.0):
         try:
             if not isinstance(result, BlipstreamError):
                 response = pb_utils.InferenceResponse([pb_utils.Tensor("pixels", result)])

@@ -194,3 +194,12 @@ def test_incomplete_artifact(f32_artifacts: Path, tmp_path: Path) -> None:
     (tmp_path / "decoder.safetensors").write_bytes((whole / "decoder.safetensors").read_bytes()[:-100])
     with pytest.raises(ArtifactError, match=r"decoder\.safetensors cannot be loaded"):
         load_engine(tmp_path)
+
+
+def test_a_token_that_the_model_has_not(artifacts: Path) -> None:
+    """As where a tokenizer was given words, and its model none for them: on a GPU this would end the process."""
+    engine = load_engine(artifacts / "decoder/1/artifact")
+    engine._tokenizer._tokenizer.add_tokens(["quokka"])
+    with pytest.raises(InvalidInput, match="prompt must be of the model's 478 tokens, and its tokenizer makes others"):
+        engine.request(torch.zeros(145, 192), DecodingOptions(prompt="a quokka"))
+    generate(engine, torch.zeros(1, 145, 192), [DecodingOptions(prompt="a zebra")])
