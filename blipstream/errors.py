@@ -66,7 +66,7 @@ ErrorT = TypeVar("ErrorT", bound=BlipstreamError)
 
 def error_of(model: str, message: str) -> BlipstreamError:
     """What another model refused with: Triton 2.51 calls all of it INTERNAL, so its words must tell what it was."""
-    if "Exceeds maximum queue size" in message:
+    if "Exceeds maximum queue size" in message or "requests wait already" in message:
         return Overloaded(message)
     if TIMED_OUT in message:
         return TimedOut(message)

@@ -3,6 +3,8 @@
 
 import json
 import time
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -29,49 +31,47 @@ class TritonPythonModel:
 
             self.loader = GPUImageLoader(image_size, f"cuda:{args['model_instance_device_id']}")
         else:
-            self.loader = ImageLoader(
-                image_size,
-                processes=sum(group["count"] for group in config["instance_group"]),
-                jpeg_scaling=config["parameters"]["jpeg_scaling"]["string_value"],
-            )
+            processes = sum(group["count"] for group in config["instance_group"])
+            self.loader = ImageLoader(image_size, config["parameters"]["jpeg_scaling"]["string_value"], processes)
 
     def execute(self, requests):
         """As many at a time as there is room for, answered while others wait."""
-        waiting = []
-        for request in requests:
-            sender = request.get_response_sender()
-            waiting.append((request, sender, Patience(request.timeout(), sender.is_cancelled)))
+        waiting = [(r, s := r.get_response_sender(), Patience(r.timeout(), s.is_cancelled)) for r in requests]
         while waiting:
             del waiting[: self.load(waiting)]
 
     def load(self, waiting):
-        """How many were answered, each on its own, after all of their images were loaded at once."""
+        """How many have entered: all of their images were loaded at once, but for those that may take long."""
         entered, began = len(waiting), time.monotonic()
         try:
             entered = self.backpressure.enter(len(waiting))
             began = time.monotonic()
+            asked = [Request.of({t.name(): t.as_numpy() for t in r.inputs()}, p) for r, _, p in waiting[:entered]]
             with self.backpressure.at_work():
-                results = self.loader.load_requests([self.unpack(*each) for each in waiting[:entered]])
-            loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError))
-            self.backpressure.correct(loaded - entered)
+                results = self.loader.load_requests(asked)
         except Exception as exc:
             results = [report(exc)] * entered
-        for (request, sender, _), result in zip(waiting, results, strict=False):
-            self.answer(request, sender, result, time.monotonic() - began)
-        self.results.tell(self.journal)
+        self.settle(waiting, results, entered, began)
         return entered
 
-    def unpack(self, request, _, patience):
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
-        return Request(images, [mode.decode(errors="replace") for mode in modes], tensors.get("pixels"), patience)
+    def settle(self, waiting, results, entered, began):
+        """Answer each on its own, at once or when it is loaded; so many of them have a place in what is under way."""
+        loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError | Future))
+        with suppress(Exception):  # whoever waits is answered, even if nobody can count him
+            self.backpressure.correct(loaded - entered)
+        for each, result in zip(waiting, results, strict=False):
+            if isinstance(result, Future):
+                result.add_done_callback(lambda done, each=each: self.settle([each], [done.result()], 0, began))
+            else:
+                self.answer(*each, result, time.monotonic() - began)
+        self.results.tell(self.journal)
 
-    def answer(self, request, sender, result, seconds):
-        try:
+    def answer(self, request, sender, _, result, seconds):
+        try:  # in vain where shared memory is full
             if not isinstance(result, BlipstreamError):
                 response = pb_utils.InferenceResponse([pb_utils.Tensor("pixels", result)])
                 self.journal.answer(id_of(request), len(result), seconds)
-        except Exception as exc:  # as where shared memory is full
+        except Exception as exc:
             result = report(exc)
         if isinstance(result, BlipstreamError):
             self.journal.refuse(id_of(request), result)
