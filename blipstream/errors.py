@@ -15,7 +15,7 @@ Each message is one sentence: what was expected, what came, how to mend it.
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 FAILED = "the server failed at this request"
 TIMED_OUT = "Request timeout expired"  # in Triton's words, by which clients know it
@@ -67,7 +67,7 @@ ErrorT = TypeVar("ErrorT", bound=BlipstreamError)
 
 def error_of(model: str, message: str) -> BlipstreamError:
     """What another model refused with: Triton 2.51 calls all of it INTERNAL, so its words must tell what it was."""
-    if "Exceeds maximum queue size" in message:
+    if "Exceeds maximum queue size" in message or "requests wait already" in message:
         return Overloaded(message)
     if TIMED_OUT in message:
         return TimedOut(message)
@@ -81,6 +81,11 @@ def without_frames(error: ErrorT) -> ErrorT:
     If one of them kept the error, both would hold each other until a full garbage collection.
     """
     return type(error)(*error.args)
+
+
+def triton_error(kind: Any, error: BlipstreamError) -> Any:  # noqa: ANN401
+    """The same error as one of Triton's: `kind` is its pb_utils.TritonError."""
+    return kind(str(error), getattr(kind, error.status))
 
 
 def report(error: Exception) -> BlipstreamError:

@@ -19,10 +19,22 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from blipstream.errors import BlipstreamError, InvalidInput, ServerError
+from blipstream.errors import InvalidInput, ServerError
 from blipstream.gpu_resize import can_resize, resize
-from blipstream.images import DEFAULT_LIMITS, RESIZE_MODES, TURNS, Box, Pixels, Turn, in_square, opened, orientation
-from blipstream.loader import ImageLoader
+from blipstream.images import (
+    DEFAULT_LIMITS,
+    RESIZE_MODES,
+    START_OF_SCAN,
+    TURNS,
+    Box,
+    Pixels,
+    Slow,
+    Turn,
+    in_square,
+    opened,
+    orientation,
+)
+from blipstream.loader import ImageLoader, Quick
 
 try:
     from nvidia import nvimgcodec
@@ -31,7 +43,7 @@ except ImportError as error:
 
 BATCH_PIXELS = 2**26  # that are decoded together: 200 MB as bytes; one image of 100 million is 1.2 GB as f32
 
-START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+END_OF_IMAGE = b"\xff\xd9"
 
 
 class _Job(NamedTuple):
@@ -64,15 +76,15 @@ class GPUImageLoader(ImageLoader):
         if None in self._decode([nvimgcodec.CodeStream(probe.getvalue())]):
             raise ServerError("nvImageCodec finds no nvJPEG here: pip install 'blipstream[gpu-decode]'")
 
-    def load(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Pixels | BlipstreamError]:
-        """Each image's pixels, or why there are none."""
-        results: dict[int, Pixels | BlipstreamError] = {}
+    def load_quick(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Quick]:
+        """Each image's pixels, or why there are none; nothing for what may take long."""
+        results: dict[int, Quick] = {}
         jobs = filter(None, map(self._plan, range(len(images)), images, modes))
         for batch in _batches(jobs):
             with suppress(RuntimeError):  # of a GPU without memory, say
                 results |= self._load_batch(batch)
         rest = [index for index in range(len(images)) if index not in results]
-        results |= zip(rest, super().load([images[i] for i in rest], [modes[i] for i in rest]), strict=True)
+        results |= zip(rest, super().load_quick([images[i] for i in rest], [modes[i] for i in rest]), strict=True)
         return [results[index] for index in range(len(images))]
 
     def _load_batch(self, batch: list[_Job]) -> dict[int, Pixels]:
@@ -90,10 +102,10 @@ class GPUImageLoader(ImageLoader):
         if mode not in RESIZE_MODES:
             return None
         try:
-            with opened(data, DEFAULT_LIMITS) as image:
+            with opened(data, DEFAULT_LIMITS, quick=True) as image:
                 stream = nvimgcodec.CodeStream(data) if _is_common_jpeg(image, data) else None
                 turn = TURNS.get(orientation(image))
-        except InvalidInput:
+        except (InvalidInput, Slow):
             return None
         if stream is None or (stream.width, stream.height) != image.size:
             return None

@@ -7,6 +7,7 @@
 import time
 from collections import Counter
 from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from blipstream.journal import COUNTER, RESULTS, Journal
@@ -25,10 +26,11 @@ class Results:
         self._family = family(name=COUNTER, description="Requests that have ended, by result", kind=family.COUNTER)
         self._metrics = {name: self._family.Metric(labels={"model": model, "result": name}) for name in RESULTS}
         self._told: Counter[str] = Counter()
+        self._telling = Lock()
 
     def tell(self, journal: Journal) -> None:
         """Report what has ended since the last time; what cannot be reported now, is with the next."""
-        with suppress(Exception):  # as where shared memory is full, which is to fail no request
+        with self._telling, suppress(Exception):  # as where shared memory is full, which is to fail no request
             for result, count in journal.results.items():
                 if count > self._told[result]:
                     self._metrics[result].increment(count - self._told[result])

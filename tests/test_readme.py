@@ -39,6 +39,10 @@ def test_curl(server: TritonServer) -> None:
     assert '"data":["a book on a purple background"]' in run_block(server, "sh", "Inference-Header")
 
 
+def test_json(server: TritonServer) -> None:
+    assert '"data":["a book on a purple background"]' in run_block(server, "sh", '"data":["%s"]')
+
+
 def test_server_sent_events(server: TritonServer) -> None:
     events = run_block(server, "sh", "generate_stream").splitlines()
     pieces = [json.loads(event.removeprefix("data: ")) for event in events if event]

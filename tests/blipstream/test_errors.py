@@ -13,6 +13,7 @@ from blipstream.errors import FAILED, BlipstreamError, InvalidInput, Overloaded,
     [
         ("preprocess", "image must be a JPEG", InvalidInput),
         ("preprocess", "[request id: a] Exceeds maximum queue size", Overloaded),
+        ("preprocess", "32 requests wait already whose images may take long", Overloaded),
         ("encoder", "Exceeds maximum queue size", Overloaded),
         ("preprocess", "Stub process 'preprocess_0_0' is not healthy.", BlipstreamError),
         ("preprocess", "Failed to process the request(s) for model 'preprocess_0_0'", BlipstreamError),

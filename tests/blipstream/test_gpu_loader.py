@@ -15,9 +15,11 @@ from torch import Tensor
 from blipstream.errors import BlipstreamError, InvalidInput
 from blipstream.gpu_resize import resize
 from blipstream.images import RESIZE_MODES, Box, Pixels, load_pixels
+from blipstream.loader import Loaded
 from tests.blipstream.bad_images import BAD_IMAGES, encode
 from tests.blipstream.test_gpu_resize import noise
 from tests.blipstream.test_images import ASTRONAUT, CHINA, FLOWER, FORMATS, ORIENTATIONS
+from tests.blipstream.test_loader import load
 
 pytest.importorskip("nvidia.nvimgcodec", reason="pip install nvidia-nvimgcodec-cu13")
 
@@ -47,7 +49,7 @@ def decoded(loader: GPUImageLoader, monkeypatch: pytest.MonkeyPatch) -> list[int
     return counts
 
 
-def assert_loaded(result: Pixels | BlipstreamError, expected: Pixels) -> None:
+def assert_loaded(result: Loaded, expected: Pixels) -> None:
     assert not isinstance(result, BlipstreamError)
     np.testing.assert_array_equal(result, expected)
 
@@ -55,7 +57,7 @@ def assert_loaded(result: Pixels | BlipstreamError, expected: Pixels) -> None:
 @pytest.mark.parametrize("mode", RESIZE_MODES)
 def test_all_formats_in_one_batch(loader: GPUImageLoader, decoded: list[int], mode: str) -> None:
     files = [encode(image, kind, **options) for image, kind, options in FORMATS.values()]
-    loaded = loader.load(files, [mode] * len(files))
+    loaded = load(loader, files, [mode] * len(files))
     assert decoded == [len(COMMON)]
     for file, pixels in zip(files, loaded, strict=True):
         assert_loaded(pixels, load_pixels(file, SIDE, mode))
@@ -66,14 +68,14 @@ def test_orientation_is_applied_once(loader: GPUImageLoader, decoded: list[int],
     exif = Image.Exif()
     exif[274] = orientation
     file = encode(CHINA, "JPEG", exif=exif)
-    assert_loaded(loader.load([file], ["center_crop"])[0], load_pixels(file, SIDE, "center_crop"))
+    assert_loaded(load(loader, [file], ["center_crop"])[0], load_pixels(file, SIDE, "center_crop"))
     assert decoded == [1]
 
 
 def test_bad_images_fail_alone(loader: GPUImageLoader) -> None:
     good = encode(FLOWER, "JPEG")
     images = [file for bad in BAD_IMAGES.values() for file in (bad.data, good)]
-    loaded = loader.load(images, ["stretch"] * len(images))
+    loaded = load(loader, images)
     expected = load_pixels(good, SIDE)
     for bad, refused, pixels in zip(BAD_IMAGES.values(), loaded[::2], loaded[1::2], strict=True):
         with pytest.raises(InvalidInput) as caught:
@@ -84,7 +86,7 @@ def test_bad_images_fail_alone(loader: GPUImageLoader) -> None:
 
 
 def test_unknown_resize_mode_is_refused(loader: GPUImageLoader) -> None:
-    (refused,) = loader.load([encode(FLOWER, "JPEG")], ["zoom"])
+    (refused,) = load(loader, [encode(FLOWER, "JPEG")], ["zoom"])
     assert str(refused).startswith("resize_mode must be one of")
 
 
@@ -108,14 +110,14 @@ LEFT_TO_THE_CPU = {
 @pytest.mark.parametrize("name", LEFT_TO_THE_CPU)
 def test_left_to_the_cpu(loader: GPUImageLoader, decoded: list[int], name: str) -> None:
     file = LEFT_TO_THE_CPU[name]
-    (loaded,) = loader.load([file], ["stretch"])
+    (loaded,) = load(loader, [file])
     assert decoded == []
     assert isinstance(loaded, InvalidInput) is (name == "cut short")
 
 
 def test_bytes_after_the_end_count_for_nothing(loader: GPUImageLoader, decoded: list[int]) -> None:
     file = encode(CHINA, "JPEG")
-    assert_loaded(loader.load([file + b"more"], ["stretch"])[0], load_pixels(file, SIDE))
+    assert_loaded(load(loader, [file + b"more"])[0], load_pixels(file, SIDE))
     assert decoded == [1]
 
 
@@ -123,7 +125,7 @@ def test_batches_are_bounded(loader: GPUImageLoader, decoded: list[int], monkeyp
     monkeypatch.setattr(gpu_loader, "BATCH_PIXELS", 5 * 100 * 100)
     files = [encode(noise(100, 100, i), "JPEG") for i in range(12)]
     files.insert(3, encode(ASTRONAUT, "JPEG"))  # larger than a batch
-    loaded = loader.load(files, ["stretch"] * len(files))
+    loaded = load(loader, files)
     assert decoded == [3, 1, 5, 4]
     for file, pixels in zip(files, loaded, strict=True):
         assert_loaded(pixels, load_pixels(file, SIDE))
@@ -142,7 +144,7 @@ def test_a_batch_that_fails_goes_over_the_cpu(loader: GPUImageLoader, monkeypatc
 
     monkeypatch.setattr(gpu_loader, "BATCH_PIXELS", 1)
     monkeypatch.setattr(gpu_loader, "resize", fail_if_square)
-    loaded = loader.load(files, ["stretch"] * len(files))
+    loaded = load(loader, files)
     assert len(batches) == len(files)
     for file, pixels in zip(files, loaded, strict=True):
         assert_loaded(pixels, load_pixels(file, SIDE))
@@ -154,7 +156,7 @@ def test_gpu_is_close_to_the_cpu() -> None:
     on_gpu = GPUImageLoader(384, "cuda:0")
     images = [CHINA, FLOWER, ASTRONAUT]
     files = [encode(image, "JPEG", quality=90, subsampling=s) for image in images for s in (0, 1, 2)]
-    for file, pixels in zip(files, on_gpu.load(files, ["stretch"] * len(files)), strict=True):
+    for file, pixels in zip(files, load(on_gpu, files), strict=True):
         assert not isinstance(pixels, BlipstreamError)
         difference = np.abs(pixels.astype(int) - load_pixels(file, 384))
         assert difference.mean() < 0.5

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels are the reference's, bit for bit; bad images are refused, each with its own sentence."""
 
+import itertools
 import re
 import struct
 import subprocess
 import sys
-from base64 import b64encode
+import tracemalloc
+import zlib
+from base64 import b64encode, encodebytes, urlsafe_b64encode
+from collections.abc import Callable
+from contextlib import ExitStack
 from io import BytesIO
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -18,9 +24,27 @@ from skimage import data as photographs
 from sklearn.datasets import load_sample_images
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from blipstream import images
 from blipstream.errors import InvalidInput
-from blipstream.images import DEFAULT_LIMITS, LETTERBOX_COLOR, RESIZE_MODES, ImageLimits, load_pixels, opened
-from tests.blipstream.bad_images import BAD_IMAGES, BadImage, encode, png, png_chunk
+from blipstream.images import (
+    DEFAULT_LIMITS,
+    LETTERBOX_COLOR,
+    RESIZE_MODES,
+    TOO_SLOW,
+    ImageLimits,
+    Slow,
+    load_pixels,
+    opened,
+)
+from tests.blipstream.bad_images import (
+    BAD_IMAGES,
+    BadImage,
+    encode,
+    png,
+    png_chunk,
+    run_length_encoded_bmp,
+    tiff_of_one_strip,
+)
 from tests.conftest import SAMPLES
 
 # pytest's "error" comes after, so goes before, the filter that blipstream.images sets for PIL
@@ -113,13 +137,46 @@ def test_photographs_as_reference(name: str) -> None:
     assert_as_reference(encode(photograph(name), "JPEG", quality=90), 384)
 
 
-def test_data_url() -> None:
-    """As JSON carries a file."""
-    data = (SAMPLES / "a-book.jpg").read_bytes()
-    url = b"data:image/jpeg;base64," + b64encode(data)
-    assert np.array_equal(load_pixels(url, 224), load_pixels(data, 224))
-    with pytest.raises(InvalidInput, match="at most 1,000 bytes"):
-        load_pixels(url, 224, limits=ImageLimits(max_bytes=1000))
+BOOK = (SAMPLES / "a-book.jpg").read_bytes()
+TEXTS = {  # as which JSON carries a file
+    "data URL": b"data:image/jpeg;base64," + b64encode(BOOK),
+    "data URL with parameters": b"DATA:image/jpeg;name=a-book.jpg; BASE64," + b64encode(BOOK),
+    "data URL without a type": b"data:;base64," + b64encode(BOOK),
+    "unpadded data URL": b"data:image/jpeg;base64," + b64encode(BOOK).rstrip(b"="),
+    "wrapped data URL": b"data:image/jpeg;base64," + encodebytes(BOOK),
+    "escaped data URL": b"data:image/jpeg;base64," + quote(b64encode(BOOK), safe="").encode(),
+    "URL-safe data URL": b"data:image/jpeg;base64," + urlsafe_b64encode(BOOK),
+    "base64": b64encode(BOOK),
+    "wrapped base64": encodebytes(BOOK).replace(b"\n", b"\r\n"),
+    "URL-safe base64, unpadded": urlsafe_b64encode(BOOK).rstrip(b"="),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_base64(text: bytes) -> None:
+    """Every form in which tools write it; what it holds has the limits of a file."""
+    assert b64encode(BOOK).endswith(b"=")
+    assert {b"+", b"/"} < {bytes([byte]) for byte in b64encode(BOOK)}
+    assert np.array_equal(load_pixels(text, 64), load_pixels(BOOK, 64))
+    load_pixels(text, 64, limits=ImageLimits(max_bytes=len(BOOK)))
+    with pytest.raises(InvalidInput, match=f"must have at most {len(BOOK) - 1:,} bytes, not {len(BOOK):,}"):
+        load_pixels(text, 64, limits=ImageLimits(max_bytes=len(BOOK) - 1))
+
+
+def test_base64_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
+    for start in (b"data:;base64,", b""):
+        with pytest.raises(InvalidInput, match="at most 33,554,432 bytes, not 33,554,433"):
+            load_pixels(start + b"/9j/" + b"A" * (2**27 // 3 - 2), 64)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_base64_of_every_format(name: str) -> None:
+    """It is told by how it begins, and no file itself begins so."""
+    image, kind, options = FORMATS[name]
+    data = encode(image.resize((40, 30)), kind, **options)
+    np.testing.assert_array_equal(load_pixels(b64encode(data), SIDE), load_pixels(data, SIDE))
+    assert not re.match(rb"[\w/+-]{8}", data)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +184,16 @@ def test_data_url() -> None:
     [
         (b"data:image/png,abc", "a data URL must begin as data:image/jpeg;base64, and not with b'data:image/png,abc'"),
         (b"data:", "a data URL must begin as data:image/jpeg;base64, and not with b'data:'"),
-        (b"data:image/png;base64,abc@", "the data URL's image must be base64 text: "),
+        (b"data:image/png;base64,abc@", "where it is text, but 26 bytes are not (Only base64 data is allowed): "),
+        (b"data:image/png;base64,abcd=abc", "where it is text, but 30 bytes are not ("),
         (b"data:text/plain;base64," + b64encode(b"hello there"), "its 11 bytes start with 68 65 6c 6c 6f"),
+        (b"data:" + b"\xff" * 5000, r"and not with b'data:\xff"),
     ],
 )
 def test_bad_data_url(url: bytes, sentence: str) -> None:
-    with pytest.raises(InvalidInput, match=re.escape(sentence)):
+    with pytest.raises(InvalidInput, match=re.escape(sentence)) as caught:
         load_pixels(url, 224)
+    assert len(str(caught.value)) < 160
 
 
 def test_pixels_are_writable() -> None:
@@ -266,6 +326,96 @@ def test_first_frame_counts(kind: str) -> None:
     assert (load_pixels(data, SIDE) == (255, 0, 0)).all()
 
 
+def bmp_with_alpha(pixels: Any) -> bytes:
+    """32 bits a pixel, [height, width, 4], with a mask that says that the last eight are alpha."""
+    body = np.ascontiguousarray(pixels[::-1, :, [2, 1, 0, 3]]).tobytes()
+    height, width, _ = pixels.shape
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(body), 0, 0, 0, 0)
+    header += struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(52)
+    return b"BM" + struct.pack("<III", 14 + len(header) + len(body), 0, 14 + len(header)) + header + body
+
+
+def test_bmp_without_any_alpha_is_opaque() -> None:
+    """As every viewer shows it; to the reference it is white. With alpha somewhere, it is as there."""
+    pixels = np.dstack([np.asarray(SMALL), np.zeros((60, 100), np.uint8)])
+    clear = bmp_with_alpha(pixels)
+    assert (reference(Image.open(BytesIO(clear))) == 255).all()
+    np.testing.assert_array_equal(load_pixels(clear, SIDE), load_pixels(encode(SMALL, "BMP"), SIDE))
+    pixels[30:, 50:, 3] = 200
+    assert_as_reference(bmp_with_alpha(pixels))
+
+
+# Metadata is no pixel
+
+
+def text_bomb(key: bytes) -> bytes:
+    return png_chunk(b"zTXt", key + b"\0\0" + zlib.compress(bytes(16 * 2**20)))
+
+
+LARGE = bytes(2 * 2**20)
+METADATA = {
+    "zTXt": text_bomb(b"Comment"),
+    "zTXt with orientation": text_bomb(b"Raw profile type exif"),
+    "iTXt": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(LARGE)),
+    "tEXt": png_chunk(b"tEXt", b"Comment\0" + LARGE),
+    "iCCP": png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(LARGE)),
+    "much of it": png_chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(LARGE[: 2**20])) * 100,
+    "of no known compression": png_chunk(b"zTXt", b"XML:com.adobe.xmp\0\7abc") + png_chunk(b"iCCP", b"a\0\7abc"),
+    "damaged": png_chunk(b"eXIf", b"MM\0*")[:-1] + b"?" + png_chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "too short": b"".join(png_chunk(name, b"\0") for name in (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"acTL", b"fcTL")),
+    "frames out of order": png_chunk(b"acTL", bytes([0, 0, 0, 2]) + bytes(4)) + png_chunk(b"fcTL", bytes([9] * 26)),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_png_metadata_is_no_reason_to_refuse_it(name: str) -> None:
+    """Neither before the pixels nor behind them."""
+    data = encode(SMALL, "PNG")
+    expected = load_pixels(data, SIDE)
+    for at in (33, len(data) - 12):  # behind the header; before the end
+        np.testing.assert_array_equal(load_pixels(data[:at] + METADATA[name] + data[at:], SIDE), expected)
+
+
+@pytest.mark.parametrize("key", [b"Comment", b"Raw profile type exif", b"XML:com.adobe.xmp"])
+def test_png_text_takes_no_memory(key: bytes) -> None:
+    chunk = png_chunk(b"zTXt", key + b"\0\0" + zlib.compress(LARGE[: 2**20]))
+    data = png(1, 1, bytes(4), before=chunk * 50)
+    tracemalloc.start()
+    try:
+        load_pixels(data, SIDE)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("way", ["eXIf", "zTXt", "iTXt"])
+def test_orientation_is_found_among_large_metadata(way: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    plain = exif.tobytes()[6:]
+    chunk = {
+        "eXIf": png_chunk(b"eXIf", plain),
+        "zTXt": png_chunk(
+            b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(plain)}\n{plain.hex()}\n".encode())
+        ),
+        "iTXt": png_chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + b'<x tiff:Orientation="6"/>'),
+    }[way]
+    data = encode(SMALL, "PNG")
+    for at in (33, len(data) - 12):
+        mixed = data[:at] + METADATA["zTXt"] + chunk + METADATA["iCCP"] + data[at:]
+        np.testing.assert_array_equal(load_pixels(mixed, SIDE), reference(SMALL.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF"])
+def test_large_metadata_of_other_formats(kind: str) -> None:
+    """Of a size that the format has room for."""
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    exif = Image.Exif()
+    exif[270] = "description " * 2**12
+    data = encode(SMALL, kind, icc_profile=LARGE, exif=exif, **options)
+    np.testing.assert_array_equal(load_pixels(data, SIDE), load_pixels(encode(SMALL, kind, **options), SIDE))
+
+
 # Geometry
 
 
@@ -393,19 +543,100 @@ def test_limits_are_not_pils(monkeypatch: pytest.MonkeyPatch) -> None:
         load_pixels(encode(SMALL, kind), SIDE)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
 def test_what_takes_too_long_is_refused(kind: str) -> None:
     data = encode(CHINA, kind)
     load_pixels(data, 64)
-    with pytest.raises(InvalidInput, match=r"image must decode within 1e-09 seconds: scale it down or save it anew"):
-        load_pixels(data, 64, limits=ImageLimits(max_seconds=1e-9))
+    with pytest.raises(InvalidInput, match=TOO_SLOW):
+        load_pixels(data, 64, limits=ImageLimits(seconds=0, seconds_for_pixels=0, seconds_for_bytes=0))
 
 
-def test_time_is_counted_from_piece_to_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    with opened(encode(ASTRONAUT, "PNG"), DEFAULT_LIMITS) as image:
+@pytest.mark.parametrize(("quick", "error"), [(False, InvalidInput), (True, Slow)])
+def test_time_is_counted_from_piece_to_piece(
+    monkeypatch: pytest.MonkeyPatch, quick: bool, error: type[Exception]
+) -> None:
+    with ExitStack() as stack:
+        image = stack.enter_context(opened(encode(ASTRONAUT, "PNG"), DEFAULT_LIMITS, quick=quick))
         monkeypatch.setattr("time.thread_time", lambda: 1e9)
-        with pytest.raises(InvalidInput, match="must decode within 10 seconds"):
+        with pytest.raises(error):
             image.load()
+
+
+def test_an_image_may_take_what_it_is_worth() -> None:
+    """The alarm is set before its header is read, and set anew after that."""
+    limits = ImageLimits(seconds=1, seconds_for_pixels=10, seconds_for_bytes=100, max_pixels=10**6, max_bytes=10**5)
+    heard: list[float] = []
+    png = encode(Image.new("RGB", (200, 100)), "PNG")
+    load_pixels(png, 64, limits=limits, alarm=heard.append)
+    assert heard == pytest.approx([1 + len(png) / 1000, 1 + len(png) / 1000 + 0.2])
+    bmp = run_length_encoded_bmp(200, 100)
+    load_pixels(bmp, 64, limits=limits, alarm=heard.append)
+    assert heard[3] - heard[2] == pytest.approx(0.05)  # in Python, pixels for which there are no bytes are dear
+
+
+def test_seven_kilobytes_are_not_worth_eight_seconds() -> None:
+    """Which PIL takes to decode them."""
+    bomb = run_length_encoded_bmp(65_535, 1_525)
+    assert len(bomb) < 8_000
+    heard: list[float] = []
+    with opened(bomb, DEFAULT_LIMITS, alarm=heard.append):
+        assert heard[-1] < 4
+
+
+PROGRESSIVE = encode(Image.new("L", (1500, 1000)), "JPEG", progressive=True)
+LAST_SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+SLOW = {
+    "jpeg": encode(Image.new("L", (5000, 4000)), "JPEG"),
+    "progressive jpeg": PROGRESSIVE[:-2] + 200 * LAST_SCAN + PROGRESSIVE[-2:],
+    "png": encode(Image.new("1", (4000, 3000)), "PNG"),
+    "webp": encode(Image.new("RGB", (4000, 3000)), "WEBP", lossless=True, quality=0, method=0),
+    "gif": encode(Image.new("L", (4000, 3000)), "GIF"),
+    "bmp": encode(Image.new("1", (4000, 3000)), "BMP"),
+    "run-length encoded bmp": run_length_encoded_bmp(2000, 1000),
+    "tiff": encode(Image.new("1", (4000, 3000)), "TIFF"),
+    "tiff that has strips read again": tiff_of_one_strip(1000),
+    "tiff that does not say how long its strips are": tiff_of_one_strip(2).replace(struct.pack("<H", 279), b"\x17\x02"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_may_take_long_is_not_quick(name: str) -> None:
+    with pytest.raises(Slow):
+        load_pixels(SLOW[name], 16, quick=True)
+    assert load_pixels(SLOW[name], 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_quick_is_the_same(name: str) -> None:
+    image, kind, options = FORMATS[name]
+    data = encode(image, kind, **options)
+    np.testing.assert_array_equal(load_pixels(data, SIDE, quick=True), load_pixels(data, SIDE))
+
+
+def test_twelve_megapixels_are_quick() -> None:
+    """The photograph of a telephone."""
+    load_pixels(encode(Image.new("RGB", (4032, 3024)), "JPEG"), 16, quick=True)
+
+
+JPEG, GIF = encode(SMALL, "JPEG"), encode(SMALL, "GIF")
+PALETTE_END = 13 + 3 * 256
+ENDLESS: dict[str, Callable[[int], bytes]] = {  # headers that PIL reads in Python
+    "jpeg segments": lambda count: JPEG[:2] + b"\xff\xfe\0\2" * count + JPEG[2:],
+    "png chunks": lambda count: png(1, 1, bytes(4), before=png_chunk(b"abCd", b"") * count),
+    "gif blocks": lambda count: GIF[:PALETTE_END] + b"!\xfe" + b"\1a" * count + b"\0" + GIF[PALETTE_END:],
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_endless_headers_are_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read, and the time is looked at in between."""
+    looks = itertools.count()
+    monkeypatch.setattr("time.thread_time", lambda: next(looks) / 10_000)  # a second in ten thousand looks
+    load_pixels(ENDLESS[name](100), 16, quick=True)
+    with pytest.raises(Slow):
+        load_pixels(ENDLESS[name](10_000), 16, quick=True)
+    with pytest.raises(InvalidInput, match=TOO_SLOW):
+        load_pixels(ENDLESS[name](30_000), 16)
 
 
 def test_tiff_of_many_scans_is_refused() -> None:

@@ -4,6 +4,9 @@
 import gc
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,16 +14,38 @@ import numpy.typing as npt
 import pytest
 
 from blipstream import loader
-from blipstream.errors import FAILED, BlipstreamError, InvalidInput, ServerError
-from blipstream.images import JPEG_SCALING, RESIZE_MODES, Pixels, load_pixels
-from blipstream.loader import ImageLoader, Request
+from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidInput, Overloaded, ServerError, error_of
+from blipstream.images import DEFAULT_RESIZE_MODE, JPEG_SCALING, RESIZE_MODES, Pixels, load_pixels
+from blipstream.loader import ImageLoader, Loaded, Request
 from blipstream.patience import Patience
 from blipstream.server import ROOT
-from tests.blipstream.bad_images import BAD_IMAGES, encode
+from tests.blipstream.bad_images import BAD_IMAGES, encode, tiff_of_one_strip
 from tests.blipstream.test_gpu_resize import noise
+
+# pytest's "error" comes after, so goes before, the filter that blipstream.images sets for PIL
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
 SIDE = 64
 PIXELS = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+
+
+def load(loader: ImageLoader, images: Sequence[bytes], modes: Sequence[str] = ()) -> list[Loaded]:
+    """Each image's pixels [H, W, 3], or why there are none, however long it takes; asked for together."""
+    modes = modes or [DEFAULT_RESIZE_MODE] * len(images)
+    answers = loader.load_requests([Request([image], [mode]) for image, mode in zip(images, modes, strict=True)])
+    done = [each.result() if isinstance(each, Future) else each for each in answers]
+    return [each if isinstance(each, BlipstreamError) else each[0] for each in done]
+
+
+def pixels_of(loaded: Loaded | Future[Loaded]) -> Pixels:
+    assert isinstance(loaded, np.ndarray), loaded
+    return loaded
+
+
+def waits_for(event: Event) -> Patience:
+    """Of somebody for whom nothing goes on, once at the door, until an event."""
+    looks = iter([True])
+    return Patience(0, lambda: not next(looks, False) and not event.wait(60))
 
 
 def test_each_image_gets_its_own_answer() -> None:
@@ -28,7 +53,7 @@ def test_each_image_gets_its_own_answer() -> None:
     good = [encode(noise(30 + i, 50, i), "PNG") for i in range(len(BAD_IMAGES))]
     images = [image for pair in zip(good, (bad.data for bad in BAD_IMAGES.values()), strict=True) for image in pair]
     modes = [(*RESIZE_MODES, "zoom")[i // 2 % 4] for i in range(len(images))]
-    loaded = ImageLoader(SIDE).load(images, modes)
+    loaded = load(ImageLoader(SIDE), images, modes)
     assert len(loaded) == len(images)
     for image, mode, result in zip(images, modes, loaded, strict=True):
         if isinstance(result, BlipstreamError):
@@ -41,7 +66,77 @@ def test_each_image_gets_its_own_answer() -> None:
 
 
 def test_nothing_is_something() -> None:
-    assert ImageLoader(SIDE).load([], []) == []
+    assert ImageLoader(SIDE).load_requests([]) == []
+
+
+SLOW = tiff_of_one_strip(1000)  # so it is taken to be
+
+
+def test_slow_images_hold_nobody_up() -> None:
+    """Who asks beside them, has an answer while theirs are not even begun."""
+    quick = encode(noise(30, 50), "PNG")
+    may_begin = Event()
+    slow = Request([quick, SLOW], ["center_crop", "letterbox"], patience=waits_for(may_begin))
+    loader = ImageLoader(SIDE)
+    later, now = loader.load_requests([slow, Request([quick])])
+    np.testing.assert_array_equal(pixels_of(now)[0], load_pixels(quick, SIDE))
+    for _ in range(3):
+        np.testing.assert_array_equal(pixels_of(loader.load_requests([Request([quick])])[0])[0], pixels_of(now)[0])
+    assert isinstance(later, Future)
+    assert not later.done()
+    may_begin.set()
+    expected = [load_pixels(quick, SIDE, "center_crop"), load_pixels(SLOW, SIDE, "letterbox")]
+    np.testing.assert_array_equal(pixels_of(later.result()), expected)
+
+
+def test_a_bad_image_beside_a_slow_one_is_told_at_once() -> None:
+    (refused,) = ImageLoader(SIDE).load_requests([Request([SLOW, b"no image"])])
+    assert isinstance(refused, InvalidInput)
+
+
+def test_who_has_gone_waits_for_no_slow_image() -> None:
+    looks = iter([False])  # at the door; from then on
+    (later,) = ImageLoader(SIDE).load_requests([Request([SLOW], patience=Patience(0, lambda: next(looks, True)))])
+    assert isinstance(later, Future)
+    assert isinstance(later.result(), Gone)
+
+
+@pytest.mark.parametrize("bound", ["MAX_SLOW", "MAX_SLOW_BYTES"])
+def test_slow_images_are_bounded(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In number and in bytes; alone, a request may exceed both."""
+    monkeypatch.setattr(loader, bound, {"MAX_SLOW": 3, "MAX_SLOW_BYTES": 3 * len(SLOW)}[bound])
+    may_begin = Event()
+    images = ImageLoader(SIDE)
+    first = images.load_requests([Request([SLOW] * count, patience=waits_for(may_begin)) for count in (1, 2, 1)])
+    assert [isinstance(each, Future) for each in first] == [True, True, False]
+    assert isinstance(first[2], Overloaded)
+    assert isinstance(error_of("preprocess", str(first[2])), Overloaded)
+    may_begin.set()
+    for each in first[:2]:
+        assert isinstance(each, Future)
+        pixels_of(each.result())
+    (alone,) = images.load_requests([Request([SLOW] * 4)])
+    assert isinstance(alone, Future)
+    assert pixels_of(alone.result()).shape == (4, SIDE, SIDE, 3)
+
+
+def test_whatever_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As where memory runs out after an image was decoded, or no process can be started."""
+
+    def fail(image: bytes = b"large", *arguments: Any, **options: Any) -> Any:
+        if image == b"large":
+            raise MemoryError
+        return load_pixels(image, *arguments, **options)
+
+    monkeypatch.setattr(loader, "load_pixels", fail)
+    monkeypatch.setattr("blipstream.image_worker.Pipe", fail)
+    quick = encode(noise(30, 50), "PNG")
+    failed, fine, slow = ImageLoader(SIDE).load_requests([Request([b"large"]), Request([quick]), Request([SLOW])])
+    assert pixels_of(fine).shape == (1, SIDE, SIDE, 3)
+    assert isinstance(slow, Future)
+    for each in (failed, slow.result()):
+        assert str(each) == f"{FAILED} (MemoryError): try again, or see its log"
+    assert capfd.readouterr().err.count("Traceback") == 2
 
 
 def test_requests_keep_apart() -> None:
@@ -62,7 +157,8 @@ def test_requests_keep_apart() -> None:
         Request(images[:1], patience=Patience(0, lambda: True)),
         Request(images[1:], patience=Patience(0, lambda: False)),
     ]
-    loaded = ImageLoader(SIDE).load_requests(requests)
+    loaded = [each for each in ImageLoader(SIDE).load_requests(requests) if not isinstance(each, Future)]
+    assert len(loaded) == len(requests)
     refused = {number: str(each) for number, each in enumerate(loaded) if isinstance(each, BlipstreamError)}
     assert refused.keys() == {0, 2, 3, 5, 6, 7, 8, 10}
     assert refused[0] == refused[5] == refused[6] == "image must be given: send the bytes of at least one"
@@ -82,11 +178,11 @@ def test_refused_images_leave_nothing_for_the_garbage_collector() -> None:
     """Whatever a decoder made of them would stay until a full collection, and tear holes into the heap."""
     loader = ImageLoader(SIDE)
     bad = [each.data for each in BAD_IMAGES.values()]
-    loader.load(bad, ["stretch"] * len(bad))
+    load(loader, bad)
     gc.collect()
     gc.disable()
     try:
-        refused = loader.load(bad, ["stretch"] * len(bad))
+        refused = load(loader, bad)
         assert all(isinstance(each, InvalidInput) for each in refused)
         del refused
         gc.set_debug(gc.DEBUG_SAVEALL)
@@ -103,9 +199,8 @@ def test_jpeg_scaling_is_passed_on() -> None:
     expected = {how: load_pixels(image, SIDE, jpeg_scaling=how) for how in JPEG_SCALING}
     assert not np.array_equal(expected["exact"], expected["fast"])
     for how, pixels in expected.items():
-        (loaded,) = ImageLoader(SIDE, jpeg_scaling=how).load([image], ["stretch"])
-        assert not isinstance(loaded, BlipstreamError)
-        np.testing.assert_array_equal(loaded, pixels)
+        (loaded,) = load(ImageLoader(SIDE, how), [image])
+        np.testing.assert_array_equal(pixels_of(loaded), pixels)
 
 
 def test_unknown_jpeg_scaling_is_refused() -> None:
@@ -153,8 +248,7 @@ def test_a_fault_of_ours_at_one_image_is_nobody_elses(monkeypatch: pytest.Monkey
         if index == 2:
             assert str(result) == f"{FAILED} (MemoryError): try again, or see its log"
         else:
-            assert not isinstance(result, BlipstreamError)
-            np.testing.assert_array_equal(result, pixels[None])
+            np.testing.assert_array_equal(pixels_of(result), pixels[None])
 
 
 @pytest.mark.parametrize("picture", [{"image": np.array([[b"no image"]], np.object_)}, {"pixels": PIXELS}])

@@ -3,14 +3,17 @@
 
 import struct
 import zlib
-from base64 import b64encode
+from base64 import b64encode, encodebytes, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
+
+from tests.blipstream.bad_images import run_length_encoded_bmp
 
 EDGES = (0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -59,7 +62,35 @@ def _corpus() -> dict[str, bytes]:
         },
     }
     corpus = {name: _encode(*arguments) for name, arguments in files.items()}
-    return corpus | {"png interlaced": _interlaced_png(noise[..., :3])}
+    corpus |= {
+        "png interlaced": _interlaced_png(noise[..., :3]),
+        "bmp run-length encoded": run_length_encoded_bmp(200, 100),
+        "bmp clear": _encode(Image.merge("RGBA", [*rgb.split(), Image.new("L", rgb.size)]), "BMP", {}),
+    }
+    text, exif_text = zlib.compress(bytes(2**21)), b"Raw profile type exif\0\0" + zlib.compress(b"\n" * 2**20)
+    metadata = [b"zTXtComment\0\0" + text, b"iCCPprofile\0\0" + text, b"iTXtXML:com.adobe.xmp\0\1\0\0\0" + text]
+    signature, header, *rest = split_png(corpus["png"])
+    return corpus | {
+        "png metadata": join_png([signature, header, *metadata, b"zTXt" + exif_text, *rest[:-1], *metadata, rest[-1]])
+    }
+
+
+def _slow() -> dict[str, bytes]:
+    """Files that take seconds, or would if they were let; damaged like the others, but few are sent."""
+    jpeg, png, gif = (_encode(Image.new("L", (64, 64)), kind, {}) for kind in ("JPEG", "PNG", "GIF"))
+    progressive = _encode(Image.new("L", (1500, 1000)), "JPEG", {"progressive": True})
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    palette_end = 13 + 3 * 256
+    return {
+        "slow bmp": run_length_encoded_bmp(65_535, 1_525),
+        "slow webp": _encode(Image.new("RGBA", (5_000, 5_000)), "WEBP", {"lossless": True, "quality": 0, "method": 0}),
+        "slow tiff": _encode(Image.new("L", (4_000, 4_000)), "TIFF", {"compression": "tiff_lzw"}),
+        "slow png": _encode(Image.new("1", (6_000, 6_000)), "PNG", {}),
+        "slow progressive jpeg": progressive[:-2] + scan * 900 + progressive[-2:],
+        "slow jpeg": jpeg[:2] + b"\xff\xfe\0\2" * 500_000 + jpeg[2:],
+        "slow png chunks": png[:33] + join_png([b"", b"abCd"]) * 200_000 + png[33:],
+        "slow gif": gif[:palette_end] + b"!\xfe" + b"\1a" * 1_000_000 + b"\0" + gif[palette_end:],
+    }
 
 
 def _encode(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
@@ -135,6 +166,8 @@ STRUCTURES: dict[bytes, Split] = {
 
 CORPUS = _corpus()
 NAMES = sorted(CORPUS)
+SLOW = _slow()
+SLOW_SHARE = 1 / 500  # of the images that are sent
 
 
 def flip_bits(data: bytes, random: Random) -> bytes:
@@ -206,9 +239,19 @@ def rearrange(data: bytes, random: Random) -> bytes:
     return join(parts)
 
 
-def as_data_url(data: bytes, random: Random) -> bytes:
-    text = b64encode(data)
-    return b"data:image/png;base64," + (flip_bits(text, random) if text and random.random() < 0.5 else text)
+def as_text(data: bytes, random: Random) -> bytes:
+    """base64 in one of the forms that tools write, half of them damaged."""
+    text = random.choice((b64encode, encodebytes, urlsafe_b64encode))(data)
+    if random.random() < 0.3:
+        text = text.rstrip(b"=\n")
+    if random.random() < 0.2:
+        text = quote(text).encode()
+    if text and random.random() < 0.5:
+        text = mutate(text, random, 1)
+    return (
+        random.choice((b"", b"data:image/png;base64,", b"data:;BASE64,", b"data:,", b"data:" + b"x" * 5000 + b","))
+        + text
+    )
 
 
 MUTATIONS = (flip_bits, set_bytes, cut, leave_out, repeat, edit_number, edit_number, splice, rearrange, rearrange)
@@ -224,9 +267,12 @@ def mutate(data: bytes, random: Random, times: int) -> bytes:
 def broken_image(seed: int, number: int) -> tuple[str, bytes]:
     """One of them, the same each time, and what it was."""
     random = Random(f"image {seed} {number}")
+    if random.random() < SLOW_SHARE:
+        name = random.choice(sorted(SLOW))
+        return name, mutate(SLOW[name], random, random.choice((0, 1)))
     name = random.choice(NAMES)
     data = mutate(CORPUS[name], random, random.choice((1, 1, 1, 2, 3)))
-    return name, as_data_url(data, random) if random.random() < 0.02 else data
+    return name, as_text(data, random) if random.random() < 0.04 else data
 
 
 def broken_images(seed: int, count: int) -> Iterator[tuple[str, bytes]]:

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream import answers
 from blipstream.engine import load_engine
-from blipstream.errors import error_of, report
+from blipstream.errors import error_of, report, triton_error
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions, refuse_parameters
@@ -73,7 +73,7 @@ class TritonPythonModel:
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def fail(self, sender, error):
-        error = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, error.status))
+        error = triton_error(pb_utils.TritonError, error)
         sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self):

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 from blipstream.backpressure import Backpressure
 from blipstream.config import of_one_checkpoint
 from blipstream.encoders import load_encoder
-from blipstream.errors import BlipstreamError, apart, report
+from blipstream.errors import BlipstreamError, apart, report, triton_error
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Results
 from blipstream.options import refuse_parameters
@@ -66,8 +66,7 @@ class TritonPythonModel:
     def answer(self, request, result, seconds):
         if isinstance(result, BlipstreamError):
             self.journal.refuse(id_of(request), result)
-            error = pb_utils.TritonError(str(result), getattr(pb_utils.TritonError, result.status))
-            return pb_utils.InferenceResponse(error=error)
+            return pb_utils.InferenceResponse(error=triton_error(pb_utils.TritonError, result))
         response = pb_utils.InferenceResponse([result])
         self.journal.answer(id_of(request), result.shape()[0], seconds)
         return response

@@ -3,15 +3,17 @@
 
 import json
 import time
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 from blipstream.backpressure import Backpressure
 from blipstream.config import CheckpointConfig, of_one_checkpoint
-from blipstream.errors import BlipstreamError, apart, report
+from blipstream.errors import BlipstreamError, apart, report, triton_error
 from blipstream.journal import Journal, id_of
-from blipstream.loader import ImageLoader, Request
+from blipstream.loader import Request, load_loader
 from blipstream.metrics import Results
 from blipstream.options import refuse_parameters
 from blipstream.patience import Patience
@@ -21,59 +23,58 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"], "artifact")
-        self.journal = Journal(args["model_name"])
+        self.journal, self.backpressure = Journal(args["model_name"]), Backpressure()
         self.results = Results(pb_utils.MetricFamily, args["model_name"])
-        self.backpressure = Backpressure()
         side = CheckpointConfig.load(of_one_checkpoint(folder)).vision.image_size
-        if args["model_instance_kind"] == "GPU":
-            from blipstream.gpu_loader import GPUImageLoader
-
-            self.loader = GPUImageLoader(side, f"cuda:{args['model_instance_device_id']}")
-        else:
-            processes = sum(group["count"] for group in config["instance_group"])
-            scaling = config["parameters"]["jpeg_scaling"]["string_value"]
-            self.loader = ImageLoader(side, processes=processes, jpeg_scaling=scaling)
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        self.loader = load_loader(device, side, sum(each["count"] for each in config["instance_group"]), **parameters)
 
     def execute(self, requests):
         """As many at a time as there is room for, answered while others wait; what is wrong is told before that."""
         waiting = []
         for request in requests:
-            sender = request.get_response_sender()
+            sender, began = request.get_response_sender(), time.monotonic()
             try:
                 refuse_parameters(request)
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                patience = Patience(request.timeout(), sender.is_cancelled)
-                waiting.append((request, sender, Request.of(tensors, patience)))
+                waiting.append((request, sender, Request.of(tensors, Patience(request.timeout(), sender.is_cancelled))))
             except Exception as exc:
-                self.answer(request, sender, report(exc))
+                self.answer(request, sender, report(exc), began)
         while waiting:
             del waiting[: self.load(waiting)]
-        self.results.tell(self.journal)
 
     def load(self, waiting):
-        """How many were answered, each on its own, after all of their images were loaded at once."""
+        """How many have entered: all of their images were loaded at once, but for those that may take long."""
         entered, began = len(waiting), time.monotonic()
         try:
             entered, began = self.backpressure.enter(len(waiting)), time.monotonic()
             results = apart(self.loader.load_requests, [loading for _, _, loading in waiting[:entered]])
-            loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError))
-            self.backpressure.hand_on(entered, loaded)
         except Exception as exc:
             results = [report(exc)] * entered
-        for (request, sender, _), result in zip(waiting, results, strict=False):
-            self.answer(request, sender, result, time.monotonic() - began)
-        self.results.tell(self.journal)
+        self.settle(waiting, results, entered, began)
         return entered
 
-    def answer(self, request, sender, result, seconds=0.0):
-        try:
+    def settle(self, waiting, results, entered, began):
+        """Answer each on its own, at once or when it is loaded; so many of them had a place in preprocess."""
+        with suppress(Exception):  # whoever waits is answered, even if nobody can count him
+            loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError | Future))
+            self.backpressure.hand_on(entered, loaded)
+        for each, result in zip(waiting, results, strict=False):
+            if isinstance(result, Future):
+                result.add_done_callback(lambda done, each=each: self.settle([each], [done.result()], 0, began))
+            else:
+                self.answer(*each[:2], result, began)
+
+    def answer(self, request, sender, result, began):
+        try:  # in vain where shared memory is full
             if not isinstance(result, BlipstreamError):
                 response = pb_utils.InferenceResponse([pb_utils.Tensor("pixels", result)])
-                self.journal.answer(id_of(request), len(result), seconds)
-        except Exception as exc:  # as where shared memory is full
+                self.journal.answer(id_of(request), len(result), time.monotonic() - began)
+        except Exception as exc:
             result = report(exc)
         if isinstance(result, BlipstreamError):
             self.journal.refuse(id_of(request), result)
-            error = pb_utils.TritonError(str(result), getattr(pb_utils.TritonError, result.status))
-            response = pb_utils.InferenceResponse(error=error)
+            response = pb_utils.InferenceResponse(error=triton_error(pb_utils.TritonError, result))
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        self.results.tell(self.journal)
