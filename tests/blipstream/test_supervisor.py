@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor: what it takes for a fault, and that it restarts a real tritonserver with toy models."""
 
+import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import time
@@ -39,6 +41,7 @@ from blipstream.supervisor import (
 )
 from blipstream_client import BlipstreamError, Client
 from tests.blipstream.test_serve import CONFIG, child, serving, write_repository
+from tests.client.proxy import proxy
 from tests.client.tiny_triton import Answer, Inputs, Refusal, size_of_image, tiny_triton, word_by_word
 from tests.client.tiny_triton import Event as StreamEvent
 from tests.deploy.programs import wait_for
@@ -235,6 +238,20 @@ def test_the_canary_knocks_at_every_door_and_stays_where_it_is_refused() -> None
         assert (knocks, canary.refusal, canary.behind) == ({"caption": 5, "stream": 7}, "", "")
 
 
+def test_the_canary_comes_over_a_new_connection_each_time() -> None:
+    with (
+        tiny_triton() as tiny,
+        proxy(tiny.grpc_port) as between,
+        closing(Canary(f"grpc://127.0.0.1:{between.port}")) as canary,
+    ):
+
+        def third_came() -> bool:
+            send(canary, ["caption"])
+            return between.connections >= 3  # gRPC may use one again that was closed just now
+
+        wait_for(third_came)
+
+
 def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() -> None:
     takes = 0.0
 
@@ -391,6 +408,60 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         assert process.returncode == 0
     assert log.read_text().count("Started HTTPService") == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "triton.log"]
+
+
+def permit_no_more_files(pid: int) -> None:
+    hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    used = {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    free = next(number for number in itertools.count() if number not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
+
+
+def permit_files(pid: int) -> None:
+    hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def test_it_tells_and_restarts_a_server_that_answers_no_new_connection(tmp_path: Path) -> None:
+    """Though captions come out over old ones."""
+    repository = write_repository(tmp_path / "models")
+    with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
+        words = lines[0].replace(",", "").split()
+        url = next(word for word in words if word.startswith("grpc://"))
+        page = next(word for word in words if word.endswith("/healthz"))
+        reasons = set()
+        with Client(url, retries=0) as client:
+            assert client.caption(picture())
+            permit_no_more_files(child(process))
+            while restarts(page) == 0:
+                with suppress(BlipstreamError):  # of one that is just restarted
+                    client.caption(picture())
+                reasons.add(health(page)[1]["why"])
+                time.sleep(0.1)
+        assert any(str(why).startswith("no new connection was answered for") for why in reasons), reasons
+        assert caption(url).endswith(" bytes")
+        wait_for(lambda: health(page)[0] == 200)
+
+
+def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "models")
+    with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
+        words = lines[0].replace(",", "").split()
+        url = next(word for word in words if word.startswith("grpc://"))
+        page = next(word for word in words if word.endswith("/healthz"))
+        server = child(process)
+        permit_no_more_files(process.pid)
+        time.sleep(2 * IDLE_SECONDS)  # of looks that cannot be taken
+        assert caption(url).endswith(" bytes")
+        permit_files(process.pid)
+        wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0}))
+        assert child(process) == server
+        permit_no_more_files(process.pid)
+        process.terminate()
+        output, errors = process.communicate()
+        assert (output, process.returncode) == ("stopped\n", 0)
+        assert "Traceback" not in errors
+        assert not module._group(server)
 
 
 def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
