@@ -3,8 +3,8 @@
 
 The server is watched and restarted (blipstream.supervisor), and says at http://HOST:8003 how it is (blipstream.health).
 
-SIGTERM, SIGHUP or Ctrl-C drains it: new requests are refused, so that clients ask elsewhere, and those in flight have ten
-seconds (TritonServer.stop). To go over to another version without a failed request, start it beside the old one on
+SIGTERM, SIGHUP or Ctrl-C drains it: new requests are refused, so that clients ask elsewhere, and those in flight have
+ten seconds (TritonServer.stop). To go over to another version without a failed request, start it beside the old one on
 ports of its own, with both in the clients' list of endpoints, then send the old one SIGTERM. A server has what it
 serves in memory, so that a repository may be built anew under it.
 """
