@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded server, with toy models on the real tritonserver."""
 
+import fcntl
 import json
 import os
 import resource
@@ -14,6 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -27,6 +30,7 @@ from blipstream import server as module
 from blipstream.errors import ServerError
 from blipstream.leftovers import sweep
 from blipstream.server import TritonServer
+from tests.deploy.programs import wait_for
 
 CONFIG = """
 name: "NAME"
@@ -250,6 +254,13 @@ def test_killed_stub_is_noticed(repository: Path) -> None:
             watch(server)
 
 
+def is_free(lock: Path) -> bool:
+    with lock.open() as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
 @pytest.mark.parametrize("also_the_group", [False, True])
 def test_server_ends_with_its_parent(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, also_the_group: bool
@@ -281,6 +292,8 @@ def test_server_ends_with_its_parent(
         assert len(list(tmp_path.glob(f"{name}*"))) == 3  # the lock, the folder and the log of one that lives
         os.killpg(int(pid), signal.SIGKILL)
     wait_until_gone(int(pid))
+    for place in places:
+        wait_for(partial(is_free, place / f"{name}.lock"))  # threads may outlast the first
     if also_the_group:
         assert list(module.SHARED_MEMORY.glob(f"{name}-shm-*"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
