@@ -12,8 +12,9 @@ REPOSITORY ?= model_repository
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
-# quoted by the shell, so that names may have spaces and quotes in them
-export CHECKPOINT REPOSITORY PROCESSOR
+
+# a word for the shell, whatever it contains
+quote = '$(subst ','\'',$1)'
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -36,31 +37,33 @@ $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml c
 	touch $@
 
 build: $(READY)  ## checkpoint to artifacts
-	$(BIN)/python build/build_repository.py --checkpoint "$$CHECKPOINT" --config $(CONFIG) --repository "$$REPOSITORY" \
-		$(if $(PROCESSOR),--processor "$$PROCESSOR")
+	$(BIN)/python build/build_repository.py --checkpoint $(call quote,$(CHECKPOINT)) \
+		--config $(call quote,$(CONFIG)) --repository $(call quote,$(REPOSITORY)) \
+		$(if $(PROCESSOR),--processor $(call quote,$(PROCESSOR)))
 
 demo: $(READY)  ## caption the sample images through a real Triton server, and show them
 	$(BIN)/python build/build_repository.py --checkpoint build/demo/checkpoint
 	$(BIN)/python build/demo/demo.py
 
 serve: build  ## until Ctrl-C
-	@exec $(BIN)/python -m blipstream.serve --repository "$$REPOSITORY" --config $(CONFIG) \
+	@exec $(BIN)/python -m blipstream.serve --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
 
 bench: $(READY)  ## transformers, the engine and Triton, side by side
 	$(BIN)/python loadtest/bench.py --device $(DEVICE)
 
 loadtest: $(if $(HOST),$(READY),build)  ## Locust against HOST, or a server of its own, and a report
-	$(BIN)/python loadtest/load.py --repository "$$REPOSITORY" --config $(CONFIG) \
-		$(if $(HOST),--host $(HOST)) $(if $(SHAPE),--shape $(SHAPE)) $(if $(USERS),--users $(USERS)) \
-		$(if $(DURATION),--duration $(DURATION)) $(if $(RATE),--rate $(RATE)) $(if $(MIX),--mix $(MIX)) \
-		$(if $(WORKERS),--workers $(WORKERS)) $(if $(NAME),--name $(NAME)) \
+	$(BIN)/python loadtest/load.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
+		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(SHAPE),--shape $(SHAPE)) $(if $(USERS),--users $(USERS)) \
+		$(if $(DURATION),--duration $(DURATION)) $(if $(RATE),--rate $(RATE)) $(if $(WORKERS),--workers $(WORKERS)) \
+		$(if $(MIX),--mix $(call quote,$(MIX))) $(if $(NAME),--name $(call quote,$(NAME))) \
 		$(if $(SLO_P95_MS),--p95-ms $(SLO_P95_MS)) $(if $(SLO_ERROR_RATE),--error-rate $(SLO_ERROR_RATE)) \
 		$(if $(SLO_MIN_RPS),--min-rps $(SLO_MIN_RPS))
 
 tune: build  ## the batching settings that answer most requests a second within SLO_P95_MS
-	$(BIN)/python loadtest/tune.py --repository "$$REPOSITORY" --config $(CONFIG) --p95-ms $(or $(SLO_P95_MS),500) \
-		$(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(MIX)) $(if $(NAME),--name $(NAME))
+	$(BIN)/python loadtest/tune.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
+		--p95-ms $(or $(SLO_P95_MS),500) $(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(call quote,$(MIX))) \
+		$(if $(NAME),--name $(call quote,$(NAME)))
 
 test: $(READY)
 	./tests/install-tools.sh

@@ -9,24 +9,32 @@
 The first three answer 200, or else 503, with a line of JSON that says why.
 """
 
+import asyncio
+import io
 import json
+import logging
+import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from types import TracebackType
-from typing import ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from blipstream.errors import ServerError
 
 CAPTIONS, STREAMS = DOORS = "caption", "caption_stream"  # what clients ask: streams are decoded by another process
 # why a server is restarted
 Reason = Literal["server_died", "process_died", "stopped", "hung", "failing", "clock", "start_failed"]
-READ_SECONDS = 5  # for a question to come
+QUESTION_SECONDS = 5.0  # for a question to come and its answer to go
+MOST_CONNECTIONS = 64  # at a time
 BLIND_SECONDS = 10.0  # without a heartbeat, after which nobody knows whether captions come out
 DEAD_SECONDS = 60.0  # after which the supervisor will not come back by itself
+
+log = logging.getLogger("blipstream")
 
 
 @dataclass
@@ -36,6 +44,7 @@ class Health:
     ready: bool = False
     captioning: bool = False
     why: str = "the server starts"
+    trouble: str = ""  # that is seen at this moment, whatever comes out meanwhile
     last_caption: float = 0.0  # seconds since 1970; 0: none yet
     failing: str = ""  # the door that no restart mends, while the other serves
     # all at 0 from the start: Prometheus overlooks a counter's first appearance
@@ -54,7 +63,7 @@ class Health:
     @property
     def captions(self) -> bool:
         """Whether captions come out."""
-        return self.ready and self.captioning and self.silence < BLIND_SECONDS
+        return self.ready and self.captioning and not self.trouble and self.silence < BLIND_SECONDS
 
     def page(self, path: str) -> tuple[HTTPStatus, str, str]:
         """Status, media type and text of a page."""
@@ -65,7 +74,7 @@ class Health:
         if path not in levels:
             return HTTPStatus.NOT_FOUND, "text/plain", f"there are {', '.join(levels)} and /metrics\n"
         still = f"the supervisor has stood still for {silence:.0f} seconds: restart it, and see that its output is read"
-        why = self.why if silence < BLIND_SECONDS else still
+        why = (self.trouble or self.why) if silence < BLIND_SECONDS else still
         facts = {"ok": levels[path], "why": why, "restarts": self.restarts.total()}
         status = HTTPStatus.OK if levels[path] else HTTPStatus.SERVICE_UNAVAILABLE
         return status, "application/json", json.dumps(facts) + "\n"
@@ -97,24 +106,23 @@ class Health:
 
 
 class HealthServer:
-    """Answers while `with` lasts."""
+    """Answers while `with` lasts, in one thread: what others send or leave out costs neither threads nor files."""
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         """Port 0: any free one. Raises ServerError."""
         self.health = health
-
-        class Handler(_Handler):
-            source = health
-
         try:
-            self._http = ThreadingHTTPServer((host, port), Handler)
+            self._listener = socket.create_server((host, port))
         except (OSError, OverflowError) as error:
             raise ServerError(
                 f"health port {port} cannot be opened ({error}): choose another with --health-port, or 0 for any"
             ) from error
-        self._http.daemon_threads = True
-        self._thread = Thread(target=self._http.serve_forever, daemon=True)
-        self.port: int = self._http.server_address[1]
+        self.port: int = self._listener.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_note)
+        self._stopping = asyncio.Event()
+        self._thread = Thread(target=self._run, daemon=True)
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}  # the oldest first
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -123,18 +131,64 @@ class HealthServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.shutdown()
+        self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
-        self._http.server_close()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        async with await asyncio.start_server(self._accept, sock=self._listener, backlog=MOST_CONNECTIONS):
+            await self._stopping.wait()
+            for task in list(self._open):
+                self._hang_up(task)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer, and hang up on the oldest of too many: whoever asks at once has an answer before it is that."""
+        if len(self._open) == MOST_CONNECTIONS:
+            self._hang_up(next(iter(self._open)))
+        task = asyncio.ensure_future(self._answer(reader, writer))
+        self._open[task] = writer
+        task.add_done_callback(self._hang_up)
+
+    def _hang_up(self, task: asyncio.Task[None]) -> None:
+        if writer := self._open.pop(task, None):
+            writer.transport.abort()
+            task.cancel()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError, asyncio.LimitOverrunError):  # a TimeoutError is an OSError
+            async with asyncio.timeout(QUESTION_SECONDS):
+                question = await reader.readuntil(b"\r\n\r\n")
+                writer.write(_Handler(question, self.health).answer())
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+
+
+def _note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG001
+    """Say in one line what asyncio cannot do, as taking up a connection where no more files may be open."""
+    log.warning("health endpoint: %s: %s", context["message"], context.get("exception"))
 
 
 class _Handler(BaseHTTPRequestHandler):
-    source: ClassVar[Health]
-    timeout = READ_SECONDS
+    """Reads a question and writes its answer."""
+
+    def __init__(self, question: bytes, health: Health) -> None:
+        self.rfile, self.wfile = io.BytesIO(question), (answer := io.BytesIO())
+        self._answer = answer
+        self.client_address = ("", 0)
+        self._health = health
+
+    def answer(self) -> bytes:
+        """The whole answer, errors included."""
+        self.handle_one_request()
+        return self._answer.getvalue()
 
     def do_GET(self) -> None:
         """Answer."""
-        status, media_type, text = self.source.page(self.path.partition("?")[0])
+        status, media_type, text = self._health.page(self.path.partition("?")[0])
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", media_type)

@@ -3,8 +3,8 @@
 
 The server is watched and restarted (blipstream.supervisor), and says at http://HOST:8003 how it is (blipstream.health).
 
-SIGTERM or Ctrl-C drains it: new requests are refused, so that clients ask elsewhere, and those in flight have ten
-seconds (TritonServer.stop). To go over to another version without a failed request, start it beside the old one on
+SIGTERM, SIGHUP or Ctrl-C drains it: new requests are refused, so that clients ask elsewhere, and those in flight have
+ten seconds (TritonServer.stop). To go over to another version without a failed request, start it beside the old one on
 ports of its own, with both in the clients' list of endpoints, then send the old one SIGTERM. A server has what it
 serves in memory, so that a repository may be built anew under it.
 """
@@ -12,10 +12,12 @@ serves in memory, so that a repository may be built anew under it.
 import logging
 import os
 import re
+import resource
 import secrets
 import shlex
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -27,7 +29,7 @@ import blipstream_client
 from blipstream.config import BUILD_HINT
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.health import Health, HealthServer
-from blipstream.server import ROOT, TritonServer, adopt_orphans
+from blipstream.server import ROOT, TritonServer, adopt_orphans, bypass_proxies
 from blipstream.supervisor import Supervisor, picture
 from blipstream.tls import TLS
 
@@ -36,6 +38,8 @@ ADMIN_KEY = "BLIPSTREAM_ADMIN_KEY"  # no option: arguments are seen by whoever l
 SAMPLES = Path("build/demo/samples")
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 stopping = Event()
 
@@ -93,6 +97,7 @@ def main(
     """Start tritonserver with the models of a repository, and stop it with Ctrl-C or SIGTERM."""
     try:
         stop_on_signals()
+        open_many_files()
         adopt_orphans()
         logging.basicConfig(format="%(asctime)s %(message)s")
         server = TritonServer(
@@ -112,29 +117,38 @@ def main(
             ready_timeout=timeout,
             verbose=verbose,
         )
+        bypass_proxies(server.reachable)
         if health_port is None:
             health_port = metrics_port and metrics_port + 1
         with HealthServer(Health(), host, health_port) as health:
             supervisor = Supervisor(server, check_serves, restart, health.health, stopping)
             supervisor.run(lambda: click.echo(welcome(server, health.port)))
     except KeyboardInterrupt:
-        click.echo("stopped")
-    except BlipstreamError as error:
+        with suppress(OSError):  # the terminal may be what went away
+            click.echo("stopped")
+    except (BlipstreamError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 
 def stop_on_signals() -> None:
-    """Make SIGTERM do what Ctrl-C does, and let neither interrupt the stopping."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    """Make SIGTERM and SIGHUP do what Ctrl-C does, and let none interrupt the stopping. `nohup` has SIGHUP ignored."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     stopping.set()
     raise KeyboardInterrupt
+
+
+def open_many_files() -> None:
+    """Take up the limit of open files that the system permits: each connection is one, and 1,024 are soon used up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def config_name(repository: Path, config: str) -> str | None:
@@ -188,7 +202,7 @@ def welcome(server: TritonServer, health_port: int) -> str:
     shown = SAMPLES / sample.name if sample else Path("photo.jpg")
     command = Path(sys.prefix, "bin", "blipstream")
     name = command.relative_to(ROOT) if command.is_relative_to(ROOT) else command
-    lines += ["try it:", f"  {name} caption {shown} --url {server.own_url}"]
+    lines += ["try it:", f"  {shlex.quote(str(name))} caption {shown} --url {server.own_url}"]
     if sample:
         lines.append(f"  {curl(server.http_url, shown, sample.stat().st_size)}")
     return "\n".join([*lines, "Ctrl-C stops it"])
@@ -203,7 +217,8 @@ def curl(url: str, image: Path, size: int) -> str:
     length = "".join(f"\\{byte:03o}" for byte in size.to_bytes(4, "little"))
     return (
         f"(printf '{header}{length}'; cat {shlex.quote(str(image))}) | curl -s --data-binary @- "
-        f"-H 'Inference-Header-Content-Length: {len(header)}' {url}/v2/models/caption/infer"
+        f"-H 'Content-Type: application/octet-stream' -H 'Inference-Header-Content-Length: {len(header)}' "
+        f"{url}/v2/models/caption/infer"
     )
 
 

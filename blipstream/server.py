@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -23,16 +24,17 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self, TypeVar
 
-from blipstream import backpressure
+from blipstream import backpressure, leftovers
 from blipstream.errors import ServerError
 from blipstream.journal import COUNTER, ENDPOINT, LOG_REQUESTS, SERVICE
 from blipstream.metrics import STEPS
@@ -60,17 +62,29 @@ POLL_SECONDS = 0.1
 REAP_SECONDS = 1.0
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl.h
 METRICS_SECONDS = 1.0  # for the server to tell its figures
+READY_SECONDS = 5.0  # and whether it is ready
 LOG_BYTES = 16 << 20  # of the log, which then begins anew: the one before lies beside it as FILE.1
 GRACE_SECONDS = 5  # beyond Triton's own exit timeout, before SIGKILL
+# Of each of Triton's threads: addresses, which become memory only as they are used. Its HTTP server lays there twice a
+# body of a form's type, as which curl sends images unless told otherwise, 16 bytes for each chunk of a body, and about
+# 80 for each level of JSON
+STACK_BYTES = 256 << 20
+FULL = (errno.EMFILE, errno.ENFILE)  # no more files may be open
 
 # Runs as a process of its own, which then becomes tritonserver: if this one dies, the server gets SIGTERM.
 LAUNCHER = """
-import ctypes, os, signal, sys
+import ctypes, os, resource, signal, sys
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
+parent, stack = map(int, sys.argv[1:3])
+for limit, value in ((resource.RLIMIT_STACK, stack), (resource.RLIMIT_NOFILE, None)):
+    _, most = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most if value is None else value, most))
+if os.getppid() == parent:
+    os.execv(sys.argv[3], sys.argv[3:])
 """
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,7 @@ class TritonServer:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _name: str = field(default="", init=False, repr=False)  # unique: prefixes the shared memory
     _folder: Path | None = field(default=None, init=False, repr=False)
+    _locks: dict[Path, int] = field(default_factory=dict, init=False, repr=False)  # by the place that they are for
     _stubs: dict[int, str] = field(default_factory=dict, init=False, repr=False)  # pid: model
     _log: BinaryIO | None = field(default=None, init=False, repr=False)  # open as long as the folder is there
     _keep_log: bool = field(default=False, init=False, repr=False)
@@ -249,22 +264,30 @@ class TritonServer:
         backpressure.create(pressure)
         command = [str(installation.binary), *self._options(installation, folder)]
         self._process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", LAUNCHER, str(os.getpid()), *command],
+            [sys.executable, "-IS", "-c", LAUNCHER, str(os.getpid()), str(_stack_bytes()), *command],
             env=_environment(installation) | self._journal_environment() | {backpressure.FILE: str(pressure)},
             cwd=ROOT,  # the stub's sys.path begins with its working folder
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            pass_fds=tuple(self._locks.values()),
             start_new_session=True,
         )
 
     def _prepare(self) -> tuple[Path, BinaryIO]:
         """The folder and the log, which outlive `kill`: a restart needs nothing that a full disk would refuse."""
         if self._folder is None or self._log is None:
-            self._name = f"blipstream-{os.getpid()}-{secrets.token_hex(4)}"
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-"))
+            self._name = leftovers.new_name()
+            temporary = _plain_folder()
+            try:
+                for place in {SHARED_MEMORY, temporary}:
+                    leftovers.sweep(place)
+                    self._locks[place] = leftovers.claim(place, self._name)
+                self._folder = Path(tempfile.mkdtemp(prefix=f"{self._name}-", dir=temporary))
+            except OSError as error:
+                raise ServerError(f"{place} cannot be written ({error.strerror}): see that there is room") from error
             self._keep_log = self.log_path is not None
-            self.log_path = (self.log_path or self._folder.with_suffix(".log")).resolve()
+            self.log_path = (self.log_path or temporary / f"{self._name}.log").resolve()
             self._log = _create(self.log_path)
             self._shown = 0
         return self._folder, self._log
@@ -337,11 +360,8 @@ class TritonServer:
         return _figures(self._metrics(), STEPS)
 
     def _metrics(self) -> str:
-        try:
-            with urllib.request.urlopen(self.metrics_url, timeout=METRICS_SECONDS) as page:  # noqa: S310
-                return str(page.read().decode())
-        except (OSError, http.client.HTTPException):
-            return ""
+        status, page = _get(self.reachable, self.metrics_port, "/metrics", METRICS_SECONDS)
+        return page if status == http.HTTPStatus.OK else ""
 
     def stop(self) -> None:
         """Stop the server and remove what it left, whatever state it is in.
@@ -354,13 +374,15 @@ class TritonServer:
         if self._log is not None:
             self._log.close()
             self._log = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder)
-            self._folder = None
-            if self.log_path is not None and not self._keep_log:
-                for log in (self.log_path, _before(self.log_path)):
-                    log.unlink(missing_ok=True)
-                self.log_path = None
+        for place, lock in self._locks.items():
+            with suppress(OSError):  # then the next server does it
+                _insist(partial(leftovers.clear, place, self._name))
+            os.close(lock)
+        self._locks, self._folder = {}, None
+        if self.log_path is not None and not self._keep_log:
+            for log in (self.log_path, _before(self.log_path)):
+                log.unlink(missing_ok=True)
+            self.log_path = None
 
     def kill(self) -> None:
         """End the server at once, to `start` it again on the same ports with the same log."""
@@ -378,13 +400,14 @@ class TritonServer:
         The leader is reaped last: until then nothing else can take its process group's number.
         """
         if self._process is not None:
-            if patiently and not self._dead_stubs() and not self.stopped():  # Triton would wait for them in vain
+            if patiently and self._is_whole():  # else Triton would wait for the rest in vain
                 os.kill(self.pid, signal.SIGTERM)
                 self._wait_until_exited(self.exit_timeout + GRACE_SECONDS)
             os.killpg(self.pid, signal.SIGKILL)
             deadline = time.monotonic() + GRACE_SECONDS
-            while _running(_group(self.pid)) and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+            with suppress(OSError):  # nobody can look: what follows waits for those that are our children
+                while _insist(lambda: _running(_group(self.pid))) and time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS)
             with self._reaping:
                 self._process.wait()
                 while not _reap(self.pid) and time.monotonic() < deadline:
@@ -392,8 +415,20 @@ class TritonServer:
                 self._process, self._stubs = None, {}
             self._show_log()
         if self._name:
-            for region in SHARED_MEMORY.glob(f"{self._name}*"):
-                region.unlink(missing_ok=True)
+            with suppress(OSError):  # then `stop` does it
+                for region in _insist(lambda: list(SHARED_MEMORY.glob(f"{self._regions}*"))):
+                    region.unlink(missing_ok=True)
+
+    @property
+    def _regions(self) -> str:
+        """What its regions in shared memory begin with."""
+        return f"{self._name}-shm-"
+
+    def _is_whole(self) -> bool:
+        """Whether all of its processes live and none is halted, as far as one can see."""
+        with suppress(OSError):
+            return not _insist(self._dead_stubs) and not self.stopped()
+        return False
 
     def _show_log(self) -> None:
         """Print what is new in the log."""
@@ -438,14 +473,8 @@ class TritonServer:
         return exited is not None and exited.si_code != os.CLD_EXITED and exited.si_status == signal.SIGABRT
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection(_reachable(self._http_host), self.http_port, timeout=5)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        status, _ = _get(_reachable(self._http_host), self.http_port, "/v2/health/ready", READY_SECONDS)
+        return status == http.HTTPStatus.OK
 
     def _free_ports(self) -> list[int]:
         """Bind all three ports at once, so that chosen ones differ, and let them go."""
@@ -459,7 +488,7 @@ class TritonServer:
 
     def _options(self, installation: Installation, folder: Path) -> list[str]:
         options = {
-            "model-repository": self.repository.resolve(),
+            "model-repository": _link(folder / "models", self.repository),
             "model-control-mode": "none",
             "exit-on-error": "true",
             "strict-readiness": "true",
@@ -471,7 +500,7 @@ class TritonServer:
             "metrics-address": self.host,
             "metrics-port": self.metrics_port,
             "metrics-config": "summary_latencies=true",
-            "backend-config": f"python,shm-region-prefix-name={self._name}-",
+            "backend-config": f"python,shm-region-prefix-name={self._regions}",
         }
         if self.config:
             options["model-config-name"] = self.config
@@ -524,6 +553,24 @@ class TritonServer:
         return ""
 
 
+def _get(host: str, port: int, path: str, seconds: float) -> tuple[int, str]:
+    """Status and text of a page, over a connection of its own and past every proxy; 0 if there is no answer.
+
+    Raises OSError where this process may open no more files: that says nothing of the server.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=seconds)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        return 0, ""
+    finally:
+        connection.close()
+
+
 def _checkpoint(repository: Path) -> str | None:
     """NAME@REVISION of what is served, if its artifacts say so."""
     try:
@@ -553,6 +600,30 @@ def _bind(host: str, protocol: str, port: int) -> socket.socket:
         ) from error
 
 
+def _insist(step: Callable[[], T]) -> T:
+    """Do it, and wait a while for somebody to close files where no more may be open."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while True:
+        try:
+            return step()
+        except OSError as error:
+            if error.errno not in FULL or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
+
+
+def _plain_folder() -> Path:
+    """Where temporary files go: Triton hands the paths of models to a shell, unquoted."""
+    folders = [Path(tempfile.gettempdir()), Path("/tmp"), SHARED_MEMORY]  # noqa: S108
+    for folder in folders:
+        if re.fullmatch(r"[\w/.+-]+", str(folder), re.ASCII) and os.access(folder, os.W_OK):
+            return folder
+    raise ServerError(
+        f"the folder for temporary files must have a path of letters, digits and /.+-_ alone, not {folders[0]}: "
+        "set TMPDIR to one"
+    )
+
+
 def _create(log: Path) -> BinaryIO:
     try:
         file = log.open("ab")  # so that Triton goes on at the end of what was cut short
@@ -573,9 +644,28 @@ def _lay_side_by_side(files: tuple[Path, ...], folder: Path) -> Path:
     backends = folder / "backends"
     (backends / "python").mkdir(parents=True, exist_ok=True)
     for file in files:
-        with suppress(FileExistsError):  # since the last start
-            (backends / "python" / file.name).symlink_to(file)
+        _link(backends / "python" / file.name, file)
     return backends
+
+
+def _link(link: Path, target: Path) -> Path:
+    """A link without the characters that its target's path may have."""
+    with suppress(FileExistsError):  # since the last start
+        link.symlink_to(target.absolute())
+    return link
+
+
+def _stack_bytes() -> int:
+    """What the limit of a stack shall be: what it is where addresses count, else STACK_BYTES if that is permitted.
+
+    Never none: glibc would make the stacks of threads 2 MiB.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    strict = Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
+    if strict or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return soft
+    wanted = max(STACK_BYTES, soft)  # no limit is -1
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def _environment(installation: Installation) -> dict[str, str]:
@@ -617,12 +707,16 @@ class _Process(NamedTuple):
 
 
 def _stats(pattern: str) -> dict[int, _Process]:
-    """What /proc says of processes or threads, by their number."""
+    """What /proc says of processes or threads, by their number. Raises OSError where no more files may be open."""
     found = {}
     for stat in Path("/proc").glob(pattern):
-        with suppress(OSError):  # ended meanwhile
+        try:
             state, parent, group = stat.read_text(errors="replace").rpartition(")")[2].split()[:3]
-            found[int(stat.parent.name)] = _Process(state, int(parent), int(group))
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            continue  # ended meanwhile
+        found[int(stat.parent.name)] = _Process(state, int(parent), int(group))
     return found
 
 
@@ -638,6 +732,12 @@ def _states(pattern: str) -> set[str]:
 
 def _running(group: dict[int, _Process]) -> set[int]:
     return {pid for pid, process in group.items() if process.state != ZOMBIE}
+
+
+def bypass_proxies(*hosts: str) -> None:
+    """Have this process, and what it starts, reach this machine and these hosts past the environment's proxy."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    os.environ["no_proxy"] = ",".join(filter(None, [given, LOOPBACK, "localhost", "::1", *hosts]))
 
 
 def adopt_orphans() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event
 from typing import NamedTuple, NoReturn, Self
 
@@ -180,11 +181,13 @@ class Canary:
     """Asks at every door at once for a caption now and then, in threads, since the answers may never come.
 
     Where one comes out and the other does not, the queues that they share are no reason. A door that refuses may be
-    asked alone until it does not.
+    asked alone until it does not. It comes over a new connection each time: a server that is out of files answers over
+    old ones alone.
     """
 
     def __init__(self, url: str) -> None:
-        self._client = blipstream_client.Client(url, timeout=CANARY_SECONDS, retries=0)
+        self._connect = partial(blipstream_client.Client, url, timeout=CANARY_SECONDS, retries=0)
+        self._clients: dict[str, blipstream_client.Client] = {}  # by the door that they ask at
         self._executor = ThreadPoolExecutor(len(DOORS), thread_name_prefix="canary")
         self._asked: dict[str, Future[None]] = {}
         self._answers: dict[str, str | None] = {}  # empty: a caption; None: not back, or nothing that tells a fault
@@ -226,23 +229,25 @@ class Canary:
 
     def close(self) -> None:
         """Hang up."""
-        self._client.close()
+        for client in list(self._clients.values()):
+            client.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, door: str) -> None:
         began = time.monotonic()
         answer: str | None = None  # overloaded, late or unreachable: whether that is a fault, the looks tell
-        with suppress(blipstream_client.BlipstreamError):
-            answer = self._answer(door)
+        with suppress(blipstream_client.BlipstreamError), self._connect() as client:
+            self._clients[door] = client
+            answer = self._answer(client, door)
         self._seconds[door] = time.monotonic() - began
         self._answers[door] = answer
 
-    def _answer(self, door: str) -> str:
+    def _answer(self, client: blipstream_client.Client, door: str) -> str:
         try:
             if door == STREAMS:
-                text = "".join(piece.text for piece in self._client.stream(picture(), max_tokens=1))
+                text = "".join(piece.text for piece in client.stream(picture(), max_tokens=1))
             else:
-                text = self._client.caption(picture(), max_tokens=1).text
+                text = client.caption(picture(), max_tokens=1).text
         except (blipstream_client.ServerError, blipstream_client.ModelNotReady) as error:
             return str(error)
         if text.strip():
@@ -289,7 +294,13 @@ class Supervisor:
                 self.health.note_caption()
                 welcome()
                 while True:
-                    self._recover_from(self._watch())
+                    try:
+                        fault = self._watch()
+                    except OSError as error:  # as where no more files may be open
+                        self.health.trouble = f"the supervisor cannot look at the server: {error.strerror}"
+                        self._sleep(WATCH_SECONDS)
+                    else:
+                        self._recover_from(fault)
             finally:
                 self.health.ready = False
                 self.server.stop()
@@ -317,10 +328,10 @@ class Supervisor:
         self.health.why = "it is ready, and its first caption is awaited"
 
     def _watch(self) -> Fault:
-        """Return once something is wrong."""
+        """Return once something is wrong. Raises OSError where this process itself may open no more files."""
         diagnosis = Diagnosis.since(self.server.counts())
         straggler: Diagnosis | None = None  # of the one door that is behind
-        at = time.monotonic()
+        at, deaf = time.monotonic(), 0.0
         with closing(Canary(self.server.own_url)) as canary:
             while True:
                 self._sleep(WATCH_SECONDS)
@@ -338,6 +349,8 @@ class Supervisor:
                 steps = self.server.steps() if awaited and not stopped else {}
                 look = Look(counts, working, stopped, canary.refusal, steps)
                 last, at = at, time.monotonic()
+                deaf = 0.0 if counts or stopped else deaf + at - last  # figures are asked over a new connection
+                self.health.trouble = f"no new connection was answered for {deaf:.0f} s" if deaf >= HANG_SECONDS else ""
                 if fault := diagnosis.add(look, at - last):
                     return fault
                 if diagnosis.silence == 0:
@@ -371,12 +384,12 @@ class Supervisor:
         for attempt in itertools.count(1):
             wait = self._wait()
             self.health.ready = self.health.captioning = False
-            self.health.why = fault.sentence
+            self.health.why, self.health.trouble = fault.sentence, ""
             self.health.restarts[fault.reason] += 1
             log.warning("restart %d in %.1f seconds: %s", self.health.restarts.total(), wait, fault.sentence)
-            self.server.kill()
-            self._sleep(wait)
             try:
+                self.server.kill()
+                self._sleep(wait)
                 patience = self._faults * max(LATE * self._first_start, LEAST_PATIENCE)
                 self._start(min(patience, self.server.ready_timeout))
             except (ServerError, OSError) as error:

@@ -17,6 +17,7 @@ from PIL import Image
 from blipstream_client import BlipstreamError, Caption, Client, ServerOverloaded
 
 RETRY_SECONDS = 0.5
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the supervisor is beside us, not behind a proxy
 
 
 @click.command(context_settings={"show_default": True})
@@ -42,7 +43,7 @@ def main(url: str, health_url: str, level: str, timeout: float) -> None:
 def ask_supervisor(url: str, timeout: float) -> str:
     """Why all is well, in the supervisor's words."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310
+        with DIRECT.open(url, timeout=timeout) as answer:
             return str(json.load(answer)["why"])
     except urllib.error.HTTPError as error:
         with error:

@@ -34,6 +34,7 @@ from PIL import Image
 from rich.console import Console
 
 from blipstream.errors import BlipstreamError
+from blipstream.server import bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
 from cli import RESULTS, ROOT
 from machine import machine, versions
@@ -319,6 +320,7 @@ def main(
     shown: Path | None,
 ) -> None:
     """Compare transformers, the bare engine, and Blipstream through Triton, side by side on this machine."""
+    bypass_proxies()
     if shown:
         click.echo(markdown(read(shown)))
         return

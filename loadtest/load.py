@@ -25,7 +25,7 @@ import cli
 import mix
 import page
 from blipstream.errors import BlipstreamError
-from blipstream.server import TritonServer
+from blipstream.server import TritonServer, bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from cli import ROOT
@@ -215,6 +215,7 @@ def main(
     output: Path,
 ) -> None:
     """Put a server under load and write a report for capacity planning."""
+    bypass_proxies()
     if remote_workers and not master_port:
         raise click.UsageError("--remote-workers need a --master-port that they know, not 0")
     seconds = duration or DEFAULT_SECONDS[shape]

@@ -25,6 +25,7 @@ import click
 
 import cli
 import mix
+from blipstream.server import bypass_proxies
 
 CACHE = Path(__file__).resolve().parent / ".perf_analyzer_cache"
 WHEEL = "tritonclient==2.51.0"  # of Triton 24.10, as the embedded server
@@ -106,6 +107,7 @@ def fetch() -> None:
 @click.argument("arguments", nargs=-1)
 def main(host: str, kind: str, mix_path: Path, write: Path | None, arguments: tuple[str, ...]) -> None:
     """Run perf_analyzer against a server. ARGUMENTS, after --, are its own."""
+    bypass_proxies()
     try:
         chosen = mix.load(mix_path)
         kinds = [each for each in chosen.kinds if each not in chosen.streams]

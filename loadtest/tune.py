@@ -37,7 +37,7 @@ from matplotlib import pyplot as plt
 import cli
 import mix
 from blipstream.errors import BlipstreamError
-from blipstream.server import TritonServer
+from blipstream.server import TritonServer, bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from machine import machine, versions
@@ -289,6 +289,7 @@ def main(
     output: Path,
 ) -> None:
     """Search the batching settings that answer most requests a second within an SLO, on this machine."""
+    bypass_proxies()
     folder = output.resolve() / (name or datetime.now().astimezone().strftime("tune-%Y%m%d-%H%M%S"))
     copy = folder / "repository"
     began = time.monotonic()

@@ -11,7 +11,7 @@ from PIL import Image
 from blipstream.engine import Engine
 from blipstream.engine.graphed import GraphedEngine
 from blipstream.engine.rows import RowEngine
-from blipstream.server import TritonServer
+from blipstream.server import TritonServer, bypass_proxies
 from build_repository import build
 from scenes import Scene, examination
 from tests.reference import Reference
@@ -36,9 +36,11 @@ def _interruptible() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _offline() -> Iterator[None]:
-    """No test asks a hub; one that would, fails at once instead of waiting for a network."""
+    """No test asks a hub or a proxy; one that would, fails at once instead of waiting for a network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setenv("no_proxy", "")
+        bypass_proxies()
         yield
 
 

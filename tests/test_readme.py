@@ -43,6 +43,15 @@ def test_json(server: TritonServer) -> None:
     assert '"data":["a book on a purple background"]' in run_block(server, "sh", '"data":["%s"]')
 
 
+@pytest.mark.parametrize("page", ["README.md", "client/README.md", "deploy/README.md", "loadtest/README.md"])
+def test_curl_says_what_it_sends(page: str) -> None:
+    """Else it calls it a form, which Triton parses on the stack."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        if re.search(r"\bcurl\b.* (-d|--data)", line):
+            assert "Content-Type: application/" in line
+
+
 def test_server_sent_events(server: TritonServer) -> None:
     events = run_block(server, "sh", "generate_stream").splitlines()
     pieces = [json.loads(event.removeprefix("data: ")) for event in events if event]

@@ -3,7 +3,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from threading import Lock
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -45,6 +46,13 @@ class Address(NamedTuple):
     def secure(self) -> bool:
         """Whether TLS is spoken there."""
         return self.scheme.endswith("s")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine, which no proxy reaches."""
+        with suppress(ValueError):  # a name
+            return ip_address(self.host).is_loopback
+        return self.host == "localhost" or self.host.endswith(".localhost")
 
 
 def parse_urls(url: str) -> list[Address]:

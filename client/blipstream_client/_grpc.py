@@ -113,6 +113,8 @@ class Endpoint:
         headers = {name.lower(): value for name, value in settings.headers.items()} | {"triton_grpc_error": "true"}
         self._metadata = tuple(headers.items())
         options = channel_options(settings)
+        if address.is_loopback:
+            options.append(("grpc.enable_http_proxy", 0))
         if address.secure:
             credentials = grpc.ssl_channel_credentials(*settings.tls.pem)
             self.channel = package.secure_channel(address.netloc, credentials, options)

@@ -105,7 +105,7 @@ def running(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
@@ -118,6 +118,30 @@ def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None
         assert process.returncode == 0
         assert not running(server)
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_nohup_is_heeded() -> None:
+    code = """
+import signal
+from blipstream import serve
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+serve.stop_on_signals()
+print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM) == serve._interrupt)
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"True True\n"
+    )
+
+
+def test_loopback_asks_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("http", "https", "all", "grpc"):
+        for variable in (f"{name}_proxy", f"{name}_PROXY".upper()):
+            monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    repository = write_repository(tmp_path / "models")
+    with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, _):
+        environment = Path(f"/proc/{child(process)}/environ").read_bytes().split(b"\0")
+        assert b"no_proxy=127.0.0.1,localhost,::1,127.0.0.1" in environment  # for collectors of traces
 
 
 def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
@@ -150,6 +174,7 @@ def test_curl_line(tmp_path: Path) -> None:
     server = TritonServer(repository=write_repository(tmp_path / "models"), http_port=0, grpc_port=0, metrics_port=0)
     with server:
         line = serve.curl(server.http_url, image, image.stat().st_size)
+        assert "-H 'Content-Type: application/octet-stream'" in line  # a form's is parsed on the stack
         answer = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout
     assert json.loads(answer)["outputs"][0]["data"] == ["65792 bytes"]
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded server, with toy models on the real tritonserver."""
 
+import fcntl
 import json
 import os
+import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,6 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -23,7 +28,9 @@ from tritonclient.utils import InferenceServerException
 
 from blipstream import server as module
 from blipstream.errors import ServerError
+from blipstream.leftovers import sweep
 from blipstream.server import TritonServer
+from tests.deploy.programs import wait_for
 
 CONFIG = """
 name: "NAME"
@@ -143,6 +150,44 @@ def test_environment_goes_before_our_defaults(repository: Path, monkeypatch: pyt
     assert all(b"GOMP_SPINCOUNT=7" in each and b"MALLOC_ARENA_MAX=2" in each for each in environments)
 
 
+def test_stacks_are_large_and_files_many(repository: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with TritonServer(repository=repository, **ANY) as server:
+        group = module._group(server.pid)
+        assert len(group) == 2
+        assert {resource.prlimit(pid, resource.RLIMIT_STACK)[0] for pid in group} == {module.STACK_BYTES}
+        assert {resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in group} == {(most, most)}
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ("-Ss unlimited", module.STACK_BYTES),  # of which glibc would make 2 MiB
+        ("-Ss 8192", module.STACK_BYTES),
+        ("-Ss 1048576", 1 << 30),
+        ("-s 65536", 64 << 20),
+        ("-Ss 8192; ulimit -v 16777216", 8 << 20),
+    ],
+)
+def test_size_of_stacks(limits: str, expected: int) -> None:
+    code = "from blipstream import server; print(server._stack_bytes())"
+    command = f"ulimit {limits}; exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    done = subprocess.run(["bash", "-c", command], cwd=module.ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == expected
+
+
+def test_any_path_will_do(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = tmp_path / "a b" / """q"x'y;ü$(touch executed)"""
+    odd.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    log = odd / "log"
+    with TritonServer(repository=repository.rename(odd / "models"), log_path=log, **ANY) as server:
+        assert infer(server, [1, 2, 3]) == [2, 4, 6]
+        assert "successfully loaded 'double'" in log.read_text()
+    assert {path.name for path in odd.iterdir()} == {"models", "log"}
+    assert not (module.ROOT / "executed").exists()
+
+
 @pytest.mark.full
 def test_two_servers_do_not_disturb_each_other(repository: Path, tmp_path: Path) -> None:
     log = tmp_path / "first.log"
@@ -207,7 +252,18 @@ def test_killed_stub_is_noticed(repository: Path) -> None:
             watch(server)
 
 
-def test_server_ends_with_its_parent(repository: Path, tmp_path: Path) -> None:
+def is_free(lock: Path) -> bool:
+    with lock.open() as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("also_the_group", [False, True])
+def test_server_ends_with_its_parent(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, also_the_group: bool
+) -> None:
+    """What it cannot clear itself, the next one does."""
     code = f"""
     import tempfile, time
     from pathlib import Path
@@ -216,7 +272,7 @@ def test_server_ends_with_its_parent(repository: Path, tmp_path: Path) -> None:
     models = Path({str(repository)!r})
     with TritonServer(repository=models, http_port=0, grpc_port=0, metrics_port=0) as server:
         print(server.pid, server._name, flush=True)
-        time.sleep(60)
+        time.sleep(300)
     """
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, cwd=module.ROOT
@@ -224,9 +280,23 @@ def test_server_ends_with_its_parent(repository: Path, tmp_path: Path) -> None:
     with parent:
         assert parent.stdout is not None
         pid, name = parent.stdout.readline().split()
+        if also_the_group:
+            os.killpg(int(pid), signal.SIGSTOP)  # lest it ends by itself once its parent is gone
         parent.kill()
+    places = (module.SHARED_MEMORY, tmp_path)
+    if also_the_group:
+        for place in places:
+            sweep(place)
+        assert len(list(tmp_path.glob(f"{name}*"))) == 3  # the lock, the folder and the log of one that lives
+        os.killpg(int(pid), signal.SIGKILL)
     wait_until_gone(int(pid))
-    assert not list(Path("/dev/shm").glob(f"{name}*"))  # noqa: S108
+    for place in places:
+        wait_for(partial(is_free, place / f"{name}.lock"))  # threads may outlast the first
+    if also_the_group:
+        assert list(module.SHARED_MEMORY.glob(f"{name}-shm-*"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with TritonServer(repository=repository, **ANY):
+        assert not [left for place in places for left in place.glob(f"{name}*")]
 
 
 @pytest.mark.parametrize(("protocol", "option"), [("HTTP", "http_port"), ("gRPC", "grpc_port")])
@@ -396,7 +466,7 @@ blipstream_requests_total{model="caption_stream",result="ok"} 0
 """
 
 
-def test_counts_of_models_on_gpus(tmp_path: Path) -> None:
+def test_counts_of_models_on_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Triton writes them where there are any; what a model counts by itself goes before what Triton counts."""
 
     class Page(BaseHTTPRequestHandler):
@@ -408,6 +478,8 @@ def test_counts_of_models_on_gpus(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Page) as page:
         thread = Thread(target=page.handle_request)
         thread.start()
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
         counts = TritonServer(tmp_path, metrics_port=page.server_port).counts()
         assert counts == {"decoder": 7, "preprocess": 9, "caption_stream": 0}
         thread.join()

@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import time
@@ -39,6 +40,7 @@ from blipstream.supervisor import (
 )
 from blipstream_client import BlipstreamError, Client
 from tests.blipstream.test_serve import CONFIG, child, serving, write_repository
+from tests.client.proxy import proxy
 from tests.client.tiny_triton import Answer, Inputs, Refusal, size_of_image, tiny_triton, word_by_word
 from tests.client.tiny_triton import Event as StreamEvent
 from tests.deploy.programs import wait_for
@@ -275,6 +277,20 @@ def test_an_empty_caption_is_none() -> None:
         assert canary.with_words({"caption": 9}) == {"caption": 5}
 
 
+def test_the_canary_comes_over_a_new_connection_each_time() -> None:
+    with (
+        tiny_triton() as tiny,
+        proxy(tiny.grpc_port) as between,
+        closing(Canary(f"grpc://127.0.0.1:{between.port}")) as canary,
+    ):
+
+        def third_came() -> bool:
+            send(canary, ["caption"])
+            return between.connections >= 3  # gRPC may use one again that was closed just now
+
+        wait_for(third_came)
+
+
 def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() -> None:
     takes = 0.0
 
@@ -289,6 +305,14 @@ def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() ->
             takes = seconds
             send(canary, ["caption"])
             assert least <= canary.pause <= LONG_IDLE_SECONDS
+
+
+def places(lines: list[str]) -> tuple[str, str]:
+    """Where gRPC and the health page are, as a server greets."""
+    words = lines[0].replace(",", "").split()
+    url = next(word for word in words if word.startswith("grpc://"))
+    page = next(word for word in words if word.endswith("/healthz"))
+    return url, page
 
 
 def health(address: str) -> tuple[int, dict[str, object]]:
@@ -349,9 +373,7 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
         text.replace("        for request in requests:\n", f"        {loop}\n        for request in requests:\n")
     )
     with serving(tmp_path, f"--repository={repository}") as (_, lines):
-        words = lines[0].replace(",", "").split()
-        url = next(word for word in words if word.startswith("grpc://"))
-        page = next(word for word in words if word.endswith("/healthz"))
+        url, page = places(lines)
         time.sleep(3 * IDLE_SECONDS)
         assert restarts(page) == 0
         hang.touch()
@@ -380,9 +402,7 @@ def test_without_restarts_a_door_that_never_answered_ends_nothing(tmp_path: Path
     (repository / STREAMS / "1" / "model.py").write_text(STREAM_TOY.replace("HANG", repr(str(hang))))
     hang.touch()
     with serving(tmp_path, f"--repository={repository}", "--config=toy", "--no-restart") as (process, lines):
-        words = lines[0].replace(",", "").split()
-        url = next(word for word in words if word.startswith("grpc://"))
-        page = next(word for word in words if word.endswith("/healthz"))
+        url, page = places(lines)
         why = "no stream came out, though captions did, for 3 seconds; none did since the start"
         wait_for(lambda: health(page) == (200, {"ok": True, "why": why, "restarts": 0}), seconds=60)
         assert 'blipstream_supervisor_failing{model="caption_stream"} 1' in metrics(page)
@@ -409,9 +429,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         until_it_starts_again + model.read_text().replace("np.array([[f", f"np.array([[{nothing_while_mute}")
     )
     with serving(tmp_path, f"--repository={repository}", "--config=toy", f"--log={log}") as (process, lines):
-        words = lines[0].replace(",", "").split()
-        url = next(word for word in words if word.startswith("grpc://"))
-        page = next(word for word in words if word.endswith("/healthz"))
+        url, page = places(lines)
         assert health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0})
         faults: list[tuple[str, Callable[[int], None]]] = [
             ("process_died", lambda server: os.kill(stub(server), signal.SIGKILL)),
@@ -438,6 +456,57 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         assert process.returncode == 0
     assert log.read_text().count("Started HTTPService") == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "triton.log"]
+
+
+def permit_no_more_files(pid: int) -> None:
+    """Whatever it closes: only the numbers of standard input, output and error are left, which are taken."""
+    hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+
+
+def permit_files(pid: int) -> None:
+    hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def test_it_tells_that_no_new_connection_is_answered(tmp_path: Path) -> None:
+    """Though captions come out over old ones."""
+    repository = write_repository(tmp_path / "models")
+    with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
+        url, page = places(lines)
+        with Client(url, retries=0) as client:
+
+            def is_told() -> bool:
+                with suppress(BlipstreamError):  # of one that was just restarted
+                    client.caption(picture())
+                status, answer = health(page)
+                return status == 503 and str(answer["why"]).startswith("no new connection was answered for")
+
+            assert client.caption(picture())
+            permit_no_more_files(child(process))
+            wait_for(is_told, seconds=60)
+        permit_files(child(process))
+        assert caption(url).endswith(" bytes")
+        wait_for(lambda: health(page)[0] == 200, seconds=60)
+
+
+def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "models")
+    with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
+        url, page = places(lines)
+        server = child(process)
+        permit_no_more_files(process.pid)
+        time.sleep(2 * IDLE_SECONDS)  # of looks that cannot be taken
+        assert caption(url).endswith(" bytes")
+        permit_files(process.pid)
+        wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0}))
+        assert child(process) == server
+        permit_no_more_files(process.pid)
+        process.terminate()
+        output, errors = process.communicate()
+        assert (output, process.returncode) == ("stopped\n", 0)
+        assert "Traceback" not in errors
+        assert not module._group(server)
 
 
 def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

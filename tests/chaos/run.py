@@ -6,6 +6,8 @@ and goes on until captions come again and every image that was sent has its capt
 What this machine does not permit is not run, and the table says so.
 """
 
+import gzip
+import http.client
 import json
 import os
 import random
@@ -22,7 +24,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +48,7 @@ IMAGE_SECONDS = 120.0  # for an image to be captioned, whatever happens meanwhil
 USERS = 8
 STEADY_SECONDS = 1.0  # of load before and after
 SET_CLOCK = "CHAOS_SET_CLOCK"
+IDLE_CONNECTIONS = 1100  # more than the usual limit of open files
 JUMP_SECONDS = 100
 HANG_UPS = 500
 GIVE_UP_SECONDS, GIVE_UPS = 20.0, 80  # for which requests are given up, and how many a second
@@ -125,7 +128,9 @@ class Served:
 
     process: subprocess.Popen[str]
     repository: Path
+    http_url: str
     grpc_url: str
+    metrics_url: str
     health_url: str
 
     @property
@@ -175,10 +180,7 @@ def serving(repository: Path, folder: Path, *options: str, before: str = "") -> 
             line = process.stdout.readline()
             if not line:
                 raise NotRun(log.read_text().strip())
-            grpc, health = (re.search(pattern, line) for pattern in (r"grpc://[\w.:]+", r"http://[\w.:]+(?=/healthz)"))
-            assert grpc
-            assert health
-            yield Served(process, repository, grpc[0], health[0])
+            yield Served(process, repository, *re.findall(r"\w+://[\w.:]+", line))
         finally:
             process.terminate()
             process.communicate()
@@ -330,6 +332,45 @@ def ask_for_much(served: Served) -> float:
     return time.monotonic()
 
 
+def post(served: Served, body: bytes, times: int = 1, **headers: str) -> float:
+    """Send a body so often, each over a connection of its own; what is answered does not matter."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    for _ in range(times):
+        connection = http.client.HTTPConnection(served.http_url.removeprefix("http://"), timeout=60)
+        with suppress(OSError, http.client.HTTPException):
+            connection.request("POST", "/v2/models/caption/infer", body, named)
+            connection.getresponse().read()
+        connection.close()
+    return time.monotonic()
+
+
+def post_chunks(served: Served, chunks: int) -> float:
+    """A body in chunks of one byte."""
+    host, port = served.http_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection, suppress(OSError):
+        connection.sendall(b"POST /v2/models/caption/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"1\r\n{\r\n" * chunks + b"0\r\n\r\n")
+        connection.recv(1)
+    return time.monotonic()
+
+
+def connect_idly(served: Served) -> float:
+    """Many connections to each port, of which nobody hears more than a byte now and then."""
+    with ExitStack() as stack:
+        others = []
+        for url in (served.http_url, served.grpc_url, served.metrics_url, served.health_url):
+            host, port = url.partition("://")[2].split(":")
+            for _ in range(IDLE_CONNECTIONS):
+                with suppress(OSError):
+                    others.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=5)))
+        for _ in range(5):
+            time.sleep(1)
+            for other in others:
+                with suppress(OSError):
+                    other.send(b"x")
+    return time.monotonic()
+
+
 class Experiment(NamedTuple):
     """A fault and what it takes."""
 
@@ -359,6 +400,15 @@ EXPERIMENTS = {
     "clock jumps back": Experiment(jump_back, reason="clock"),
     "give-ups": Experiment(give_up, restarts=0),
     "a huge request": Experiment(ask_for_much, restarts=0),
+    "images that are sent as forms": Experiment(
+        lambda served: post(served, bytes(40_000_000), 5, Content_Type="application/x-www-form-urlencoded"), restarts=0
+    ),
+    "a body in a million chunks": Experiment(lambda served: post_chunks(served, 1_000_000), restarts=0),
+    "JSON nested a million deep": Experiment(lambda served: post(served, b"[" * 1_000_000), restarts=0),
+    "compressed bodies that are no JSON": Experiment(
+        lambda served: post(served, gzip.compress(b"{" + bytes(50_000_000)), 5, Content_Encoding="gzip"), restarts=0
+    ),
+    "idle connections": Experiment(connect_idly, restarts=0),
 }
 
 

@@ -74,6 +74,18 @@ def test_nobody_listens(scheme: str, closed_port: int) -> None:
         assert not client.is_ready()
 
 
+def test_loopback_asks_no_proxy(
+    tiny: TinyTriton, scheme: str, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("http", "https", "all", "grpc"):
+        for variable in (f"{name}_proxy", f"{name}_PROXY".upper()):
+            monkeypatch.setenv(variable, f"http://127.0.0.1:{closed_port}")
+    for host in ("127.0.0.1", "localhost"):
+        with Client(tiny.url(scheme).replace("127.0.0.1", host)) as client:
+            assert client.is_ready()
+
+
 def test_no_such_host(scheme: str) -> None:
     with Client(f"{scheme}://no-such-host.invalid") as client, pytest.raises(ServerUnreachable):
         client.caption(b"image")

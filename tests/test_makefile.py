@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people give to make arrives as they gave it."""
+
+import shlex
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("target", ["build", "serve", "loadtest", "tune"])
+def test_any_path_is_one_word(target: str) -> None:
+    path, checkpoint = """/srv/a b/ü"x'y;&""", "it's mine"
+    command = ["make", "-n", target, f"REPOSITORY={path}", f"CHECKPOINT={checkpoint}"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = shlex.split(shown.replace("\\\n", " "))
+    assert words[words.index("--checkpoint") + 1] == checkpoint
+    assert {words[at + 1] for at, word in enumerate(words) if word == "--repository"} == {path}
