@@ -15,10 +15,10 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpcore2
 
 from blipstream_client._exceptions import InvalidImage
+from blipstream_client._files import MAX_BYTES
 from blipstream_client._streams import Stream
 from blipstream_client._transport import CONNECT_SECONDS, Deadline, StatusError
 
-MAX_BYTES = 32 * 2**20  # as the server
 MAX_REDIRECTS = 5
 MAX_SECONDS = 20.0  # for all of it, with retries
 REDIRECTS = {301, 302, 303, 307, 308}
