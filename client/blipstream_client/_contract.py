@@ -115,6 +115,8 @@ def _option_tensor(name: str, value: object, kind: Kind) -> npt.NDArray[Any]:
         limits = np.iinfo(kind.dtype)
         if not limits.min <= value <= limits.max:
             raise InvalidRequest(f"{name} must be between {limits.min} and {limits.max}, got {value}")
+    if isinstance(value, float) and not abs(value) <= np.finfo(np.float32).max:  # nan is not either
+        raise InvalidRequest(f"{name} must be a finite number of 32 bits, got {value}")
     if isinstance(value, str):
         try:
             value = value.encode()
