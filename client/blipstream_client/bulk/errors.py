@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from blipstream_client._exceptions import BlipstreamError, InvalidRequest
+from blipstream_client._words import shortened
 
 
 @contextmanager
@@ -18,4 +19,11 @@ def translated(problem: str, errors: type[Exception] = Exception) -> Iterator[No
     except BlipstreamError:
         raise
     except errors as exc:
-        raise InvalidRequest(f"{problem}: {' '.join(str(exc).split()) or type(exc).__name__}") from exc
+        raise InvalidRequest(f"{problem}: {reason(exc)}") from exc
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line; of a file's name, no more than it takes to know it."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return f"[Errno {error.errno}] {error.strerror}: {shortened(error.filename)!r}"
+    return shortened(" ".join(str(error).split()), 200) or type(error).__name__
