@@ -23,6 +23,7 @@ from blipstream_client import (
     Piece,
     __version__,
 )
+from blipstream_client import _interrupts as interrupts
 from blipstream_client._base import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
 from blipstream_client._files import MAX_BYTES
@@ -128,7 +129,8 @@ class Program(click.Group):
         """Run a command."""
         job.share_one_heap()  # before there is a second thread
         try:
-            return super().invoke(ctx)
+            with interrupts.heard():
+                return super().invoke(ctx)
         except BlipstreamError as exc:
             raise click.ClickException(str(exc)) from exc
         except KeyboardInterrupt:
