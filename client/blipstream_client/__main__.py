@@ -27,6 +27,7 @@ from blipstream_client import _interrupts as interrupts
 from blipstream_client._base import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
 from blipstream_client._files import MAX_BYTES
+from blipstream_client._words import shortened
 from blipstream_client.bulk import job
 from blipstream_client.bulk.items import counted
 
@@ -121,7 +122,8 @@ class Program(click.Group):
         try:
             return super().main(*arguments, **extra)
         except OSError as exc:  # click itself has ended it if a pipe was closed
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries it again as it exits
+            with suppress(AttributeError, OSError):  # there is none
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again as it exits
             click.echo(f"Error: Cannot write the output: {exc.strerror or exc}", err=True)
             sys.exit(1)
 
@@ -281,7 +283,7 @@ def _print(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
             for each in (result, *result.alternatives):
                 click.echo(f"{name}: {each.text}")
         case _, False:
-            click.echo(f"{name}: {result}", err=True)
+            click.echo(f"{shortened(name)}: {result}", err=True)
         case Caption(), True:
             _print_json(file=name, **_fields(result))
         case _, True:

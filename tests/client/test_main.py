@@ -343,6 +343,14 @@ def test_standard_input_without_an_end() -> None:
 
 
 @pytest.mark.usefixtures("environment")
+def test_errors_do_not_repeat_what_came() -> None:
+    status, out, err = blipstream("caption", "data:image/jpeg;base64," + "A" * 18_000)
+    assert (status, out) == (1, "")
+    assert "File name too long" in err
+    assert len(err) < 250
+
+
+@pytest.mark.usefixtures("environment")
 def test_images_by_url_must_be_public() -> None:
     status, out, err = blipstream("caption", "http://127.0.0.1:1/a.jpg", "--retries", "0")
     assert (status, out) == (1, "")

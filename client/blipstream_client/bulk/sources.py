@@ -132,7 +132,7 @@ class Sources:
             with open_regular(path) as file:
                 if os.fstat(file.fileno()).st_size == 0:  # all of /proc is, and may wait
                     kind = "empty"
-                elif is_image(file.read(SIGNATURE_BYTES)):
+                elif is_image(file.read(SIGNATURE_BYTES) or b""):  # None, where it would wait
                     return True
         except NotRegular:
             kind = "not regular"
