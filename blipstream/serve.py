@@ -41,7 +41,7 @@ stopping = Event()
 
 @click.command(
     context_settings={"show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
-    epilog="Each option is an environment variable, too, such as BLIPSTREAM_CACHE_MB.",
+    epilog="Each option is an environment variable, too, such as BLIPSTREAM_LOG_REQUESTS.",
 )
 @click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
 @click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
@@ -52,7 +52,6 @@ stopping = Event()
 @click.option(
     "--health-port", type=int, help="/livez, /readyz, /healthz, /metrics.  [default: the one above the metrics port]"
 )
-@click.option("--cache-mb", type=click.IntRange(min=0), default=64, help="Response cache in MB; 0 for none.")
 @click.option("--tls-certificate", type=FILE, help="PEM: gRPC speaks TLS, and HTTP is for this machine alone.")
 @click.option("--tls-key", type=FILE, help="PEM, unencrypted.  [default: in the same file]")
 @click.option("--tls-client-ca", type=FILE, help="PEM: gRPC clients must have a certificate of this authority.")
@@ -77,7 +76,6 @@ def main(
     grpc_port: int,
     metrics_port: int,
     health_port: int | None,
-    cache_mb: int,
     tls_certificate: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -103,7 +101,6 @@ def main(
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            cache_bytes=cache_mb << 20,
             tls=tls(tls_certificate, tls_key, tls_client_ca),
             admin_key=read_admin_key(admin_key_file),
             traces=traces,

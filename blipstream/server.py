@@ -163,7 +163,6 @@ class TritonServer:
     http_port: int = 8000  # 0: any free port
     grpc_port: int = 8001
     metrics_port: int = 8002
-    cache_bytes: int = 0  # response cache; 0: none
     tls: TLS | None = None  # at the gRPC port; HTTP, which Triton cannot encrypt, is then for this machine alone
     admin_key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)  # what ADMIN_APIS ask for
     traces: str | None = None  # OpenTelemetry collector that takes spans, as http://localhost:4318/v1/traces
@@ -321,7 +320,7 @@ class TritonServer:
         return frozenset(m for pid, m in self._stubs.items() if _states(f"{pid}/task/[0-9]*/stat") & set(WORKING))
 
     def counts(self) -> dict[str, int]:
-        """The inferences of each model, without those that the response cache answered; none if the server is dumb.
+        """The inferences of each model; none if the server is dumb.
 
         Where a model counts its own, that is what succeeded: Triton takes whatever it answers for a success.
         """
@@ -475,8 +474,6 @@ class TritonServer:
             options["id"] = checkpoint  # clients see it as the server's name
         if self.verbose:
             options["log-verbose"] = self.verbose
-        if self.cache_bytes:
-            options["cache-config"] = f"local,size={self.cache_bytes}"
         restriction = f"{ADMIN_APIS}:{ADMIN_HEADER}={self.admin_key}"
         options |= {"http-restricted-api": restriction, "grpc-restricted-protocol": restriction}
         if self.tls:

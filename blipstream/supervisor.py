@@ -233,7 +233,7 @@ class Canary:
 
 
 def picture() -> bytes:
-    """An image of a colour that was hardly seen before: the response cache would answer without a model."""
+    """An image of a colour that was hardly seen before: no cache on the way has its answer."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), tuple(secrets.token_bytes(3))).save(file, "PNG")
     return file.getvalue()

@@ -49,7 +49,7 @@ def ask_supervisor(url: str, timeout: float) -> str:
 
 
 def first_caption(client: Client, deadline: float) -> Caption:
-    """The caption of a colour that was hardly asked for before: the response cache would answer without a model.
+    """The caption of a colour that was hardly asked for before: no cache on the way has its answer.
 
     A full queue is work in progress, so try again until the deadline.
     """

@@ -98,7 +98,6 @@ def _compact(model: dict[str, Any]) -> dict[str, Any]:
         "queue_ns": read("queue", "ns"),
         "compute": read("compute_infer", "count"),
         "compute_ns": sum(read(f"compute_{part}", "ns") for part in ("input", "infer", "output")),
-        "cache_hit": read("cache_hit", "count"),
         "batches": {
             str(batch["batch_size"]): int(batch.get("compute_infer", {}).get("count", 0))
             for batch in model.get("batch_stats", [])

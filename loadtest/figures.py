@@ -93,7 +93,6 @@ class ModelFigures:
     name: str
     requests: int
     failed: int
-    cached: int
     total_ms: float  # a request, on average
     queue_ms: float
     compute_ms: float
@@ -351,7 +350,6 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterable[Mode
             name=name,
             requests=change["success"],
             failed=change["fail"],
-            cached=change["cache_hit"],
             total_ms=_mean_ms(change["success_ns"], change["success"]),
             queue_ms=_mean_ms(change["queue_ns"], change["queue"]),
             compute_ms=_mean_ms(change["compute_ns"], change["compute"]),

@@ -3,7 +3,7 @@
 
 python loadtest/load.py --shape steps --users 16 --p95-ms 500
 
-Without --host it serves the demo checkpoint itself, with no response cache, so that repeated requests count.
+Without --host it serves the demo checkpoint itself.
 Exit status 0 if the SLO is met, 1 if it is missed, 2 if there is no result, 130 after Ctrl-C.
 """
 
@@ -79,7 +79,7 @@ def embedded(repository: Path, config: str, protocol: str) -> Iterator[Target]:
     with TritonServer(repository, config=config, http_port=0, grpc_port=0, metrics_port=0) as server:
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         chosen = tuple(urls[each] for each in PROTOCOLS[protocol])
-        what = f"an embedded server with configuration {config}, without response cache"
+        what = f"an embedded server with configuration {config}"
         yield Target(chosen, what, server.pid)
 
 

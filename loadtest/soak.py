@@ -4,9 +4,8 @@
 python loadtest/soak.py --images 200000
 
 Memory is what each process alone has written (private dirty pages): what it only mapped, as the code of libraries, the
-system takes back and reads anew whenever it likes. Shared memory is counted apart. The images are few, with a number
-behind each, which no decoder reads, that makes it another one to the response cache; equal pixels must get equal
-captions.
+system takes back and reads anew whenever it likes. Shared memory is counted apart. The images are few, and equal ones
+must get equal captions.
 
 OpenVINO and oneDNN keep kernels for every batch size that they met, and Triton keeps the room for tensors that it once
 needed. So that this does not pass for growth, the models meet every size before the first weighing, with full queues.
@@ -42,7 +41,6 @@ from blipstream.server import ROOT, SHARED_MEMORY, STUB, TritonServer
 from collector import Statistics, Unavailable, family, group_members
 
 SHARD = 1000  # images of a tar file
-CACHE_BYTES = 1 << 20  # soon full, so that it gives up entries as fast as it takes them
 AT_ONCE = 4  # batches that are sent together before the first weighing
 PERIOD = 2.0  # seconds from one weighing to the next
 COUNTED = "decoder"  # the model whose successes are captions
@@ -131,8 +129,7 @@ def write_shards(folder: Path, images: int) -> int:
     for first in range(0, images, SHARD):
         with tarfile.open(folder / f"{first:08}.tar", "w") as shard:
             for number in range(first, min(first + SHARD, images)):
-                picture = pictures[number % len(pictures)]
-                data = picture + number.to_bytes(8, "big")
+                data = pictures[number % len(pictures)]
                 info = tarfile.TarInfo(f"{number:08}.jpg")
                 info.size = len(data)
                 shard.addfile(info, io.BytesIO(data))
@@ -216,9 +213,7 @@ def main(repository: Path, config: str, images: int, settled: int, growth: float
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             pictures = write_shards(folder, images)
-            server = TritonServer(
-                repository, config=config, http_port=0, grpc_port=0, metrics_port=0, cache_bytes=CACHE_BYTES
-            )
+            server = TritonServer(repository, config=config, http_port=0, grpc_port=0, metrics_port=0)
             with server:
                 meet_batches(server)
                 began = time.monotonic()

@@ -144,7 +144,7 @@ class Triton(System):
     name = "blipstream-triton"
 
     def load(self) -> None:
-        """Start the server, without a response cache."""
+        """Start the server."""
         self._server = TritonServer(self.repository, config=self.device, http_port=0, grpc_port=0, metrics_port=0)
         self._server.start()
         try:

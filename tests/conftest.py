@@ -89,9 +89,7 @@ def engine(f32_artifacts: Path, engine_kind: tuple[type[Engine], str]) -> Engine
 @pytest.fixture(scope="session")
 def server(artifacts: Path) -> Iterator[TritonServer]:
     """A real Triton that serves `artifacts`."""
-    with TritonServer(
-        repository=artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0, cache_bytes=2**20
-    ) as running:
+    with TritonServer(repository=artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
 
 

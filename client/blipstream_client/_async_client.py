@@ -35,7 +35,7 @@ class AsyncClient(BaseClient):
 
     async def aclose(self) -> None:
         """Hang up. Requests that other tasks wait for end with RequestCancelled."""
-        self._closed.set()
+        self._hang_up()
         if self._line is not None:
             await self._line.aclose()
 
@@ -53,8 +53,8 @@ class AsyncClient(BaseClient):
     async def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
 
-        An array has shape [H, W, 3] or [H, W]. `timeout` is the client's if None; for the options see `Options`.
-        Raises BlipstreamError.
+        An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is the client's if None; for the options see
+        `Options`. Raises BlipstreamError.
         """
         return await self._caption(image, option_tensors(options), self._deadline(timeout))
 

@@ -6,11 +6,21 @@ from threading import Event
 
 from blipstream_client._contract import Options, Tensors, image_tensor, option_tensors
 from blipstream_client._endpoints import Rotation, parse_urls
-from blipstream_client._exceptions import BlipstreamError, InvalidCertificate, InvalidRequest
+from blipstream_client._exceptions import (
+    BlipstreamError,
+    InvalidCertificate,
+    InvalidImage,
+    InvalidRequest,
+    cancelled,
+    excerpt,
+    quoted,
+    shown_url,
+)
 from blipstream_client._fetch import MAX_SECONDS, fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
 from blipstream_client._lines import Route
 from blipstream_client._questions import Infer, InferStream
+from blipstream_client._streams import CuttableBackend
 from blipstream_client._tls import TLS, PathLike
 from blipstream_client._transport import Deadline, Settings
 
@@ -64,16 +74,22 @@ class BaseClient:
         self._allow_private_urls = allow_private_urls
         tls = TLS(ca_file, cert_file, key_file)
         if tls.is_given and not addresses[0].secure:
-            raise InvalidCertificate(f"Certificates are for grpcs:// and https://, and the address is {url}")
+            raise InvalidCertificate(f"Certificates are for grpcs:// and https://, and the address is {shown_url(url)}")
         interval = timeout / CHECKS_PER_TIMEOUT if keepalive is None else _positive("keepalive", keepalive)
         settings = Settings(_checked_headers(headers or {}), tls, interval)
         self._route = Route(addresses, settings, _at_least(0, "retries", retries), Rotation(len(addresses)))
         self._closed = Event()
+        self._web = CuttableBackend()
         self._open()
 
     def _open(self) -> None:
         """Make what asks. Nothing is sent yet."""
         raise NotImplementedError
+
+    def _hang_up(self) -> None:
+        """End what is being fetched, and begin nothing more."""
+        self._closed.set()
+        self._web.cut()
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else _positive("timeout", timeout))
@@ -88,8 +104,16 @@ class BaseClient:
         if is_url(image):
             limit = Deadline(min(deadline.left(), MAX_SECONDS))
             with self._route.retrying(limit, self._closed) as retrying:
-                return retrying(fetch, str(image), limit, allow_private=self._allow_private_urls)
+                return retrying(self._fetch, str(image), limit)
         return encode(image, deadline)
+
+    def _fetch(self, url: str, limit: Deadline) -> bytes:
+        try:
+            return fetch(url, limit, allow_private=self._allow_private_urls, backend=self._web)
+        except InvalidImage as exc:
+            if self._closed.is_set():
+                raise cancelled() from exc
+            raise
 
     def _question(self, encoded: bytes, options: Tensors) -> Infer:
         return Infer(self._model, {"image": image_tensor(encoded), **options})
@@ -115,20 +139,22 @@ def without_frames(error: BlipstreamError) -> BlipstreamError:
 
 def _positive(name: str, value: float) -> float:
     if not 0 < value <= LONGEST_SECONDS:
-        raise InvalidRequest(f"{name} must be a number of seconds above 0 and at most {LONGEST_SECONDS:g}, got {value}")
+        raise InvalidRequest(
+            f"{name} must be a number of seconds above 0 and at most {LONGEST_SECONDS:g}, got {quoted(value)}"
+        )
     return value
 
 
 def _at_least(least: int, name: str, value: int) -> int:
     if value < least:
-        raise InvalidRequest(f"{name} must be at least {least}, got {value}")
+        raise InvalidRequest(f"{name} must be at least {least}, got {quoted(value)}")
     return value
 
 
 def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     for name, value in headers.items():
         if not (name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()):
-            raise InvalidRequest(f"A header's name must be of letters, digits and hyphens, got {name!r}")
+            raise InvalidRequest(f"A header's name must be of letters, digits and hyphens, got {quoted(name)}")
         if not (value.isascii() and value.isprintable()):
-            raise InvalidRequest(f"The header {name} must be printable ASCII on one line")
+            raise InvalidRequest(f"The header {excerpt(name)} must be printable ASCII on one line")
     return dict(headers)

@@ -35,7 +35,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Hang up. Requests that other threads wait for end with RequestCancelled."""
-        self._closed.set()
+        self._hang_up()
         self._line.close()
 
     def is_ready(self) -> bool:
@@ -52,8 +52,8 @@ class Client(BaseClient):
     def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
 
-        An array has shape [H, W, 3] or [H, W]. `timeout` is the client's if None; for the options see `Options`.
-        Raises BlipstreamError.
+        An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is the client's if None; for the options see
+        `Options`. Raises BlipstreamError.
         """
         return self._caption(self._line, image, option_tensors(options), self._deadline(timeout))
 

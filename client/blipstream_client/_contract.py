@@ -4,13 +4,14 @@
 Every tensor has shape [1, 1] or [1, K]: a batch of one image, and K captions for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, TypedDict, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
-from blipstream_client._exceptions import InvalidRequest, ServerError
+from blipstream_client._exceptions import InvalidRequest, ServerError, excerpt, quoted
 
 Tensors: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -49,6 +50,8 @@ INT64 = Kind(int, np.int64)
 FP32 = Kind(float, np.float32)
 BOOL = Kind(bool, np.bool_)
 BYTES = Kind(str, np.object_)
+
+LIMITS: dict[type, Callable[[Any], Any]] = {int: np.iinfo, float: np.finfo}  # what is not within is no number
 
 
 @dataclass(frozen=True)
@@ -98,25 +101,22 @@ def option_tensors(options: Options) -> Tensors:
     tensors: Tensors = {}
     for name, value in options.items():
         if name not in OPTIONS:
-            raise TypeError(f"There is no option {name!r}; the options are {', '.join(OPTIONS)}")
+            raise TypeError(f"There is no option {quoted(name)}; the options are {', '.join(OPTIONS)}")
         if value is not None:
             tensors[name] = _option_tensor(name, value, OPTIONS[name].kind)
     return tensors
 
 
 def _option_tensor(name: str, value: object, kind: Kind) -> npt.NDArray[Any]:
+    got = quoted(value)  # before it becomes what Python has for it: 0.01 in FP32 is 0.009999999776482582
     if isinstance(value, np.generic):
         value = value.item()
-    if kind.python is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind.python:
-        raise InvalidRequest(f"{name} must be {kind.python.__name__}, got {value!r}")
-    if isinstance(value, int) and issubclass(kind.dtype, np.integer):
-        limits = np.iinfo(kind.dtype)
+    if type(value) is not kind.python and not (kind.python is float and type(value) is int):
+        raise InvalidRequest(f"{name} must be {kind.python.__name__}, got {got}")
+    if isinstance(value, int | float) and kind.python in LIMITS:
+        limits = LIMITS[kind.python](kind.dtype)
         if not limits.min <= value <= limits.max:
-            raise InvalidRequest(f"{name} must be between {limits.min} and {limits.max}, got {value}")
-    if isinstance(value, float) and not abs(value) <= np.finfo(np.float32).max:  # nan is not either
-        raise InvalidRequest(f"{name} must be a finite number of 32 bits, got {value}")
+            raise InvalidRequest(f"{name} must be between {limits.min} and {limits.max}, got {got}")
     if isinstance(value, str):
         try:
             value = value.encode()
@@ -146,7 +146,7 @@ def parse_caption(tensors: Tensors) -> Caption:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         raise ServerError(
             "Expected caption, score and num_tokens of shape [1, K] and token_scores of shape [1, K, T], "
-            f"got {shapes}: is it a captioning model?"
+            f"got {excerpt(shapes)}: is it a captioning model?"
         ) from exc
 
 

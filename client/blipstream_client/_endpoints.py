@@ -9,6 +9,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from blipstream_client._exceptions import (
+    LONGEST_SENTENCE,
     BlipstreamError,
     InvalidURL,
     ModelNotReady,
@@ -16,6 +17,8 @@ from blipstream_client._exceptions import (
     RequestTimeout,
     ServerError,
     ServerUnreachable,
+    excerpt,
+    shown_url,
 )
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
@@ -58,15 +61,21 @@ def _parse_url(url: str) -> Address:
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme, parts.hostname, parts.port
+        named = parts.username is not None
     except ValueError:  # such as a port that is not a number
-        scheme, host, port = "", None, None
+        scheme, host, port, named = "", None, None, False
+    if named:
+        raise InvalidURL(
+            f"Expected an address without a name and password, got one for {shown_url(url)}: send them as a header,"
+            " such as authorization: Basic ..."
+        )
     path = parts.path.rstrip("/") if scheme else ""
     if scheme not in DEFAULT_PORTS or not host or (path and not scheme.startswith("http")):
         raise InvalidURL(
             "Expected an address such as grpc://localhost:8001 or http://localhost:8000, or several such as"
-            f" grpc://a:8001,b:8001, got {url!r}; the schemes are {', '.join(DEFAULT_PORTS)}"
+            f" grpc://a:8001,b:8001, got {shown_url(url)!r}; the schemes are {', '.join(DEFAULT_PORTS)}"
         )
-    return Address(url, scheme, host, port or DEFAULT_PORTS[scheme], path)
+    return Address(excerpt(url, LONGEST_SENTENCE), scheme, host, port or DEFAULT_PORTS[scheme], path)
 
 
 class Rotation:

@@ -20,6 +20,34 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
+from urllib.parse import urlsplit
+
+LONGEST_EXCERPT = 60  # characters that a message repeats of what somebody sent, which may be a file
+LONGEST_SENTENCE = 300  # of what a server or a library says
+
+
+def excerpt(text: object, most: int = LONGEST_EXCERPT) -> str:
+    """What a message repeats of something that came: one line of it, without its middle if it is long."""
+    shown = " ".join(str(text).split())
+    return shown if len(shown) <= most else f"{shown[: most * 2 // 3]}...{shown[-(most // 3) :]}"
+
+
+def quoted(value: object) -> str:
+    """The same of a value, as Python would write it."""
+    try:
+        return excerpt(repr(value))
+    except ValueError:  # a whole number of thousands of digits
+        return f"a very long {type(value).__name__}"
+
+
+def shown_url(url: str) -> str:
+    """The same of an address, without a name and password."""
+    try:
+        _ = urlsplit(url).port
+        userinfo = r"(?<=://)[^/?#]*@"
+    except ValueError:  # such as a password with a slash in it
+        userinfo = r"(?<=://).*@"
+    return excerpt(re.sub(userinfo, "", url))
 
 
 class BlipstreamError(Exception):
@@ -120,24 +148,27 @@ _TRITON_PREFIXES = re.compile(r"(?:\[request id: [^]]*\]|in ensemble '[^']*',|.*
 
 def error_from_status(status: str, message: str, *, url: str, timeout: float) -> BlipstreamError:
     """The error for a gRPC status ("NOT_FOUND") or an HTTP one ("404"), in one sentence."""
-    sentence = " ".join(message.split())
+    sentence = excerpt(message, 10 * LONGEST_SENTENCE)  # a proxy's may be a page of any size
     while prefix := _TRITON_PREFIXES.match(sentence):
         sentence = sentence[prefix.end() :]
 
     by_status = _BY_STATUS.get(status, ServerError)
     kind = next((error for words, error in _BY_WORDS.items() if words in sentence), by_status)
+    shown = excerpt(sentence, LONGEST_SENTENCE)
     if kind is ServerUnreachable:
-        return unreachable(url, sentence or f"status {status}")
+        return unreachable(url, shown or f"status {status}")
     if status == "DEADLINE_EXCEEDED":
         return no_answer(url, timeout)
-    error = kind(sentence or f"The server at {url} answered {status} without a message")
+    error = kind(shown or f"The server at {url} answered {status} without a message")
     error.transient = error.transient or any(words in sentence for words in _FOR_NOW)
     return error
 
 
 def unreachable(url: str, reason: str) -> ServerUnreachable:
     """The error for a server that cannot be talked to."""
-    return ServerUnreachable(f"No Triton server answers at {url}: start it, or mend the address ({reason})")
+    return ServerUnreachable(
+        f"No Triton server answers at {url}: start it, or mend the address ({excerpt(reason, LONGEST_SENTENCE)})"
+    )
 
 
 def broken_off(error: ServerUnreachable) -> ServerUnreachable:
@@ -170,6 +201,9 @@ def cancelled() -> RequestCancelled:
     return RequestCancelled("The client was closed before the answer came")
 
 
+# What reading an answer raises that is none; the last is of JSON in a thousand brackets.
+STRANGE_ANSWERS = (ValueError, LookupError, TypeError, struct.error, RecursionError)
+
 Translate = Callable[[Exception, str, float], BlipstreamError | None]  # error, url, timeout -> ours
 
 
@@ -190,8 +224,8 @@ def translated_errors(translate: Translate, *, url: str, timeout: float, closed:
         if isinstance(exc, BlipstreamError):
             raise
         error = translate(exc, url, timeout)
-        if error is None and isinstance(exc, (ValueError, LookupError, TypeError, struct.error)):
-            error = ServerError(f"The answer from {url} is not one that Triton gives: {exc}")
+        if error is None and isinstance(exc, STRANGE_ANSWERS):
+            error = ServerError(f"The answer from {url} is not one that Triton gives: {excerpt(exc)}")
         if error is None:
             raise
         raise error from exc

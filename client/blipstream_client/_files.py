@@ -7,9 +7,8 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Any, BinaryIO, TypeAlias
 
-from blipstream_client._exceptions import InvalidImage, RequestTimeout
+from blipstream_client._exceptions import InvalidImage, RequestTimeout, quoted
 from blipstream_client._transport import Deadline
-from blipstream_client._words import shortened
 
 MAX_BYTES = 32 * 2**20  # of an encoded image, as the server
 TOO_LARGE = f"it is larger than {MAX_BYTES >> 20} MiB, which is the most that an image may have"
@@ -59,7 +58,7 @@ def read_path(path: PathLike) -> bytes:
 
 
 def _shown(path: PathLike) -> str:
-    return repr(shortened(os.fspath(path)))
+    return quoted(os.fspath(path))
 
 
 def read_file(file: BinaryIO, deadline: Deadline | None) -> bytes:

@@ -4,12 +4,12 @@
 import json
 import socket
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 from urllib.parse import quote
 
@@ -20,14 +20,16 @@ from blipstream_client._contract import Tensors
 from blipstream_client._endpoints import Address
 from blipstream_client._events import EventReader
 from blipstream_client._exceptions import (
+    STRANGE_ANSWERS,
     BlipstreamError,
     error_from_status,
+    excerpt,
     no_answer,
     translated_errors,
     unreachable,
 )
 from blipstream_client._questions import AnswerT, GetConfig, GetServer, Infer, InferStream, IsReady, Question
-from blipstream_client._streams import Stream
+from blipstream_client._streams import CuttableBackend
 from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings, StatusError
 from blipstream_client._wire import datatype, from_raw, to_raw
 
@@ -143,7 +145,7 @@ def check_status(answer: httpcore2.Response) -> None:
         return
     try:
         message = str(json.loads(answer.content.removeprefix(b"data:"))["error"])  # a stream's error is an event
-    except (ValueError, LookupError, TypeError):  # a proxy's page, not Triton's JSON
+    except STRANGE_ANSWERS:  # a proxy's page, not Triton's JSON
         message = ""
     raise StatusError(str(answer.status), message)
 
@@ -162,7 +164,7 @@ def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | Non
         case httpcore2.RemoteProtocolError() if "disconnected" in str(exc) or "closed" in str(exc):
             return unreachable(url, "the server closed the connection")
         case httpcore2.ProtocolError():
-            return unreachable(url, f"what answers there does not speak HTTP: {exc}")
+            return unreachable(url, f"what answers there does not speak HTTP: {excerpt(exc)}")
         case _:
             return None
 
@@ -283,52 +285,3 @@ class AsyncHttpTransport:
         """Hang up, once nothing is in flight."""
         self._endpoint.closed.set()
         await self._pool.aclose()
-
-
-class CuttableBackend(httpcore2.SyncBackend):
-    """Connects as httpcore2 does, and can end all of its connections while threads wait on them."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._open: set[Stream] = set()
-        self._cut = False
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        """A connection that `cut` ends."""
-        stream = CuttableStream(super().connect_tcp(host, port, timeout, local_address, socket_options), self._forget)
-        with self._lock:
-            self._open.add(stream)
-            if self._cut:
-                stream.cut()
-        return stream
-
-    def cut(self) -> None:
-        """End every connection, and those that are just being made."""
-        with self._lock:
-            self._cut = True
-            for stream in self._open:
-                stream.cut()
-
-    def _forget(self, stream: Stream) -> None:
-        with self._lock:
-            self._open.discard(stream)
-
-
-class CuttableStream(Stream):
-    """A connection that says when it is closed."""
-
-    def __init__(self, stream: httpcore2.NetworkStream, forget: Callable[[Stream], None]) -> None:
-        super().__init__(stream)
-        self._forget = forget
-
-    def close(self) -> None:
-        """Hang up."""
-        self._forget(self)
-        super().close()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blipstream_client._exceptions import ServerError
+from blipstream_client._exceptions import ServerError, quoted
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def parse_info(
             options=tuple(each["name"] for each in config["input"] if each.get("optional")),
         )
     except (LookupError, TypeError, AttributeError) as exc:
-        raise ServerError(f"The server's description of itself is not one that Triton gives: {exc!r}") from exc
+        raise ServerError(f"The server's description of itself is not one that Triton gives: {quoted(exc)}") from exc
 
 
 def _runtime(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 from tenacity import (
@@ -193,7 +194,8 @@ class AsyncLine:
         self._asking.add(asking)
         try:
             return await asking
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as exc:
+            clear_frames(exc.__traceback__)  # they hold the call, and so its connection, until a garbage collection
             caller = asyncio.current_task()
             if self._closed and not (caller and caller.cancelling()):
                 raise cancelled() from None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from blipstream_client._contract import Piece, Tensors, parse_caption
-from blipstream_client._exceptions import BlipstreamError, ServerError
+from blipstream_client._exceptions import BlipstreamError, ServerError, excerpt
 
 
 class Pieces:
@@ -27,7 +27,7 @@ class Pieces:
         except (LookupError, AttributeError, TypeError, ValueError) as exc:
             shapes = {name: tensor.shape for name, tensor in answer.items()}
             raise ServerError(
-                f"Expected text and score of shape [1, 1], got {shapes}: is it a captioning model?"
+                f"Expected text and score of shape [1, 1], got {excerpt(shapes)}: is it a captioning model?"
             ) from exc
         self._score += score
         self._whole = caption is not None

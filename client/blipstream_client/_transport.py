@@ -36,8 +36,8 @@ class Deadline:
     def microseconds_left(self) -> int:
         """The same, as Triton's request parameter `timeout` wants it.
 
-        A model whose queue policy has `allow_timeout_override` then drops what nobody waits for any more; others,
-        and the response cache, pay no heed to it.
+        A model whose queue policy has `allow_timeout_override` then drops what nobody waits for any more; others
+        pay no heed to it.
         """
         return int(self.left() * 1e6)
 

@@ -33,6 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
 from blipstream import server as processes  # noqa: E402
 from blipstream_client import BlipstreamError, Client  # noqa: E402
+from tests.security.hang_ups import hang_up  # noqa: E402
 
 SHARED_MEMORY = str(processes.SHARED_MEMORY)
 SAMPLES = ROOT / "build/demo/samples"
@@ -42,6 +43,7 @@ USERS = 8
 STEADY_SECONDS = 1.0  # of load before and after
 SET_CLOCK = "CHAOS_SET_CLOCK"
 JUMP_SECONDS = 100
+HANG_UPS = 500
 TMPFS = "mount -t tmpfs -o size={size} none {folder} && "
 
 
@@ -283,12 +285,18 @@ def jump_back(_: Served) -> float:
     return time.monotonic()
 
 
+def hang_ups(served: Served) -> float:
+    """Clients that go while their answers come."""
+    hang_up(served.grpc_url, next(SAMPLES.glob("*.jpg")).read_bytes(), times=HANG_UPS)
+    return time.monotonic()
+
+
 class Experiment(NamedTuple):
     """A fault and what it takes."""
 
     harm: Harm
     before: str = ""  # shell that runs before the server
-    restarts: int = 1  # that are due
+    restarts: int = 1  # that are due; if none is, none may come
     reason: str = ""  # for all of them, if it must be a certain one
 
 
@@ -307,6 +315,7 @@ EXPERIMENTS = {
     "disk of log and temporary files full": Experiment(
         fill("/mnt", again=False), TMPFS.format(size="16m", folder="/mnt") + "export TMPDIR=/mnt; "
     ),
+    "clients hang up": Experiment(hang_ups, restarts=0),
     "clock jumps ahead": Experiment(jump_ahead, reason="clock"),
     "clock jumps back": Experiment(jump_back, reason="clock"),
 }
@@ -327,7 +336,8 @@ class Row:
     @property
     def is_well(self) -> bool:
         due = EXPERIMENTS[self.fault]
-        as_due = not due.reason or Counter(self.restarts) == Counter({due.reason: due.restarts})
+        exact = due.reason or not due.restarts
+        as_due = not exact or Counter(self.restarts) == Counter({due.reason: due.restarts})
         return bool(self.not_run) or (self.seconds is not None and set(self.answers) == {"right"} and as_due)
 
     def line(self) -> str:

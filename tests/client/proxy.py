@@ -7,8 +7,17 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: closing sends RST instead of FIN
+
+
+@dataclass
+class Heard:
+    """What one client said."""
+
+    data: bytearray = field(default_factory=bytearray)
+    ended: str = ""  # "orderly" or "reset", once it has
 
 
 class Proxy:
@@ -19,6 +28,7 @@ class Proxy:
         self.delay = 0.0  # seconds by which every piece is late
         self.deaf = False  # takes bytes and connections and passes nothing on, as a cable that was pulled
         self.connections = 0
+        self.heard: list[Heard] = []  # of each connection
         self._tls = tls  # ends TLS here; the target is spoken to in plain
         self._ends: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -36,7 +46,7 @@ class Proxy:
             with contextlib.suppress(OSError):
                 if reset:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it, which closes both ends
+                end.shutdown(socket.SHUT_RD)  # wakes the thread that reads it, and with it the other one
 
     def stop(self) -> None:
         """Hang up and listen no more."""
@@ -47,10 +57,11 @@ class Proxy:
         for thread in self._threads:
             thread.join()
 
-    def _start(self, target: object, *arguments: object) -> None:
+    def _start(self, target: object, *arguments: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         while True:
@@ -74,12 +85,20 @@ class Proxy:
             self._ends += [near, far]
         if self._stopped.is_set():
             self.cut()
-        self._start(self._pass_on, near, far)
+        heard = Heard()
+        self.heard.append(heard)
+        there = self._start(self._pass_on, near, far, heard)
         self._pass_on(far, near)
+        # Closed only once nobody reads them: the next connection may get the same file descriptor, and a thread that is
+        # about to read would take the bytes of that one.
+        there.join()
+        near.close()
+        far.close()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, heard: Heard | None = None) -> None:
+        heard = heard or Heard()
         with contextlib.suppress(OSError, ValueError):
-            while data := source.recv(1 << 16):
+            while data := self._receive(source, heard):
                 self._stopped.wait(self.delay)
                 if source not in self._ends:  # it was cut; what still comes in is lost
                     break
@@ -87,8 +106,17 @@ class Proxy:
                     sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RD)
-            end.close()
+                end.shutdown(socket.SHUT_RD)  # wakes the other thread
+
+    def _receive(self, source: socket.socket, heard: Heard) -> bytes:
+        try:
+            data = source.recv(1 << 16)
+        except OSError:
+            heard.ended = "reset"
+            raise
+        heard.data += data
+        heard.ended = "" if data else "orderly"
+        return data
 
 
 @contextlib.contextmanager

@@ -86,3 +86,21 @@ def test_the_best_caption_has_the_others_as_alternatives() -> None:
 def test_answers_of_another_model(changes: dict[str, Any]) -> None:
     with pytest.raises(ServerError, match="Expected caption, score and num_tokens"):
         parse_caption(outputs(**changes))
+
+
+@pytest.mark.parametrize("value", [0.01, np.float32(0.01), 1, np.int64(1), 3e38, -3e38])
+def test_numbers_that_fp32_holds(value: float) -> None:
+    tensor = option_tensors({"temperature": value})["temperature"]
+    assert tensor.dtype == np.float32
+    assert tensor.item() == float(np.float32(value))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, -1e39, 10**400])
+def test_numbers_that_fp32_does_not_hold(value: float) -> None:
+    with pytest.raises(InvalidRequest, match=r"temperature must be between -3\.40.*e\+38 and 3\.40.*e\+38, got"):
+        option_tensors({"temperature": value})
+
+
+def test_numbers_are_shown_as_they_were_given() -> None:
+    with pytest.raises(InvalidRequest, match=r"max_tokens must be int, got (np\.float32\()?0\.01\)?$"):
+        option_tensors({"max_tokens": np.float32(0.01)})  # type: ignore[typeddict-item]

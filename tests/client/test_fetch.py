@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images by URL: a real web server, and every way in which a URL could reach what it must not."""
 
+import asyncio
+import contextlib
+import gzip
+import re
 import socket
 import ssl
 import threading
 import time
+import traceback
+import tracemalloc
+import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import trustme
 
-from blipstream_client import Client, InvalidImage, RequestCancelled, _fetch
+from blipstream_client import AsyncClient, Client, InvalidImage, RequestCancelled, _fetch
 from blipstream_client._fetch import fetch, is_public, is_url
 from blipstream_client._transport import Deadline
-from tests.client.proxy import proxy
+from tests.client.proxy import RESET, proxy
 from tests.client.test_failures import texts
 from tests.client.tiny_triton import TinyTriton
 
@@ -34,7 +43,7 @@ class Web:
         return f"http://{host}:{self.port}{path}"
 
 
-def send(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
+def send(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", /, **headers: str) -> None:
     handler.send_response(status)
     for name, value in headers.items():
         handler.send_header(name, value)
@@ -165,6 +174,38 @@ def test_https_checks_the_certificate_of_the_name(web: Web, monkeypatch: pytest.
     assert not caught.value.transient
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def test_a_certificate_is_judged_though_its_server_resets_the_connection(
+    version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.maximum_version = version
+    authority.issue_cert("right.example").configure_cert(context)
+
+    def show_certificate_and_reset() -> None:
+        connection, _ = listener.accept()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        handshake = context.wrap_bio(incoming, outgoing, server_side=True)
+        while not outgoing.pending:
+            incoming.write(connection.recv(1 << 16))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                handshake.do_handshake()
+        connection.sendall(outgoing.read())
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=show_certificate_and_reset)
+        server.start()
+        with pytest.raises(InvalidImage, match=r"(?i)certificate is not valid for '127\.0\.0\.1'") as caught:
+            get(f"https://127.0.0.1:{listener.getsockname()[1]}/a.jpg")
+        server.join()
+    assert not caught.value.transient
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
@@ -276,6 +317,133 @@ def test_addresses_in_any_script(web: Web) -> None:
     assert get(web.url("/bär.jpg?a=%20b")) == b"bear"
 
 
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("/bär.jpg?ö=%20b".encode(), "/b%C3%A4r.jpg?%C3%B6=%20b"),
+        ("/bär.jpg".encode("latin-1"), "/b%E4r.jpg"),
+        (b"/b%C3%A4r.jpg", "/b%C3%A4r.jpg"),
+        (b"/a bear.jpg", "/a%20bear.jpg"),
+    ],
+)
+def test_redirects_in_any_script(web: Web, location: bytes, path: str) -> None:
+    def on(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
+
+    web.pages["/on"] = on
+    web.pages[path] = lambda handler: send(handler, 200, b"bear")
+    assert get(web.url("/on")) == b"bear"
+
+
+def test_redirects_to_hosts_in_any_script(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch, {"xn--br-via.example": [["127.0.0.1"]]})
+
+    def on(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(f"HTTP/1.0 302 Found\r\nLocation: {web.url('/a.jpg', 'bär.example')}\r\n\r\n".encode())
+
+    web.pages["/on"] = on
+    assert get(web.url("/on")) == b"12345"
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "deflate", "GZIP"])
+def test_what_comes_packed_is_unpacked(web: Web, name: str) -> None:
+    packed = zlib.compress(b"12345") if name == "deflate" else gzip.compress(b"12345")
+    web.pages["/packed"] = lambda handler: send(handler, 200, packed, **{"Content-Encoding": name})
+    assert get(web.url("/packed")) == b"12345"
+    assert web.headers[0]["Accept-Encoding"] == "identity"
+
+
+def test_what_comes_packed_is_bounded(web: Web) -> None:
+    bomb = gzip.compress(bytes(40 * 2**20))  # 40 KB
+    web.pages["/bomb"] = lambda handler: send(handler, 200, bomb, **{"Content-Encoding": "gzip"})
+    tracemalloc.start()
+    with pytest.raises(InvalidImage, match="larger than 32 MiB"):
+        get(web.url("/bomb"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "words"),
+    [
+        ("br", b"12345", "comes packed as br, though"),
+        ("gzip, gzip" * 1000, b"12345", "comes packed as gzip, gzip.*, though"),
+        ("gzip", b"12345", "incorrect header check"),
+        ("gzip", gzip.compress(b"12345")[:-9], "its gzip is cut short"),
+    ],
+    ids=["another", "many", "none", "cut"],
+)
+def test_what_cannot_be_unpacked(web: Web, name: str, body: bytes, words: str) -> None:
+    web.pages["/packed"] = lambda handler: send(handler, 200, body, **{"Content-Encoding": name})
+    with pytest.raises(InvalidImage, match=words) as caught:
+        get(web.url("/packed"))
+    assert len(str(caught.value)) < 250
+
+
+PASSWORD = "us%65r:pass%2Fword@"  # noqa: S105
+SENT = "Basic " + b64encode(b"user:pass/word").decode()
+
+
+def test_a_password_in_the_address_goes_to_its_host_alone(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch, {name: [["127.0.0.1"]] for name in ("here.example", "there.example")})
+    web.pages["/1"] = redirect("/2")
+    web.pages["/2"] = redirect(web.url("/3", "here.example"))
+    web.pages["/3"] = redirect(web.url("/4", "there.example"))
+    web.pages["/4"] = redirect(web.url("/5", "here.example"))
+    web.pages["/5"] = lambda handler: send(handler, 200, b"12345")
+    assert get(web.url("/1", f"{PASSWORD}here.example")) == b"12345"
+    assert [each.get("Authorization") for each in web.headers] == [SENT, SENT, SENT, None, SENT]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://{PASSWORD}127.0.0.1:PORT/nowhere",
+        f"http://{PASSWORD}127.0.0.1:PORT/elsewhere",
+        f"http://{PASSWORD}no-such-host.invalid/",
+        f"http://{PASSWORD}[::1/",
+        "http://user:pass/word@127.0.0.1:PORT/a.jpg",
+        "http://user:p@ss:pass/word@127.0.0.1:PORT/a.jpg",
+    ],
+)
+def test_no_message_has_the_password(web: Web, url: str) -> None:
+    web.pages["/elsewhere"] = redirect(f"gopher://{PASSWORD}a/b")
+    with pytest.raises(InvalidImage) as caught:
+        get(url.replace("PORT", str(web.port)))
+    report = "".join(traceback.format_exception(caught.value))
+    report = report.replace(url.replace("PORT", str(web.port)), "")  # the caller's own line
+    assert not re.search("us%65r|pass%2Fword|word@|pass/", report)
+
+
+def test_cookies_travel_to_their_own_host_for_one_fetch(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many hosts of images set one, and send to the very same address until it comes back."""
+    resolve(monkeypatch, {name: [["127.0.0.1"]] for name in ("here.example", "there.example")})
+
+    def gate(handler: BaseHTTPRequestHandler) -> None:
+        if "seen=yes" in handler.headers.get("Cookie", ""):
+            send(handler, 302, Location=web.url("/a.jpg", "there.example"))
+        else:
+            send(handler, 302, Location=handler.path, **{"Set-Cookie": "seen=yes; Path=/; HttpOnly"})
+
+    web.pages["/gate"] = gate
+    for _ in range(2):
+        web.headers.clear()
+        assert get(web.url("/gate", "here.example")) == b"12345"
+        assert [each.get("Cookie") for each in web.headers] == [None, "seen=yes", None]
+
+
+def test_a_cookie_of_any_bytes_travels_back(web: Web) -> None:
+    def gate(handler: BaseHTTPRequestHandler) -> None:
+        if "bär" in handler.headers.get("Cookie", "").encode("latin-1").decode():
+            send(handler, 200, b"bear")
+        else:
+            handler.wfile.write("HTTP/1.0 302 Found\r\nLocation: /gate\r\nSet-Cookie: a=bär\r\n\r\n".encode())
+
+    web.pages["/gate"] = gate
+    assert get(web.url("/gate")) == b"bear"
+
+
 def test_what_is_too_large(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_fetch, "MAX_BYTES", 2**20)
 
@@ -308,6 +476,44 @@ def test_what_comes_too_slowly(web: Web, where: str) -> None:
     web.pages["/slow"] = drip
     with pytest.raises(InvalidImage, match=r"took more than 0\.5 s"):
         get(web.url("/slow"), seconds=0.5)
+
+
+def test_a_name_that_takes_long_to_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(60))
+    with pytest.raises(InvalidImage, match=r"took more than 0\.5 s"):
+        get("http://slow.example/a.jpg", seconds=0.5)
+    assert not answered.is_set()
+    answered.set()
+
+
+def test_closing_ends_what_is_being_fetched(web: Web, tiny: TinyTriton, kind: str) -> None:
+    asked, closed = threading.Event(), threading.Event()
+
+    def wait(handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        closed.wait(60)
+        send(handler, 200, b"12345")
+
+    web.pages["/slow"] = wait
+
+    async def close() -> object:
+        async with AsyncClient(tiny.url("grpc"), allow_private_urls=True) as client:
+            asking = asyncio.create_task(client.caption(web.url("/slow")))
+            await asyncio.to_thread(asked.wait, 60)
+        (error,) = await asyncio.gather(asking, return_exceptions=True)
+        return error
+
+    if kind == "async":
+        error = asyncio.run(close())
+    else:
+        with ThreadPoolExecutor(1) as threads, Client(tiny.url("grpc"), allow_private_urls=True) as client:
+            asking = threads.submit(client.caption, web.url("/slow"))
+            assert asked.wait(60)
+            client.close()
+            error = asking.exception()
+    assert isinstance(error, RequestCancelled)
+    closed.set()
 
 
 def test_a_tls_handshake_that_never_ends(silent_port: int) -> None:

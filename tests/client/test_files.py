@@ -12,7 +12,6 @@ from blipstream_client import Client, InvalidImage, RequestTimeout
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import encode
 from blipstream_client._transport import Deadline
-from blipstream_client._words import shortened
 from tests.client.tiny_triton import TinyTriton
 
 
@@ -81,10 +80,3 @@ def test_errors_do_not_repeat_what_came(name: str) -> None:
     with pytest.raises(InvalidImage, match="File name too long") as caught:
         encode(name)
     assert len(str(caught.value)) < 200
-
-
-def test_what_is_shortened_keeps_both_ends() -> None:
-    assert shortened("a" * 72) == "a" * 72
-    assert shortened(f"begin{'a' * 100}end").startswith("begina")
-    assert shortened(f"begin{'a' * 100}end").endswith("aend")
-    assert len(shortened("a" * 1000)) == 72

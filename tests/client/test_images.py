@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from blipstream.images import _to_rgb, load_pixels
 from blipstream_client import InvalidImage
 from blipstream_client._images import encode, shrink
 
@@ -28,43 +31,198 @@ def test_encoded_images_travel_untouched(tmp_path: Path, jpeg: bytes) -> None:
         assert encode(file) == jpeg
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
+def seen(data: bytes) -> npt.NDArray[np.uint8]:
+    """The pixels that the server makes of a file: [8, 8, 3]."""
+    return load_pixels(data, 8)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7), (5, 7, 1), (5, 7, 4), (3, 5, 4)])
 def test_arrays_travel_without_loss(shape: tuple[int, ...]) -> None:
     array = RNG.integers(0, 256, shape, dtype=np.uint8)
-    np.testing.assert_array_equal(np.asarray(decode(encode(array))), array)
-    np.testing.assert_array_equal(np.asarray(decode(encode(array[::2, ::-1]))), array[::2, ::-1])
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    for each in (array, array[::2, ::-1], np.asfortranarray(array), frozen):
+        np.testing.assert_array_equal(np.asarray(decode(encode(each))), each[:, :, 0] if shape[2:] == (1,) else each)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr", "I", "F"])
-def test_pil_images_look_the_same_as_rgb(mode: str) -> None:
-    image = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8))
-    image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
-    assert decode(encode(image)).convert("RGB").tobytes() == image.convert("RGB").tobytes()
+def picture_in(mode: str) -> Image.Image:
+    """Noise, half of it transparent where the mode has that."""
+    colours = Image.fromarray(RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8), "RGBA")
+    match mode:
+        case "I;16":
+            return Image.fromarray(RNG.integers(0, 65536, (8, 8), dtype=np.uint16))
+        case "I;16B" | "I;16L" | "I;16N":
+            return Image.frombytes(mode, (8, 8), RNG.integers(0, 256, 128, dtype=np.uint8).tobytes())
+        case "La":
+            return colours.convert("LA").convert("La")
+        case "PA":
+            return colours.convert("RGB").convert("P").convert("PA")
+        case "HSV" | "LAB" | "YCbCr" | "CMYK" | "P":
+            return colours.convert("RGB").convert(mode)
+        case _:
+            return colours.convert(mode)
 
 
-def test_the_orientation_of_a_photograph_travels() -> None:
-    buffer = io.BytesIO()
+@pytest.mark.parametrize("mode", sorted({*Image.MODES} - {"F", "I"}))
+def test_pil_images_look_as_their_own_file_does(mode: str) -> None:
+    """As the server decodes, which is as the reference does."""
+    image = picture_in(mode)
+    expected = np.asarray(_to_rgb(image))
+    np.testing.assert_array_equal(seen(encode(image)), expected)
+    if not mode.startswith("I;16") and mode not in ("La", "RGBa"):  # it clips those, refuses that, and darkens this
+        reference = BlipImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False)
+        pixels = reference(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        np.testing.assert_array_equal(expected, pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
+def test_transparent_colours_travel(mode: str) -> None:
+    image = picture_in(mode)
+    image.info["transparency"] = image.getpixel((0, 0))
+    np.testing.assert_array_equal(seen(encode(image)), np.asarray(_to_rgb(image)))
+    assert seen(encode(image))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_palettes_with_transparency_travel() -> None:
+    image = picture_in("RGBA").quantize(16)
+    assert (image.mode, image.has_transparency_data) == ("P", True)
+    np.testing.assert_array_equal(seen(encode(image)), np.asarray(_to_rgb(image)))
+
+
+@pytest.mark.parametrize("values", ["12 bits", "white is zero"])
+def test_tiff_files_of_16_bits_look_the_same_opened_or_not(values: str) -> None:
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * (64 if values == "12 bits" else 1000)
+    file = bytearray(encoded(Image.fromarray(grey), "TIFF"))
+    tag = 258 if values == "12 bits" else 262  # BitsPerSample, PhotometricInterpretation
+    entry = file.index(tag.to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    file[entry + 8] = 12 if values == "12 bits" else 0
+    if values == "12 bits":  # two samples in three bytes
+        first, second = grey.ravel()[::2].astype(int), grey.ravel()[1::2].astype(int)
+        packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1).astype(np.uint8)
+        offsets = file.index((273).to_bytes(2, "little"))
+        start = int.from_bytes(file[offsets + 8 : offsets + 12], "little")
+        file[start : start + packed.size] = packed.tobytes()
+    opened = Image.open(io.BytesIO(file))
+    assert opened.mode == "I;16"
+    np.testing.assert_array_equal(seen(encode(opened)), seen(bytes(file)))
+    np.testing.assert_array_equal(seen(shrink(bytes(file), 7)).mean().round(), seen(bytes(file)).mean().round())
+
+
+def photograph(orientation: int, kind: str, **metadata: Any) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: turned by a quarter
-    Image.new("RGB", (8, 6)).save(buffer, "JPEG", exif=exif)
-    assert decode(encode(Image.open(buffer))).getexif()[0x0112] == 6
+    exif[ExifTags.Base.Orientation] = orientation
+    return encoded(picture(12, 8), kind, exif=exif, **metadata)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [*range(10), 65535])
+def test_photographs_stand_upright_opened_or_not(orientation: int, kind: str) -> None:
+    file = photograph(orientation, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(seen(encode(Image.open(io.BytesIO(file)))), seen(file))
+
+
+def test_an_orientation_that_makes_no_sense_is_none(jpeg: bytes) -> None:
+    odd = Image.open(io.BytesIO(jpeg))
+    odd.getexif()[ExifTags.Base.Orientation] = "up"
+    np.testing.assert_array_equal(seen(encode(odd)), seen(jpeg))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_no_other_metadata_travels(kind: str) -> None:
+    """A profile of megabytes makes a PNG that the server refuses of a JPEG that it takes."""
+    words = PngInfo()
+    words.add_text("secret", "secret" * 1000)
+    file = photograph(6, kind, icc_profile=RNG.bytes(1_000_000), dpi=(300, 300), comment=b"secret", pnginfo=words)
+    image = Image.open(io.BytesIO(file))
+    for sent in (encode(image), shrink(file, 6)):
+        found = Image.open(io.BytesIO(sent))
+        found.load()
+        assert set(found.info) <= {"exif", "dpi", "jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert dict(found.getexif()) == {ExifTags.Base.Orientation: 6}
+        assert len(sent) < 2000
+    assert "icc_profile" in image.info, "the caller's image keeps what it had"
+
+
+def remedied(error: InvalidImage, **values: Any) -> Any:
+    """What comes of doing as the error says."""
+    remedy = str(error).partition(": send ")[2].split(", if ")[0]
+    return eval(remedy, values)  # noqa: S307
+
+
+@pytest.mark.parametrize(("mode", "top"), [("F", 1.0), ("I", 65535)])
+def test_pil_images_without_a_range_are_told_how_to_get_one(mode: str, top: float) -> None:
+    """Converting them would make nearly all of the pixels black or white."""
+    values = (np.linspace(0, 1, 64).reshape(8, 8) * top).astype(np.float32 if mode == "F" else np.int32)
+    image = Image.fromarray(values)
+    assert image.mode == mode
+    with pytest.raises(InvalidImage, match=f"got mode {mode}, which says nothing of its range") as caught:
+        encode(image)
+    pixels = np.asarray(decode(encode(remedied(caught.value, image=image))), dtype=float)
+    assert np.abs(pixels - values / top * 255).max() <= 1
+
+
+def test_tiff_files_without_a_range_are_left_for_the_server_to_judge() -> None:
+    file = encoded(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), "TIFF")
+    assert shrink(file, 4) is file
+
+
+GREY = np.linspace(0, 1, 35).reshape(5, 7)
+COLOURS = np.linspace(0, 1, 105).reshape(5, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "top"),
+    [
+        (GREY.astype(np.float16), 1),
+        (COLOURS.astype(np.float32), 1),
+        (COLOURS.astype(">f8"), 1),
+        (COLOURS.transpose(2, 0, 1), 1),
+        ((COLOURS * 255).astype(np.uint8).transpose(2, 0, 1), 255),
+        (GREY > 0.5, 1),
+        ((GREY * 255).astype(np.int64), 255),
+        ((GREY * 127).astype(np.int8), 255),
+        ((COLOURS * 65535).astype(np.uint16), 65535),
+        ((COLOURS * 65535).astype(">u2"), 65535),
+    ],
+    ids=lambda value: f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else "",
+)
+def test_other_arrays_are_told_how_to_become_right(array: npt.NDArray[Any], top: int) -> None:
+    with pytest.raises(InvalidImage, match=r"Expected a uint8 array of shape \[H, W\], \[H, W, 1\]") as caught:
+        encode(array)
+    assert f"got {array.dtype} of shape {list(array.shape)}: send " in str(caught.value)
+    right = remedied(caught.value, array=array)
+    pixels = np.asarray(decode(encode(right)), dtype=float)
+    there = array.transpose(1, 2, 0) if pixels.shape != array.shape else array
+    assert np.abs(pixels - there.astype(float) / top * 255).max() <= 1
 
 
 @pytest.mark.parametrize(
     "array",
     [
-        np.zeros((5, 7, 3), np.float32),
-        np.zeros((3, 5, 7), np.uint8),
-        np.zeros((5, 7, 4), np.uint8),
         np.zeros((0, 7, 3), np.uint8),
+        np.zeros((0, 7), np.float32),
         np.zeros(7, np.uint8),
+        np.zeros((), np.uint8),
+        np.zeros((5, 7, 2), np.uint8),
+        np.zeros((2, 5, 7, 3), np.uint8),
+        np.zeros((1, 5, 7, 3), np.float32),
+        np.zeros((5, 7), complex),
+        np.zeros((5, 7), object),
+        np.zeros((5, 7), "M8[s]"),
+        np.zeros((5, 7), [(f"a field with a long name {number}", "u1") for number in range(99)]),
+        np.zeros([1] * 32, np.uint8),
     ],
-    ids=lambda array: f"{array.dtype}{list(array.shape)}",
+    ids=lambda array: f"{array.dtype.str}{list(array.shape)}",
 )
-def test_wrong_arrays_are_told_what_was_expected(array: npt.NDArray[Any]) -> None:
-    with pytest.raises(InvalidImage, match=r"uint8 array of shape \[H, W, 3\] or \[H, W\]") as caught:
+def test_arrays_without_a_picture_are_told_what_was_expected(array: npt.NDArray[Any]) -> None:
+    with pytest.raises(InvalidImage, match=r"Expected a uint8 array of shape \[H, W\], \[H, W, 1\]") as caught:
         encode(array)
-    assert f"got {array.dtype} of shape {list(array.shape)}" in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_values_that_are_no_numbers() -> None:
+    with pytest.raises(InvalidImage, match="got float32"):
+        encode(np.full((5, 7), np.nan, np.float32))
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -91,10 +249,8 @@ def test_broken_pil_images() -> None:
     truncated = Image.open(io.BytesIO(buffer.getvalue()[:-1000]))
     with pytest.raises(InvalidImage, match="Cannot encode the PIL image as PNG"):
         encode(truncated)
-    odd = Image.new("RGB", (8, 6))
-    odd.getexif()[0x0112] = "up"
     with pytest.raises(InvalidImage, match="Cannot encode the PIL image as PNG"):
-        encode(odd)
+        encode(Image.new("RGB", (0, 5)))
 
 
 @pytest.mark.parametrize("wrong", [None, 7, ["a.jpg"]])
@@ -167,12 +323,13 @@ def test_what_is_no_image_is_left_for_the_server_to_judge() -> None:
         assert shrink(wrong, 10) is wrong
 
 
-def test_what_cannot_be_written_is_left_for_the_server_to_judge() -> None:
+def test_metadata_that_cannot_be_read_is_lost_in_shrinking() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     odd = exif.tobytes().replace(b"\x01\x12\x00\x03", b"\x01\x12\x00\x01")  # a byte, where there are two
-    photograph = encoded(picture(600, 400), "JPEG", exif=odd)
-    assert shrink(photograph, 10) is photograph
+    small = Image.open(io.BytesIO(shrink(encoded(picture(600, 400), "JPEG", exif=odd), 150)))
+    assert small.size == (150, 100)
+    assert not small.getexif()
 
 
 def test_a_telephones_photograph_stays_jpeg() -> None:

@@ -279,8 +279,16 @@ def test_how_to_talk_to_the_server(tiny: TinyTriton, closed_port: int) -> None:
             for flag in ("--timeout", "--keepalive")
             for value in ("0", "-1", "nan", "inf", "1e12", "1e308")
         ),
-        (["--temperature", "nan"], 1, "temperature must be a finite number of 32 bits, got nan"),
-        (["--length-penalty", "1e308"], 1, "length_penalty must be a finite number of 32 bits, got 1e+308"),
+        (
+            ["--temperature", "nan"],
+            1,
+            "temperature must be between -3.4",
+        ),
+        (
+            ["--length-penalty", "1e308"],
+            1,
+            "length_penalty must be between -3.4",
+        ),
         (["--seed", "9" * 30], 1, "seed must be between"),
         (["--retries", "-1"], 1, "retries must be at least 0"),
         (["--max-side", "0"], 1, "max_side must be at least 1"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from blipstream_client import (
+    BlipstreamError,
     Client,
     InvalidRequest,
     InvalidURL,
@@ -136,6 +137,14 @@ def http_answer(status: str, body: bytes) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+LONGEST_MESSAGE = 500  # characters
+LONG = {"name": "x" * 10**6, "datatype": "y" * 10**6, "shape": [1], "parameters": {"binary_data_size": "z" * 10**6}}
+MANY = [
+    {"name": f"output {number}", "datatype": "FP32", "shape": [0], "parameters": {"binary_data_size": 0}}
+    for number in range(10_000)
+]
+
+
 @pytest.mark.parametrize(
     ("answer", "expected", "words"),
     [
@@ -147,13 +156,76 @@ def http_answer(status: str, body: bytes) -> bytes:
         (b"", ServerUnreachable, "closed the connection"),
         (b"220 mail ESMTP\r\n\r\n", ServerUnreachable, "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", ServerUnreachable, "closed the connection"),
+        (http_answer("400 Bad", json.dumps({"error": "no " * 10**6}).encode()), InvalidRequest, "^no no no"),
+        (
+            http_answer("400 Bad", json.dumps({"error": "[request id: x] " * 10**6}).encode()),
+            InvalidRequest,
+            "request id",
+        ),
+        (http_answer("503 Bad", json.dumps({"error": ["no"] * 10**6}).encode()), ServerUnreachable, "no"),
+        (http_answer("500 Bad", b"<html>" * 10**6), ServerError, "answered 500 without a message"),
+        (http_answer("500 Bad", b"[" * 10**6), ServerError, "answered 500 without a message"),
+        (http_answer("200 OK", b"[" * 10**6), ServerError, "not one that Triton gives"),
+        (http_answer("200 OK", json.dumps({"outputs": [LONG]}).encode()), ServerError, "not one that Triton gives"),
+        (http_answer("200 OK", json.dumps({"outputs": MANY}).encode()), ServerError, "is it a captioning model?"),
+        (b"HTTP/1.1 200 " + b"a" * 10**6, ServerUnreachable, "does not speak HTTP"),
+        (b"a" * 10_000 + b"\r\n\r\n", ServerUnreachable, "does not speak HTTP"),
     ],
+    ids=lambda _: "",
 )
 def test_odd_http_servers(answer: bytes, expected: type[Exception], words: str) -> None:
     port, join = serve_raw(answer)
-    with Client(f"http://127.0.0.1:{port}", retries=0) as client, pytest.raises(expected, match=words):
+    with Client(f"http://127.0.0.1:{port}", retries=0) as client, pytest.raises(expected, match=words) as caught:
         client.caption(b"image")
     join()
+    assert len(str(caught.value)) < LONGEST_MESSAGE
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_no_message_repeats_all_that_a_server_says(tiny: TinyTriton, client: Client, stream: bool) -> None:
+    def refuse(_: Inputs) -> Any:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"image must {'be ' * 1_500}small")
+
+    tiny.answer = tiny.grow = refuse
+    with pytest.raises(InvalidRequest, match=r"^image must be be .*\.\.\..* be small$") as caught:
+        list(client.stream(b"image")) if stream else client.caption(b"image")
+    assert len(str(caught.value)) < LONGEST_MESSAGE
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Client("x" * 10**6),
+        lambda: Client(f"grpc://{'x' * 10**6}:y"),
+        lambda: Client(f"grpc://localhost/{'x' * 10**6}"),
+        lambda: Client(f"grpc://user@{'x' * 10**6}"),
+        lambda: Client(f"http://{'x' * 10**6}", ca_file="ca.pem"),
+        lambda: Client(headers={"x " * 10**6: "y"}),
+        lambda: Client(headers={"x" * 10**6: "\n"}),
+        lambda: Client(timeout=-(10**5000)),
+        lambda: Client(retries=-(10**5000)),
+        lambda: Client().caption(f"http://127.0.0.1/{'x' * 10**6}"),
+        lambda: Client().caption(f"http://{'x' * 10**6}/"),
+        lambda: Client().caption(f"http://{'x.' * 10**6}example/"),
+        lambda: Client().caption(f"http://[{'x' * 10**6}/"),
+        lambda: Client(f"http://127.0.0.1:1/{'x' * 10**6}", retries=0).caption(b"image"),
+        lambda: Client().caption(b"image", prompt=b"x" * 10**6),  # type: ignore[arg-type]
+        lambda: Client().caption(b"image", max_tokens=["x"] * 10**6),  # type: ignore[arg-type]
+        lambda: Client().caption(b"image", max_tokens=10**5000),
+        lambda: Client().caption(b"image", max_tokens=[10**5000]),  # type: ignore[arg-type]
+        lambda: Client().caption(b"image", temperature=10**5000),
+    ],
+)
+def test_no_message_repeats_all_that_a_caller_says(call: Callable[[], object]) -> None:
+    with pytest.raises(BlipstreamError) as caught:
+        call()
+    assert len(str(caught.value)) < LONGEST_MESSAGE
+
+
+def test_an_address_with_a_password_is_refused_without_it(scheme: str) -> None:
+    with pytest.raises(InvalidURL, match=r"without a name and password, got one for \w+://host:1: send them") as caught:
+        Client(f"{scheme}://user:secret@host:1")
+    assert "secret" not in str(caught.value)
 
 
 def test_an_idle_http_connection_that_the_server_closed_is_replaced() -> None:

@@ -93,6 +93,13 @@ def test_a_batch_in_one_request(stub: Any) -> None:
     assert captions(stub.ModelInfer(message, timeout=TIMEOUT)) == [CAPTION, b"two whales on a purple background"]
 
 
+def test_inferences_in_a_stream(stub: Any) -> None:
+    asked = [request(image=("BYTES", "bytes_contents", BOOK)) for _ in range(3)]
+    answers = list(stub.ModelStreamInfer(iter(asked), timeout=TIMEOUT))
+    assert [answer.error_message for answer in answers] == ["", "", ""]
+    assert [captions(answer.infer_response) for answer in answers] == [[CAPTION]] * 3
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [

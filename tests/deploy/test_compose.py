@@ -71,7 +71,6 @@ def test_defaults_are_those_of_the_programs() -> None:
         | {
             "CHECKPOINT": {makefile_checkpoint},
             "DTYPE": {default_of(build_repository.main, "dtype")},
-            "CACHE_MB": {str(default_of(serve.main, "cache_mb"))},
             "HTTP_PORT": {str(default_of(serve.main, "http_port"))},
             "GRPC_PORT": {str(default_of(serve.main, "grpc_port"))},
             "METRICS_PORT": {str(default_of(serve.main, "metrics_port"))},

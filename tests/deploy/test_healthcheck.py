@@ -33,7 +33,7 @@ def tiny() -> Iterator[TinyTriton]:
         yield server
 
 
-def test_asks_the_models_each_time_and_not_the_response_cache(server: TritonServer) -> None:
+def test_asks_the_models_each_time(server: TritonServer) -> None:
     for _ in range(2):
         before = executions(server)
         done = healthcheck(server.grpc_url, 30)

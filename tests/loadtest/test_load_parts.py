@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import mix
-from blipstream.images import load_pixels
 from figures import LoadTest, RecordError, Slo
 from shapes import SHAPES, stage_at
 from tests.conftest import ROOT
@@ -38,18 +37,6 @@ def test_default_mix_draws_by_weight() -> None:
     for request in drawn[:20]:
         with Image.open(io.BytesIO(request.image)) as image:
             assert max(image.size) == (384 if request.size == "original" else int(request.size))
-
-
-@pytest.mark.parametrize("suffix", sorted(mix.SUFFIXES))
-def test_no_image_comes_twice(suffix: str, tmp_path: Path) -> None:
-    """A response cache that knows a file answers without a model; what makes each another file changes no pixel."""
-    Image.radial_gradient("L").convert("RGB").save(tmp_path / f"picture{suffix}")
-    (tmp_path / "mix.yaml").write_text("images: {folder: ., sizes: {original: 1}}\nrequests: {greedy: {weight: 1}}")
-    chosen, rng = mix.load(tmp_path / "mix.yaml"), random.Random(0)
-    images = {chosen.draw(rng).image for _ in range(5)}
-    assert len(images) == 5
-    expected = load_pixels((tmp_path / f"picture{suffix}").read_bytes(), 64)
-    assert all(np.array_equal(load_pixels(image, 64), expected) for image in images)
 
 
 def test_one_of_each_covers_everything() -> None:
@@ -129,7 +116,6 @@ def reading(when: float, count: int) -> dict[str, Any]:
         "queue_ns": count * 3_000_000,
         "compute": count,
         "compute_ns": count * 5_000_000,
-        "cache_hit": 0,
         "batches": {"1": count},
     }
     return {"time": when, "models": {"encoder": model}}

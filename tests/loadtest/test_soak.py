@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak finds what it looks for: images lost, doubled or captioned otherwise, and memory that grows."""
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from PIL import Image, ImageChops
 
 from soak import Sample, Weight, around, check_rows, compare, main, write_shards
 
@@ -21,17 +19,15 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_equal_pixels_in_different_files(tmp_path: Path) -> None:
+def test_the_pictures_come_in_turn(tmp_path: Path) -> None:
     count = write_shards(tmp_path, 20)
     with tarfile.open(tmp_path / "00000000.tar") as shard:
         members = shard.getmembers()
         files = [shard.extractfile(member) for member in members]
         contents = [file.read() for file in files if file]
     assert [member.name for member in members] == [f"{number:08}.jpg" for number in range(20)]
-    assert len(set(contents)) == 20
-    first, again, other = (Image.open(io.BytesIO(contents[number])) for number in (0, count, 1))
-    assert ImageChops.difference(first, again).getbbox() is None
-    assert ImageChops.difference(first, other).getbbox()
+    assert len(set(contents)) == count
+    assert contents[count:] == contents[: 20 - count]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from blipstream_client._exceptions import BlipstreamError, InvalidRequest
-from blipstream_client._words import shortened
+from blipstream_client._exceptions import LONGEST_SENTENCE, BlipstreamError, InvalidRequest, excerpt
 
 
 @contextmanager
@@ -25,5 +24,5 @@ def translated(problem: str, errors: type[Exception] = Exception) -> Iterator[No
 def reason(error: Exception) -> str:
     """What went wrong, on one line; of a file's name, no more than it takes to know it."""
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
-        return f"[Errno {error.errno}] {error.strerror}: {shortened(error.filename)!r}"
-    return shortened(" ".join(str(error).split()), 200) or type(error).__name__
+        return f"[Errno {error.errno}] {error.strerror}: {excerpt(error.filename)!r}"
+    return excerpt(error, LONGEST_SENTENCE) or type(error).__name__

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from blipstream_client._words import shortened
+from blipstream_client._exceptions import excerpt
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.rows import spelled
 
@@ -40,7 +40,7 @@ class Item:
 
         Raises InvalidImage where it alone cannot be read, and another InvalidRequest where nothing after it can.
         """
-        with translated(f"Cannot read {shortened(self.name)}"):
+        with translated(f"Cannot read {excerpt(self.name)}"):
             return self.read()
 
 
@@ -84,9 +84,7 @@ class LeftOut:
     def __str__(self) -> str:
         """One sentence, with the first of each kind."""
         total = self._counts.total()
-        kinds = (
-            f"{number:,} {kind} ({shortened(self._examples[kind])})" for kind, number in self._counts.most_common()
-        )
+        kinds = (f"{number:,} {kind} ({excerpt(self._examples[kind])})" for kind, number in self._counts.most_common())
         return f"{counted(total, 'file')} left out for not being {FORMATS}: {', '.join(kinds)}"
 
 

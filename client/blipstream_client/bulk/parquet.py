@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any, NoReturn, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from blipstream_client._exceptions import InvalidImage, InvalidRequest
+from blipstream_client._exceptions import InvalidImage, InvalidRequest, excerpt
 from blipstream_client._fetch import is_url
 from blipstream_client._files import MAX_BYTES, TOO_LARGE, open_regular
-from blipstream_client._words import shortened
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, is_image
@@ -50,7 +49,7 @@ def check_parquet(path: str, column: str | None) -> None:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    shown = shortened(spelled(path))
+    shown = excerpt(spelled(path))
     parquet = pyarrow(f"Reading {shown}").parquet
     with (
         translated(f"Cannot read {shown}"),
@@ -66,14 +65,14 @@ def _column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN401
     found = column or next((each for each in COLUMNS if each in schema.names), "")
     if found not in schema.names:
         raise InvalidRequest(
-            f"Expected a column {column or ' or '.join(COLUMNS)} in {shortened(spelled(path))},"
-            f" got {shortened(', '.join(schema.names))}: name it with --column"
+            f"Expected a column {column or ' or '.join(COLUMNS)} in {excerpt(spelled(path))},"
+            f" got {excerpt(', '.join(schema.names))}: name it with --column"
         )
     kind = schema.field(found).type
     if not _can_hold_images(kind):
         raise InvalidRequest(
-            f"Expected images, URLs, base64 or paths in the column {shortened(found)} of {shortened(spelled(path))},"
-            f" got {shortened(str(kind))}: name another with --column, or store each image's file as bytes"
+            f"Expected images, URLs, base64 or paths in the column {excerpt(found)} of {excerpt(spelled(path))},"
+            f" got {excerpt(str(kind))}: name another with --column, or store each image's file as bytes"
         )
     return found
 
@@ -162,4 +161,4 @@ def _from_base64(content: bytes) -> bytes:
 
 
 def _shown(content: bytes) -> str:
-    return repr(shortened(content[:1000].decode(errors="replace")))
+    return repr(excerpt(content[:1000].decode(errors="replace")))

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from blipstream_client._base import without_frames
-from blipstream_client._exceptions import InvalidImage, InvalidRequest
+from blipstream_client._exceptions import InvalidImage, InvalidRequest, excerpt
 from blipstream_client._files import MAX_BYTES
-from blipstream_client._words import shortened
 from blipstream_client.bulk.captioner import Captioner
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
@@ -46,7 +45,7 @@ class Summary:
             self.captions += 1
             return
         self.failures += 1
-        self.first_failure = self.first_failure or f"{shortened(name)}: {error}"
+        self.first_failure = self.first_failure or f"{excerpt(name)}: {error}"
 
 
 def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
@@ -54,9 +53,9 @@ def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
     for name, succeeded in sink.recover():
         item = next(items, None)
         if item is None or item.name != name:
-            found = shortened(item.name) if item else "nothing more"
+            found = excerpt(item.name) if item else "nothing more"
             raise InvalidRequest(
-                f"The images have changed: {sink.path} goes on with {shortened(name)}, and here comes {found};"
+                f"The images have changed: {sink.path} goes on with {excerpt(name)}, and here comes {found};"
                 " use the same images to go on, or another --output"
             )
         summary.found += 1

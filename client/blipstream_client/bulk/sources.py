@@ -14,10 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from blipstream_client._exceptions import InvalidRequest
+from blipstream_client._exceptions import InvalidRequest, excerpt
 from blipstream_client._fetch import is_url
 from blipstream_client._files import NotRegular, open_regular
-from blipstream_client._words import shortened
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, LeftOut, is_image, is_image_name
 from blipstream_client.bulk.parquet import check_parquet, parquet_items, parquet_rows
@@ -44,13 +43,13 @@ class Sources:
         for name in self.inputs:
             if name == STANDARD_INPUT or is_url(name):
                 continue
-            with translated(f"Cannot read {shortened(spelled(name))}"):
+            with translated(f"Cannot read {excerpt(spelled(name))}"):
                 exists = Path(name).exists()
             if not (exists or glob.has_magic(name)):
-                raise InvalidRequest(f"There is no file or folder {shortened(spelled(name))}")
+                raise InvalidRequest(f"There is no file or folder {excerpt(spelled(name))}")
             first = name if exists else next(_glob(name), None)
             if first is None:
-                raise InvalidRequest(f"No file is like {shortened(spelled(name))}")
+                raise InvalidRequest(f"No file is like {excerpt(spelled(name))}")
             if _shard_suffix(first) == ".parquet" and not Path(first).is_dir():
                 check_parquet(first, self.column)
 
@@ -96,7 +95,7 @@ class Sources:
 
     def _named(self, name: str) -> Iterator[str]:
         """What a name stands for; the name itself, if there is nothing."""
-        with translated(f"Cannot read {shortened(spelled(name))}"):
+        with translated(f"Cannot read {excerpt(spelled(name))}"):
             if is_url(name) or os.path.isfile(name):  # noqa: PTH113  # a Path would raise for odd names
                 yield name
             elif os.path.isdir(name):  # noqa: PTH112

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import IO, Any, BinaryIO, Self, cast
 
-from blipstream_client._exceptions import InvalidImage
+from blipstream_client._exceptions import InvalidImage, excerpt
 from blipstream_client._files import MAX_BYTES, TOO_LARGE, open_regular
-from blipstream_client._words import shortened
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, LeftOut, is_image, is_image_name
 from blipstream_client.bulk.rows import spelled
@@ -27,7 +26,7 @@ COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": b
 def tar_items(path: str, left_out: LeftOut) -> Iterator[Item]:
     """The images in a tar file, and then its links to them. Raises InvalidRequest where it cannot be read."""
     links: dict[str, list[str]] = {}  # what they lead to, and their names
-    with translated(f"Cannot read {shortened(spelled(path))}"):
+    with translated(f"Cannot read {excerpt(spelled(path))}"):
         for member in _members(path):
             if member.target is not None:
                 links.setdefault(member.target, []).append(member.name)
@@ -95,7 +94,7 @@ class Member:
             ("expected a plain file, and it is stored with holes", self._info.issparse()),
         ):
             if is_there:
-                raise InvalidImage(f"Cannot read {shortened(spelled(self.name))}: {problem}")
+                raise InvalidImage(f"Cannot read {excerpt(spelled(self.name))}: {problem}")
         return self._first_bytes + self._file.read()
 
     @cached_property

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who hangs up harms nobody else."""
+
+from blipstream.server import TritonServer
+from blipstream_client import Client
+from tests.conftest import SAMPLES
+from tests.security.hang_ups import hang_up
+
+
+def test_answers_on_their_way(server: TritonServer, samples: dict[str, str]) -> None:
+    name, expected = next(iter(samples.items()))
+    image = (SAMPLES / name).read_bytes()
+    with Client(server.grpc_url, timeout=120) as client:
+        client.caption(image)  # what was answered before may come at once
+        assert hang_up(server.grpc_url, image, times=60) == 60
+        server.check()
+        assert client.caption(image).text == expected
