@@ -8,6 +8,7 @@ Exit status 0 if the SLO is met, 1 if it is missed, 2 if there is no result, 130
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -28,7 +29,6 @@ from blipstream.errors import BlipstreamError
 from blipstream.server import TritonServer, bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
-from cli import ROOT
 from collector import Collector, Statistics, Unavailable, local_server
 from figures import RecordError, Slo
 from machine import machine, versions
@@ -112,7 +112,7 @@ def run(plan: Plan, target: Target, folder: Path) -> None:
     commands = [options, *[["--worker", "--master-port", str(port), "--loglevel", "WARNING"]] * plan.workers]
     with ExitStack() as stack:
         log = stack.enter_context((folder / "locust.log").open("wb"))
-        processes = [stack.enter_context(_locust(command, log)) for command in commands]
+        processes = [stack.enter_context(_locust(command, folder, log)) for command in commands]
         stack.enter_context(
             Collector(
                 folder / "server.jsonl", Statistics(target.urls[0]), target.group, [each.pid for each in processes]
@@ -127,9 +127,14 @@ def run(plan: Plan, target: Target, folder: Path) -> None:
 
 
 @contextmanager
-def _locust(options: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
+def _locust(options: list[str], folder: Path, log: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
+    """With our options alone: Locust would take others from the environment, and from files here and at home."""
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), *options]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
+    environment["HOME"] = str(folder)
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    ) as process:
         try:
             yield process
         finally:

@@ -7,16 +7,29 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from typing import Any, cast
 
 import click
 
-from blipstream_client import BlipstreamError, Caption, Client, ImageLike, Options, Piece, __version__
+from blipstream_client import (
+    BlipstreamError,
+    Caption,
+    Client,
+    ImageLike,
+    InvalidImage,
+    Options,
+    Piece,
+    __version__,
+)
+from blipstream_client import _interrupts as interrupts
 from blipstream_client._base import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
+from blipstream_client._exceptions import excerpt
+from blipstream_client._files import MAX_BYTES
 from blipstream_client.bulk import job
+from blipstream_client.bulk.items import counted
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
@@ -101,19 +114,34 @@ def client_options(*groups: Sequence[Decorator]) -> Decorator:
     return decorate
 
 
-@contextmanager
-def one_sentence_errors() -> Iterator[None]:
-    """The client's errors end the program with their sentence, and Ctrl-C ends it quietly."""
-    try:
-        yield
-    except BlipstreamError as exc:
-        raise click.ClickException(str(exc)) from exc
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)  # sys.exit would wait for threads that still fetch images
+class Program(click.Group):
+    """The client's errors end it with their sentence, an output that takes no more with another, and Ctrl-C quietly."""
+
+    def main(self, *arguments: Any, **extra: Any) -> Any:  # noqa: ANN401
+        """Run it, and exit."""
+        try:
+            return super().main(*arguments, **extra)
+        except OSError as exc:  # click itself has ended it if a pipe was closed
+            with suppress(AttributeError, OSError):  # there is none
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again as it exits
+            click.echo(f"Error: Cannot write the output: {exc.strerror or exc}", err=True)
+            sys.exit(1)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """Run a command."""
+        job.share_one_heap()  # before there is a second thread
+        try:
+            with interrupts.heard():
+                return super().invoke(ctx)
+        except BlipstreamError as exc:
+            raise click.ClickException(str(exc)) from exc
+        except KeyboardInterrupt:
+            with suppress(AttributeError, OSError):  # nothing to write to
+                sys.stdout.flush()
+            os._exit(INTERRUPTED)  # sys.exit would wait for threads that still fetch images
 
 
-@click.group()
+@click.group(cls=Program)
 @click.version_option(__version__, prog_name="blipstream")
 def main() -> None:
     """Captions for images from a Blipstream server."""
@@ -134,7 +162,7 @@ def caption(
 ) -> None:
     """Print a line for each IMAGE, a file, a URL, or - for standard input."""
     sources = [(click.format_filename(name), name) for name in images]
-    with one_sentence_errors(), Client(**connection) as client:
+    with Client(**connection) as client:
         succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(Options, options))
     sys.exit(0 if succeeded else 1)
 
@@ -142,7 +170,8 @@ def caption(
 @main.command()
 @click.argument("images", metavar="IMAGES...", nargs=-1, required=True)
 @click.option("--output", required=True, help="A file that ends in .parquet, .jsonl or .csv.")
-@click.option("--column", help="Where Parquet files have images, paths or URLs.")
+@click.option("--column", help="Where Parquet files have images, URLs, base64 or paths.")
+@click.option("--allow-local-paths", is_flag=True, help="Read files of this machine that Parquet files name, too.")
 @click.option(
     "--max-in-flight",
     type=click.IntRange(1),
@@ -156,6 +185,7 @@ def bulk(
     images: tuple[str, ...],
     output: str,
     column: str | None,
+    allow_local_paths: bool,
     max_in_flight: int,
     connection: dict[str, Any],
     **options: Any,  # noqa: ANN401
@@ -165,16 +195,18 @@ def bulk(
     IMAGES are folders, files, URLs, patterns in quotes, tar shards, Parquet files, or - for a list of such names on
     standard input. If it was interrupted, the same command goes on where it ended.
     """
-    with one_sentence_errors():
-        summary = job.run(
-            images,
-            output,
-            connection=connection,
-            options=cast(Options, options),
-            column=column,
-            max_in_flight=max_in_flight,
-        )
-    click.echo(f"{summary.rows:,} rows in {output}, {summary.found:,} of them from before", err=True)
+    summary = job.run(
+        images,
+        output,
+        connection=connection,
+        options=cast(Options, options),
+        column=column,
+        allow_local_paths=allow_local_paths,
+        max_in_flight=max_in_flight,
+    )
+    click.echo(f"{counted(summary.rows, 'row')} in {output}, {summary.found:,} of them from before", err=True)
+    if summary.left_out:
+        click.echo(summary.left_out, err=True)
     if summary.failures:
         click.echo(f"{summary.failures:,} have an error instead of a caption; {summary.first_failure}", err=True)
     sys.exit(1 if summary.failures else 0)
@@ -184,13 +216,18 @@ def bulk(
 @client_options(CONNECTION)
 def info(connection: dict[str, Any]) -> None:
     """Print what the server is, as JSON."""
-    with one_sentence_errors(), Client(**connection) as client:
+    with Client(**connection) as client:
         _print_json(**dataclasses.asdict(client.info()))
 
 
 def _image(name: str) -> ImageLike:
     """What the client takes. Standard input is read here, in the main thread, where Ctrl-C ends it."""
-    return sys.stdin.buffer.read() if name == "-" else name
+    if name != "-":
+        return name
+    try:
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    except (AttributeError, OSError) as exc:  # it is closed, or a folder
+        raise InvalidImage(f"Cannot read standard input: {getattr(exc, 'strerror', None) or 'it is closed'}") from exc
 
 
 def _caption(client: Client, sources: Sources, as_json: bool, options: Options) -> bool:
@@ -246,7 +283,7 @@ def _print(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
             for each in (result, *result.alternatives):
                 click.echo(f"{name}: {each.text}")
         case _, False:
-            click.echo(f"{name}: {result}", err=True)
+            click.echo(f"{excerpt(name)}: {result}", err=True)
         case Caption(), True:
             _print_json(file=name, **_fields(result))
         case _, True:

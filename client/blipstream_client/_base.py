@@ -29,6 +29,7 @@ DEFAULT_MODEL = "caption"
 DEFAULT_TIMEOUT = 60.0  # seconds that a request may take, with all its retries
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_IN_FLIGHT = 32  # requests at once
+LONGEST_SECONDS = 1e6  # that may be asked for: sockets and gRPC count milliseconds in 31 bits
 CHECKS_PER_TIMEOUT = 3  # of a silent connection: Triton hangs up on clients that ask a fourth time in five minutes
 
 
@@ -104,7 +105,7 @@ class BaseClient:
             limit = Deadline(min(deadline.left(), MAX_SECONDS))
             with self._route.retrying(limit, self._closed) as retrying:
                 return retrying(self._fetch, str(image), limit)
-        return encode(image)
+        return encode(image, deadline)
 
     def _fetch(self, url: str, limit: Deadline) -> bytes:
         try:
@@ -137,8 +138,10 @@ def without_frames(error: BlipstreamError) -> BlipstreamError:
 
 
 def _positive(name: str, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise InvalidRequest(f"{name} must be a number of seconds above 0, got {quoted(value)}")
+    if not 0 < value <= LONGEST_SECONDS:
+        raise InvalidRequest(
+            f"{name} must be a number of seconds above 0 and at most {LONGEST_SECONDS:g}, got {quoted(value)}"
+        )
     return value
 
 

@@ -27,10 +27,10 @@ from urllib.request import Request
 import httpcore2
 
 from blipstream_client._exceptions import LONGEST_SENTENCE, InvalidImage, excerpt, shown_url
+from blipstream_client._files import MAX_BYTES
 from blipstream_client._streams import CuttableBackend, Stream
 from blipstream_client._transport import CONNECT_SECONDS, Deadline, StatusError
 
-MAX_BYTES = 32 * 2**20  # as the server, once unpacked
 MAX_REDIRECTS = 5
 MAX_SECONDS = 20.0  # for all of it, with retries
 REDIRECTS = {301, 302, 303, 307, 308}

@@ -34,6 +34,7 @@ from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings, St
 from blipstream_client._wire import datatype, from_raw, to_raw
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
+LONGEST_KEEPALIVE = 32_767  # seconds of silence that Linux permits
 KEEPALIVE_PROBES = 3  # unanswered, before a connection counts as lost
 
 
@@ -170,7 +171,7 @@ def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | Non
 
 def socket_options(settings: Settings) -> list[tuple[int, int, int]]:
     """Have the kernel check connections that are silent."""
-    seconds = max(1, int(settings.keepalive))
+    seconds = min(max(1, int(settings.keepalive)), LONGEST_KEEPALIVE)
     linux = [
         (socket.IPPROTO_TCP, getattr(socket, name), value)
         for name, value in (("TCP_KEEPIDLE", seconds), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", KEEPALIVE_PROBES))

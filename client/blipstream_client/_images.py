@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -15,6 +14,8 @@ from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from blipstream_client._exceptions import InvalidImage, excerpt
+from blipstream_client._files import MAX_BYTES, TOO_LARGE, read_file, read_path
+from blipstream_client._transport import Deadline
 
 ImageLike: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]
@@ -42,22 +43,24 @@ ARRAY_REMEDIES = {
 }
 
 
-def encode(image: ImageLike) -> bytes:
+def encode(image: ImageLike, deadline: Deadline | None = None) -> bytes:
     """Encoded image bytes: those of a path, bytes or file as they are; PIL images and arrays as PNG.
 
-    Raises InvalidImage.
+    Raises InvalidImage, or RequestTimeout if a file object has not ended by the deadline.
     """
     match image:
         case str() | os.PathLike():
-            encoded = _read_path(image)
+            encoded = read_path(image)
         case bytes() | bytearray() | memoryview():
+            if memoryview(image).nbytes > MAX_BYTES:
+                raise InvalidImage(f"Cannot send the image: {TOO_LARGE}")
             encoded = bytes(image)
         case Image.Image():
             encoded = _png(image)
         case np.ndarray():
             encoded = _png(_from_array(image))
         case _ if hasattr(image, "read"):
-            encoded = _read_file(image)
+            encoded = read_file(image, deadline)
         case _:
             raise InvalidImage(
                 f"Expected a path, bytes, a binary file, a PIL image or a numpy array, got {type(image).__name__}"
@@ -65,24 +68,6 @@ def encode(image: ImageLike) -> bytes:
     if not encoded:
         raise InvalidImage("Expected the bytes of an encoded image such as JPEG or PNG, got 0 bytes")
     return encoded
-
-
-def _read_path(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or exc
-        raise InvalidImage(f"Cannot read the image file {os.fspath(path)!r}: {reason}") from exc
-
-
-def _read_file(file: BinaryIO) -> bytes:
-    try:
-        data: Any = file.read()
-    except (OSError, ValueError) as exc:  # ValueError: closed, or text that does not decode
-        raise InvalidImage(f"Cannot read the image from the file object: {exc}") from exc
-    if not isinstance(data, bytes):
-        raise InvalidImage(f"Expected a binary file, but reading it gave {type(data).__name__}: open it as 'rb'")
-    return data
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

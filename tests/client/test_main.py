@@ -163,6 +163,34 @@ def test_ctrl_c_while_standard_input_is_open(tiny: TinyTriton) -> None:
         assert process.stderr.read() == b""
 
 
+ANOTHER_THREAD_GETS_IT = """
+import os, signal, threading
+from pathlib import Path
+from blipstream_client.__main__ import main
+
+def interrupt():
+    while "pipe" not in Path(f"/proc/self/task/{os.getpid()}/wchan").read_text():
+        pass
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+main()
+"""
+
+
+@pytest.mark.usefixtures("environment")
+def test_ctrl_c_that_does_not_interrupt_the_reading_is_heard() -> None:
+    """As one that comes just before it begins, or, as here, one that the kernel gives to another thread."""
+    command, pipe = [sys.executable, "-c", ANOTHER_THREAD_GETS_IT, "caption", "-"], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        try:
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
 PATIENT = """
 from blipstream_client import _base
 from blipstream_client.__main__ import main
@@ -246,9 +274,23 @@ def test_how_to_talk_to_the_server(tiny: TinyTriton, closed_port: int) -> None:
     ("flags", "status", "words"),
     [
         (["--header", "Authorization"], 2, "expected NAME:VALUE, got 'Authorization'"),
-        (["--timeout", "0"], 1, "timeout must be a number of seconds above 0"),
+        *(
+            ([flag, value], 1, f"{flag[2:]} must be a number of seconds above 0 and at most 1e+06, got")
+            for flag in ("--timeout", "--keepalive")
+            for value in ("0", "-1", "nan", "inf", "1e12", "1e308")
+        ),
+        (
+            ["--temperature", "nan"],
+            1,
+            "temperature must be between -3.4",
+        ),
+        (
+            ["--length-penalty", "1e308"],
+            1,
+            "length_penalty must be between -3.4",
+        ),
+        (["--seed", "9" * 30], 1, "seed must be between"),
         (["--retries", "-1"], 1, "retries must be at least 0"),
-        (["--keepalive", "0"], 1, "keepalive must be a number of seconds above 0"),
         (["--max-side", "0"], 1, "max_side must be at least 1"),
         (["--ca-file", "a.jpg"], 1, "Cannot trust the certificates in a.jpg"),
     ],
@@ -258,6 +300,62 @@ def test_wrong_flags_are_one_sentence(flags: list[str], status: int, words: str)
     assert (found, out) == (status, "")
     assert words in err
     assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--timeout", value] for value in ("1e-300", "0.0005", "1e6")),
+        *(["--keepalive", value] for value in ("1e-300", "1e6")),
+        *([flag, "9" * 30] for flag in ("--retries", "--max-side")),
+    ],
+    ids=" ".join,
+)
+def test_extreme_numbers_are_numbers(scheme: str, tiny: TinyTriton, flags: list[str]) -> None:
+    status, out, err = blipstream("caption", "a.jpg", "--url", tiny.url(scheme), *flags)
+    if flags[0] == "--timeout" and float(flags[1]) < 1:
+        assert (out + err).startswith(("a.jpg: No answer from ", "a.jpg: 1 bytes"))  # over HTTP it may come in time
+        assert (out + err).count("\n") == 1
+    else:
+        assert (status, out, err) == (0, "a.jpg: 1 bytes\n", "")
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    "arguments", [["caption", "a.jpg"], ["caption", "--stream", "a.jpg"], ["info"], ["--help"], ["--version"]], ids=str
+)
+def test_an_output_that_takes_no_more(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: Cannot write the output: No space left on device\n")
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("redirection", "problem"), [("0> c", "Bad file descriptor"), ("<&-", "it is closed")], ids=["output", "closed"]
+)
+def test_standard_input_that_cannot_be_read(redirection: str, problem: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND, "caption", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: Cannot read standard input: {problem}\n"
+
+
+@pytest.mark.usefixtures("environment")
+def test_standard_input_without_an_end() -> None:
+    with Path("/dev/zero").open("rb") as zeros:
+        done = subprocess.run([*COMMAND, "caption", "-", "b.png"], stdin=zeros, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"b.png: 2 bytes\n")
+    assert done.stderr.startswith(b"-: Cannot send the image: it is larger than 32 MiB")
+
+
+@pytest.mark.usefixtures("environment")
+def test_errors_do_not_repeat_what_came() -> None:
+    status, out, err = blipstream("caption", "data:image/jpeg;base64," + "A" * 18_000)
+    assert (status, out) == (1, "")
+    assert "File name too long" in err
+    assert len(err) < 250
 
 
 @pytest.mark.usefixtures("environment")

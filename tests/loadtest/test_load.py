@@ -234,6 +234,23 @@ def test_a_slow_server_is_asked_no_less_by_open_loop_users(tmp_path: Path, tiny:
     assert "cannot be seen from here" in page
 
 
+def test_what_else_locust_is_told_changes_nothing(
+    tmp_path: Path, tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the environment, or by files where it looks for them."""
+    monkeypatch.setenv("LOCUST_TAGS", "none")
+    monkeypatch.setenv("LOCUST_USERS", "many")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".locust.conf").write_text("tags = none")
+    (tmp_path / "locust.conf").write_text("exit-code-on-error = many")
+    monkeypatch.chdir(tmp_path)
+    status, said = load(
+        *("--host", tiny.url("http"), "--users", 1, "--duration", 1, "--name", "alone", "--output", tmp_path)
+    )
+    assert status == 0, said
+    assert len(rows(tmp_path / "alone")) > 0
+
+
 def test_errors_are_counted_by_kind(tmp_path: Path, tiny: TinyTriton) -> None:
     import grpc
 

@@ -8,7 +8,7 @@ from typing import Any
 from blipstream_client._base import DEFAULT_URL
 from blipstream_client._client import Client
 from blipstream_client._contract import Options
-from blipstream_client._exceptions import AccessDenied, InvalidRequest, ServerError, ServerOverloaded
+from blipstream_client._exceptions import AccessDenied, InvalidImage, InvalidRequest, ServerError, ServerOverloaded
 from blipstream_client._images import opened
 from blipstream_client._lines import Line, Route
 from blipstream_client._questions import AnswerT, Question
@@ -36,10 +36,12 @@ class Captioner(Client):
         except AccessDenied:  # the server shows its configuration to others only
             return None
 
-    def row(self, name: str, image: bytes | str) -> Row:
-        """What is written of an image. Raises BlipstreamError if the server cannot be asked."""
+    def row(self, name: str, image: bytes | str | InvalidImage) -> Row:
+        """What is written of an image, or why there is none. Raises BlipstreamError if the server cannot be asked."""
         found: dict[str, Any] = dict.fromkeys(("caption", "score", "width", "height", "hash", "error"))
         try:
+            if isinstance(image, InvalidImage):
+                raise image
             encoded = self._read(image, self._deadline(None))
             found["hash"] = hashlib.sha256(encoded).hexdigest()
             found["width"], found["height"] = size_of(encoded)

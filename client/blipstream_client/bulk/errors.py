@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from blipstream_client._exceptions import BlipstreamError, InvalidRequest
+from blipstream_client._exceptions import LONGEST_SENTENCE, BlipstreamError, InvalidRequest, excerpt
 
 
 @contextmanager
@@ -18,4 +18,11 @@ def translated(problem: str, errors: type[Exception] = Exception) -> Iterator[No
     except BlipstreamError:
         raise
     except errors as exc:
-        raise InvalidRequest(f"{problem}: {' '.join(str(exc).split()) or type(exc).__name__}") from exc
+        raise InvalidRequest(f"{problem}: {reason(exc)}") from exc
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line; of a file's name, no more than it takes to know it."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return f"[Errno {error.errno}] {error.strerror}: {excerpt(error.filename)!r}"
+    return excerpt(error, LONGEST_SENTENCE) or type(error).__name__

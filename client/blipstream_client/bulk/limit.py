@@ -6,7 +6,10 @@ As TCP does it (RFC 5681): a slow start, which doubles, then additive increase a
 
 from threading import Condition
 
+from blipstream_client._files import MAX_BYTES
+
 FIRST_LIMIT = 8
+MOST_BYTES = 8 * MAX_BYTES  # of images in flight: gRPC has each several times
 
 
 class Limit:
@@ -17,6 +20,7 @@ class Limit:
         self._limit = float(min(FIRST_LIMIT, most))
         self._was_refused = False
         self._in_flight = 0
+        self._bytes = 0  # of what is in flight
         self._deaf_for = 0  # answers that were asked for before the last decrease, and say nothing new
         self._changed = Condition()
 
@@ -28,13 +32,19 @@ class Limit:
     def acquire(self) -> None:
         """Wait until one more may be in flight."""
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight < self.current)
+            self._changed.wait_for(lambda: self._in_flight < self.current and self._bytes < MOST_BYTES)
             self._in_flight += 1
 
-    def release(self) -> None:
-        """One is in flight no more."""
+    def hold(self, size: int) -> None:
+        """One in flight has so many bytes."""
+        with self._changed:
+            self._bytes += size
+
+    def release(self, size: int = 0) -> None:
+        """One, of so many bytes, is in flight no more."""
         with self._changed:
             self._in_flight -= 1
+            self._bytes -= size
             self._changed.notify()
 
     def taken(self) -> None:

@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """From sources to a sink, in order, with as many requests in flight as the server likes."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from blipstream_client._exceptions import InvalidRequest
+from blipstream_client._base import without_frames
+from blipstream_client._exceptions import InvalidImage, InvalidRequest, excerpt
+from blipstream_client._files import MAX_BYTES
 from blipstream_client.bulk.captioner import Captioner
+from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.sinks import Sink
-from blipstream_client.bulk.sources import Item
 
 ROWS_AHEAD = 2048  # that may be finished behind one that is not
+DRAIN_SECONDS = 5.0  # for what is in flight when no row can be written any more
+
+
+Image: TypeAlias = bytes | str | InvalidImage  # or where it is, or why there is none
 
 
 @dataclass
@@ -24,6 +32,7 @@ class Summary:
     captions: int = 0
     failures: int = 0
     first_failure: str = ""
+    left_out: str = ""  # files that are no images, in a sentence
 
     @property
     def rows(self) -> int:
@@ -36,7 +45,7 @@ class Summary:
             self.captions += 1
             return
         self.failures += 1
-        self.first_failure = self.first_failure or f"{name}: {error}"
+        self.first_failure = self.first_failure or f"{excerpt(name)}: {error}"
 
 
 def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
@@ -44,9 +53,9 @@ def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
     for name, succeeded in sink.recover():
         item = next(items, None)
         if item is None or item.name != name:
-            found = item.name if item else "nothing more"
+            found = excerpt(item.name) if item else "nothing more"
             raise InvalidRequest(
-                f"The images have changed: {sink.path} goes on with {name}, and here comes {found};"
+                f"The images have changed: {sink.path} goes on with {excerpt(name)}, and here comes {found};"
                 " use the same images to go on, or another --output"
             )
         summary.found += 1
@@ -72,13 +81,20 @@ class Runner:
         try:
             for item in items:
                 self._limit.acquire()
-                self._pending.append(self._executor.submit(self._work, item.name, item.load()))
+                image = _loaded(item)
+                size = _size(image)
+                self._limit.hold(size)
+                self._pending.append(self._executor.submit(self._work, item.name, image, size))
                 while self._pending and (self._pending[0].done() or len(self._pending) > ROWS_AHEAD):
                     self._write_next()
                     show()
             while self._pending:
                 self._write_next()
                 show()
+        except OSError:  # the answers would be lost, but a server that is well is not hung up on
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            wait(self._pending, DRAIN_SECONDS)
+            raise
         finally:
             try:
                 self._sink.close()  # first: who presses Ctrl-C may do so again
@@ -86,13 +102,31 @@ class Runner:
                 self._captioner.close()  # so that nobody waits for what is in flight
                 self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self, name: str, image: bytes | str) -> Row:
+    def _work(self, name: str, image: Image, size: int) -> Row:
         try:
             return self._captioner.row(name, image)
         finally:
-            self._limit.release()
+            self._limit.release(size)
 
     def _write_next(self) -> None:
         row = self._pending.popleft().result()
         self._sink.write(row)
         self._summary.count(row.name, row.error)
+
+
+def _loaded(item: Item) -> Image:
+    try:
+        return item.load()
+    except InvalidImage as exc:
+        without_frames(exc)
+        return exc
+
+
+def _size(image: Image) -> int:
+    """Bytes that it takes; what is fetched is not known yet."""
+    if isinstance(image, bytes):
+        return len(image)
+    try:
+        return min(os.path.getsize(str(image)), MAX_BYTES)  # noqa: PTH202
+    except (OSError, ValueError):  # an error, a URL, or a file that is not there
+        return 0

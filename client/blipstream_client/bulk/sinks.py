@@ -25,6 +25,8 @@ PARQUET_JOB = "_job.json"  # readers skip names that begin so
 PART_ROWS = 10_000
 PART_SECONDS = 60.0  # after which a part is written however small it is
 BLOCK = 1 << 20
+QUOTE = "'"
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", QUOTE)  # what a cell must not begin with, lest it be computed
 
 Written = tuple[str, bool]  # the name of a row, and whether it has a caption
 
@@ -198,7 +200,11 @@ class JsonLines(Lines):
 
 
 class Csv(Lines):
-    """Comma-separated values with a header; what is unknown is empty."""
+    """Comma-separated values with a header; what is unknown is empty.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe, as OWASP advises, and so does text that
+    begins with one itself: it is always the first apostrophe that has to go.
+    """
 
     header = ",".join(COLUMNS) + "\r\n"
 
@@ -214,12 +220,17 @@ class Csv(Lines):
 
     def _read(self, file: io.BufferedReader) -> Iterator[Written]:
         for row in csv.DictReader(map(bytes.decode, file)):
-            yield row["name"], not row["error"]
+            yield row["name"].removeprefix(QUOTE), not row["error"]
 
     def _format(self, row: Row) -> str:
         line = io.StringIO()
-        csv.writer(line).writerow(asdict(row).values())
+        csv.writer(line).writerow(map(_as_text, asdict(row).values()))
         return line.getvalue()
+
+
+def _as_text(value: Any) -> Any:  # noqa: ANN401
+    """The cell, so that no spreadsheet computes it."""
+    return f"{QUOTE}{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 class Parquet(Sink):

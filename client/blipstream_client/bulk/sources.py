@@ -7,119 +7,156 @@ The order is the same each time, since a run that goes on counts on it. Only nam
 import glob
 import os
 import sys
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import NoReturn
 
-from blipstream_client._exceptions import InvalidRequest
+from blipstream_client._exceptions import InvalidRequest, excerpt
 from blipstream_client._fetch import is_url
+from blipstream_client._files import NotRegular, open_regular
 from blipstream_client.bulk.errors import translated
-from blipstream_client.bulk.extras import pyarrow
+from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, LeftOut, is_image, is_image_name
+from blipstream_client.bulk.parquet import check_parquet, parquet_items, parquet_rows
 from blipstream_client.bulk.rows import spelled
 from blipstream_client.bulk.sinks import is_result
+from blipstream_client.bulk.tar import tar_items
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SHARD_SUFFIXES = (".parquet", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STANDARD_INPUT = "-"
-COLUMNS = ("image", "jpg", "bytes", "url", "image_url", "path")  # of a Parquet file, the first that it has
-BATCH_ROWS = 64  # of a Parquet file, in memory at once
-BLOCK = 1 << 20
+LONGEST_LINE = 1 << 16  # bytes of a list
 
 
-@dataclass(frozen=True)
-class Item:
-    """An image, where it is and what reads it."""
+@dataclass
+class Sources:
+    """Where images are, and what was left out so far since it is none."""
 
-    place: str
-    read: Callable[[], bytes | str]
+    inputs: Sequence[str]
+    column: str | None = None  # of Parquet files
+    allow_local_paths: bool = False  # in Parquet files
+    left_out: LeftOut = field(default_factory=LeftOut)
 
-    @property
-    def name(self) -> str:
-        """As its row has it."""
-        return spelled(self.place)
-
-    def load(self) -> bytes | str:
-        """Its bytes, or the path or URL to read them from; call it at once. Raises InvalidRequest."""
-        with translated(f"Cannot read {self.name}"):
-            return self.read()
-
-
-def check(inputs: Sequence[str]) -> None:
-    """Raises InvalidRequest where there is nothing."""
-    for name in inputs:
-        with translated(f"Cannot read {name}"):
-            if name == STANDARD_INPUT or is_url(name) or Path(name).exists():
+    def check(self) -> None:
+        """Raises InvalidRequest where there is nothing, or the first Parquet file has no images."""
+        for name in self.inputs:
+            if name == STANDARD_INPUT or is_url(name):
                 continue
-        if not glob.has_magic(name):
-            raise InvalidRequest(f"There is no file or folder {name}")
-        if not any(True for _ in _glob(name)):
-            raise InvalidRequest(f"No file is like {name}")
+            with translated(f"Cannot read {excerpt(spelled(name))}"):
+                exists = Path(name).exists()
+            if not (exists or glob.has_magic(name)):
+                raise InvalidRequest(f"There is no file or folder {excerpt(spelled(name))}")
+            first = name if exists else next(_glob(name), None)
+            if first is None:
+                raise InvalidRequest(f"No file is like {excerpt(spelled(name))}")
+            if _shard_suffix(first) == ".parquet" and not Path(first).is_dir():
+                check_parquet(first, self.column)
 
-
-def items(inputs: Sequence[str], column: str | None = None) -> Iterator[Item]:
-    """All images. Raises InvalidRequest where a shard cannot be read."""
-    for name in _names(inputs):
-        match _shard_suffix(name):
-            case "":
-                yield Item(name, lambda name=name: name)  # type: ignore[misc]
-            case ".parquet":
-                yield from _parquet(name, column)
-            case _:
-                yield from _tar(name)
-
-
-def count(inputs: Sequence[str]) -> int | None:
-    """How many there are, if that can be known without reading them."""
-    if STANDARD_INPUT in inputs:
-        return None
-    total = 0
-    with suppress(InvalidRequest):  # which the run meets again, after the images before it
-        for name in _names(inputs):
+    def items(self) -> Iterator[Item]:
+        """All images. Raises InvalidRequest where a shard cannot be read."""
+        for name in self._names():
             match _shard_suffix(name):
                 case "":
-                    total += 1
+                    yield Item(name, lambda name=name: name)  # type: ignore[misc]
                 case ".parquet":
-                    total += _parquet_rows(name)
-                case ".tar":
-                    total += sum(1 for _ in _tar(name))
+                    yield from parquet_items(name, self.column, self.allow_local_paths)
                 case _:
-                    return None
-        return total
-    return None
+                    yield from tar_items(name, self.left_out)
 
+    def count(self) -> int | None:
+        """How many there are, if that can be known without reading them."""
+        if STANDARD_INPUT in self.inputs:
+            return None
+        total = 0
+        unnoticed = replace(self, left_out=LeftOut())
+        with suppress(InvalidRequest):  # which the run meets again, after the images before it
+            for name in unnoticed._names():
+                match _shard_suffix(name):
+                    case "":
+                        total += 1
+                    case ".parquet":
+                        total += parquet_rows(name)
+                    case ".tar":
+                        total += sum(1 for _ in tar_items(name, unnoticed.left_out))
+                    case _:
+                        return None
+            return total
+        return None
 
-def _names(inputs: Sequence[str]) -> Iterator[str]:
-    """Files and URLs."""
-    for name in inputs:
-        with translated(f"Cannot read {name}"):
+    def _names(self) -> Iterator[str]:
+        """Files and URLs."""
+        for name in self.inputs:
             if name == STANDARD_INPUT:
-                lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-                yield from (os.fsdecode(line) for line in lines if line)
-            elif is_url(name):
-                yield name
-            elif Path(name).is_dir():
-                yield from _folder(name)
-            elif Path(name).exists():
-                yield name
+                for line in _lines():
+                    yield from self._named(line)
             else:
-                found = (each for each in sorted(_glob(name)) if Path(each).is_file())
+                yield from self._named(name)
+
+    def _named(self, name: str) -> Iterator[str]:
+        """What a name stands for; the name itself, if there is nothing."""
+        with translated(f"Cannot read {excerpt(spelled(name))}"):
+            if is_url(name) or os.path.isfile(name):  # noqa: PTH113  # a Path would raise for odd names
+                yield name
+            elif os.path.isdir(name):  # noqa: PTH112
+                yield from self._folder(name)
+            else:
+                found = [] if os.path.exists(name) else sorted(filter(os.path.isfile, _glob(name)))  # noqa: PTH110
                 yield from (each for each in found if not is_result(Path(each).parent))
+                if not found:
+                    yield name
+
+    def _folder(self, folder: str) -> Iterator[str]:
+        """The images, and shards of them, in a folder and below; behind links, too, but nothing twice."""
+        seen = set()
+        waiting = deque([folder])
+        while waiting:
+            for current, folders, names in os.walk(waiting.popleft(), onerror=_fail):
+                status = os.stat(current)  # noqa: PTH116
+                if (status.st_dev, status.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                folders[:] = sorted(each for each in folders if not is_result(Path(current, each)))
+                # linked folders last, so that images have the names that they have without links
+                waiting += [path for each in folders if os.path.islink(path := os.path.join(current, each))]  # noqa: PTH114, PTH118
+                for path in (os.path.join(current, name) for name in sorted(names)):  # noqa: PTH118
+                    if is_image_name(path) or _shard_suffix(path) or self._is_image(path):
+                        yield path
+
+    def _is_image(self, path: str) -> bool:
+        """By its first bytes."""
+        kind = ""
+        try:
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size == 0:  # all of /proc is, and may wait
+                    kind = "empty"
+                elif is_image(file.read(SIGNATURE_BYTES) or b""):  # None, where it would wait
+                    return True
+        except NotRegular:
+            kind = "not regular"
+        except FileNotFoundError:
+            kind = "linked to no file"
+        except OSError:
+            kind = "unreadable"
+        self.left_out.add(path, kind)
+        return False
+
+
+def _lines() -> Iterator[str]:
+    """The names on standard input, one a line. Raises InvalidRequest."""
+    with translated("Cannot read the list on standard input"):
+        while line := sys.stdin.buffer.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise InvalidRequest(
+                    f"Expected a name a line on standard input, got a line of more than {LONGEST_LINE:,} bytes"
+                )
+            if name := line.rstrip(b"\r\n"):
+                yield os.fsdecode(name)
 
 
 def _glob(pattern: str) -> Iterator[str]:
     return glob.iglob(pattern, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
-
-
-def _folder(folder: str) -> Iterator[str]:
-    """What lies in a folder and below, if it looks like images or shards of them."""
-    for current, folders, names in os.walk(folder, onerror=_fail):
-        folders[:] = sorted(each for each in folders if not is_result(Path(current, each)))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES or _shard_suffix(name):
-                yield str(Path(current, name))
 
 
 def _fail(error: OSError) -> NoReturn:
@@ -129,73 +166,3 @@ def _fail(error: OSError) -> NoReturn:
 def _shard_suffix(name: str) -> str:
     """What a tar shard or a Parquet file ends in; images and URLs have none."""
     return "" if is_url(name) else next((each for each in SHARD_SUFFIXES if name.lower().endswith(each)), "")
-
-
-def _tar(path: str) -> Iterator[Item]:
-    with translated(f"Cannot read {path}"), tarfile.open(path, tarinfo=Header) as tar:
-        while (member := tar.next()) is not None:
-            if member.isfile() and _suffix(member.name) in IMAGE_SUFFIXES:
-                yield Item(f"{path}/{member.name}", lambda member=member: _extract(tar, member))  # type: ignore[misc]
-            tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
-        while block := tar.fileobj.read(BLOCK):
-            if block.strip(b"\0"):
-                raise tarfile.ReadError("something comes after its end")
-
-
-def _suffix(name: str) -> str:
-    """In lower case. A Path would intern each name, for which Python's table of such strings becomes twice as large."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122
-
-
-class Header(tarfile.TarInfo):
-    """What begins a member. TarFile takes a damaged one for the end of the file, which is a block of zeros."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        """The next one. Raises ReadError."""
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as exc:
-            raise tarfile.ReadError(f"it is damaged or cut off at byte {tar.offset} ({exc})") from exc
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
-
-
-def _parquet(path: str, column: str | None) -> Iterator[Item]:
-    with _parquet_file(path) as file:
-        column = column or next((each for each in COLUMNS if each in file.schema_arrow.names), None)
-        if column not in file.schema_arrow.names:
-            raise InvalidRequest(
-                f"Expected a column {column or ' or '.join(COLUMNS)} in {path},"
-                f" got {', '.join(file.schema_arrow.names)}: name it with --column"
-            )
-        number = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
-            for value in batch.column(0):
-                yield Item(f"{path}#{number}", lambda value=value: _cell(value.as_py()))  # type: ignore[misc]
-                number += 1
-
-
-def _parquet_rows(path: str) -> int:
-    with _parquet_file(path) as file:
-        return int(file.metadata.num_rows)
-
-
-@contextmanager
-def _parquet_file(path: str) -> Iterator[Any]:
-    parquet = pyarrow(f"Reading {path}").parquet
-    # opened here, since pyarrow takes no names but UTF-8
-    with translated(f"Cannot read {path}"), Path(path).open("rb") as file, parquet.ParquetFile(file) as opened:
-        yield opened
-
-
-def _cell(value: Any) -> bytes | str:  # noqa: ANN401
-    """Bytes, a path or a URL, or the struct of bytes and path that `datasets` writes."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    return value if isinstance(value, (bytes, str)) else b""

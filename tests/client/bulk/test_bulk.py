@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 
 from blipstream.server import TritonServer
+from blipstream_client._contract import OPTIONS
 from blipstream_client.bulk.extras import pyarrow
 from tests.client.bulk.test_sinks import read
 from tests.client.proxy import proxy
@@ -110,6 +111,82 @@ def test_a_row_an_image(tiny: TinyTriton, scheme: str, output: str) -> None:
     assert {(row["checkpoint"], row["options"]) for row in rows} == {("demo@123", '{"prompt": "a picture of"}')}
     assert len({row["hash"] for row in rows}) == 20
     assert bulk(*arguments) == (0, f"20 rows in {output}, 20 of them from before\n")
+
+
+def test_what_is_no_image_is_left_out_and_counted(tiny: TinyTriton) -> None:
+    write_images(1)
+    Path("images/a.jfif").write_bytes(jpeg(1))
+    Path("images/b.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    arguments = ["images", "--output", "a.jsonl", "--url", tiny.url("grpc")]
+    said = "1 file left out for not being JPEG, PNG, WebP, BMP, GIF or TIFF: 1 .heic (images/b.HEIC)\n"
+    for found in (0, 2):
+        assert bulk(*arguments) == (0, f"2 rows in a.jsonl, {found} of them from before\n{said}")
+    assert bulk("images/a.jfif", *arguments[1:2], "b.jsonl", *arguments[3:]) == (
+        0,
+        "1 row in b.jsonl, 0 of them from before\n",
+    )
+
+
+def test_nothing_at_all_is_an_error(tiny: TinyTriton) -> None:
+    Path("empty").mkdir()
+    Path("others").mkdir()
+    Path("others/a.avif").touch()
+    arguments = ["--output", "a.jsonl", "--url", tiny.url("grpc")]
+    assert bulk("empty", *arguments) == (1, "Error: There is no image to caption\n")
+    status, err = bulk("others", "--output", "b.jsonl", *arguments[2:])
+    assert status == 1
+    assert err.startswith("Error: There is no image to caption: 1 file left out for not being JPEG, PNG, ")
+    assert bulk("-", "--output", "c.jsonl", *arguments[2:])[0] == 1
+    Path("empty/a.jpg").write_bytes(jpeg(0))
+    assert bulk("empty", *arguments)[0] == 0
+
+
+def test_what_cannot_be_read_is_a_row(tiny: TinyTriton) -> None:
+    os.mkfifo("pipe.jpg")
+    Path("zero.jpg").symlink_to("/dev/zero")
+    with Path("large.jpg").open("wb") as file:
+        file.truncate(2**40)
+    with tarfile.open("a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("empty.jpg"))
+    Path("secret.jpg").write_bytes(jpeg(1))
+    pq.write_table(pa.table({"path": ["secret.jpg", "a" * 18_000]}), "a.parquet")
+    arguments = ["pipe.jpg", "zero.jpg", "large.jpg", "a.tar", "a.parquet", "--url", tiny.url("grpc"), "--output"]
+    status, err = bulk(*arguments, "a.jsonl")
+    assert (status, err.splitlines()[1].partition(";")[0]) == (1, "6 have an error instead of a caption")
+    rows = read(Path("a.jsonl"))
+    words = ["got a pipe", "got a device", "larger than 32 MiB", "got 0 bytes", *["--allow-local-paths permits it"] * 2]
+    assert all(word in row["error"] for word, row in zip(words, rows, strict=True))
+    assert max(len(row["error"]) for row in rows) < 250
+    assert bulk(*arguments, "b.jsonl", "--allow-local-paths")[0] == 1
+    rows = read(Path("b.jsonl"))
+    assert (rows[4]["caption"], "File name too long" in rows[5]["error"]) == (f"{len(jpeg(1))} bytes", True)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e39"])
+def test_numbers_that_are_none_are_refused(tiny: TinyTriton, value: str) -> None:
+    """They would be another option at each start."""
+    write_images(1)
+    arguments = ["images", "--output", "a.jsonl", "--url", tiny.url("grpc")]
+    for name, option in OPTIONS.items():
+        if option.kind.python is float:
+            status, err = bulk(*arguments, f"--{name.replace('_', '-')}", value)
+            assert (status, err.count("\n")) == (1, 1)
+            assert err.startswith(f"Error: {name} must be between -3.4")
+            assert err.endswith(f", got {float(value)}\n")
+    assert sorted(each.name for each in Path().iterdir()) == ["images"]
+
+
+def test_formulas_in_csv_and_going_on(tiny: TinyTriton) -> None:
+    names = ["=1+1.jpg", "+a.jpg", "@b.jpg", "'c.jpg"]
+    for name in names:
+        Path(name).write_bytes(jpeg(0))
+    tiny.answer = lambda _: ("=HYPERLINK(1)", -1.5, 2)
+    arguments = ["-", "--output", "a.csv", "--url", tiny.url("grpc")]
+    for found in (0, 4):
+        said = f"4 rows in a.csv, {found} of them from before\n"
+        assert bulk(*arguments, stdin="\n".join(names)) == (0, said)
+    assert [row["name"] for row in read(Path("a.csv"))] == [f"'{name}" for name in names]
+    assert {(row["caption"], row["score"]) for row in read(Path("a.csv"))} == {("'=HYPERLINK(1)", "-1.5")}
 
 
 def test_failures_are_rows_and_a_summary(tiny: TinyTriton) -> None:
@@ -223,11 +300,11 @@ def test_the_bar(tiny: TinyTriton) -> None:
     _, shown = on_a_terminal("images", "http://127.0.0.1/a.parquet", "--output", "b.jsonl", *url)
     assert "4/4" in shown
     assert "1 failed" in shown
-    Path("broken.parquet").write_bytes(b"no table")
-    status, shown = on_a_terminal("images", "broken.parquet", "--output", "c.jsonl", *url)
+    Path("images/broken.parquet").write_bytes(b"no table")
+    status, shown = on_a_terminal("images", "--output", "c.jsonl", *url)
     assert (status, "Traceback" in shown) == (1, False)
     assert "/?" in shown
-    assert "Error: Cannot read broken.parquet" in shown
+    assert "Error: Cannot read images/broken.parquet" in shown
 
 
 def test_tar_and_parquet_in_parquet_out(tiny: TinyTriton) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
 
+from blipstream_client._files import MAX_BYTES
 from blipstream_client.bulk.limit import FIRST_LIMIT, Limit
 
 
@@ -62,5 +63,21 @@ def test_no_more_are_let_in_than_it_says() -> None:
     thread.start()
     assert not entered.wait(0.1)
     limit.release()
+    assert entered.wait(10)
+    thread.join()
+
+
+def test_large_images_are_fewer() -> None:
+    """However many the server takes."""
+    limit = Limit(64)
+    for _ in range(8):
+        limit.acquire()
+        limit.hold(MAX_BYTES)
+    entered = threading.Event()
+    thread = threading.Thread(target=lambda: (limit.acquire(), entered.set()))  # type: ignore[func-returns-value]
+    thread.start()
+    limit.taken()
+    assert not entered.wait(0.1)
+    limit.release(MAX_BYTES)
     assert entered.wait(10)
     thread.join()

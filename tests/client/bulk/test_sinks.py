@@ -255,3 +255,18 @@ def test_where_there_are_no_locks_care_is_up_to_the_user(output: Path, monkeypat
 def test_other_kinds_of_output(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"ends in \.parquet, \.jsonl or \.csv"):
         open_sink(name)
+
+
+def test_no_cell_is_a_formula(tmp_path: Path) -> None:
+    """To a spreadsheet; numbers stay numbers, and whoever takes the first apostrophe away has what there was."""
+    texts = ["=1+1", "+a", "-b", "@c", "\td", "\re", "\nf", "'g", "''h", "i=1", "-1.5"]
+    rows = [row(number, name=text, caption=text) for number, text in enumerate(texts)]
+    output = tmp_path / "a.csv"
+    write(output, rows)
+    for each, text in zip(read(output), texts, strict=True):
+        for cell in (each["name"], each["caption"]):
+            assert cell.removeprefix("'") == text
+            assert cell == text or cell[0] == "'"
+            assert cell[0] not in "=+-@\t\r\n"
+        assert float(each["score"]) <= 0
+    assert write(output, []) == [(text, True) for text in texts]

@@ -7,10 +7,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from blipstream_client import InvalidRequest
-from blipstream_client.bulk import sources
+from blipstream_client._images import FORMATS
 from blipstream_client.bulk.extras import pyarrow
+from blipstream_client.bulk.items import SIGNATURE_BYTES, LeftOut, is_image
+from blipstream_client.bulk.sources import Sources
 
 pa = pyarrow("This test")
 pq = pa.parquet
@@ -28,11 +31,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(*inputs: str) -> list[str]:
-    return [item.name for item in sources.items(inputs)]
+    return [item.name for item in Sources(inputs).items()]
 
 
 def loaded(*inputs: str, column: str | None = None) -> list[tuple[str, bytes | str]]:
-    return [(item.name, item.load()) for item in sources.items(inputs, column)]
+    return [(item.name, item.load()) for item in Sources(inputs, column, allow_local_paths=True).items()]
 
 
 def write_tar(path: Path, mode: str = "w", first: str = "00000.jpg") -> None:
@@ -51,7 +54,7 @@ def standard_input(content: bytes) -> io.TextIOWrapper:
 def test_folders_are_searched_in_order(folder: Path) -> None:
     expected = ["images/a.PNG", "images/b.jpg", "images/deep/c.webp", "images/deep/er/d.jpeg"]
     assert names("images") == expected
-    assert sources.count(["images"]) == 4
+    assert Sources(["images"]).count() == 4
     assert loaded("images")[0] == ("images/a.PNG", "images/a.PNG")
     assert folder.is_dir()
 
@@ -66,7 +69,7 @@ def test_results_in_a_folder_are_no_images(folder: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read(folder: Path) -> None:
-    found = sources.items(["images"])
+    found = Sources(["images"]).items()
     assert next(found).name == "images/a.PNG"
     shutil.rmtree(folder / "images" / "deep")
     with pytest.raises(InvalidRequest, match=r"Cannot read images: .*'images/deep'"):
@@ -93,7 +96,7 @@ def test_files_patterns_and_urls() -> None:
         "images/b.jpg",
         "https://example.com/a.parquet",
     ]
-    assert sources.count(["images/b.jpg", "images/*.jpg", "https://example.com/a.parquet"]) == 3
+    assert Sources(["images/b.jpg", "images/*.jpg", "https://example.com/a.parquet"]).count() == 3
     assert names("https://example.com/a.tar") == ["https://example.com/a.tar"]
     assert names("images/**/*.*e*") == ["images/deep/c.webp", "images/deep/er/d.jpeg"]
 
@@ -104,7 +107,7 @@ def test_tar_shards(folder: Path, name: str, mode: str) -> None:
     expected = [(f"{name}/{number:05}.jpg", f"image {number}".encode()) for number in range(5)]
     assert loaded(name) == expected
     assert names(name) == [each for each, _ in expected]  # without reading them
-    assert sources.count([name]) == (5 if mode == "w" else None)
+    assert Sources([name]).count() == (5 if mode == "w" else None)
 
 
 def test_shards_in_a_folder(folder: Path) -> None:
@@ -132,7 +135,7 @@ def test_a_tar_file_that_is_cut_off_anywhere(folder: Path, name: str, mode: str,
             with pytest.raises(InvalidRequest, match=rf"^Cannot read {name}.*\S") as caught:
                 loaded(name)
             assert "\n" not in str(caught.value)
-            assert sources.count([name]) is None
+            assert Sources([name]).count() is None
 
 
 @pytest.mark.parametrize("member", range(10))
@@ -152,7 +155,7 @@ def test_parquet_columns(folder: Path, column: str) -> None:
     pq.write_table(pa.table({"id": [7, 8, 9], column: values}), folder / "a.parquet")
     given = column if column == "photo" else None
     assert loaded("a.parquet", column=given) == [(f"a.parquet#{i}", value or b"") for i, value in enumerate(values)]
-    assert sources.count(["a.parquet"]) == 3
+    assert Sources(["a.parquet"]).count() == 3
 
 
 def test_parquet_as_datasets_writes_it(folder: Path) -> None:
@@ -170,38 +173,119 @@ def test_parquet_without_images(folder: Path) -> None:
     (folder / "b.parquet").write_bytes(b"no table")
     with pytest.raises(InvalidRequest, match=r"Cannot read b\.parquet"):
         loaded("b.parquet")
-    assert sources.count(["b.parquet"]) is None
-
-
-def test_parquet_with_a_cell_that_cannot_be_read(folder: Path) -> None:
-    lengths, content = pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")
-    pq.write_table(pa.table({"path": pa.StringArray.from_buffers(2, lengths, content)}), folder / "a.parquet")
-    first, second = sources.items(["a.parquet"])
-    assert first.load() == "a"
-    with pytest.raises(InvalidRequest, match=r"Cannot read a\.parquet#1: 'utf-8' codec"):
-        second.load()
+    assert Sources(["b.parquet"]).count() is None
 
 
 def test_a_list_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", standard_input(b"a.jpg\n\n b c .jpg \r\nhttp://b/c.jpg"))
     assert names("-") == ["a.jpg", " b c .jpg ", "http://b/c.jpg"]
-    assert sources.count(["-"]) is None
+    assert Sources(["-"]).count() is None
 
 
 @pytest.mark.usefixtures("folder")
 def test_what_is_not_there() -> None:
-    sources.check(["images", "images/b.jpg", "images/*.jpg", "-", "https://example.com/a.jpg"])
+    Sources(["images", "images/b.jpg", "images/*.jpg", "-", "https://example.com/a.jpg"]).check()
     with pytest.raises(InvalidRequest, match="There is no file or folder nowhere"):
-        sources.check(["images", "nowhere"])
+        Sources(["images", "nowhere"]).check()
     with pytest.raises(InvalidRequest, match=r"No file is like \*\.gif"):
-        sources.check(["*.gif"])
-    with pytest.raises(InvalidRequest, match=r"Cannot read a+: .*File name too long"):
-        sources.check(["a" * 300])
+        Sources(["*.gif"]).check()
+    with pytest.raises(InvalidRequest, match=r"Cannot read a+\.\.\.a+: .*File name too long"):
+        Sources(["a" * 300]).check()
 
 
 def test_names_in_a_shard_are_not_interned(folder: Path) -> None:
     """Python's table of interned strings grows with all that were ever in it."""
     write_tar(folder / "a.tar")
-    for number, _ in enumerate(sources.items(["a.tar"])):
+    for number, _ in enumerate(Sources(["a.tar"]).items()):
         name = f"{number:05}.jpg"
         assert sys.intern(name) is name  # which was not there
+
+
+def test_images_are_known_by_their_first_bytes(folder: Path, jpeg: bytes) -> None:
+    for name in ("a.jfif", "b.jpe", "c.HEIC", "deep/d", ".e", "f.heic", "g.txt"):
+        (folder / "images" / name).write_bytes(jpeg if name[0] not in "fg" else b"BMW is no bitmap")
+    (folder / "images" / "h.avif").touch()
+    (folder / "images" / "i").symlink_to("nowhere")
+    (folder / "images" / "j.dat").symlink_to("/dev/zero")
+    sources = Sources(["images"])
+    found = [item.name for item in sources.items()]
+    assert [name for name in found if Path(name).name in (".e", "a.jfif", "b.jpe", "c.HEIC", "d")] == [
+        *(f"images/{name}" for name in (".e", "a.jfif", "b.jpe", "c.HEIC")),
+        "images/deep/d",
+    ]
+    assert len(found) == 4 + 5 == sources.count()
+    assert str(sources.left_out) == (
+        "6 files left out for not being JPEG, PNG, WebP, BMP, GIF or TIFF: 2 .txt (images/g.txt), 1 .heic"
+        " (images/f.heic), 1 empty (images/h.avif), 1 linked to no file (images/i), 1 not regular (images/j.dat)"
+    )
+
+
+def test_what_the_server_reads_is_known(jpeg: bytes) -> None:
+    """Whatever PIL writes of its formats, and nothing else."""
+    for kind in (*FORMATS, "MPO"):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(jpeg)).save(buffer, kind, big_tiff=True)
+        assert is_image(buffer.getvalue()[:SIGNATURE_BYTES]), kind
+    for kind in ("AVIF", "ICO", "PPM", "TGA", "PDF", "JPEG2000", "ICNS"):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(jpeg)).save(buffer, kind)
+        assert not is_image(buffer.getvalue()[:SIGNATURE_BYTES]), kind
+
+
+def test_the_kinds_that_were_left_out_are_not_without_number() -> None:
+    left_out = LeftOut()
+    for number in range(1000):
+        left_out.add(f"a.{number}")
+    left_out.add(f"a.{'x' * 1000}")
+    assert str(left_out).startswith("1,001 files left out")
+    assert "981 others (a.20)" in str(left_out)
+    assert len(str(left_out)) < 1000
+
+
+def test_links_are_followed_once(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    for name in ("x.jpg", "y.jpg"):
+        (folder / "elsewhere" / name).touch()
+    (folder / "elsewhere" / "back").symlink_to(folder / "images")
+    (folder / "images" / "aside").symlink_to(folder / "elsewhere")
+    (folder / "images" / "deep" / "again").symlink_to(folder / "elsewhere")
+    (folder / "images" / "a-link-to-deep").symlink_to("deep")
+    (folder / "images" / "round").symlink_to(".")
+    (folder / "images" / "z.jpg").symlink_to("b.jpg")
+    (folder / "linked").symlink_to("images")
+    images = ["a.PNG", "b.jpg", "z.jpg", "deep/c.webp", "deep/er/d.jpeg", "aside/x.jpg", "aside/y.jpg"]
+    assert names("images") == [f"images/{name}" for name in images]
+    assert names("linked") == [f"linked/{name}" for name in images]
+
+
+def test_a_list_has_whatever_may_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(folder / "shard.tar")
+    (folder / "[b].jpg").touch()
+    lines = ["images/deep", "shard.tar", "images/*.jpg", "[b].jpg", "*.gif", "-", "a" * 5000, "http://a/b.jpg"]
+    monkeypatch.setattr("sys.stdin", standard_input("\n".join(lines).encode()))
+    assert names("-") == [
+        *("images/deep/c.webp", "images/deep/er/d.jpeg"),
+        *(f"shard.tar/{number:05}.jpg" for number in range(5)),
+        *("images/b.jpg", "[b].jpg", "*.gif", "-", "a" * 5000, "http://a/b.jpg"),
+    ]
+
+
+def test_a_list_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/zero").open() as zeros:
+        monkeypatch.setattr("sys.stdin", zeros)
+        with pytest.raises(InvalidRequest, match="Expected a name a line on standard input, got a line of more than"):
+            names("-")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_a_shard_that_is_a_pipe(folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    with pytest.raises(InvalidRequest, match=f"Cannot read {name}: expected a file, got a pipe"):
+        names(name)
+
+
+def test_the_type_of_a_column_is_told_before_the_run(folder: Path) -> None:
+    pq.write_table(pa.table({"image": [[1.0, 2.0]]}), folder / "a.parquet")
+    for pattern in ("a.parquet", "*.parquet"):
+        with pytest.raises(InvalidRequest, match=r"in the column image of a\.parquet, got list<element: double>"):
+            Sources(["images", pattern]).check()

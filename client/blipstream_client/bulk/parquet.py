@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parquet files: what a column of images holds."""
+
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from blipstream_client._exceptions import InvalidImage, InvalidRequest, excerpt
+from blipstream_client._fetch import is_url
+from blipstream_client._files import MAX_BYTES, TOO_LARGE, open_regular
+from blipstream_client.bulk.errors import translated
+from blipstream_client.bulk.extras import pyarrow
+from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, is_image
+from blipstream_client.bulk.rows import spelled
+
+COLUMNS = ("image", "jpg", "bytes", "url", "image_url", "path")  # the first that a file has
+FIELDS = ("bytes", "path")  # of a struct, as `datasets` writes it
+TEXT = ("string", "large_string", "string_view")  # types, as pyarrow calls them
+BINARY = ("binary", "large_binary", "fixed_size_binary", "binary_view", "null")
+MAX_CELL = MAX_BYTES * 3 // 2  # bytes: base64 takes four for three, and lines
+READ_BYTES = 1 << 20  # at once
+
+Reader: TypeAlias = Callable[[bool], bytes | str]  # given whether local paths are allowed
+
+
+def parquet_items(path: str, column: str | None, allow_local_paths: bool) -> Iterator[Item]:
+    """The rows of a Parquet file. Raises InvalidRequest where it cannot be read."""
+    with _opened(path) as file:
+        found = _column(path, file, column)
+        readers = (read for group in range(file.num_row_groups) for read in _group(file, group, found))
+        for number, read in enumerate(readers):
+            yield Item(f"{path}#{number}", partial(read, allow_local_paths))
+
+
+def parquet_rows(path: str) -> int:
+    """How many there are."""
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def check_parquet(path: str, column: str | None) -> None:
+    """Raises InvalidRequest if it has no column of images."""
+    with _opened(path) as file:
+        _column(path, file, column)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    shown = excerpt(spelled(path))
+    parquet = pyarrow(f"Reading {shown}").parquet
+    with (
+        translated(f"Cannot read {shown}"),
+        open_regular(path) as file,  # here, since pyarrow takes no names but UTF-8
+        parquet.ParquetFile(file, buffer_size=READ_BYTES) as opened,
+    ):
+        yield opened
+
+
+def _column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN401
+    """The column of images. Raises InvalidRequest."""
+    schema = file.schema_arrow
+    found = column or next((each for each in COLUMNS if each in schema.names), "")
+    if found not in schema.names:
+        raise InvalidRequest(
+            f"Expected a column {column or ' or '.join(COLUMNS)} in {excerpt(spelled(path))},"
+            f" got {excerpt(', '.join(schema.names))}: name it with --column"
+        )
+    kind = schema.field(found).type
+    if not _can_hold_images(kind):
+        raise InvalidRequest(
+            f"Expected images, URLs, base64 or paths in the column {excerpt(found)} of {excerpt(spelled(path))},"
+            f" got {excerpt(str(kind))}: name another with --column, or store each image's file as bytes"
+        )
+    return found
+
+
+def _can_hold_images(kind: Any) -> bool:  # noqa: ANN401
+    types = pyarrow("Reading Parquet").types
+    if types.is_dictionary(kind):
+        return _can_hold_images(kind.value_type)
+    if types.is_struct(kind):
+        return any(field.name in FIELDS and _can_hold_images(field.type) for field in kind)
+    return _is_text(kind) or any(getattr(types, f"is_{each}")(kind) for each in BINARY)
+
+
+def _is_text(kind: Any) -> bool:  # noqa: ANN401
+    return any(getattr(pyarrow("Reading Parquet").types, f"is_{each}")(kind) for each in TEXT)
+
+
+def _group(file: Any, group: int, column: str) -> Iterator[Reader]:  # noqa: ANN401
+    """What reads each row of a group."""
+    metadata = file.metadata.row_group(group)
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+    size = sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] == column)
+    if size > MAX_CELL * metadata.num_rows:  # on average each is too large, and to read one is to have it in memory
+        yield from [_refuse] * metadata.num_rows
+        return
+    for batch in file.iter_batches(1, row_groups=[group], columns=[column]):  # as fast as 64, which take 64 times more
+        yield partial(_read, batch.column(0)[0])
+
+
+def _refuse(_allow_local_paths: bool) -> NoReturn:
+    raise InvalidImage(f"Cannot read the cell: {TOO_LARGE}")
+
+
+def _read(cell: Any, allow_local_paths: bool) -> bytes | str:  # noqa: ANN401
+    """The image of a cell, or where it is. Raises InvalidImage."""
+    content, is_text = _content(cell)
+    if is_image(content[:SIGNATURE_BYTES]):
+        return content
+    try:
+        decoded = _decoded(content)
+        place = content.decode() if is_text else ""
+    except ValueError as exc:
+        raise InvalidImage(f"Cannot read the cell, which begins with {_shown(content)}: {exc}") from exc
+    if decoded is not None or not place:
+        return content if decoded is None else decoded
+    if not (is_url(place) or allow_local_paths):
+        raise InvalidImage(
+            f"Expected an image, a URL, a data URL or base64 in the cell, got {_shown(content)}:"
+            " if that is a path on this machine, --allow-local-paths permits it"
+        )
+    return place
+
+
+def _content(cell: Any) -> tuple[bytes, bool]:  # noqa: ANN401
+    """What a cell holds, and whether that is text. Raises InvalidImage."""
+    arrow = pyarrow("Reading Parquet")
+    if isinstance(cell, arrow.StructScalar):
+        fields = [cell[name] for name in FIELDS if name in cell] if cell.is_valid else []
+        return next((found for found in map(_content, fields) if found[0]), (b"", False))
+    while isinstance(cell, arrow.DictionaryScalar) and cell.is_valid:
+        cell = cell.value
+    if not cell.is_valid:
+        return b"", False
+    content = cell.as_buffer()
+    if content.size > MAX_CELL:
+        _refuse(False)
+    return content.to_pybytes(), _is_text(cell.type)
+
+
+def _decoded(content: bytes) -> bytes | None:
+    """What a data URL or base64 stands for; None if it is neither. Raises ValueError."""
+    if content[:5].lower() == b"data:":
+        head, _, body = content.partition(b",")
+        return _from_base64(body) if head.lower().endswith(b";base64") else unquote_to_bytes(body)
+    try:
+        begins_as_image = is_image(_from_base64(b"".join(content[:64].split())[: SIGNATURE_BYTES * 4 // 3 & ~3]))
+    except ValueError:
+        return None
+    return _from_base64(content) if begins_as_image else None
+
+
+def _from_base64(content: bytes) -> bytes:
+    """With lines, without padding, and of both alphabets. Raises ValueError."""
+    digits = b"".join(content.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+    return b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+
+
+def _shown(content: bytes) -> str:
+    return repr(excerpt(content[:1000].decode(errors="replace")))
