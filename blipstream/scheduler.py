@@ -48,7 +48,7 @@ class Ticket:
 
 
 class Scheduler:
-    """Takes requests from any thread, first come, first served, while the engine has rows for them.
+    """Takes requests from any thread and hands them to the engine, which takes them up as it has rows for them.
 
     Where a step fails, those who took part begin anew, one half at a time, until a request is found that fails alone.
     Nobody else notices: the same request gets the same tokens, and a stream goes on where it was.

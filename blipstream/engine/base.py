@@ -3,6 +3,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from blipstream.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
 
 WEIGHTS_NAME = "decoder.safetensors"
+YIELDING = 2  # rows that others may have first, for each of those that a sender asked for at once
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Request:
     captions: list[Caption] = field(default_factory=list)  # the same in words
     arrived: int = field(default_factory=time.time_ns)  # nanoseconds since 1970
     admitted: int = 0  # when it was taken up; 0: not yet
+    before: int = 0  # rows that its sender asked for at once and that come before it
+    turn: int = 0  # rows that may have been taken up, ever, before those that come later let it pass
     id: str = ""  # who sent it calls it so
     trace_context: str = ""  # JSON of W3C's headers, if it is traced
 
@@ -69,7 +73,8 @@ class Engine(ABC):
         self._tokenizer = tokenizer
         self._num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
         self.image_embeds_shape = (self._num_patches, config.text.encoder_hidden_size)
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[Request] = deque()  # in the order of their turns
+        self._taken_up = 0  # rows, ever
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", dtype: DType | None = None, max_rows: int | None = None) -> Self:
@@ -112,6 +117,15 @@ class Engine(ABC):
             )
         return request
 
+    def requests(self, image_embeds: Tensor, options: Iterable[DecodingOptions]) -> list[Request]:
+        """One for each image of a sender, image_embeds [B, N, E]. Raises InvalidInput if any of them cannot be met."""
+        requests, before = [], 0
+        for embeds, its in zip(image_embeds, options, strict=True):
+            requests.append(self.request(embeds, its))
+            requests[-1].before = before
+            before += its.max_rows
+        return requests
+
     @torch.inference_mode()
     def logits(self, ids: Tensor, image_embeds: Tensor) -> Tensor:
         """f32 [R, V]: what follows ids [R, T], looking at image_embeds [R, N, E]. Outside of all requests."""
@@ -125,8 +139,13 @@ class Engine(ABC):
         return logits
 
     def add(self, request: Request) -> None:
-        """Queue a request; a later `step` takes it up."""
-        self._waiting.append(request)
+        """Queue a request; a later `step` takes it up.
+
+        First come, first served, but who asks for much at once lets others pass, up to YIELDING times as much. So nobody
+        waits for all of it, nor does it wait for ever (start-time fair queueing, Goyal et al. 1996, in a simple form).
+        """
+        request.turn = self._taken_up + YIELDING * request.before
+        insort(self._waiting, request, key=lambda each: each.turn)
 
     def cancel(self, request: Request) -> None:
         """Forget a request, waiting or taken up: its rows are free for the next step."""
@@ -142,7 +161,8 @@ class Engine(ABC):
 
     def generate(self, requests: Iterable[Request]) -> None:
         """Run to completion: every request has its captions afterwards."""
-        self._waiting.extend(requests)
+        for request in requests:
+            self.add(request)
         try:
             while self._waiting or self.rows:
                 self.step()
@@ -181,12 +201,13 @@ class Engine(ABC):
         return torch.from_numpy(image_embeds.numpy().copy())
 
     def _admit(self, rows: int) -> list[Request]:
-        """Take up waiting requests, in their order, beside those that may come to have `rows`."""
+        """Take up waiting requests, in their turn, beside those that may come to have `rows`."""
         admitted: list[Request] = []
         while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
             admitted.append(self._waiting.popleft())
             admitted[-1].admitted = time.time_ns()
             rows += admitted[-1].options.max_rows
+            self._taken_up += admitted[-1].options.max_rows
         return admitted
 
     @abstractmethod

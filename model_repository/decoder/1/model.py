@@ -46,7 +46,7 @@ class TritonPythonModel:
         self.scheduler.arrive(len(image_embeds))
         given = {name: tensors[name].as_numpy() for name in OPTION_NAMES if name in tensors}
         options = DecodingOptions.from_rows(given, len(image_embeds))
-        rows = [self.scheduler.engine.request(*each) for each in zip(image_embeds, options, strict=True)]
+        rows = self.scheduler.engine.requests(image_embeds, options)
         pieces = []
 
         def listen(piece):

@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +204,24 @@ def test_a_token_that_the_model_has_not(artifacts: Path) -> None:
     with pytest.raises(InvalidInput, match="prompt must be of the model's 478 tokens, and its tokenizer makes others"):
         engine.request(torch.zeros(145, 192), DecodingOptions(prompt="a quokka"))
     generate(engine, torch.zeros(1, 145, 192), [DecodingOptions(prompt="a zebra")])
+
+
+def test_who_asks_for_much_lets_others_pass_and_comes_to_its_turn(
+    f32_artifacts: Path, engine_kind: tuple[type[Engine], str], scene_embeds: Tensor
+) -> None:
+    """Eight images with four beams each come first; then, before every step, two that want one caption."""
+    kind, device = engine_kind
+    engine = kind.load(f32_artifacts / "decoder/1/artifact", device, max_rows=8)
+    many = engine.requests(scene_embeds[:8], [DecodingOptions(num_beams=4, max_tokens=2)] * 8)
+    few: list[Request] = []
+    for request in many:
+        engine.add(request)
+    engine.step()
+    while not all(request.captions for request in many):  # nobody waits for ever
+        for _ in range(2):
+            few.append(engine.request(scene_embeds[8], DecodingOptions(max_tokens=2)))
+            engine.add(few[-1])
+        engine.step()
+    taken_up = sorted(filter(lambda request: request.admitted, many + few), key=lambda request: request.admitted)
+    assert [request for request in taken_up if request in many] == many
+    assert taken_up[:4] == [*many[:2], *few[:2]]  # nor for all of what came before
