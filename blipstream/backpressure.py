@@ -16,9 +16,11 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 FILE = "BLIPSTREAM_BACKPRESSURE"  # without it, nothing waits
@@ -88,20 +90,21 @@ class Backpressure:
         with self._counts() as counts:
             counts.encoders += 1
 
-    def enter(self, images: int) -> int:
-        """Wait until there is room for more images, and take it; for how many of those, at least one."""
+    def enter(self, images: Sequence[int]) -> int:
+        """Wait until there is room, and take it; for how many requests of so many images each, at least the first."""
         while True:
             with self._counts() as counts:
                 counts.forget_lost()
                 enough = min(counts.room, max(LEAST_ROOM, int(self._pace(counts.taken) * ROOM_SECONDS)))
-                entering = min(images, enough - counts.under_way) if counts.room else images
-                if entering > 0:
-                    counts.entered += entering
+                left = enough - counts.under_way if counts.room else sum(images) + 1
+                if left > 0:
+                    entering = max(bisect_right(list(accumulate(images)), left), 1)
+                    counts.entered += sum(images[:entering])
                     return entering
             time.sleep(POLL_SECONDS)
 
     def hand_on(self, entered: int, loaded: int) -> None:
-        """Of what entered, so many images go on to an encoder: fewer, or more where a request has several."""
+        """Of images that entered, so many go on to an encoder."""
         with self._counts() as counts:
             counts.entered = max(counts.entered - entered, 0)
             counts.loaded += loaded

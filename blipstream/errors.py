@@ -69,6 +69,8 @@ def error_of(model: str, message: str) -> BlipstreamError:
     """What another model refused with: Triton 2.51 calls all of it INTERNAL, so its words must tell what it was."""
     if "Exceeds maximum queue size" in message or "requests wait already" in message:
         return Overloaded(message)
+    if "Server not ready" in message:
+        return Overloaded(f"{message}: it is stopping, so ask another one")
     if TIMED_OUT in message:
         return TimedOut(message)
     failed = any(words in message for words in (FAILED, "Stub process", "Failed to process"))

@@ -91,10 +91,11 @@ _EXPECTED = "image must be a JPEG, PNG, WebP, BMP, GIF or TIFF file"
 
 # An image is quick if it surely decodes within about QUICK_SECONDS of a processor's time. Decoders are stopped where
 # they read on; what one does in between is bounded by pixels.
-QUICK_SECONDS = 0.5
-_QUICK_PIXELS = 8_000_000
-_QUICK_JPEG_PIXELS = 16_000_000
-_QUICK_PYTHON_PIXELS = 1_000_000  # of those that PIL does not decode in C
+QUICK_SECONDS = 0.1
+_QUICK_BYTES = 2 * 2**20
+_QUICK_PIXELS = 2_000_000
+_QUICK_JPEG_PIXELS = 4_000_000  # of those in one pass
+_QUICK_PYTHON_PIXELS = 40_000  # of those that PIL does not decode in C
 
 # The chunks of a PNG file that say how it looks. Beside eXIf, texts with these keys may have its orientation.
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
@@ -358,11 +359,12 @@ def _check_scans(image: ImageFile, data: bytes, limits: ImageLimits) -> None:
 
 def _check_quick(image: ImageFile, limits: ImageLimits) -> None:
     """Raises Slow where an image may take longer than QUICK_SECONDS."""
-    most = _QUICK_JPEG_PIXELS if isinstance(image, JpegImageFile) else _QUICK_PIXELS
+    progressive = image.info.get("progressive")
+    most = _QUICK_JPEG_PIXELS if isinstance(image, JpegImageFile) and not progressive else _QUICK_PIXELS
     most = _QUICK_PYTHON_PIXELS if _is_in_python(image) else most
     data = cast("_Timed", image.fp).getvalue()
-    passes = max(1, data.count(START_OF_SCAN) / limits.max_scans) if image.info.get("progressive") else 1
-    if image.width * image.height * passes > most:
+    passes = max(1, data.count(START_OF_SCAN) / limits.max_scans) if progressive else 1
+    if image.width * image.height * passes > most or len(data) > _QUICK_BYTES:
         raise Slow
     if isinstance(image, TiffImageFile):
         sizes = image.tag_v2.get(STRIPBYTECOUNTS) or image.tag_v2.get(TILEBYTECOUNTS)

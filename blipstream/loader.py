@@ -22,7 +22,7 @@ from blipstream.patience import Patience
 
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 LARGE_BYTES = 4 << 20
-MAX_SLOW = 32  # images that may take long, waiting or under way,
+MAX_SLOW = 128  # images that may take long, waiting or under way,
 MAX_SLOW_BYTES = 8 * DEFAULT_LIMITS.max_bytes  # and bytes of the requests that have them
 
 
@@ -46,6 +46,11 @@ class Request(NamedTuple):
         if options:
             DecodingOptions.from_rows(options, len(images if pixels is None else pixels))
         return cls(images, [mode.decode(errors="replace") for mode in modes], pixels, patience)
+
+    @property
+    def num_images(self) -> int:
+        """How many it is for."""
+        return len(self.images if self.pixels is None else self.pixels)
 
 
 Loaded: TypeAlias = Pixels | BlipstreamError  # a request's pixels [B, H, W, 3], or why there are none

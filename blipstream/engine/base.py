@@ -141,8 +141,8 @@ class Engine(ABC):
     def add(self, request: Request) -> None:
         """Queue a request; a later `step` takes it up.
 
-        First come, first served, but who asks for much at once lets others pass, up to YIELDING times as much. So nobody
-        waits for all of it, nor does it wait for ever (start-time fair queueing, Goyal et al. 1996, in a simple form).
+        First come, first served, but who asks for much at once lets others pass, up to YIELDING times as much. So
+        nobody waits for all of it, nor does it wait for ever (start-time fair queueing, Goyal et al. 1996).
         """
         request.turn = self._taken_up + YIELDING * request.before
         insort(self._waiting, request, key=lambda each: each.turn)

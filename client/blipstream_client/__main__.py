@@ -26,7 +26,7 @@ from blipstream_client import (
 from blipstream_client import _interrupts as interrupts
 from blipstream_client._base import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
-from blipstream_client._exceptions import excerpt
+from blipstream_client._exceptions import LONGEST_SENTENCE, excerpt
 from blipstream_client._files import MAX_BYTES
 from blipstream_client.bulk import job
 from blipstream_client.bulk.items import counted
@@ -283,7 +283,7 @@ def _print(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
             for each in (result, *result.alternatives):
                 click.echo(f"{name}: {each.text}")
         case _, False:
-            click.echo(f"{excerpt(name)}: {result}", err=True)
+            click.echo(f"{excerpt(name, LONGEST_SENTENCE)}: {result}", err=True)
         case Caption(), True:
             _print_json(file=name, **_fields(result))
         case _, True:

@@ -49,7 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def waiting(pressure: Backpressure) -> Iterator[threading.Event]:
     """Somebody who waits for room; the event says that there was some."""
     entered = threading.Event()
-    thread = threading.Thread(target=lambda: (pressure.enter(1), entered.set()))  # type: ignore[func-returns-value]
+    thread = threading.Thread(target=lambda: (pressure.enter([1]), entered.set()))  # type: ignore[func-returns-value]
     thread.start()
     yield entered
     assert entered.wait(10)
@@ -58,7 +58,7 @@ def waiting(pressure: Backpressure) -> Iterator[threading.Event]:
 
 def load(pressure: Backpressure, images: int) -> int:
     """As many as there is room for, from the door to where they wait for an encoder."""
-    entered = pressure.enter(images)
+    entered = pressure.enter([1] * images)
     pressure.hand_on(entered, entered)
     return entered
 
@@ -73,7 +73,7 @@ def preprocess(path: Path) -> Backpressure:  # noqa: ARG001
 
 
 def test_it_waits_until_a_decoder_has_taken_up_enough(path: Path, preprocess: Backpressure) -> None:
-    assert [preprocess.enter(6), preprocess.enter(6)] == [6, 2]
+    assert [preprocess.enter([1] * 6), preprocess.enter([1] * 6)] == [6, 2]
     decoder, encoder = Backpressure(), Backpressure()
     with waiting(preprocess) as entered:
         preprocess.hand_on(8, 8)
@@ -90,12 +90,22 @@ def test_it_waits_until_a_decoder_has_taken_up_enough(path: Path, preprocess: Ba
 def test_what_comes_to_nothing_and_what_has_several_images_is_counted_as_it_is(
     path: Path, preprocess: Backpressure
 ) -> None:
-    assert preprocess.enter(3) == 3
+    assert preprocess.enter([1] * 3) == 3
     preprocess.hand_on(2, 6)
     preprocess.hand_on(1, 0)
     assert (counts(path).entered, counts(path).loaded) == (0, 6)
     preprocess.hand_on(100, 0)
     assert counts(path).entered == 0
+
+
+def test_requests_of_several_images_take_as_many_places(path: Path, preprocess: Backpressure) -> None:
+    assert preprocess.enter([3, 3, 3]) == 2
+    preprocess.hand_on(6, 0)
+    assert preprocess.enter([64, 1]) == 1  # or it would never be its turn
+    assert counts(path).entered == 64
+    with waiting(preprocess) as entered:
+        assert not entered.wait(4 * HANDOVER_SECONDS)
+        preprocess.hand_on(64, 0)
 
 
 def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, clock: SimpleNamespace) -> None:
@@ -146,7 +156,7 @@ def test_what_a_free_encoder_does_not_get_is_lost(path: Path, clock: SimpleNames
 
 
 def test_what_is_in_preprocess_is_never_lost(path: Path, clock: SimpleNamespace, preprocess: Backpressure) -> None:
-    assert preprocess.enter(8) == 8
+    assert preprocess.enter([1] * 8) == 8
     assert under_way_after(path, clock, 3600) == 8
 
 
@@ -194,11 +204,11 @@ def test_embeddings_from_elsewhere_make_no_room(path: Path, preprocess: Backpres
 
 
 def test_without_a_decoder_or_a_file_nothing_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [Backpressure().enter(1000), Backpressure().enter(1000)] == [1000, 1000]
+    assert [Backpressure().enter([1] * 1000), Backpressure().enter([1] * 1000)] == [1000, 1000]
     monkeypatch.delenv(FILE)
     pressure = Backpressure()
     pressure.add_room(1)
-    assert [pressure.enter(1000), pressure.enter(1000)] == [1000, 1000]
+    assert [pressure.enter([1] * 1000), pressure.enter([1] * 1000)] == [1000, 1000]
     assert counts(path).under_way == 2000
 
 

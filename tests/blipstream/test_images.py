@@ -613,9 +613,27 @@ def test_what_is_quick_is_the_same(name: str) -> None:
     np.testing.assert_array_equal(load_pixels(data, SIDE, quick=True), load_pixels(data, SIDE))
 
 
-def test_twelve_megapixels_are_quick() -> None:
-    """The photograph of a telephone."""
-    load_pixels(encode(Image.new("RGB", (4032, 3024)), "JPEG"), 16, quick=True)
+def test_what_fills_a_screen_is_quick() -> None:
+    for kind in ("JPEG", "PNG", "WebP"):
+        load_pixels(encode(Image.new("RGB", (1600, 1200)), kind), 16, quick=True)
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(Image.new("RGB", (4032, 3024)), "JPEG"),  # the photograph of a telephone
+        encode(Image.new("RGB", (1800, 1800)), "JPEG", progressive=True),
+        encode(NOISE, "PNG"),  # bytes take time, too
+        run_length_encoded_bmp(300, 300),
+    ],
+    ids=["pixels", "passes", "bytes", "python"],
+)
+def test_what_may_take_a_tenth_of_a_second_is_not_quick(data: bytes) -> None:
+    with pytest.raises(Slow):
+        load_pixels(data, 16, quick=True)
 
 
 JPEG, GIF = encode(SMALL, "JPEG"), encode(SMALL, "GIF")

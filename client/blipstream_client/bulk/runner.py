@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from blipstream_client._base import without_frames
-from blipstream_client._exceptions import InvalidImage, InvalidRequest, excerpt
+from blipstream_client._exceptions import LONGEST_SENTENCE, InvalidImage, InvalidRequest, excerpt
 from blipstream_client._files import MAX_BYTES
 from blipstream_client.bulk.captioner import Captioner
 from blipstream_client.bulk.items import Item
@@ -45,7 +45,7 @@ class Summary:
             self.captions += 1
             return
         self.failures += 1
-        self.first_failure = self.first_failure or f"{excerpt(name)}: {error}"
+        self.first_failure = self.first_failure or f"{excerpt(name, LONGEST_SENTENCE)}: {error}"
 
 
 def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:

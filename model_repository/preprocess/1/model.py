@@ -46,17 +46,17 @@ class TritonPythonModel:
 
     def load(self, waiting):
         """How many have entered: all of their images were loaded at once, but for those that may take long."""
-        entered, began = len(waiting), time.monotonic()
+        entered, sizes, began = len(waiting), [loading.num_images for *_, loading in waiting], time.monotonic()
         try:
-            entered, began = self.backpressure.enter(len(waiting)), time.monotonic()
+            entered, began = self.backpressure.enter(sizes), time.monotonic()
             results = apart(self.loader.load_requests, [loading for _, _, loading in waiting[:entered]])
         except Exception as exc:
             results = [report(exc)] * entered
-        self.settle(waiting, results, entered, began)
+        self.settle(waiting, results, sum(sizes[:entered]), began)
         return entered
 
     def settle(self, waiting, results, entered, began):
-        """Answer each on its own, at once or when it is loaded; so many of them had a place in preprocess."""
+        """Answer each on its own, at once or when it is loaded; so many images of them had a place in preprocess."""
         with suppress(Exception):  # whoever waits is answered, even if nobody can count him
             loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError | Future))
             self.backpressure.hand_on(entered, loaded)

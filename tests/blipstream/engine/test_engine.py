@@ -4,7 +4,6 @@
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
