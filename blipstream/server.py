@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstrea
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 LOOPBACK = "127.0.0.1"
 STUB = "triton_python_backend_stub"
+MODELS = "models"  # in a server's folder: a link to its repository
 # what can read or change a server beyond captions: memory regions, files that logs and traces go to, models
 ADMIN_APIS = "shared-memory,model-repository,trace,logging"
 ADMIN_HEADER = "blipstream-admin"  # over gRPC: triton-grpc-protocol-blipstream-admin
@@ -488,7 +489,7 @@ class TritonServer:
 
     def _options(self, installation: Installation, folder: Path) -> list[str]:
         options = {
-            "model-repository": _link(folder / "models", self.repository),
+            "model-repository": _link(folder / MODELS, self.repository),
             "model-control-mode": "none",
             "exit-on-error": "true",
             "strict-readiness": "true",
@@ -539,6 +540,8 @@ class TritonServer:
         self._keep_log = True
         log = self._read_log()
         reason = _failed_model(log) or ": ".join(filter(None, [what, _first_error(log)]))
+        if self._folder:  # people know the repository itself, not our link to it
+            reason = reason.replace(str(self._folder / MODELS), str(self.repository))
         if "no GPUs are available" in reason:
             reason += ": choose the configuration cpu, or check that nvidia-smi works here"
         return ServerError(f"{reason} (log: {self.log_path})")

@@ -120,13 +120,14 @@ def test_all_outputs_after_another_chose_one(server: TritonServer) -> None:
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ([option("image", "BYTES", "/9j/4AAQSkZJRg==")], "image must be a JPEG"),
+        ([option("image", "BYTES", "an image")], "image must be a JPEG"),
+        ([option("image", "BYTES", "/9j/4AAQSkZJRg==")], "image must be a whole JPEG file"),
         ([option("picture", "BYTES", "x")], "unexpected inference input 'picture'"),
         ([], "image"),
     ],
 )
 def test_refused(server: TritonServer, inputs: list[dict[str, Any]], sentence: str) -> None:
-    """JSON has no bytes, so an image in it is refused, in a sentence."""
+    """JSON has no bytes: an image in it is base64."""
     status, answer = infer(server, inputs)
     assert status == 400
     assert sentence in answer["error"]
