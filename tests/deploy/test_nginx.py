@@ -616,6 +616,8 @@ def test_too_many_large_requests(server: TritonServer, tmp_path: Path) -> None:
         assert proxy.ask(INFER, bytes(1_000_000), BUSY_KEY)[0] == 500
         with proxy.client("grpcs") as client:
             assert client.caption(SAMPLES / SAMPLE).text
+        wait_for(lambda: "ModelInfer" in (tmp_path / "log").read_text())
+        assert '"status":429' not in (tmp_path / "log").read_text()
 
 
 def test_no_key_alone_fills_the_disk() -> None:
@@ -690,8 +692,27 @@ def test_a_stream_in_flight_ends_before_nginx_does(server: TritonServer, tmp_pat
         wait_for(lambda: not pid.exists())
 
 
+def test_what_is_logged_has_bounds(server: TritonServer, tmp_path: Path) -> None:
+    """Nothing that the limits refuse, nor what is refused before them, with and without a key."""
+    with proxying(server, tmp_path, {"rate=10r/s": "rate=1r/m", "burst=20": "burst=2"}) as proxy:
+        for key in ("", KEY):
+            assert proxy.ask("/v2?x", key=key)[0] == 404
+            assert proxy.ask(INFER, b"", key, {"Content-Encoding": "gzip"})[0] == 415
+            assert proxy.send("POST", INFER, "Content-Length: 99999999", key=key) == 413
+        assert [proxy.ask("/v2", key="guess")[0] for _ in range(5)] == [401] * 3 + [429] * 2
+        assert proxy.ask("/v2")[0] == 200
+        wait_for(lambda: '"status":200' in (tmp_path / "log").read_text())
+    log = (tmp_path / "log").read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert [(line["client"], line["status"]) for line in lines] == [("", 401)] * 3 + [("alice", 200)]
+    assert "[error]" not in log
+
+
 def test_no_key_is_logged(proxy: Proxy) -> None:
-    proxy.ask("/v2", key="a-wrong-key")
+    path = "/v2/models/caption/versions/1/ready"
+    proxy.ask(path, key="a-wrong-key")
+    proxy.ask(path)
+    wait_for(lambda: f'"uri":"{path}","status":200' in (proxy.folder / "log").read_text())
     log = (proxy.folder / "log").read_text()
     assert '"client":"alice"' in log
     assert not any(key in log for key in (KEY, BUSY_KEY, "a-wrong-key"))
