@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Check the file of keys before nginx reads it, to which other lines mean other keys than they seem to. No key is shown.
-# nginx's image runs this at its start, and ends if it fails; without the image: sh check-keys.sh FILE && nginx ...
+# Check the file of keys: nginx takes lines that are written in another way, and opens to other keys. Shows no key.
+# nginx's image runs this before nginx, which does not start if it fails. Elsewhere: sh check-keys.sh FILE && nginx ...
 
 LC_ALL=C awk '
 function refuse(what) {
