@@ -147,6 +147,7 @@ def test_containers_may_do_little(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}  # without end, whoever asks fills the disk
 
 
 def mounted_files() -> Iterator[Path]:

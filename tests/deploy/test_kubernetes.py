@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """deploy/kubernetes as Kustomize reads it, against the schemas, the programs that it starts and docker-compose.yml."""
 
+import os
 import re
 import shlex
 import shutil
@@ -337,10 +338,11 @@ def test_the_same_nginx_is_started_as_by_compose(https: Path) -> None:
     assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == service["user"]
     mounts = {each["mountPath"]: each for each in nginx["volumeMounts"]}
     volumes = {path: next(each for each in pod["volumes"] if each["name"] == mounts[path]["name"]) for path in mounts}
-    (bound,) = service["volumes"]
-    file, path, _ = bound.split(":")
-    assert (ROOT / file).read_text() == objects["ConfigMap/blipstream-https"]["data"][mounts[path]["subPath"]]
-    assert volumes[path]["configMap"]["name"] == "blipstream-https"
+    files = {path: ROOT / file for file, path, _ in (bound.split(":") for bound in service["volumes"])}
+    for path, file in files.items():
+        assert file.read_text() == objects["ConfigMap/blipstream-https"]["data"][mounts[path]["subPath"]]
+        assert volumes[path]["configMap"] == {"name": "blipstream-https", "defaultMode": 0o555}
+        assert not path.endswith(".sh") or os.access(file, os.X_OK), "the image takes no notice of it"
     projected = volumes["/run/secrets"]["projected"]
     assert projected["defaultMode"] == 0o440  # the group's: see fsGroup
     items = [item for source in projected["sources"] for item in source["secret"]["items"]]
@@ -350,7 +352,7 @@ def test_the_same_nginx_is_started_as_by_compose(https: Path) -> None:
     size = volumes[tmp]["emptyDir"]["sizeLimit"].lower().removesuffix("i")
     assert volumes[tmp]["emptyDir"]["medium"] == "Memory"  # a disk's has its pod evicted when it is full
     assert f"size={size}" in options.split(",")
-    assert mounts.keys() == {path, "/run/secrets", tmp}
+    assert mounts.keys() == {*files, "/run/secrets", tmp}
 
 
 def test_nginx_is_reached_and_reaches_triton(https: Path) -> None:

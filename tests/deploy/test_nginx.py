@@ -6,6 +6,7 @@ import gzip
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -26,8 +27,9 @@ import trustme
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from blipstream.server import ADMIN_HEADER, TritonServer
-from blipstream_client import AccessDenied, Client, InvalidRequest, ServerOverloaded, ServerUnreachable
+from blipstream_client import AccessDenied, Client, ServerOverloaded, ServerUnreachable
 from tests.conftest import ROOT, SAMPLES
+from tests.deploy.files import compose
 from tests.deploy.programs import free_port, listens, program, running, wait_for
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
@@ -78,16 +80,21 @@ class Proxy:
             answer = connection.getresponse()
             return answer.status, answer.read()
 
-    def send(self, method: str, path: str, headers: str, body: bytes = b"") -> int:
-        """The status of an answer to what no library would send."""
+    @contextmanager
+    def sent(self, method: str, path: str, headers: str, body: bytes = b"", key: str = KEY) -> Iterator[int]:
+        """The status of an answer to what no library would send, on a connection that stays open."""
         context = ssl.create_default_context(cafile=self.certificates)
         with (
             socket.create_connection(("127.0.0.1", self.port), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
         ):
-            head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n{headers}\r\n\r\n"
+            head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n{headers}\r\n\r\n"
             connection.sendall(head.encode() + body)
-            return int(connection.makefile("rb").readline().split()[1])
+            yield int(connection.makefile("rb").readline().split()[1])
+
+    def send(self, method: str, path: str, headers: str, body: bytes = b"", key: str = KEY) -> int:
+        with self.sent(method, path, headers, body, key) as status:
+            return status
 
 
 @contextmanager
@@ -481,19 +488,63 @@ def test_errors_over_grpc_are_grpcs_own(proxy: Proxy) -> None:
     assert {"content-type: application/grpc", "content-length: 0", "grpc-status: 12"} <= set(headers)
 
 
-@pytest.mark.parametrize("scheme", ["https", "grpcs"])
-def test_a_file_may_be_as_large_as_the_server_takes(proxy: Proxy, scheme: str) -> None:
+TOO_LARGE = {33: "33,554,432 bytes", 49: "at most 48 MiB"}  # who refuses so many MiB: the server, the proxy
+
+
+@pytest.mark.parametrize("mebibytes", TOO_LARGE)
+def test_a_file_may_be_as_large_as_the_server_takes(proxy: Proxy, mebibytes: int) -> None:
     """What the server itself refuses came through, what is larger did not."""
-    with proxy.client(scheme) as client:
-        with pytest.raises(InvalidRequest, match="33,554,432 bytes"):
-            client.caption(b"BM" + bytes(32 * 2**20))
-        with pytest.raises(InvalidRequest, match="at most 48 MiB"):
-            client.caption(b"BM" + bytes(48 * 2**20))
+    image = b"BM" + bytes(mebibytes * 2**20)
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "BYTES",
+                    "shape": [1, 1],
+                    "parameters": {"binary_data_size": len(image) + 4},
+                }
+            ]
+        }
+    ).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    status, answer = proxy.ask(INFER, head + len(image).to_bytes(4, "little") + image, headers=headers)
+    assert (status, TOO_LARGE[mebibytes] in json.loads(answer)["error"]) == (413 if mebibytes > 48 else 400, True)
+
+
+@pytest.mark.parametrize("mebibytes", TOO_LARGE)
+def test_a_message_may_be_as_large_as_the_server_takes(stub: Any, mebibytes: int) -> None:
+    image = b"BM" + bytes(mebibytes * 2**20)
+    request = service_pb2.ModelInferRequest(model_name="caption")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
+    request.raw_input_contents.append(len(image).to_bytes(4, "little") + image)
+    with pytest.raises(grpc.RpcError, match=TOO_LARGE[mebibytes]) as caught:
+        stub.ModelInfer(request, metadata=[("authorization", f"Bearer {KEY}")], timeout=60)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_health_needs_no_key(proxy: Proxy) -> None:
     assert proxy.ask("/v2/health/ready", key="")[0] == 200
     assert proxy.ask("/v2/health/ready", b"", key="")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        *(("/v2/health/ready", ""), ("/v2/health/live", "")),
+        *(("/v2", KEY), ("/v2/models/caption", KEY), ("/v2/models/caption/config", KEY)),
+    ],
+)
+def test_what_is_asked_for_by_get_takes_no_body(
+    recorder: Recorder, arrived: list[Arrived], path: str, key: str
+) -> None:
+    """It would lie in /tmp meanwhile, whoever sent it."""
+    chunk = b"7d0\r\n" + bytes(2000)
+    assert recorder.proxy.send("GET", path, "Content-Length: 2000", key=key) == 413
+    assert recorder.proxy.send("GET", path, "Transfer-Encoding: chunked", chunk, key) == 413
+    assert not arrived
+    status, answer = recorder.proxy.ask(path, bytes(2000), key)
+    assert (status, "takes no body" in json.loads(answer)["error"]) == (413, True)
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
@@ -551,6 +602,32 @@ def test_too_many_at_a_time(
                 goes_through(who, source)
 
 
+def test_too_many_large_requests(server: TritonServer, tmp_path: Path) -> None:
+    """Those at a time, however long their last bytes are in coming. 100 is said once a request has been counted."""
+    large, unknown = "Content-Length: 1000000", "Transfer-Encoding: chunked"
+    stream = "/v2/models/caption_stream/generate_stream"
+    with proxying(server, tmp_path, {"limit_conn large 20": "limit_conn large 2"}) as proxy, ExitStack() as waiting:
+        for path, length in ((INFER, large), (stream, unknown)):
+            status = waiting.enter_context(proxy.sent("POST", path, f"Expect: 100-continue\r\n{length}"))
+            assert status == 100
+        for path, length in ((INFER, large), (INFER, unknown), (stream, large)):
+            assert proxy.send("POST", path, length) == 429
+        assert proxy.ask(INFER, bytes(999_999))[0] == 500  # Triton's word for what is no JSON
+        assert proxy.ask(INFER, bytes(1_000_000), BUSY_KEY)[0] == 500
+        with proxy.client("grpcs") as client:
+            assert client.caption(SAMPLES / SAMPLE).text
+        wait_for(lambda: "ModelInfer" in (tmp_path / "log").read_text())
+        assert '"status":429' not in (tmp_path / "log").read_text()
+
+
+def test_no_key_alone_fills_the_disk() -> None:
+    service, config = compose()["services"]["nginx"], CONFIG.read_text()
+    (limit,) = re.findall(r"limit_conn large (\d+);", config)
+    (size,) = re.findall(r"^ {8}client_max_body_size (\d+)m;", config, re.MULTILINE)
+    (room,) = re.findall(r"size=(\d+)g", service["tmpfs"][0])
+    assert int(limit) * int(size) <= int(room) * 1024 / 2
+
+
 def test_too_many_streams_over_grpc(server: TritonServer, tmp_path: Path) -> None:
     """What they carry is not counted, so a key has fewer of them than of other requests."""
     end = Event()
@@ -593,8 +670,8 @@ def test_no_room_for_a_request(server: TritonServer, tmp_path: Path, samples: di
     """A limit on files is to nginx what a full /tmp is: it fails the request that would not fit, and no other."""
     script = "trap '' XFSZ; ulimit -f 4096; exec \"$@\""  # 2 MiB; without the trap it would be killed
     with proxying(server, tmp_path, None, "sh", "-c", script, "sh") as proxy, proxy.client("https") as client:
-        with pytest.raises(ServerUnreachable, match="try again later"):
-            client.caption(b"BM" + bytes(32 * 2**20))
+        with pytest.raises(ServerUnreachable, match="no room for large images"):
+            client.caption(b"BM" + bytes(31 * 2**20))
         assert client.caption(SAMPLES / SAMPLE).text == samples[SAMPLE]
 
 
@@ -615,8 +692,27 @@ def test_a_stream_in_flight_ends_before_nginx_does(server: TritonServer, tmp_pat
         wait_for(lambda: not pid.exists())
 
 
+def test_what_is_logged_has_bounds(server: TritonServer, tmp_path: Path) -> None:
+    """Nothing that the limits refuse, nor what is refused before them, with and without a key."""
+    with proxying(server, tmp_path, {"rate=10r/s": "rate=1r/m", "burst=20": "burst=2"}) as proxy:
+        for key in ("", KEY):
+            assert proxy.ask("/v2?x", key=key)[0] == 404
+            assert proxy.ask(INFER, b"", key, {"Content-Encoding": "gzip"})[0] == 415
+            assert proxy.send("POST", INFER, "Content-Length: 99999999", key=key) == 413
+        assert [proxy.ask("/v2", key="guess")[0] for _ in range(5)] == [401] * 3 + [429] * 2
+        assert proxy.ask("/v2")[0] == 200
+        wait_for(lambda: '"status":200' in (tmp_path / "log").read_text())
+    log = (tmp_path / "log").read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert [(line["client"], line["status"]) for line in lines] == [("", 401)] * 3 + [("alice", 200)]
+    assert "[error]" not in log
+
+
 def test_no_key_is_logged(proxy: Proxy) -> None:
-    proxy.ask("/v2", key="a-wrong-key")
+    path = "/v2/models/caption/versions/1/ready"
+    proxy.ask(path, key="a-wrong-key")
+    proxy.ask(path)
+    wait_for(lambda: f'"uri":"{path}","status":200' in (proxy.folder / "log").read_text())
     log = (proxy.folder / "log").read_text()
     assert '"client":"alice"' in log
     assert not any(key in log for key in (KEY, BUSY_KEY, "a-wrong-key"))
