@@ -107,7 +107,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
 def test_a_build_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C leaves nothing. What SIGKILL leaves, the next build removes."""
     repository = tmp_path / "repository"
@@ -145,7 +145,12 @@ SOUND = Report([stage(1.0)], [Captions("a.jpg", "a key", "a key"), Captions("b.j
         (replace(SOUND, stages=[stage(math.nan)]), "what was built is too far from transformers"),
         (replace(SOUND, captions=[Captions("a.jpg", "", "a key")]), "no words for 1 of 1 samples, such as a.jpg"),
         (replace(SOUND, captions=[Captions("a.jpg", "a key", " ")]), "no words for 1 of 1 samples, such as a.jpg"),
-        (replace(SOUND, first_word=""), "it has no word for a plain picture, for which health checks ask"),
+        (replace(SOUND, captions=[Captions("a.jpg", ") ) )", ") ) )")]), "no words for 1 of 1 samples, such as a.jpg"),
+        (replace(SOUND, captions=[Captions("a.jpg", "“…”", "a key")]), "no words for 1 of 1 samples, such as a.jpg"),
+        (replace(SOUND, captions=[Captions("a.jpg", "鍵。", "鍵。")]), ""),
+        (replace(SOUND, captions=[Captions("a.jpg", "- 7 -", "- 7 -")]), ""),
+        (replace(SOUND, opening=""), "it says nothing of a plain picture, for which health checks ask"),
+        (replace(SOUND, opening='"'), ""),
     ],
 )
 def test_faults(report: Report, fault: str) -> None:
