@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import resource
 import shutil
 import signal
@@ -117,7 +118,7 @@ def test_a_build_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
         assert process.stdout is not None
         shown = b""
         while b"exporting encoder" not in shown:
-            shown += process.stdout.read1()
+            shown += os.read(process.stdout.fileno(), 1 << 16)
             assert process.poll() is None, process.communicate()
         process.send_signal(number)
         _, error = process.communicate()
