@@ -153,6 +153,10 @@ def open_many_files() -> None:
 
 def config_name(repository: Path, config: str) -> str | None:
     """Triton's --model-config-name; it would take a wrong one for config.pbtxt, so check it here."""
+    if not any(repository.glob("*/config.pbtxt")):
+        found = "has no models" if repository.is_dir() else "is no folder" if repository.exists() else "does not exist"
+        command = shlex.join(["make", "build", f"REPOSITORY={repository}"])
+        raise ServerError(f"{repository} {found}: give a model repository, or build it first by `{command}`")
     names = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
     if config in names:
         return config

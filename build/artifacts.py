@@ -2,13 +2,14 @@
 """Where artifacts lie in a model repository, when they are up to date, and how they are put there at once."""
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE_REPOSITORY = ROOT / "model_repository"
 FINGERPRINT = "fingerprint"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
+ELSEWHERE = "make room there, or give another --repository"
 # the configs that a build writes, and git ignores
 ENCODER_CONFIG = Path("encoder/configs/tensorrt.pbtxt")
 ENSEMBLE_CONFIGS = (Path("caption/configs/tensorrt.pbtxt"), Path("caption_pixels/configs/tensorrt.pbtxt"))
@@ -41,18 +43,42 @@ class Artifact:
         return isinstance(found, dict) and found.get(FINGERPRINT) == self.fingerprint
 
     @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """An empty folder beside the artifact's, on the same disk, removed at the end unless installed."""
+    def staging(self, size: int = 0) -> Iterator[Path]:
+        """An empty folder beside the artifact's, on the same disk, removed at the end unless installed.
+
+        Raises ArtifactError in place of what fails in it if the disk does not take `size` bytes: libraries in C++ say
+        only that they failed, and remove what they wrote.
+        """
+        parent = self.folder.parent
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            staged = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+            parent.mkdir(parents=True, exist_ok=True)
+            unlocked = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))  # `sweep` would take it under its own name
         except OSError as exc:
-            raise ArtifactError(f"{self.folder.parent} cannot hold artifacts: {exc.strerror}") from exc
-        staged.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
-        try:
-            yield staged
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            raise _cannot_hold(parent, exc) from exc
+        with _locked(unlocked):
+            staged = unlocked.rename(parent / f".{self.folder.name}-{unlocked.name.removeprefix('.new-')}")
+            staged.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
+            try:
+                yield staged
+            except ArtifactError:
+                raise
+            except Exception as exc:
+                refusal = _refusal(staged / "probe", size)
+                if refusal is None:
+                    raise
+                raise _cannot_hold(parent, refusal) from exc
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+                with suppress(OSError):  # where something was installed
+                    for folder in made:
+                        folder.rmdir()
+
+    def sweep(self) -> None:
+        """Remove what a build left beside the artifact when it was killed."""
+        for left in self.folder.parent.glob(f".{self.folder.name}-*"):
+            with suppress(OSError), _locked(left):  # another build holds it, or its lock
+                shutil.rmtree(left)
 
     def install(self, staged: Path) -> None:
         """Put a finished folder in the artifact's place, at once; what was there takes the other's.
@@ -65,6 +91,34 @@ class Artifact:
             with self.staging() as old:
                 self.folder.rename(old / "old")
                 staged.rename(self.folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which a process lets go of however it ends. Raises OSError where another has it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _refusal(file: Path, size: int) -> OSError | None:
+    """What the system says to a new file of so many bytes, if it does not take it."""
+    try:
+        with file.open("wb") as probe:
+            os.posix_fallocate(probe.fileno(), 0, max(1, size))
+    except OSError as exc:
+        return exc
+    finally:
+        with suppress(OSError):
+            file.unlink()
+    return None
+
+
+def _cannot_hold(folder: Path, exc: OSError) -> ArtifactError:
+    return ArtifactError(f"{folder} cannot hold artifacts: {exc.strerror}; {ELSEWHERE}")
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -99,10 +153,13 @@ def materialise(repository: Path) -> None:
                 target = repository / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 copy = target.with_name(f".{target.name}")
-                shutil.copyfile(source, copy)
-                copy.replace(target)
+                try:
+                    shutil.copyfile(source, copy)
+                    copy.replace(target)
+                finally:
+                    copy.unlink(missing_ok=True)
         # Triton wants a folder of each model's version, though an ensemble's stays empty
         for folder in SOURCE_REPOSITORY.glob("*/1"):
             (repository / folder.relative_to(SOURCE_REPOSITORY)).mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise ArtifactError(f"{repository} cannot hold a model repository: {exc.strerror}") from exc
+        raise ArtifactError(f"{repository} cannot hold a model repository: {exc.strerror}; {ELSEWHERE}") from exc

@@ -4,6 +4,11 @@
 python build/build_repository.py --checkpoint Salesforce/blip-image-captioning-base --config cpu
 """
 
+if __name__ == "__main__":  # before all that takes seconds to load
+    import interruption
+
+    interruption.end_at_once()
+
 import importlib.metadata
 import sys
 import time
@@ -17,6 +22,7 @@ import click
 import torch
 import transformers
 
+import interruption
 from artifacts import FINGERPRINT, ROOT, SOURCE_REPOSITORY, Artifact, fingerprint, materialise
 from blipstream.config import CheckpointConfig, DType
 from blipstream.dtypes import resolve
@@ -111,6 +117,8 @@ def build(
     checkpoint = Checkpoint.find(name, processor)
     plan = _plan(checkpoint, chosen, dtype, plan_options)
     artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
+    for artifact in artifacts.values():
+        artifact.sweep()
     stale = {model: artifact for model, artifact in artifacts.items() if force or not artifact.is_current()}
     if plan and "encoder" not in stale:
         reason = reason_to_rebuild(stored_plan(artifacts["encoder"].folder), plan)
@@ -142,10 +150,11 @@ def _renew(
         model = checkpoint.load_model()
         tokenizer = checkpoint.load_tokenizer(model)
         settings = checkpoint.config(model, dtype)
+    size = sum(weight.nbytes for weight in model.state_dict().values())  # of all artifacts, more or less
     with ExitStack() as stack:
         folders = {name: artifact.folder for name, artifact in artifacts.items()}
         for model_name, artifact in stale.items():
-            folder = folders[model_name] = stack.enter_context(artifact.staging())
+            folder = folders[model_name] = stack.enter_context(artifact.staging(size))
             with _stage(f"exporting {model_name}"):
                 if model_name == "encoder":
                     chosen.export(model, settings, folder)
@@ -190,6 +199,7 @@ def _stage(what: str) -> Iterator[None]:
     began = time.monotonic()
     try:
         yield
+        interruption.check()
     except BaseException:
         click.echo("failed")
         raise
@@ -271,10 +281,16 @@ def main(
     torch.set_grad_enabled(False)
     try:
         build(checkpoint, dtype, repository, config, PlanOptions(**plan_options), processor=processor, force=force)
-    except BlipstreamError as exc:
+    except (Exception, KeyboardInterrupt) as exc:
+        if interruption.heard.is_set():  # whatever a library made of it
+            click.echo(interruption.SAID, err=True)
+            sys.exit(interruption.STATUS)
+        if not isinstance(exc, BlipstreamError | OSError):
+            raise
         click.echo(f"error: {exc}", err=True)
         sys.exit(1)
 
 
 if __name__ == "__main__":
+    interruption.end_cleanly()
     main()

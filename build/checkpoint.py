@@ -40,9 +40,9 @@ class Checkpoint:
         folder = _folder(name, SETTINGS + WEIGHTS)
         inspection.check_folder(folder, name)
         lender = _folder(processor, SETTINGS) if processor else None
+        if lender:
+            inspection.check_files(lender)
         lent = _files(lender, SETTINGS) if lender else []
-        for path in lent:
-            inspection.check_is_itself(path)
         tokenizer, image_processor = (find(folder) for find in (_tokenizer, _image_processor))
         if lender and tokenizer and image_processor:
             raise ArtifactError(f"{name} has a tokenizer and an image processor of its own: leave out --processor")
@@ -88,8 +88,8 @@ class Checkpoint:
             processor = BlipImageProcessorPil.from_pretrained(folder)
         except Exception as exc:  # as above
             raise ArtifactError(f"{self.image_processor} {_unreadable(exc)}") from exc
-        kind = settings.get("image_processor_type")
-        inspection.check_image_processor(processor, kind, model.config.vision_config.image_size, self.image_processor)
+        image_size = model.config.vision_config.image_size
+        inspection.check_image_processor(processor, settings, image_size, self.image_processor)
         return processor
 
     def config(self, model: BlipForConditionalGeneration, dtype: DType) -> CheckpointConfig:

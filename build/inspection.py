@@ -22,7 +22,18 @@ from blipstream.errors import ArtifactError
 CAPTIONER = "BlipForConditionalGeneration"
 BASE = "Salesforce/blip-image-captioning-base"
 SETTINGS = "config.json"
+KIND = "blip"  # its model type
 ADAPTER = "adapter_config.json"  # PEFT's
+OBJECTS = (  # of all JSON files, those that transformers reads
+    SETTINGS,
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"  # the second names the files of the first's parts
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 TRAINERS = ("optimizer", "rng_state", "scaler", "scheduler", "training_args")  # pickles that are no weights
@@ -43,8 +54,7 @@ READ_BACK_WORDS = 200
 
 def check_folder(folder: Path, name: str) -> None:
     """Whether a folder holds a whole BLIP captioner, as far as can be seen without loading it."""
-    for path in _files(folder, ".json", ".txt"):
-        check_is_itself(path)
+    check_files(folder)
     if (folder / ADAPTER).exists():
         raise ArtifactError(
             f"{name} is an adapter (it has {ADAPTER}), where a whole model is expected: merge it into its base by "
@@ -58,15 +68,31 @@ def check_folder(folder: Path, name: str) -> None:
             f"{name} is {kind} (model type {settings.get('model_type')}), not a BLIP captioner: "
             f"expected {CAPTIONER}, as in {BASE}"
         )
+    model_type = settings.get("model_type", KIND)
+    if model_type != KIND:
+        raise ArtifactError(
+            f"{folder / SETTINGS} has model_type {str(model_type)[:40]!r}: expected {KIND!r}, as in {BASE}; "
+            f"give it the {SETTINGS} that was saved with its weights"
+        )
     if "quantization_config" in settings:
         raise ArtifactError(f"{name} has quantised weights: expected those that it was quantised from")
     for path in _weights(folder, name):
         _check_whole(path)
 
 
+def check_files(folder: Path) -> None:
+    """Whether all files but those of weights can be read."""
+    for path in _files(folder, ".json", ".txt"):
+        check_is_itself(path)
+        if path.name in OBJECTS:
+            read_json(path)
+
+
 def check_is_itself(path: Path) -> None:
     """Whether a file is there, not what stands for it in a clone or a cache."""
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():  # a pipe would keep its reader waiting
+            raise ArtifactError(f"{path} is no regular file, as is expected: copy or download it again")
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))
     except OSError as exc:
@@ -262,8 +288,11 @@ def _check_is_bert(backend: Any, file: Path) -> None:  # noqa: ANN401
             )
 
 
-def check_image_processor(processor: BlipImageProcessorPil, kind: object, image_size: int, file: Path) -> None:
-    """Whether it makes of an image what BLIP's does, in the model's size. `kind` is what it says that it is."""
+def check_image_processor(
+    processor: BlipImageProcessorPil, settings: dict[str, Any], image_size: int, file: Path
+) -> None:
+    """Whether it makes of an image what BLIP's does, in the model's size. `settings` are what the file says."""
+    kind = settings.get("image_processor_type")
     if kind is not None and not str(kind).startswith("Blip"):
         raise ArtifactError(f"{file} is of a {str(kind)[:40]}: expected a BlipImageProcessor, as in {BASE}")
     sides = (processor.size.get("height"), processor.size.get("width"))
@@ -275,6 +304,11 @@ def check_image_processor(processor: BlipImageProcessorPil, kind: object, image_
         )
     for key in ("image_mean", "image_std"):
         values = getattr(processor, key)
+        if settings.get(key) is None:  # transformers would make it up
+            raise ArtifactError(
+                f"{file} has no {key}: expected three numbers between 0 and 1, for red, green and blue; "
+                f'write "{key}": {list(values)} there if the model was trained with BLIP\'s'
+            )
         if not isinstance(values, list | tuple) or len(values) != 3 or not all(_is_share(each, key) for each in values):
             raise ArtifactError(
                 f"{file} has {key} {str(values)[:40]}: expected three numbers between 0 and 1, for red, green and blue"

@@ -198,7 +198,25 @@ def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("config", ["tensorrt", "default"])
 def test_default_configuration(tmp_path: Path, config: str) -> None:
-    assert serve.config_name(tmp_path, config) is None
+    assert serve.config_name(write_repository(tmp_path), config) is None
+
+
+@pytest.mark.parametrize("config", ["cpu", "tensorrt"])
+def test_what_is_no_repository(tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "stop_on_signals", lambda: None)
+    (tmp_path / "interrupted/encoder/1/.openvino-x").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name, found in {
+        "gone": "does not exist",
+        "file": "is no folder",
+        "interrupted": "has no models",
+    }.items():
+        result = CliRunner().invoke(serve.main, [f"--repository={tmp_path / name}", f"--config={config}"])
+        assert result.exit_code == 1
+        assert result.stderr == (
+            f"error: {tmp_path / name} {found}: give a model repository, "
+            f"or build it first by `make build REPOSITORY={tmp_path / name}`\n"
+        )
 
 
 def test_the_admin_key_is_what_the_file_says(tmp_path: Path) -> None:

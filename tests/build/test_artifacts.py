@@ -47,3 +47,12 @@ def test_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.Mon
         install(artifact, text)
         assert (artifact.folder / CONFIG_NAME).read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_what_others_are_at_work_on_is_not_swept(tmp_path: Path) -> None:
+    artifact = Artifact(tmp_path / "artifact", "")
+    (tmp_path / ".artifact-left").mkdir()
+    with artifact.staging() as folder:
+        artifact.sweep()
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.iterdir())

@@ -3,8 +3,12 @@
 
 import json
 import math
+import os
+import resource
 import shutil
+import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +92,45 @@ def test_what_has_no_words_is_not_installed(checkpoint: Path, tmp_path: Path) ->
     assert not [path for path in (tmp_path / "repository").rglob("*") if path.is_file()]
 
 
+def test_a_full_disk(tmp_path: Path) -> None:
+    """As a limit of file sizes looks like one: OpenVINO says `basic_ios::clear: iostream error` of both."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, limits[1]))
+    try:
+        result = run(CHECKPOINT, tmp_path / "repository")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: {tmp_path}/repository/encoder/1 cannot hold artifacts: File too large; "
+        "make room there, or give another --repository\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.full)])
+def test_a_build_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C leaves nothing. What SIGKILL leaves, the next build removes."""
+    repository = tmp_path / "repository"
+    command = [sys.executable, str(ROOT / "build" / "build_repository.py")]
+    command += ["--checkpoint", str(CHECKPOINT), "--repository", str(repository)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        shown = b""
+        while b"exporting encoder" not in shown:
+            shown += os.read(process.stdout.fileno(), 1 << 16)
+            assert process.poll() is None, process.communicate()
+        process.send_signal(number)
+        _, error = process.communicate()
+    if number == signal.SIGINT:
+        assert (process.returncode, error) == (130, b"stopped\n")
+        assert not repository.exists()
+    else:
+        assert [path.name[:10] for path in (repository / "preprocess/1").iterdir()] == [".artifact-"]
+        assert run(CHECKPOINT, repository).exit_code == 0
+        assert {path.name for path in (repository / "preprocess/1").iterdir()} == {"model.py", "artifact"}
+
+
 def stage(ours: float) -> Stage:
     return Stage("decoder", "f32", torch.tensor([ours]), torch.tensor([1.0]))
 
@@ -103,7 +146,12 @@ SOUND = Report([stage(1.0)], [Captions("a.jpg", "a key", "a key"), Captions("b.j
         (replace(SOUND, stages=[stage(math.nan)]), "what was built is too far from transformers"),
         (replace(SOUND, captions=[Captions("a.jpg", "", "a key")]), "no words for 1 of 1 samples, such as a.jpg"),
         (replace(SOUND, captions=[Captions("a.jpg", "a key", " ")]), "no words for 1 of 1 samples, such as a.jpg"),
-        (replace(SOUND, first_word=""), "it has no word for a plain picture, for which health checks ask"),
+        (replace(SOUND, captions=[Captions("a.jpg", ") ) )", ") ) )")]), "no words for 1 of 1 samples, such as a.jpg"),
+        (replace(SOUND, captions=[Captions("a.jpg", "“…”", "a key")]), "no words for 1 of 1 samples, such as a.jpg"),
+        (replace(SOUND, captions=[Captions("a.jpg", "鍵。", "鍵。")]), ""),
+        (replace(SOUND, captions=[Captions("a.jpg", "- 7 -", "- 7 -")]), ""),
+        (replace(SOUND, opening=""), "it says nothing of a plain picture, for which health checks ask"),
+        (replace(SOUND, opening='"'), ""),
     ],
 )
 def test_faults(report: Report, fault: str) -> None:

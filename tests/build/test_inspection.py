@@ -2,6 +2,7 @@
 """Checkpoints that cannot be served right are refused before anything is exported, in one sentence."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,14 @@ def as_pointer(name: str) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 123456\n"
         (folder / name).write_text(text)
+
+    return spoil
+
+
+def as_pipe(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        remove(folder, name)
+        os.mkfifo(folder / name)
 
     return spoil
 
@@ -230,6 +239,32 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "config.json").write_text("{"),
         "config.json cannot be read as JSON (Expecting",
     ),
+    "a broken tokenizer_config": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("{"),
+        "{folder}/tokenizer_config.json cannot be read as JSON (Expecting",
+    ),
+    "a list for tokenizer_config": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        "{folder}/tokenizer_config.json must be a JSON object, not list: copy or download it again",
+    ),
+    "a broken generation_config": (
+        lambda folder: (folder / "generation_config.json").write_text("{"),
+        "{folder}/generation_config.json cannot be read as JSON (Expecting",
+    ),
+    "a list for generation_config": (
+        lambda folder: (folder / "generation_config.json").write_text("[]"),
+        "{folder}/generation_config.json must be a JSON object, not list: copy or download it again",
+    ),
+    "a pipe": (
+        as_pipe("config.json"),
+        "{folder}/config.json is no regular file, as is expected: copy or download it again",
+    ),
+    "a pipe of weights": (as_pipe(WEIGHTS), "{folder}/model.safetensors is no regular file, as is expected"),
+    "bert": (
+        lambda folder: edit(folder / "config.json", model_type="bert"),
+        "{folder}/config.json has model_type 'bert': expected 'blip', as in Salesforce/blip-image-captioning-base; "
+        "give it the config.json that was saved with its weights",
+    ),
     "a link to nothing": (
         link_to_nothing,
         "{folder}/model.safetensors cannot be read: No such file or directory",
@@ -346,6 +381,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_processor(folder, image_mean=0.5),
         "{folder}/processor_config.json has image_mean 0.5: expected three numbers between 0 and 1, for red, green and",
     ),
+    "no deviation": (
+        lambda folder: edit_processor(folder, image_std=None),
+        "{folder}/processor_config.json has no image_std: expected three numbers between 0 and 1, for red, green and "
+        'blue; write "image_std": [0.26862954, 0.26130258, 0.27577711] there if',
+    ),
     "means of bytes": (
         lambda folder: edit_processor(folder, image_mean=[123.7, 116.3, 103.5]),
         "has image_mean (123.7, 116.3, 103.5): expected three numbers between 0 and 1",
@@ -404,10 +444,10 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_sound_in_other_forms(checkpoint: Path) -> None:
-    """What is missing or differs without harm: shards, a size in one number, BLIP's own mean, other heads' weights."""
+    """What is missing or differs without harm: shards, a size in one number, other heads' weights."""
     shard(checkpoint)
     as_pointer("pytorch_model.bin")(checkpoint)  # of a clone that fetched what it needs
-    edit_processor(checkpoint, size=192, image_mean=None, image_processor_type=None)
+    edit_processor(checkpoint, size=192, image_processor_type=None)
     found = Checkpoint.find(str(checkpoint))
     model = found.load_model()
     assert len(found.load_tokenizer(model)) == 478
@@ -471,6 +511,15 @@ def test_a_processor_that_lacks_it_too(checkpoint: Path, tmp_path: Path) -> None
     remove(checkpoint, "tokenizer.json")
     error = refusal(checkpoint, tmp_path, "--processor", str(checkpoint))
     assert error.startswith(f"{checkpoint} has no tokenizer (tokenizer.json, vocab.txt): give the hub name or folder")
+
+
+def test_a_processor_that_is_a_pipe(checkpoint: Path, tmp_path: Path) -> None:
+    remove(checkpoint, "processor_config.json")
+    lender = tmp_path / "lender"
+    lender.mkdir()
+    os.mkfifo(lender / "processor_config.json")
+    error = refusal(checkpoint, tmp_path, "--processor", str(lender))
+    assert error.startswith(f"{lender}/processor_config.json is no regular file")
 
 
 def test_a_processor_on_a_hub_that_cannot_be_reached(checkpoint: Path, tmp_path: Path) -> None:
