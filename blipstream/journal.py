@@ -26,6 +26,7 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"  # as http://localhost:4318/v1/t
 
 COUNTER = "blipstream_requests_total"
 RESULTS = ("ok", "cancelled", "invalid", "overloaded", "error")  # that are counted; the last is the server's fault
+REFUSALS = ("cancelled", "invalid")  # these are their senders'
 RESULT_OF = {
     "ok": "ok", "stop": "ok", "length": "ok", "cancelled": "cancelled",
     Gone: "cancelled", InvalidInput: "invalid", Overloaded: "overloaded", TimedOut: "overloaded",

@@ -35,16 +35,16 @@ class Request(NamedTuple):
     patience: Patience | None = None  # of who waits for them
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Any], patience: Patience) -> Self:
+    def of(cls, tensors: Mapping[str, Any], patience: Patience, positions: int) -> Self:
         """What arrays [B, 1] of `image` and `resize_mode`, or one of `pixels`, ask for.
 
-        Raises InvalidInput where the decoder would refuse the options later.
+        Raises InvalidInput where a decoder of so many positions would refuse the options later.
         """
         images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
         pixels = tensors.get("pixels")
         options = {name: tensors[name] for name in OPTION_NAMES if name in tensors}
         if options:
-            DecodingOptions.from_rows(options, len(images if pixels is None else pixels))
+            DecodingOptions.from_rows(options, len(images if pixels is None else pixels), positions)
         return cls(images, [mode.decode(errors="replace") for mode in modes], pixels, patience)
 
     @property

@@ -15,7 +15,7 @@ from blipstream.journal import COUNTER, RESULTS, Journal
 if TYPE_CHECKING:  # a model that does not decode needs no engine
     from blipstream.scheduler import Piece, Scheduler
 
-STEPS = "blipstream_steps_total"
+STEPS, ROWS, WAITING = "blipstream_steps_total", "blipstream_rows", "blipstream_waiting"
 BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
 
@@ -47,8 +47,8 @@ class Metrics:
             return made.Metric(labels={"model": model}, **more)
 
         self._families: list[Any] = []
-        self._rows = metric(family.GAUGE, "blipstream_rows", "Captions under way, each beam counted")
-        self._waiting = metric(family.GAUGE, "blipstream_waiting", "Requests that wait for rows")
+        self._rows = metric(family.GAUGE, ROWS, "Captions under way, each beam counted")
+        self._waiting = metric(family.GAUGE, WAITING, "Requests that wait for rows")
         self._steps = metric(family.COUNTER, STEPS, "Steps of the decoder")
         self._tokens = metric(family.COUNTER, "blipstream_tokens_total", "Tokens generated")
         self._first = metric(

@@ -84,8 +84,13 @@ class DecodingOptions:
         return cls(**{name: _scalar(name, tensor) for name, tensor in tensors.items()})
 
     @classmethod
-    def from_rows(cls, tensors: Mapping[str, Any], images: int) -> "list[DecodingOptions]":
-        """For each of a request's images, from option tensors with a row for each. Raises InvalidInput."""
+    def from_rows(
+        cls, tensors: Mapping[str, Any], images: int, positions: int | None = None
+    ) -> "list[DecodingOptions]":
+        """For each of a request's images, from option tensors with a row for each. Raises InvalidInput.
+
+        Nor may any ask for more than fits the model's positions, where they are given.
+        """
         if not images:
             raise InvalidInput("a request must have an image, and this one has none: send at least one row")
         for name, rows in tensors.items():
@@ -95,7 +100,22 @@ class DecodingOptions:
         counts = sorted({each.num_captions for each in options})
         if len(counts) > 1:  # tensors are even
             raise InvalidInput(f"num_captions must be the same for all images of a request, not {counts}")
+        if positions is not None:
+            for each in options:
+                each.check_fits(positions)
         return options
+
+    def max_length(self, prompt_tokens: int) -> int:
+        """Positions that a row may come to fill; the last token generated is never fed back."""
+        return prompt_tokens + self.max_tokens - 1
+
+    def check_fits(self, positions: int, prompt_tokens: int | None = None) -> None:
+        """Raise InvalidInput where a prompt, of a start token at least, and max_tokens need more positions."""
+        if self.max_length(prompt_tokens or 1) > positions:
+            raise InvalidInput(
+                f"prompt and max_tokens together must fit {positions} positions, but the prompt takes "
+                f"{prompt_tokens or 'at least 1'} and max_tokens is {self.max_tokens}: shorten one of them"
+            )
 
     def _check_range(self, name: str, low: float, high: float = math.inf, note: str = "") -> None:
         value = getattr(self, name)

@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any, Self
 
 from blipstream.errors import TIMED_OUT, Gone, TimedOut
 
@@ -15,6 +16,11 @@ class Patience:
         self._timeout = timeout
         self._is_cancelled = is_cancelled
         self._began = time.monotonic_ns()
+
+    @classmethod
+    def of(cls, request: Any, sender: Any) -> Self:  # noqa: ANN401
+        """That of who sent a request of Triton's."""
+        return cls(request.timeout(), sender.is_cancelled)
 
     def left(self) -> int:
         """Microseconds, or 0 for any number. Raises Gone or TimedOut where nobody waits any more."""

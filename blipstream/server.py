@@ -25,7 +25,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -36,8 +36,9 @@ from typing import BinaryIO, NamedTuple, Self, TypeVar
 
 from blipstream import backpressure, leftovers
 from blipstream.errors import ServerError
-from blipstream.journal import COUNTER, ENDPOINT, LOG_REQUESTS, SERVICE
-from blipstream.metrics import STEPS
+from blipstream.health import DOORS
+from blipstream.journal import COUNTER, ENDPOINT, LOG_REQUESTS, REFUSALS, SERVICE
+from blipstream.metrics import ROWS, STEPS, WAITING
 from blipstream.tls import TLS
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder that holds blipstream/
@@ -353,12 +354,21 @@ class TritonServer:
         return _figures(page, "nv_inference_count") | _figures(page, COUNTER, 'result="ok"')
 
     def pending(self) -> dict[str, int]:
-        """How many requests wait for each model; none if the server is dumb."""
-        return _figures(self._metrics(), "nv_inference_pending_request_count")
+        """How much waits for each model, in Triton's queue and its own, or is under way there; none if it is dumb.
 
-    def steps(self) -> dict[str, int]:
-        """How many steps each decoder has made; none if the server is dumb."""
-        return _figures(self._metrics(), STEPS)
+        What is under way, only decoders tell.
+        """
+        page = self._metrics()
+        return _sum(_figures(page, metric) for metric in ("nv_inference_pending_request_count", ROWS, WAITING))
+
+    def progress(self) -> dict[str, int]:
+        """Steps of each decoder, and requests that a model refused for their senders' fault; none if it is dumb.
+
+        What a door refuses is not counted, for it may do so while all behind it stands still.
+        """
+        page = self._metrics()
+        refused = _sum(_figures(page, COUNTER, f'result="{result}"') for result in REFUSALS)
+        return _sum([_figures(page, STEPS), {model: count for model, count in refused.items() if model not in DOORS}])
 
     def _metrics(self) -> str:
         status, page = _get(self.reachable, self.metrics_port, "/metrics", METRICS_SECONDS)
@@ -701,6 +711,14 @@ def _figures(page: str, metric: str, label: str = "") -> dict[str, int]:
         if model and label in labels:
             figures[model[1]] += int(figure)
     return dict(figures)
+
+
+def _sum(figures: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Of each model; one that all say 0 of stays."""
+    total: Counter[str] = Counter()
+    for each in figures:
+        total.update(each)
+    return dict(total)
 
 
 class _Process(NamedTuple):

@@ -51,6 +51,7 @@ SUBJECTS: dict[tuple[str, ...], str] = {
     (STREAMS,): "stream came out, though captions did,",
 }
 DECODERS = {CAPTIONS: "decoder", STREAMS: STREAMS}  # the model behind each door that counts its steps
+STAGES = ("preprocess", "encoder")  # before both of them
 
 log = logging.getLogger("blipstream")
 
@@ -69,7 +70,8 @@ class Look(NamedTuple):
     working: frozenset[str] = frozenset()  # models that compute
     stopped: frozenset[str] = frozenset()  # models whose process is halted
     refusal: str = ""  # what the server answered to the canary instead of a caption, if it was no full queue
-    steps: dict[str, int] = {}  # noqa: RUF012 - of each decoder so far
+    progress: dict[str, int] = {}  # noqa: RUF012 - steps of each decoder so far, and answers that took none
+    pending: dict[str, int] = {}  # noqa: RUF012 - what waits for each model, or is under way in a decoder, if known
 
 
 @dataclass
@@ -77,9 +79,11 @@ class Diagnosis:
     """Looks at a server's doors, or at one, again and again, and tells slowness under load from a hang.
 
     Captions that come out are all it takes to be well, a full queue is no fault, and a slow answer is none while a
-    model that has finished nothing since is at work, or a decoder makes steps, of which large requests take many. With
-    the first that a model finishes, the wait for the next one begins anew; what it finishes after that excuses nobody:
-    a stage that stands still lets those before it run, for requests that will be refused.
+    model that has finished nothing since is at work, or a decoder makes steps, of which large requests take many, or
+    refuses what its senders did wrong. With the first that a model finishes, the wait for the next one begins anew.
+    What it finishes after that excuses nobody as long as anything waits behind it: a stage that stands still lets those
+    before it run, for requests that will be refused. Where the decoders have nothing to do, a stage before them that
+    goes on working is alive: captions wait behind what somebody wants of that stage alone.
     """
 
     doors: tuple[str, ...] = DOORS
@@ -90,8 +94,9 @@ class Diagnosis:
     _patience: float = 0.0  # seconds since a caption was awaited, or since the last of those finished its first
     _looks: int = 0  # since then
     _seen: Counter[str] = field(default_factory=Counter)  # looks since then that found a model at work
-    _steps: int = 0  # that decoders were seen to have made
-    _standstill: float = math.inf  # seconds since they made the last
+    _progress: int = 0  # that decoders were seen to have made
+    _unhindered_counts: dict[str, int] = field(default_factory=dict)  # of stages when nothing last waited behind them
+    _standstill: float = math.inf  # seconds since decoders came further, or a stage did that they do not hold up
     _halted: int = 0  # looks in a row that found a process halted
 
     @classmethod
@@ -121,7 +126,7 @@ class Diagnosis:
             return Fault("stopped", f"the process of {', '.join(sorted(look.stopped))} was stopped by a signal")
         seconds = min(seconds, 2 * WATCH_SECONDS)  # if we were held up, then maybe the server was, too
         self._listen(look.counts, seconds)
-        self._count_steps(look.steps, seconds)
+        self._standstill = 0.0 if self._goes_on(look) else self._standstill + seconds
         if self.silence == 0:
             self.awaited, self._before, self._finished = False, look.counts, set()
             self._begin_patience()
@@ -155,10 +160,25 @@ class Diagnosis:
             elif door in before or door == self.doors[0]:  # others need not be there
                 self._silences[door] = self._silences.get(door, 0.0) + seconds
 
-    def _count_steps(self, steps: dict[str, int], seconds: float) -> None:
-        made = sum(steps.get(DECODERS[door], 0) for door in self.doors)
-        self._standstill = 0.0 if made > self._steps else self._standstill + seconds
-        self._steps = max(self._steps, made)
+    def _goes_on(self, look: Look) -> bool:
+        """Whether the decoders came further since the last look, or a stage works that nothing waits behind."""
+        made = sum(look.progress.get(DECODERS[door], 0) for door in self.doors)
+        goes_on, self._progress = made > self._progress, max(self._progress, made)
+        for stage in self._unhindered(look.pending):
+            count, before = look.counts.get(stage, 0), self._unhindered_counts.get(stage, 0)
+            goes_on = goes_on or count > before or stage in look.working
+            self._unhindered_counts[stage] = max(count, before)
+        return goes_on
+
+    def _unhindered(self, pending: dict[str, int]) -> tuple[str, ...]:
+        """The last stage that has anything to do, and those behind it, where that is none of the decoders.
+
+        No stage where captions come out of another door: they go through the same ones.
+        """
+        if self.doors != DOORS or not pending or any(pending.get(decoder) for decoder in DECODERS.values()):
+            return ()
+        last = max((number for number, stage in enumerate(STAGES) if pending.get(stage)), default=0)
+        return STAGES[last:]
 
     def _begin_patience(self) -> None:
         self._patience, self._looks, self._seen = 0.0, 0, Counter()
@@ -346,8 +366,9 @@ class Supervisor:
                 # which a halted server would keep us waiting for
                 counts = {} if stopped else canary.with_words(self.server.counts())
                 working = self.server.working() if awaited else frozenset()  # which costs more than the rest
-                steps = self.server.steps() if awaited and not stopped else {}
-                look = Look(counts, working, stopped, canary.refusal, steps)
+                asks = awaited and not stopped
+                progress, pending = (self.server.progress(), self.server.pending()) if asks else ({}, {})
+                look = Look(counts, working, stopped, canary.refusal, progress, pending)
                 last, at = at, time.monotonic()
                 deaf = 0.0 if counts or stopped else deaf + at - last  # figures are asked over a new connection
                 self.health.trouble = f"no new connection was answered for {deaf:.0f} s" if deaf >= HANG_SECONDS else ""

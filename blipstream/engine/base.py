@@ -5,10 +5,10 @@ import time
 from abc import ABC, abstractmethod
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ class Request:
 
     @property
     def max_length(self) -> int:
-        """Positions that its rows may come to fill; the last token generated is never fed back."""
-        return len(self.prompt_ids) + self.options.max_tokens - 1
+        """Positions that its rows may come to fill."""
+        return self.options.max_length(len(self.prompt_ids))
 
 
 class Engine(ABC):
@@ -90,6 +90,10 @@ class Engine(ABC):
             engine.max_rows = max_rows
         return engine
 
+    def options(self, tensors: Mapping[str, Any], images: int) -> list[DecodingOptions]:
+        """`DecodingOptions.from_rows`, as far as this model can tell before there is more than that."""
+        return DecodingOptions.from_rows(tensors, images, self.config.text.max_positions)
+
     def request(self, image_embeds: Tensor, options: DecodingOptions) -> Request:
         """A request for one image, image_embeds [N, E] of any float dtype on any device, of which it keeps a copy.
 
@@ -110,11 +114,7 @@ class Engine(ABC):
                 f"prompt must be of the model's {text.vocab_size:,} tokens, and its tokenizer makes others of it: "
                 "leave words out, or build the model anew with its own tokenizer"
             )
-        if request.max_length > text.max_positions:
-            raise InvalidInput(
-                f"prompt and max_tokens together must fit {text.max_positions} positions, but the prompt takes "
-                f"{len(request.prompt_ids)} and max_tokens is {options.max_tokens}: shorten one of them"
-            )
+        options.check_fits(text.max_positions, len(request.prompt_ids))
         return request
 
     def requests(self, image_embeds: Tensor, options: Iterable[DecodingOptions]) -> list[Request]:

@@ -254,9 +254,13 @@ def test_a_fault_of_ours_at_one_image_is_nobody_elses(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("picture", [{"image": np.array([[b"no image"]], np.object_)}, {"pixels": PIXELS}])
 def test_options_that_the_decoder_would_refuse_are_refused_at_once(picture: dict[str, npt.NDArray[Any]]) -> None:
     patience = Patience(0, lambda: False)
-    request = Request.of(picture | {"num_beams": np.array([[10]], np.int32)}, patience)
+    request = Request.of(picture | {"num_beams": np.array([[10]], np.int32)}, patience, 64)
     assert request.patience is patience
+    assert Request.of(picture | {"max_tokens": np.array([[64]], np.int32)}, patience, 64)
+    sentence = "must fit 64 positions, but the prompt takes at least 1 and max_tokens is 65: shorten one of them"
+    with pytest.raises(InvalidInput, match=sentence):
+        Request.of(picture | {"max_tokens": np.array([[65]], np.int32)}, patience, 64)
     with pytest.raises(InvalidInput, match="num_beams must be between 1 and 10, not 99"):
-        Request.of(picture | {"num_beams": np.array([[99]], np.int32)}, patience)
+        Request.of(picture | {"num_beams": np.array([[99]], np.int32)}, patience, 64)
     with pytest.raises(InvalidInput, match="num_beams must have a row for each image, 1, not 2"):
-        Request.of(picture | {"num_beams": np.array([[9], [9]], np.int32)}, patience)
+        Request.of(picture | {"num_beams": np.array([[9], [9]], np.int32)}, patience, 64)

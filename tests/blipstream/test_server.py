@@ -463,11 +463,24 @@ nv_inference_count{model="caption_stream",version="1"} 5
 nv_inference_exec_count{model="preprocess",version="1"} 2
 blipstream_requests_total{model="caption_stream",result="error"} 5
 blipstream_requests_total{model="caption_stream",result="ok"} 0
+blipstream_requests_total{model="caption_stream",result="invalid"} 8
+blipstream_requests_total{model="decoder",result="invalid"} 20
+blipstream_requests_total{model="decoder",result="cancelled"} 3
+blipstream_requests_total{model="decoder",result="overloaded"} 500
+blipstream_steps_total{model="decoder"} 100
+blipstream_steps_total{model="caption_stream"} 0
+nv_inference_pending_request_count{model="decoder",version="1"} 1
+nv_inference_pending_request_count{model="preprocess",version="1"} 0
+blipstream_rows{model="decoder"} 10
+blipstream_waiting{model="decoder"} 2
 """
 
 
-def test_counts_of_models_on_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Triton writes them where there are any; what a model counts by itself goes before what Triton counts."""
+def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Triton writes them where there are GPUs; what a model counts by itself goes before what Triton counts.
+
+    Who refuses what its senders did wrong comes further, unless it is a door, behind which all may stand still.
+    """
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -476,10 +489,14 @@ def test_counts_of_models_on_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             self.wfile.write(METRICS)
 
     with HTTPServer(("127.0.0.1", 0), Page) as page:
-        thread = Thread(target=page.handle_request)
+        thread = Thread(target=page.serve_forever)
         thread.start()
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        counts = TritonServer(tmp_path, metrics_port=page.server_port).counts()
+        server = TritonServer(tmp_path, metrics_port=page.server_port)
+        counts, progress, pending = server.counts(), server.progress(), server.pending()
         assert counts == {"decoder": 7, "preprocess": 9, "caption_stream": 0}
+        assert progress == {"decoder": 123, "caption_stream": 0}
+        assert pending == {"decoder": 13, "preprocess": 0}
+        page.shutdown()
         thread.join()

@@ -180,7 +180,7 @@ def test_a_decoder_that_makes_steps_is_alive() -> None:
 
     def steps(number: int, door: str = "decoder") -> Look:
         done = QUIET | {"preprocess": 8 + number, "encoder": 8 + number, "decoder": 8}
-        return Look(done, frozenset({"decoder"}), steps={door: 100 + number // 4})
+        return Look(done, frozenset({"decoder"}), progress={door: 100 + number // 4})
 
     alive = looks(300, steps)
     assert not judge(alive)
@@ -192,6 +192,52 @@ def test_a_decoder_that_makes_steps_is_alive() -> None:
     streams = Diagnosis.since(QUIET, STREAMS, awaited=True)
     faults = [streams.add(look, LOOK_SECONDS) for look in looks(2 * HANG_SECONDS, steps)]
     assert any(faults)  # which another's steps do not bring
+
+
+def test_a_decoder_that_refuses_is_alive() -> None:
+    """As one of which too many tokens are asked, steadily: the queues before it are long, and nothing comes out."""
+
+    def refuses(number: int) -> Look:
+        done = QUIET | {"preprocess": 8 + number, "encoder": 8 + number}
+        return Look(done, progress={"decoder": 100 + number // 4}, pending={"encoder": 8, "decoder": 2})
+
+    alive = looks(60, refuses)
+    assert not judge(alive)
+    assert judge([*alive, *looks(2 * HANG_SECONDS, lambda _: alive[-1])])
+
+
+def flooded(number: int, pending: dict[str, int], working: frozenset[str] = frozenset()) -> Look:
+    """Where requests come for the encoder alone, which is done with some every two seconds."""
+    waits = {"preprocess": 0, "encoder": 0, "decoder": 0, "caption_stream": 0}
+    return Look(QUIET | {"encoder": 8 + number // 4}, working, progress={"decoder": 9}, pending=waits | pending)
+
+
+def test_a_stage_that_goes_on_is_alive_while_the_decoders_have_nothing_to_do() -> None:
+    """And what has to be decoded waits for it; until it stands still, or a decoder does."""
+    alive = looks(60, lambda n: flooded(n, {"encoder": 2000}))
+    assert not judge(alive)
+    assert judge([*alive, *looks(2 * HANG_SECONDS, lambda _: alive[-1])])
+    assert judge(looks(2 * LIVELOCK_SECONDS, lambda n: flooded(n, {"encoder": 2000})))  # no work is an excuse for ever
+    slow = [*alive, *looks(60, lambda _: flooded(119, {"encoder": 2000}, frozenset({"encoder"})))]
+    assert not judge(slow)  # a large batch takes long
+    assert judge([*slow, *looks(2 * HANG_SECONDS, lambda _: alive[-1])])
+    for decoder in ("decoder", "caption_stream"):
+        assert not judge(flooded(n, {"encoder": 2000, decoder: int(n % 4 == 0)}) for n in range(120))
+        hung = [flooded(n, {"encoder": 2000, decoder: 1}) for n in range(20)]
+        assert judge(hung) == Fault("hung", "no caption came out for 4 seconds")
+
+
+def test_a_hung_encoder_is_found_while_the_decoders_have_nothing_to_do() -> None:
+    def look(number: int) -> Look:
+        working = frozenset({"preprocess"})
+        return Look(QUIET | {"preprocess": 8 + number}, working, pending={"encoder": 3, "decoder": 0})
+
+    assert judge(looks(2 * HANG_SECONDS, look)) == Fault("hung", "no caption came out for 4 seconds")
+
+
+def test_a_door_is_not_excused_by_stages_that_serve_another() -> None:
+    streams = Diagnosis.since(QUIET, STREAMS, awaited=True)
+    assert any(streams.add(flooded(n, {}), LOOK_SECONDS) for n in range(20))
 
 
 def test_a_server_that_refuses_every_caption_fails_though_it_works() -> None:

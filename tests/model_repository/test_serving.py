@@ -170,7 +170,7 @@ def bad_requests() -> dict[str, tuple[str, dict[str, npt.NDArray[Any]], str]]:
         "unknown resize mode": ("caption", {"resize_mode": words(b"zoom")}, "resize_mode must be one of stretch, cen"),
         "resize mode that is no text": ("caption", {"resize_mode": words(b"\xff")}, "resize_mode must be one of"),
         "no tokens": ("caption", {"max_tokens": 0 * one}, "max_tokens must be at least 1, not 0"),
-        "too many tokens": ("caption", {"max_tokens": 99 * one}, "must fit 64 positions, but the prompt takes 1 and"),
+        "too many tokens": ("caption", {"max_tokens": 99 * one}, "fit 64 positions, but the prompt takes at least 1"),
         "minimum above maximum": (
             "caption",
             {"max_tokens": 3 * one, "min_tokens": 4 * one},

@@ -14,7 +14,7 @@ from blipstream.engine import load_engine
 from blipstream.errors import error_of, report, triton_error
 from blipstream.journal import Journal, id_of
 from blipstream.metrics import Metrics
-from blipstream.options import OPTION_NAMES, DecodingOptions, refuse_parameters
+from blipstream.options import OPTION_NAMES, refuse_parameters
 from blipstream.patience import Patience
 from blipstream.scheduler import Scheduler
 
@@ -39,9 +39,9 @@ class TritonPythonModel:
     async def start(self, request, sender):
         self.scheduler.check_room()  # before anything is computed for it
         refuse_parameters(request)
-        lap, patience = self.metrics.stopwatch().lap, Patience(request.timeout(), sender.is_cancelled)
+        lap, patience = self.metrics.stopwatch().lap, Patience.of(request, sender)
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
-        (options,) = DecodingOptions.from_rows({n: tensors[n].as_numpy() for n in OPTION_NAMES if n in tensors}, 1)
+        (options,) = self.scheduler.engine.options({n: tensors[n].as_numpy() for n in OPTION_NAMES if n in tensors}, 1)
         images = [tensors[n] for n in ("image", "resize_mode") if n in tensors]
         pixels = await self.call(request, patience, "preprocess", images, "pixels")
         try:

@@ -23,9 +23,9 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"], "artifact")
-        self.journal, self.backpressure = Journal(args["model_name"]), Backpressure()
-        self.results = Results(pb_utils.MetricFamily, args["model_name"])
-        side = CheckpointConfig.load(of_one_checkpoint(folder)).vision.image_size
+        self.journal, self.results = Journal(args["model_name"]), Results(pb_utils.MetricFamily, args["model_name"])
+        self.backpressure, checkpoint = Backpressure(), CheckpointConfig.load(of_one_checkpoint(folder))
+        side, self.positions = checkpoint.vision.image_size, checkpoint.text.max_positions
         device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.loader = load_loader(device, side, sum(each["count"] for each in config["instance_group"]), **parameters)
@@ -38,7 +38,7 @@ class TritonPythonModel:
             try:
                 refuse_parameters(request)
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                waiting.append((request, sender, Request.of(tensors, Patience(request.timeout(), sender.is_cancelled))))
+                waiting.append((request, sender, Request.of(tensors, Patience.of(request, sender), self.positions)))
             except Exception as exc:
                 self.answer(request, sender, report(exc), began)
         while waiting:
