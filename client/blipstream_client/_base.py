@@ -30,6 +30,22 @@ DEFAULT_TIMEOUT = 60.0  # seconds that a request may take, with all its retries
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_IN_FLIGHT = 32  # requests at once
 LONGEST_SECONDS = 1e6  # that may be asked for: sockets and gRPC count milliseconds in 31 bits
+OWN_HEADERS = {  # which say how a request is sent, and are the client's to set
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "inference-header-content-length",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "triton_grpc_error",
+    "upgrade",
+}
 CHECKS_PER_TIMEOUT = 3  # of a silent connection: Triton hangs up on clients that ask a fourth time in five minutes
 
 
@@ -153,8 +169,14 @@ def _at_least(least: int, name: str, value: int) -> int:
 
 def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     for name, value in headers.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise InvalidRequest(f"A header's name and value must be text, got {quoted(name)}: {type(value).__name__}")
+        if name.lower() in OWN_HEADERS or name.lower().startswith("grpc-"):
+            raise InvalidRequest(f"The header {excerpt(name)} is the client's own to set: leave it out")
         if not (name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()):
             raise InvalidRequest(f"A header's name must be of letters, digits and hyphens, got {quoted(name)}")
-        if not (value.isascii() and value.isprintable()):
-            raise InvalidRequest(f"The header {excerpt(name)} must be printable ASCII on one line")
+        if not (value.isascii() and value.isprintable() and value == value.strip()):
+            raise InvalidRequest(
+                f"The header {excerpt(name)} must be printable ASCII on one line, without spaces around"
+            )
     return dict(headers)
