@@ -2,7 +2,10 @@
 """What the two clients share: their arguments, and all that is not waiting."""
 
 from collections.abc import Mapping
+from numbers import Integral, Real
+from os import PathLike as AnyPath
 from threading import Event
+from types import NoneType
 
 from blipstream_client._contract import Options, Tensors, image_tensor, option_tensors
 from blipstream_client._endpoints import Rotation, parse_urls
@@ -83,6 +86,12 @@ class BaseClient:
         max_side: images with a longer side, in pixels, are scaled down before they are sent.
         allow_private_urls: also fetch images from URLs of this machine and of private networks.
         """
+        for name, value in (("url", url), ("model", model)):
+            _check_kind(name, value, str, "text")
+        for name, value in (("ca_file", ca_file), ("cert_file", cert_file), ("key_file", key_file)):
+            _check_kind(name, value, (str, AnyPath, NoneType), "a path")
+        _check_kind("headers", headers, (Mapping, NoneType), "a mapping of names to values")
+        _check_kind("allow_private_urls", allow_private_urls, bool, "True or False")
         addresses = parse_urls(url)
         self._model = model
         self._timeout = _positive("timeout", timeout)
@@ -153,8 +162,13 @@ def without_frames(error: BlipstreamError) -> BlipstreamError:
     return error
 
 
+def _check_kind(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:
+    if not isinstance(value, kinds):
+        raise InvalidRequest(f"{name} must be {words}, got {quoted(value)}")
+
+
 def _positive(name: str, value: float) -> float:
-    if not 0 < value <= LONGEST_SECONDS:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LONGEST_SECONDS:
         raise InvalidRequest(
             f"{name} must be a number of seconds above 0 and at most {LONGEST_SECONDS:g}, got {quoted(value)}"
         )
@@ -162,8 +176,8 @@ def _positive(name: str, value: float) -> float:
 
 
 def _at_least(least: int, name: str, value: int) -> int:
-    if value < least:
-        raise InvalidRequest(f"{name} must be at least {least}, got {quoted(value)}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InvalidRequest(f"{name} must be a whole number of at least {least}, got {quoted(value)}")
     return value
 
 
