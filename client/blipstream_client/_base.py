@@ -88,8 +88,8 @@ class BaseClient:
         """
         for name, value in (("url", url), ("model", model)):
             _check_kind(name, value, str, "text")
-        for name, value in (("ca_file", ca_file), ("cert_file", cert_file), ("key_file", key_file)):
-            _check_kind(name, value, (str, AnyPath, NoneType), "a path")
+        for name, path in (("ca_file", ca_file), ("cert_file", cert_file), ("key_file", key_file)):
+            _check_kind(name, path, (str, AnyPath, NoneType), "a path")
         _check_kind("headers", headers, (Mapping, NoneType), "a mapping of names to values")
         _check_kind("allow_private_urls", allow_private_urls, bool, "True or False")
         addresses = parse_urls(url)

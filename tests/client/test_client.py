@@ -339,4 +339,5 @@ def test_max_in_flight_is_a_whole_number(value: Any) -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    Client(timeout=np.float32(5), retries=np.int64(2), max_side=np.int32(64)).close()
+    numbers: Any = {"timeout": np.float32(5), "retries": np.int64(2), "max_side": np.int32(64)}
+    Client(**numbers).close()

@@ -383,5 +383,5 @@ def test_errors_do_not_repeat_what_came() -> None:
 def test_images_by_url_must_be_public() -> None:
     status, out, err = blipstream("caption", "http://127.0.0.1:1/a.jpg", "--retries", "0")
     assert (status, out) == (1, "")
-    assert "which is not a public address" in err
+    assert "is not a public address; allow_private_urls=True permits it, --allow-private-urls on the" in err
     assert "refused" in blipstream("caption", "http://127.0.0.1:1/a.jpg", "--allow-private-urls")[2]
