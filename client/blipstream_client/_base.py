@@ -2,7 +2,10 @@
 """What the two clients share: their arguments, and all that is not waiting."""
 
 from collections.abc import Mapping
+from numbers import Integral, Real
+from os import PathLike as AnyPath
 from threading import Event
+from types import NoneType
 
 from blipstream_client._contract import Options, Tensors, image_tensor, option_tensors
 from blipstream_client._endpoints import Rotation, parse_urls
@@ -30,6 +33,22 @@ DEFAULT_TIMEOUT = 60.0  # seconds that a request may take, with all its retries
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_IN_FLIGHT = 32  # requests at once
 LONGEST_SECONDS = 1e6  # that may be asked for: sockets and gRPC count milliseconds in 31 bits
+OWN_HEADERS = {  # which say how a request is sent, and are the client's to set
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "inference-header-content-length",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "triton_grpc_error",
+    "upgrade",
+}
 CHECKS_PER_TIMEOUT = 3  # of a silent connection: Triton hangs up on clients that ask a fourth time in five minutes
 
 
@@ -67,6 +86,12 @@ class BaseClient:
         max_side: images with a longer side, in pixels, are scaled down before they are sent.
         allow_private_urls: also fetch images from URLs of this machine and of private networks.
         """
+        for name, value in (("url", url), ("model", model)):
+            _check_kind(name, value, str, "text")
+        for name, path in (("ca_file", ca_file), ("cert_file", cert_file), ("key_file", key_file)):
+            _check_kind(name, path, (str, AnyPath, NoneType), "a path")
+        _check_kind("headers", headers, (Mapping, NoneType), "a mapping of names to values")
+        _check_kind("allow_private_urls", allow_private_urls, bool, "True or False")
         addresses = parse_urls(url)
         self._model = model
         self._timeout = _positive("timeout", timeout)
@@ -137,8 +162,13 @@ def without_frames(error: BlipstreamError) -> BlipstreamError:
     return error
 
 
+def _check_kind(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:
+    if not isinstance(value, kinds):
+        raise InvalidRequest(f"{name} must be {words}, got {quoted(value)}")
+
+
 def _positive(name: str, value: float) -> float:
-    if not 0 < value <= LONGEST_SECONDS:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= LONGEST_SECONDS:
         raise InvalidRequest(
             f"{name} must be a number of seconds above 0 and at most {LONGEST_SECONDS:g}, got {quoted(value)}"
         )
@@ -146,15 +176,21 @@ def _positive(name: str, value: float) -> float:
 
 
 def _at_least(least: int, name: str, value: int) -> int:
-    if value < least:
-        raise InvalidRequest(f"{name} must be at least {least}, got {quoted(value)}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InvalidRequest(f"{name} must be a whole number of at least {least}, got {quoted(value)}")
     return value
 
 
 def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     for name, value in headers.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise InvalidRequest(f"A header's name and value must be text, got {quoted(name)}: {type(value).__name__}")
+        if name.lower() in OWN_HEADERS or name.lower().startswith("grpc-"):
+            raise InvalidRequest(f"The header {excerpt(name)} is the client's own to set: leave it out")
         if not (name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()):
             raise InvalidRequest(f"A header's name must be of letters, digits and hyphens, got {quoted(name)}")
-        if not (value.isascii() and value.isprintable()):
-            raise InvalidRequest(f"The header {excerpt(name)} must be printable ASCII on one line")
+        if not (value.isascii() and value.isprintable() and value == value.strip()):
+            raise InvalidRequest(
+                f"The header {excerpt(name)} must be printable ASCII on one line, without spaces around"
+            )
     return dict(headers)

@@ -216,9 +216,10 @@ class CheckedBackend(httpcore2.NetworkBackend):
         addresses = _resolve(host, port, self._limit)
         for address in addresses:
             if not (self._allow_private or is_public(address)):
+                found = address if host == address else f"{excerpt(host)} is {address}, which"
                 raise Refused(
-                    f"{excerpt(host)} is {address}, which is not a public address;"
-                    " allow_private_urls=True would permit it"
+                    f"{found} is not a public address; allow_private_urls=True permits it,"
+                    " --allow-private-urls on the command line"
                 )
         for address in addresses:
             self._limit.check()

@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 from urllib.parse import quote
 
+import h11
 import httpcore2
 import numpy as np
 
@@ -22,6 +23,7 @@ from blipstream_client._events import EventReader
 from blipstream_client._exceptions import (
     STRANGE_ANSWERS,
     BlipstreamError,
+    InvalidRequest,
     error_from_status,
     excerpt,
     no_answer,
@@ -163,7 +165,9 @@ def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | Non
             return unreachable(url, str(exc) or type(exc).__name__)
         case httpcore2.RemoteProtocolError() if "disconnected" in str(exc) or "closed" in str(exc):
             return unreachable(url, "the server closed the connection")
-        case httpcore2.ProtocolError():
+        case httpcore2.LocalProtocolError() | h11.LocalProtocolError() | httpcore2.UnsupportedProtocol():
+            return InvalidRequest(f"The request cannot be sent over HTTP: {excerpt(exc)}")
+        case httpcore2.ProtocolError() | h11.ProtocolError() | httpcore2.ProxyError():
             return unreachable(url, f"what answers there does not speak HTTP: {excerpt(exc)}")
         case _:
             return None

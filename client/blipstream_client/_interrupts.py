@@ -19,7 +19,8 @@ KNOCK_SECONDS = 0.05
 @contextmanager
 def heard() -> Iterator[None]:
     """Ctrl-C is a KeyboardInterrupt in here at once, whatever the main thread waits for."""
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not the shell's, which had it ignored
+    before = signal.getsignal(signal.SIGINT)
+    ours = before in (signal.default_int_handler, signal.SIG_DFL)  # and not the shell's, which had it ignored
     if not (ours and hasattr(signal, "pthread_kill") and threading.current_thread() is threading.main_thread()):
         yield
         return
@@ -44,6 +45,6 @@ def heard() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGURG, signal.SIG_DFL)
         os.close(tell)

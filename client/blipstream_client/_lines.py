@@ -145,7 +145,10 @@ class Line:
 
     def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
         with self._route.rotation.turn() as index:
-            return self._transports[index].ask(question, deadline)
+            return self._ask(index, question, deadline)
+
+    def _ask(self, endpoint: int, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        return self._transports[endpoint].ask(question, deadline)
 
     def _begin(
         self, question: Question[AnswerT], deadline: Deadline

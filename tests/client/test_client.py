@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 import gc
+import math
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
@@ -305,3 +307,37 @@ def test_captions_leave_nothing_for_the_garbage_collector(tiny: TinyTriton, sche
         assert asyncio.run(ask(tiny.url(scheme))) < 50
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("url", [None, 3, ["grpc://a"]]),
+        ("model", [None, 3]),
+        ("timeout", ["5", None, True, math.nan, 1j]),
+        ("retries", ["3", None, True, 1.5, math.nan]),
+        ("keepalive", ["5", True]),
+        ("max_side", ["5", math.nan, True, 1.5]),
+        ("headers", [{"a": 3}, {3: "a"}, "a:b", [("a", "b")]]),
+        ("ca_file", [3, b"ca.pem"]),
+        ("allow_private_urls", ["no", 1, None]),
+    ],
+)
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+def test_arguments_of_wrong_types_are_one_sentence(client_class: Any, name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(InvalidRequest, match=r"^(A header's name and value|\w+) must be [^\n]* got "):
+            client_class(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["a", None, True, 1.5])
+def test_max_in_flight_is_a_whole_number(value: Any) -> None:
+    with Client() as client, pytest.raises(InvalidRequest, match="max_in_flight must be a whole number of at least 1"):
+        client.caption_many([], max_in_flight=value)
+    with pytest.raises(InvalidRequest, match="max_in_flight must be a whole number of at least 1"):
+        AsyncClient().caption_many([], max_in_flight=value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numbers: Any = {"timeout": np.float32(5), "retries": np.int64(2), "max_side": np.int32(64)}
+    Client(**numbers).close()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+import h11
+import httpcore2
 import pytest
 
 from blipstream_client import (
@@ -21,6 +23,7 @@ from blipstream_client import (
     ServerOverloaded,
     ServerUnreachable,
 )
+from blipstream_client._http import translate
 from tests.client.proxy import Proxy, proxy
 from tests.client.tiny_triton import FULL, Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
@@ -264,7 +267,18 @@ def test_headers_travel(tiny: TinyTriton, url: str, kind: str, headers: dict[str
     assert tiny.headers[-1][name.lower()] == value
 
 
-@pytest.mark.parametrize("headers", [{"a b": "c"}, {"": "c"}, {"a": "b\r\nc: d"}, {"a": "é"}])
+@pytest.mark.parametrize("headers", [{"a b": "c"}, {"": "c"}, {"a": "b\r\nc: d"}, {"a": " b"}, {"a": "é"}])
 def test_headers_that_cannot_travel(headers: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest, match="header"):
         Client(headers=headers)
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "host", "inference-header-content-length", "TE", "grpc-timeout"])
+def test_headers_that_are_the_clients_own(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"The header {name} is the client's own to set"):
+        Client(headers={name: "5"})
+
+
+@pytest.mark.parametrize("kind_of_error", [httpcore2.LocalProtocolError, h11.LocalProtocolError])
+def test_what_http_cannot_say_is_a_wrong_request(kind_of_error: type[Exception]) -> None:
+    assert isinstance(translate(kind_of_error("no"), "http://a", 1), InvalidRequest)

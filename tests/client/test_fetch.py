@@ -107,8 +107,8 @@ def test_private_addresses_are_refused_unless_permitted(web: Web, tiny: TinyTrit
     with Client(tiny.url("grpc")) as client, pytest.raises(InvalidImage) as caught:
         client.caption(web.url("/a.jpg"))
     assert str(caught.value) == (
-        f"Refused to fetch {web.url('/a.jpg')}: 127.0.0.1 is 127.0.0.1, which is not a public address;"
-        " allow_private_urls=True would permit it"
+        f"Refused to fetch {web.url('/a.jpg')}: 127.0.0.1 is not a public address;"
+        " allow_private_urls=True permits it, --allow-private-urls on the command line"
     )
     assert web.headers == []
 

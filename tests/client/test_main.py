@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from blipstream_client import Client, __version__
-from blipstream_client.__main__ import main
 from blipstream_client._contract import OPTIONS
+from blipstream_client._program import main
 from tests.client.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
 
 ROOT = Path(__file__).parents[2]
@@ -163,10 +163,31 @@ def test_ctrl_c_while_standard_input_is_open(tiny: TinyTriton) -> None:
         assert process.stderr.read() == b""
 
 
+INTERRUPTED_AT_AN_IMPORT = """
+import os, runpy, signal, sys
+
+class Interrupter:
+    def find_spec(name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter)
+runpy.run_module("blipstream_client", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["_program", "_client", "_fetch", "_images", "_tls", "bulk.job", "bulk.tar"])
+def test_ctrl_c_while_it_is_imported_ends_it_quietly(module: str) -> None:
+    """By the signal itself, for which shells say 130."""
+    command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, f"blipstream_client.{module}"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
 ANOTHER_THREAD_GETS_IT = """
 import os, signal, threading
 from pathlib import Path
-from blipstream_client.__main__ import main
+from blipstream_client._program import main
 
 def interrupt():
     while "pipe" not in Path(f"/proc/self/task/{os.getpid()}/wchan").read_text():
@@ -193,7 +214,7 @@ def test_ctrl_c_that_does_not_interrupt_the_reading_is_heard() -> None:
 
 PATIENT = """
 from blipstream_client import _base
-from blipstream_client.__main__ import main
+from blipstream_client._program import main
 _base.MAX_SECONDS = 600
 main()
 """
@@ -362,5 +383,5 @@ def test_errors_do_not_repeat_what_came() -> None:
 def test_images_by_url_must_be_public() -> None:
     status, out, err = blipstream("caption", "http://127.0.0.1:1/a.jpg", "--retries", "0")
     assert (status, out) == (1, "")
-    assert "which is not a public address" in err
+    assert "is not a public address; allow_private_urls=True permits it, --allow-private-urls on the" in err
     assert "refused" in blipstream("caption", "http://127.0.0.1:1/a.jpg", "--allow-private-urls")[2]

@@ -3,18 +3,46 @@
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from threading import local
+from typing import Any, NamedTuple
 
 from blipstream_client._base import DEFAULT_URL
 from blipstream_client._client import Client
 from blipstream_client._contract import Options
-from blipstream_client._exceptions import AccessDenied, InvalidImage, InvalidRequest, ServerError, ServerOverloaded
+from blipstream_client._endpoints import Rotation, says_that_server_is_ill
+from blipstream_client._exceptions import (
+    AccessDenied,
+    BlipstreamError,
+    InvalidImage,
+    InvalidRequest,
+    ServerError,
+    ServerOverloaded,
+    quoted,
+)
 from blipstream_client._images import opened
+from blipstream_client._info import checkpoint_of, revision_of
 from blipstream_client._lines import Line, Route
-from blipstream_client._questions import AnswerT, Question
+from blipstream_client._questions import AnswerT, GetServer, Infer, Question
 from blipstream_client._transport import Deadline
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row, spelled
+
+
+class OtherCheckpoint(BlipstreamError):
+    """An endpoint has another checkpoint than the run began with."""
+
+    def __init__(self, found: str | None) -> None:
+        super().__init__(f"The server's checkpoint is now {quoted(found)}")
+        self.found = found
+
+
+class Finished(NamedTuple):
+    """A row, and the number of the endpoint whose answer it holds, if it holds one."""
+
+    row: Row
+    endpoint: int | None
 
 
 class Captioner(Client):
@@ -25,19 +53,22 @@ class Captioner(Client):
         super().__init__(url, **arguments)
         self._options = options
         self._options_text = json.dumps({name: value for name, value in options.items() if value is not None})
-        self.checkpoint = self._checkpoint()
+        self.checkpoint = self._watched.begin(self._deadline(None))
 
     def _open(self) -> None:
-        self._line = WatchedLine(self._route, self._limit)
+        self._line = self._watched = WatchedLine(self._route, self._limit)
 
-    def _checkpoint(self) -> str | None:
-        try:
-            return self.info().checkpoint
-        except AccessDenied:  # the server shows its configuration to others only
-            return None
+    def confirm(self, endpoints: AbstractSet[int]) -> None:
+        """See that these still have the checkpoint, with all the patience of an image. Raises BlipstreamError."""
+        for endpoint in endpoints:
+            self._watched.confirm(endpoint, self._deadline(None))
 
-    def row(self, name: str, image: bytes | str | InvalidImage) -> Row:
-        """What is written of an image, or why there is none. Raises BlipstreamError if the server cannot be asked."""
+    def row(self, name: str, image: bytes | str | InvalidImage) -> Finished:
+        """What is written of an image, or why there is none, once `confirm` has seen its endpoint again.
+
+        Raises BlipstreamError if the server cannot be asked.
+        """
+        self._watched.last.endpoint = None
         found: dict[str, Any] = dict.fromkeys(("caption", "score", "width", "height", "hash", "error"))
         try:
             if isinstance(image, InvalidImage):
@@ -49,21 +80,63 @@ class Captioner(Client):
             found |= {"caption": caption.text, "score": caption.score}
         except (InvalidRequest, ServerError) as exc:
             found["error"] = spelled(str(exc))
-        return Row(name=name, options=self._options_text, checkpoint=self.checkpoint, **found)
+        row = Row(name=name, options=self._options_text, checkpoint=self.checkpoint, **found)
+        return Finished(row, self._watched.last.endpoint)
 
 
 class WatchedLine(Line):
-    """Tells the limit what the server takes and refuses."""
+    """Tells the limit what the server takes and refuses, and asks no endpoint whose checkpoint is another."""
 
     def __init__(self, route: Route, limit: Limit) -> None:
         super().__init__(route)
         self._limit = limit
+        self._checkpoint: str | None = None
+        self._seen: set[int] = set()  # endpoints that had the checkpoint, and have failed at nothing since
+        self.last = local()  # .endpoint: the one that this thread asked last
 
-    def _attempt(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+    def begin(self, deadline: Deadline) -> str | None:
+        """The checkpoint, which is to stay the same from now on; None where it is not shown. Raises BlipstreamError."""
         try:
-            answer = super()._attempt(question, deadline)
+            self._checkpoint = checkpoint_of(self.ask(GetServer(), deadline))
+        except AccessDenied:
+            self._checkpoint = None
+        return self._checkpoint
+
+    def confirm(self, endpoint: int, deadline: Deadline) -> None:
+        """See that it has the checkpoint, and wait for it if it is away. Raises BlipstreamError."""
+        alone = replace(self._route, rotation=Rotation(1))
+
+        def look() -> None:
+            with alone.rotation.turn():
+                self._look(endpoint, deadline)
+
+        with alone.retrying(deadline, self._closed) as retrying:
+            retrying(look)
+
+    def _look(self, endpoint: int, deadline: Deadline) -> None:
+        try:
+            found = checkpoint_of(self._transports[endpoint].ask(GetServer(), deadline))
+        except AccessDenied:
+            found = None
+        if revision_of(found) != revision_of(self._checkpoint):
+            raise OtherCheckpoint(found)
+
+    def _ask(self, endpoint: int, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
+        wants_caption = isinstance(question, Infer)
+        if not wants_caption:
+            return super()._ask(endpoint, question, deadline)
+        self.last.endpoint = endpoint
+        if endpoint not in self._seen:
+            self._look(endpoint, deadline)
+            self._seen.add(endpoint)
+        try:
+            answer = super()._ask(endpoint, question, deadline)
         except ServerOverloaded:
             self._limit.refused()
+            raise
+        except BlipstreamError as exc:
+            if says_that_server_is_ill(exc):
+                self._seen.discard(endpoint)  # what comes back may be another
             raise
         self._limit.taken()
         return answer

@@ -46,7 +46,12 @@ class Item:
 
 def is_image_name(name: str) -> bool:
     """Whether a file is taken for an image whatever it holds, so that a damaged one is a row with an error."""
-    return suffix(name) in IMAGE_SUFFIXES
+    return suffix(name) in IMAGE_SUFFIXES and not is_of_macos(name)
+
+
+def is_of_macos(name: str) -> bool:
+    """Whether it is what macOS keeps beside a file where its own file system is not: ._a.jpg or __MACOSX/a.jpg."""
+    return os.path.basename(name).startswith("._") or "__MACOSX" in name.split("/")  # noqa: PTH119  # as in `suffix`
 
 
 def is_image(first_bytes: bytes) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from blipstream_client._base import DEFAULT_MODEL
 from blipstream_client._contract import Options, option_tensors
 from blipstream_client._exceptions import BlipstreamError, InvalidRequest
-from blipstream_client.bulk.captioner import Captioner
+from blipstream_client.bulk.captioner import Captioner, OtherCheckpoint
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.progress import progress
@@ -60,6 +60,8 @@ def run(
         with progress(summary, limit, sources.count) as show:
             try:
                 Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
+            except OtherCheckpoint as exc:
+                raise sink.differs("checkpoint", captioner.checkpoint, exc.found) from exc
             except BlipstreamError as exc:
                 raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
     summary.left_out = str(sources.left_out) if sources.left_out else ""

@@ -29,11 +29,12 @@ class Limit:
         """Requests that may be in flight now."""
         return int(self._limit)
 
-    def acquire(self) -> None:
-        """Wait until one more may be in flight."""
+    def acquire(self, seconds: float | None = None) -> bool:
+        """Wait until one more may be in flight, but no longer than that: whether it may."""
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight < self.current and self._bytes < MOST_BYTES)
-            self._in_flight += 1
+            may = self._changed.wait_for(lambda: self._in_flight < self.current and self._bytes < MOST_BYTES, seconds)
+            self._in_flight += may
+            return may
 
     def hold(self, size: int) -> None:
         """One in flight has so many bytes."""

@@ -2,6 +2,7 @@
 """From sources to a sink, in order, with as many requests in flight as the server likes."""
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,13 +12,13 @@ from typing import TypeAlias
 from blipstream_client._base import without_frames
 from blipstream_client._exceptions import LONGEST_SENTENCE, InvalidImage, InvalidRequest, excerpt
 from blipstream_client._files import MAX_BYTES
-from blipstream_client.bulk.captioner import Captioner
+from blipstream_client.bulk.captioner import Captioner, Finished
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
-from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.sinks import Sink
 
 ROWS_AHEAD = 2048  # that may be finished behind one that is not
+CONFIRM_SECONDS = 1.0  # between two looks at the server's checkpoint, until which rows are held back
 DRAIN_SECONDS = 5.0  # for what is in flight when no row can be written any more
 
 
@@ -71,26 +72,30 @@ class Runner:
         self._executor = ThreadPoolExecutor(most, thread_name_prefix="blipstream")
         self._sink = sink
         self._summary = summary
-        self._pending: deque[Future[Row]] = deque()
+        self._pending: deque[Future[Finished]] = deque()
+        self._held: list[Finished] = []  # until their endpoints are seen to have the same checkpoint still
+        self._confirmed = time.monotonic()
 
     def run(self, items: Iterable[Item], show: Callable[[], None]) -> None:
         """Write a row for each item, and `show` after each.
 
-        Raises BlipstreamError if the server cannot be asked any more; what is done is kept.
+        Raises BlipstreamError if the server cannot be asked any more, or has another checkpoint. What is written is
+        kept; what is not confirmed is not written.
         """
         try:
             for item in items:
-                self._limit.acquire()
+                while not self._limit.acquire(CONFIRM_SECONDS):
+                    self._collect(show)
                 image = _loaded(item)
                 size = _size(image)
                 self._limit.hold(size)
                 self._pending.append(self._executor.submit(self._work, item.name, image, size))
-                while self._pending and (self._pending[0].done() or len(self._pending) > ROWS_AHEAD):
-                    self._write_next()
-                    show()
+                self._collect(show)
+                while len(self._pending) > ROWS_AHEAD:
+                    self._wait_and_collect(show)
             while self._pending:
-                self._write_next()
-                show()
+                self._wait_and_collect(show)
+            self._write_held(show)
         except OSError:  # the answers would be lost, but a server that is well is not hung up on
             self._executor.shutdown(wait=False, cancel_futures=True)
             wait(self._pending, DRAIN_SECONDS)
@@ -102,16 +107,31 @@ class Runner:
                 self._captioner.close()  # so that nobody waits for what is in flight
                 self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self, name: str, image: Image, size: int) -> Row:
+    def _work(self, name: str, image: Image, size: int) -> Finished:
         try:
             return self._captioner.row(name, image)
         finally:
             self._limit.release(size)
 
-    def _write_next(self) -> None:
-        row = self._pending.popleft().result()
-        self._sink.write(row)
-        self._summary.count(row.name, row.error)
+    def _wait_and_collect(self, show: Callable[[], None]) -> None:
+        wait([self._pending[0]], CONFIRM_SECONDS)
+        self._collect(show)
+
+    def _collect(self, show: Callable[[], None]) -> None:
+        """Take what is finished, and write it now and then."""
+        while self._pending and self._pending[0].done():
+            self._held.append(self._pending.popleft().result())
+        if len(self._held) >= ROWS_AHEAD or time.monotonic() - self._confirmed >= CONFIRM_SECONDS:
+            self._write_held(show)
+
+    def _write_held(self, show: Callable[[], None]) -> None:
+        self._captioner.confirm({endpoint for _, endpoint in self._held if endpoint is not None})
+        self._confirmed = time.monotonic()
+        held, self._held = self._held, []
+        for row, _ in held:
+            self._sink.write(row)
+            self._summary.count(row.name, row.error)
+            show()
 
 
 def _loaded(item: Item) -> Image:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blipstream_client._exceptions import InvalidRequest
+from blipstream_client._info import revision_of
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.rows import COLUMNS, Row
@@ -45,6 +46,10 @@ class Sink(ABC):
     @abstractmethod
     def _is_foreign(self) -> bool:
         """Whether there is something already, where nothing was begun."""
+
+    @abstractmethod
+    def _has_begun(self) -> bool:
+        """Whether there are rows, or a file for them."""
 
     @abstractmethod
     def recover(self) -> Iterator[Written]:
@@ -77,6 +82,8 @@ class Sink(ABC):
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Start, or go on with the same job. Raises InvalidRequest if it is another."""
+        if self.job_path.exists() and not self._has_begun():  # rows were deleted, or there never was one
+            self.job_path.unlink()
         try:
             begun = dict(json.loads(self.job_path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
@@ -85,17 +92,26 @@ class Sink(ABC):
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(f"Cannot read {self.job_path}: remove it and {self.path} to begin anew") from exc
         for name in job.keys() | begun.keys():
-            if begun.get(name) != job.get(name):
-                raise InvalidRequest(
-                    f"{self.path} was begun with {name} {json.dumps(begun.get(name))}, not"
-                    f" {json.dumps(job.get(name))}: use the same to go on, or another --output"
-                )
+            same = revision_of if name == "checkpoint" else _unchanged
+            if same(begun.get(name)) != same(job.get(name)):
+                raise self.differs(name, begun.get(name), job.get(name))
+
+    def differs(self, name: str, begun: object, now: object) -> InvalidRequest:
+        """The error for a job of which this has changed."""
+        return InvalidRequest(
+            f"{self.path} was begun with {name} {json.dumps(begun)}, not {json.dumps(now)}:"
+            " use the same to go on, or another --output"
+        )
 
     def _start(self, job: Mapping[str, Any]) -> None:
         if self._is_foreign():
             raise InvalidRequest(f"{self.path} exists and was not begun by this command: use another --output")
         self.job_path.parent.mkdir(parents=True, exist_ok=True)
         replace(self.job_path, json.dumps(job, indent=2).encode())
+
+
+def _unchanged(value: object) -> object:
+    return value
 
 
 def open_sink(output: str) -> Sink:
@@ -137,6 +153,9 @@ class Lines(Sink):
         return self.path.with_name(f"{self.path.name}.job.json")
 
     def _is_foreign(self) -> bool:
+        return self.path.exists()
+
+    def _has_begun(self) -> bool:
         return self.path.exists()
 
     def recover(self) -> Iterator[Written]:
@@ -250,6 +269,9 @@ class Parquet(Sink):
     def job_path(self) -> Path:
         """Where it is kept what the rows were asked for with."""
         return self.path / PARQUET_JOB
+
+    def _has_begun(self) -> bool:
+        return any(self.path.glob("part-*.parquet"))
 
     def _is_foreign(self) -> bool:
         return self.path.exists() and not (self.path.is_dir() and not any(self.path.glob("[!.]*")))

@@ -4,6 +4,7 @@
 The order is the same each time, since a run that goes on counts on it. Only names are ever held for a whole folder.
 """
 
+import codecs
 import glob
 import os
 import sys
@@ -18,7 +19,7 @@ from blipstream_client._exceptions import InvalidRequest, excerpt
 from blipstream_client._fetch import is_url
 from blipstream_client._files import NotRegular, open_regular
 from blipstream_client.bulk.errors import translated
-from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, LeftOut, is_image, is_image_name
+from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, LeftOut, is_image, is_image_name, is_of_macos
 from blipstream_client.bulk.parquet import check_parquet, parquet_items, parquet_rows
 from blipstream_client.bulk.rows import spelled
 from blipstream_client.bulk.sinks import is_result
@@ -121,7 +122,8 @@ class Sources:
                 # linked folders last, so that images have the names that they have without links
                 waiting += [path for each in folders if os.path.islink(path := os.path.join(current, each))]  # noqa: PTH114, PTH118
                 for path in (os.path.join(current, name) for name in sorted(names)):  # noqa: PTH118
-                    if is_image_name(path) or _shard_suffix(path) or self._is_image(path):
+                    is_shard = _shard_suffix(path) and not is_of_macos(path)
+                    if is_image_name(path) or is_shard or self._is_image(path):
                         yield path
 
     def _is_image(self, path: str) -> bool:
@@ -146,13 +148,15 @@ class Sources:
 def _lines() -> Iterator[str]:
     """The names on standard input, one a line. Raises InvalidRequest."""
     with translated("Cannot read the list on standard input"):
+        mark = codecs.BOM_UTF8  # which some editors write before the first line
         while line := sys.stdin.buffer.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
                 raise InvalidRequest(
                     f"Expected a name a line on standard input, got a line of more than {LONGEST_LINE:,} bytes"
                 )
-            if name := line.rstrip(b"\r\n"):
+            if name := line.removeprefix(mark).rstrip(b"\r\n"):
                 yield os.fsdecode(name)
+            mark = b""
 
 
 def _glob(pattern: str) -> Iterator[str]:

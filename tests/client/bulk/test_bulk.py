@@ -29,7 +29,7 @@ from blipstream_client._contract import OPTIONS
 from blipstream_client.bulk.extras import pyarrow
 from tests.client.bulk.test_sinks import read
 from tests.client.proxy import proxy
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image
+from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "blipstream_client", "bulk"]
@@ -37,6 +37,12 @@ SMALL_PARTS = """
 from blipstream_client.__main__ import main
 from blipstream_client.bulk import sinks
 sinks.PART_ROWS = {part_rows}
+main()
+"""
+CONFIRM_EACH = """
+from blipstream_client.__main__ import main
+from blipstream_client.bulk import runner
+runner.CONFIRM_SECONDS = 0
 main()
 """
 COUNT_HEAPS = """
@@ -339,13 +345,16 @@ def test_a_server_that_is_gone_ends_the_run_and_keeps_its_rows(tiny: TinyTriton)
     with proxy(tiny.grpc_port) as between:
         tiny.answer = lambda inputs: gone(inputs, between)
         arguments = ["images", "--output", "a.jsonl", "--max-in-flight", "1"]
-        status, err = bulk(*arguments, "--url", f"grpc://127.0.0.1:{between.port}", "--retries", "1")
+        command = [sys.executable, "-c", CONFIRM_EACH, "bulk"]
+        url = f"grpc://127.0.0.1:{between.port}"
+        status, err = bulk(*arguments, "--url", url, "--retries", "1", command=command)
     assert status == 1
     assert "No Triton server answers" in err
-    assert "10 rows are done; the same command goes on" in err
-    assert len(read(Path("a.jsonl"))) == 10
+    found = len(read(Path("a.jsonl")))
+    assert 0 < found <= 10
+    assert f"{found} rows are done; the same command goes on" in err
     tiny.answer = size_of_image
-    assert bulk(*arguments, "--url", tiny.url("grpc")) == (0, "40 rows in a.jsonl, 10 of them from before\n")
+    assert bulk(*arguments, "--url", tiny.url("grpc")) == (0, f"40 rows in a.jsonl, {found} of them from before\n")
 
 
 def gone(inputs: Inputs, between: Any) -> Answer:
@@ -353,6 +362,61 @@ def gone(inputs: Inputs, between: Any) -> Answer:
         between.target = 1
         between.cut()
     return size_of_image(inputs)
+
+
+def test_a_checkpoint_that_is_replaced_in_mid_run_ends_it(tiny: TinyTriton, scheme: str) -> None:
+    """No caption of another is written, and going on gives the rest."""
+    write_images(40)
+    tiny.name = "demo@1"
+
+    def replaced(inputs: Inputs) -> Answer:
+        if inputs["image"][0, 0] == jpeg(20):
+            tiny.name = "other@2"
+        return tiny.name, -1.5, 2
+
+    tiny.answer = replaced
+    arguments = ["images", "--output", "a.jsonl", "--max-in-flight", "3", "--url", tiny.url(scheme)]
+    command = [sys.executable, "-c", CONFIRM_EACH, "bulk"]
+    expected = (1, f"Error: a.jsonl was begun with checkpoint {tiny.name!r}, not 'other@2'".replace("'", '"'))
+    status, err = bulk(*arguments, command=command)
+    assert (status, err.partition(":" + " use")[0]) == expected
+    found = len(read(Path("a.jsonl")))
+    assert 0 < found <= 20
+    assert bulk(*arguments)[1] == err
+    tiny.name, tiny.answer = "renamed@1", lambda _: (tiny.name, -1.5, 2)
+    assert bulk(*arguments) == (0, f"40 rows in a.jsonl, {found} of them from before\n")
+    pairs = [(row["caption"], row["checkpoint"]) for row in read(Path("a.jsonl"))]
+    assert pairs == [("demo@1", "demo@1")] * found + [("renamed@1", "renamed@1")] * (40 - found)
+
+
+def test_endpoints_of_different_checkpoints_end_the_run(tiny: TinyTriton, scheme: str) -> None:
+    write_images(8)
+    with tiny_triton() as other:
+        tiny.name, other.name = "demo@1", "demo@2"
+        url = f"{tiny.url(scheme)},127.0.0.1:{other.port(scheme)}"
+        status, err = bulk("images", "--output", "a.jsonl", "--url", url)
+    assert (status, err.startswith('Error: a.jsonl was begun with checkpoint "demo@1", not "demo@2"')) == (1, True)
+    assert {row["checkpoint"] for row in read(Path("a.jsonl"))} <= {"demo@1"}
+    assert len(other.headers) == 0
+
+
+def test_a_server_that_comes_back_as_another_is_not_asked(tiny: TinyTriton, scheme: str) -> None:
+    write_images(4)
+    tiny.name = "demo@1"
+    with tiny_triton() as other, proxy(tiny.port(scheme)) as between:
+        other.name = "demo@2"
+
+        def leave(inputs: Inputs) -> Answer:
+            if inputs["image"][0, 0] == jpeg(3):
+                between.target = other.port(scheme)
+                between.cut()
+            return size_of_image(inputs)
+
+        tiny.answer = leave
+        url = f"{scheme}://127.0.0.1:{between.port}"
+        status, err = bulk("images", "--output", "a.jsonl", "--url", url, "--max-in-flight", "1")
+    assert (status, other.headers) == (1, [])
+    assert err.startswith('Error: a.jsonl was begun with checkpoint "demo@1", not "demo@2"')
 
 
 class Narrow:

@@ -2,18 +2,20 @@
 import errno
 import socket
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from blipstream_client import InvalidImage
-from blipstream_client.bulk.captioner import Captioner
+from blipstream_client.bulk.captioner import Captioner, Finished, OtherCheckpoint
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.runner import Runner, Summary
 from blipstream_client.bulk.sinks import open_sink
+from tests.client.proxy import proxy
 from tests.client.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
 
 pq = pyarrow("This test").parquet
@@ -46,10 +48,28 @@ def test_ctrl_c_waits_for_nobody_and_loses_no_row(
             assert pq.read_table(sink.path)["name"].to_pylist() == ["a.jpg"]
 
 
+def test_a_server_that_is_away_is_waited_for_and_looked_at(tiny: TinyTriton, scheme: str, jpeg: bytes) -> None:
+    """What it answered before is confirmed only by itself."""
+    tiny.name = "demo@1"
+    with proxy(tiny.port(scheme)) as between:
+        captioner = Captioner(Limit(1), {}, f"{scheme}://127.0.0.1:{between.port}", retries=100)
+        row, endpoint = captioner.row("a.jpg", jpeg)
+        assert (row.checkpoint, endpoint) == ("demo@1", 0)
+        for name, outcome in (("renamed@1", nullcontext()), ("demo@2", pytest.raises(OtherCheckpoint, match="demo@2"))):
+            tiny.name, between.target = name, 1
+            between.cut()
+            comes_back = threading.Timer(0.3, setattr, (between, "target", tiny.port(scheme)))
+            comes_back.start()
+            with outcome:
+                captioner.confirm({0})
+            comes_back.join()
+        captioner.close()
+
+
 class Recorder(Captioner):
     """Which rows it gave."""
 
-    def row(self, name: str, image: bytes | str | InvalidImage) -> Row:
+    def row(self, name: str, image: bytes | str | InvalidImage) -> Finished:
         row = super().row(name, image)
         self.given = [*getattr(self, "given", []), name]
         return row

@@ -41,10 +41,10 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / f"captions{request.param}"
 
 
-def write(output: Path, rows: list[Row]) -> list[tuple[str, bool]]:
+def write(output: Path, rows: list[Row], job: dict[str, Any] = JOB) -> list[tuple[str, bool]]:
     """What a run finds and adds."""
     sink = open_sink(str(output))
-    sink.begin(JOB)
+    sink.begin(job)
     found = list(sink.recover())
     for each in rows:
         sink.write(each)
@@ -207,6 +207,24 @@ def test_another_job_is_refused(output: Path, changes: dict[str, Any], words: st
     with pytest.raises(InvalidRequest, match=words):
         open_sink(str(output)).begin(JOB | changes)
     assert len(read(output)) == 3
+
+
+@pytest.mark.parametrize("job", [json.dumps(JOB), "{"])
+def test_where_the_rows_were_deleted_another_job_begins_anew(output: Path, job: str) -> None:
+    write(output, ROWS)
+    open_sink(str(output)).job_path.write_text(job)
+    for rows in output.glob("part-*") if output.is_dir() else [output]:
+        rows.unlink()
+    sink = open_sink(str(output))
+    sink.begin(JOB | {"images": ["b"]})
+    assert (list(sink.recover()), json.loads(sink.job_path.read_text())["images"]) == ([], ["b"])
+
+
+def test_a_checkpoint_is_known_by_its_revision(output: Path) -> None:
+    write(output, ROWS, JOB | {"checkpoint": "x@1"})
+    open_sink(str(output)).begin(JOB | {"checkpoint": "y@1"})
+    with pytest.raises(InvalidRequest, match='begun with checkpoint "x@1", not "x@2"'):
+        open_sink(str(output)).begin(JOB | {"checkpoint": "x@2"})
 
 
 def test_what_others_wrote_is_left_alone(output: Path) -> None:

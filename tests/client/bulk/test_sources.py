@@ -177,7 +177,7 @@ def test_parquet_without_images(folder: Path) -> None:
 
 
 def test_a_list_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", standard_input(b"a.jpg\n\n b c .jpg \r\nhttp://b/c.jpg"))
+    monkeypatch.setattr("sys.stdin", standard_input(b"\xef\xbb\xbfa.jpg\n\n b c .jpg \r\nhttp://b/c.jpg"))
     assert names("-") == ["a.jpg", " b c .jpg ", "http://b/c.jpg"]
     assert Sources(["-"]).count() is None
 
@@ -218,6 +218,20 @@ def test_images_are_known_by_their_first_bytes(folder: Path, jpeg: bytes) -> Non
         "6 files left out for not being JPEG, PNG, WebP, BMP, GIF or TIFF: 2 .txt (images/g.txt), 1 .heic"
         " (images/f.heic), 1 empty (images/h.avif), 1 linked to no file (images/i), 1 not regular (images/j.dat)"
     )
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_macos_keeps_beside_files_is_left_out(jpeg: bytes) -> None:
+    found = names("images")
+    beside = Path("images/__MACOSX")
+    beside.mkdir()
+    for path in (beside / "._a.jpg", beside / "b.jpg", Path("images/._c.jpg"), Path("images/._d.tar")):
+        path.write_bytes(b"\0\5\x16\7 Mac OS X")
+    Path("images/._true.jpg").write_bytes(jpeg)
+    with tarfile.open("a.tar", "w") as tar:
+        tar.add("images")
+    assert names("images") == ["images/._true.jpg", *found]
+    assert sorted(names("a.tar")) == [f"a.tar/{name}" for name in ("images/._true.jpg", *found)]
 
 
 def test_what_the_server_reads_is_known(jpeg: bytes) -> None:
