@@ -311,8 +311,8 @@ def test_how_to_talk_to_the_server(tiny: TinyTriton, closed_port: int) -> None:
             "length_penalty must be between -3.4",
         ),
         (["--seed", "9" * 30], 1, "seed must be between"),
-        (["--retries", "-1"], 1, "retries must be at least 0"),
-        (["--max-side", "0"], 1, "max_side must be at least 1"),
+        (["--retries", "-1"], 1, "retries must be a whole number of at least 0"),
+        (["--max-side", "0"], 1, "max_side must be a whole number of at least 1"),
         (["--ca-file", "a.jpg"], 1, "Cannot trust the certificates in a.jpg"),
     ],
 )
