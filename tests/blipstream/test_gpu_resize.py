@@ -28,13 +28,13 @@ LENGTHS = st.integers(1, 200)
 SIDES = st.integers(13, 100)  # with more than MAX_TAPS left out
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS, LENGTHS, SIDES, SIDES, st.integers(0, 2**32))
 def test_any_size(width: int, height: int, columns: int, rows: int, seed: int) -> None:
     assert_as_pil(noise(width, height, seed), (columns, rows))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS, LENGTHS, SIDES, st.tuples(*[st.floats(0, 1)] * 4))
 def test_any_box(width: int, height: int, side: int, corners: tuple[float, float, float, float]) -> None:
     left, right = sorted(round(corner * width, 2) for corner in corners[:2])
@@ -64,7 +64,7 @@ def test_exact_at_the_limit() -> None:
         assert_as_pil(Image.fromarray(samples.astype(np.uint8)), (side, side), box)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 5000), st.integers(1, 500))
 def test_weights_sum_to_one(length: int, size: int) -> None:
     found = taps(Axis(length, 0, length, size))

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from skimage import data as photographs
@@ -200,7 +200,7 @@ def test_pixels_are_writable() -> None:
     assert load_pixels(encode(SMALL, "PNG"), SIDE).flags.writeable  # torch.from_numpy warns of others
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 120), st.integers(0, 2**32))
 def test_any_size_as_reference(width: int, height: int, side: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -701,7 +701,7 @@ VALID = [encode(SMALL.resize((24, 16)), kind) for kind in ("JPEG", "PNG", "WEBP"
     encode(SMALL.resize((24, 16)).quantize(8), "PNG", transparency=2),
     sixteen_bit("tiff"),
 ]
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=300)
 
 
 def assert_pixels_or_invalid_input(data: bytes) -> None:

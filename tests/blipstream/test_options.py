@@ -115,7 +115,7 @@ def test_a_prompt_that_fits_no_model() -> None:
         DecodingOptions(prompt="a" * 4097)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY_OPTIONS)
 def test_every_combination_returns_or_is_refused(engine: Engine, values: dict[str, Any]) -> None:
     try:
