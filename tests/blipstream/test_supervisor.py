@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -46,6 +47,7 @@ from tests.client.tiny_triton import Event as StreamEvent
 from tests.deploy.programs import wait_for
 
 LOOK_SECONDS = 0.5
+STREAMS_ALONE = r"no stream came out, though captions did, for \d+ seconds"
 QUIET = {"preprocess": 7, "encoder": 7, "decoder": 7, "caption": 7}
 
 
@@ -431,7 +433,7 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
             figures = metrics(page)
             status, answer = health(page)
             hang.unlink()
-            assert why == "no stream came out, though captions did, for 3 seconds"
+            assert re.fullmatch(STREAMS_ALONE, why)
             assert 'blipstream_supervisor_failing{model="caption_stream"} 1' in figures
             assert (status, answer["restarts"]) == (200, 1)
             assert captions is None or captions.result()
@@ -449,8 +451,10 @@ def test_without_restarts_a_door_that_never_answered_ends_nothing(tmp_path: Path
     hang.touch()
     with serving(tmp_path, f"--repository={repository}", "--config=toy", "--no-restart") as (process, lines):
         url, page = places(lines)
-        why = "no stream came out, though captions did, for 3 seconds; none did since the start"
-        wait_for(lambda: health(page) == (200, {"ok": True, "why": why, "restarts": 0}), seconds=60)
+        wait_for(lambda: bool(re.match(STREAMS_ALONE, str(health(page)[1]["why"]))), seconds=60)
+        status, answer = health(page)
+        assert (status, answer["ok"], answer["restarts"]) == (200, True, 0)
+        assert str(answer["why"]).endswith("; none did since the start")
         assert 'blipstream_supervisor_failing{model="caption_stream"} 1' in metrics(page)
         hang.unlink()
         wait_for(lambda: health(page)[1]["why"] == "it captions")
@@ -461,7 +465,7 @@ def test_without_restarts_a_door_that_never_answered_ends_nothing(tmp_path: Path
                 executor.submit(stream, url)
             output, errors = process.communicate()
         assert output == ""
-        assert errors == "error: no stream came out, though captions did, for 3 seconds\n"
+        assert re.fullmatch(f"error: {STREAMS_ALONE}\n", errors)
         assert process.returncode == 1
 
 
