@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -60,8 +61,6 @@ class ImageWorker:
             self._process.kill()
             self._wait()
 
-    __del__ = close
-
     def _start(self) -> None:
         self.close()
         self._connection, theirs = Pipe()
@@ -76,11 +75,13 @@ class ImageWorker:
                 # a model's Python may have been told of its paths in ways that a program's is not
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
             )
+            self._finalizer = weakref.finalize(self, _end, self._process)
 
     def _wait(self) -> int:
         """Let go of a process that ends; its status."""
         process, self._process = self._process, None
         self._connection.close()
+        self._finalizer.detach()
         return process.wait() if process else 0
 
     def _ended(self) -> BlipstreamError:
@@ -90,6 +91,12 @@ class ImageWorker:
             return InvalidInput(TOO_SLOW)
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return BlipstreamError(f"{FAILED} (its decoder ended with {how}): try again, or save the image anew")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Whose owner nobody has any more."""
+    process.kill()
+    process.wait()
 
 
 def _ask(patience: Patience | None) -> None:

@@ -26,12 +26,13 @@ from blipstream_client import (
 from blipstream_client import _interrupts as interrupts
 from blipstream_client._base import DEFAULT_MODEL, DEFAULT_RETRIES, DEFAULT_TIMEOUT, DEFAULT_URL, BaseClient
 from blipstream_client._contract import OPTIONS
-from blipstream_client._exceptions import LONGEST_SENTENCE, excerpt
+from blipstream_client._exceptions import excerpt
 from blipstream_client._files import MAX_BYTES
 from blipstream_client.bulk import job
 from blipstream_client.bulk.items import counted
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
+LONGEST_NAME = 200  # characters of a file's that an error shows
 
 
 Command = Callable[..., None]
@@ -277,13 +278,18 @@ def _print_pieces(name: str, pieces: Iterable[Piece]) -> None:
         _print_json(**{"file": name, "text": piece.text, "text_score": piece.score, **whole})
 
 
+def _findable(name: str) -> str:
+    """A file's name as it is; of what is no name, such as a data URL, a part."""
+    return name if len(name) <= LONGEST_NAME else excerpt(name)
+
+
 def _print(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
     match result, as_json:
         case Caption(), False:
             for each in (result, *result.alternatives):
                 click.echo(f"{name}: {each.text}")
         case _, False:
-            click.echo(f"{excerpt(name, LONGEST_SENTENCE)}: {result}", err=True)
+            click.echo(f"{_findable(name)}: {result}", err=True)
         case Caption(), True:
             _print_json(file=name, **_fields(result))
         case _, True:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process of its own decodes comes out as here; however that process ends, its owner has one sentence."""
 
+import gc
 import os
 import resource
 import signal
@@ -134,3 +135,16 @@ def test_it_goes_with_its_owner(worker: ImageWorker) -> None:
     worker._connection.close()
     assert worker._process is not None
     assert worker._process.wait(60) == 0
+
+
+def test_one_that_is_forgotten_takes_its_process_along() -> None:
+    """In a circle, too, whose parts Python ends in any order."""
+    forgotten: list[object] = [ImageWorker(SIDE)]
+    forgotten.append(forgotten)
+    assert isinstance(forgotten[0], ImageWorker)
+    forgotten[0].load(SMALL, "stretch")
+    pid = pid_of(forgotten[0])
+    del forgotten
+    gc.collect()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
