@@ -42,10 +42,11 @@ class Request(NamedTuple):
         """
         images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
         pixels = tensors.get("pixels")
+        request = cls(images, [mode.decode(errors="replace") for mode in modes], pixels, patience)
         options = {name: tensors[name] for name in OPTION_NAMES if name in tensors}
         if options:
-            DecodingOptions.from_rows(options, len(images if pixels is None else pixels), positions)
-        return cls(images, [mode.decode(errors="replace") for mode in modes], pixels, patience)
+            DecodingOptions.from_rows(options, request.num_images, positions)
+        return request
 
     @property
     def num_images(self) -> int:
@@ -101,7 +102,7 @@ class ImageLoader:
     def _fault(self, request: Request) -> BlipstreamError | None:
         """What is wrong with a request before its images are looked at."""
         images, modes, pixels, patience = request
-        if not len(images if pixels is None else pixels):
+        if not request.num_images:
             return InvalidInput("image must be given: send the bytes of at least one")
         if pixels is None and modes and len(modes) != len(images):
             return InvalidInput(f"resize_mode must have a row for each image, {len(images)}, not {len(modes)}")
