@@ -46,7 +46,7 @@ demo: $(READY)  ## caption the sample images through a real Triton server, and s
 	$(BIN)/python build/demo/demo.py
 
 serve: build  ## until Ctrl-C
-	@exec $(BIN)/python -m blipstream.serve --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
+	@exec $(BIN)/python -m blipstream.server --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
 
 bench: $(READY)  ## transformers, the engine and Triton, side by side

@@ -25,11 +25,11 @@ import transformers
 import interruption
 from artifacts import FINGERPRINT, ROOT, SOURCE_REPOSITORY, Artifact, fingerprint, materialise
 from blipstream.config import CheckpointConfig, DType
+from blipstream.decoding import load_engine
 from blipstream.dtypes import resolve
-from blipstream.encoders import load_encoder
-from blipstream.encoders.tensorrt import ONNX_NAME, PLAN_NAME
-from blipstream.engine import load_engine
 from blipstream.errors import ArtifactError, BlipstreamError
+from blipstream.vision import load_encoder
+from blipstream.vision.tensorrt import ONNX_NAME, PLAN_NAME
 from checkpoint import Checkpoint, check_is_text
 from encoder_config import write_encoder_config
 from ensemble_config import write_ensemble_configs
@@ -42,7 +42,7 @@ from verify import Report, verify
 class Config:
     """How one configuration runs the encoder; the decoder is the same in all of them."""
 
-    runtime: str  # in blipstream.encoders, and the artifact's folder in encoder/1
+    runtime: str  # in blipstream.vision, and the artifact's folder in encoder/1
     device: str
     library: str  # whose version the artifact depends on
     export: Callable[[transformers.BlipForConditionalGeneration, CheckpointConfig, Path], None]
@@ -66,8 +66,8 @@ CONFIGS = {
 # a change in any of them makes artifacts stale: what they compute, and what was asked of them
 SOURCES = (
     "blipstream/config.py",
-    "blipstream/vision.py",
-    "blipstream/decoder.py",
+    "blipstream/vision/vit.py",
+    "blipstream/text/decoder.py",
     "build/convert.py",
     "build/export.py",
     "build/inspection.py",

@@ -13,7 +13,7 @@ Weights = dict[str, Tensor]
 
 
 def vision_weights(weights: Mapping[str, Tensor], config: VisionConfig) -> Weights:
-    """For blipstream.vision.VisionEncoder, from BlipForConditionalGeneration's state dict."""
+    """For blipstream.vision.vit.VisionEncoder, from BlipForConditionalGeneration's state dict."""
     embeddings = "vision_model.embeddings"
     mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
     converted = {
@@ -39,7 +39,7 @@ def vision_weights(weights: Mapping[str, Tensor], config: VisionConfig) -> Weigh
 
 
 def decoder_weights(weights: Mapping[str, Tensor], config: TextConfig) -> Weights:
-    """For blipstream.decoder.TextDecoder, from BlipForConditionalGeneration's state dict."""
+    """For blipstream.text.decoder.TextDecoder, from BlipForConditionalGeneration's state dict."""
     embeddings, head = "text_decoder.bert.embeddings", "text_decoder.cls.predictions"
     converted = {
         "word_embedding.weight": weights[f"{embeddings}.word_embeddings.weight"],

@@ -6,7 +6,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2
 
 from artifacts import ENCODER_CONFIG
-from blipstream.encoders.tensorrt import INPUT
+from blipstream.vision.tensorrt import INPUT
 from generated_config import generated_config
 from tensorrt_compile import PlanOptions
 

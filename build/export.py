@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from transformers import BertTokenizer, BlipForConditionalGeneration
 
 from blipstream.config import CheckpointConfig, VisionConfig
-from blipstream.encoders.torch import WEIGHTS_NAME as ENCODER_NAME
-from blipstream.engine import WEIGHTS_NAME as DECODER_NAME
-from blipstream.tokenizer import TOKENIZER_NAME
-from blipstream.vision import VisionEncoder
+from blipstream.decoding import WEIGHTS_NAME as DECODER_NAME
+from blipstream.text.tokenizer import TOKENIZER_NAME
+from blipstream.vision.torch import WEIGHTS_NAME as ENCODER_NAME
+from blipstream.vision.vit import VisionEncoder
 from convert import Weights, decoder_weights, vision_weights
 
 
@@ -28,7 +28,7 @@ def export_openvino(model: BlipForConditionalGeneration, config: CheckpointConfi
     """The encoder as OpenVINO IR: UINT8 pixels [B, H, W, 3] in, f32 image_embeds [B, N, E] out."""
     import openvino  # which a GPU's machine need not have
 
-    from blipstream.encoders.openvino import MODEL_NAME
+    from blipstream.vision.openvino import MODEL_NAME
 
     side = config.vision.image_size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)

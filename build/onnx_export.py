@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import BlipForConditionalGeneration
 
 from blipstream.config import CheckpointConfig, VisionConfig
-from blipstream.encoders.tensorrt import INPUT, ONNX_NAME, OUTPUT
+from blipstream.vision.tensorrt import INPUT, ONNX_NAME, OUTPUT
 from convert import Weights, vision_weights
 
 OPSET, IR_VERSION = 20, 9  # the first opset that has Gelu; TensorRT reads it since 10.0

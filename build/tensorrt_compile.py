@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from blipstream.config import CONFIG_NAME
-from blipstream.encoders.tensorrt import INPUT, Flavour, load_tensorrt, tensorrt_logger
 from blipstream.errors import ArtifactError
+from blipstream.vision.tensorrt import INPUT, Flavour, load_tensorrt, tensorrt_logger
 
 NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 # it ignores the first, and fails over the others: for want of a library, or of a GPU

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForConditionalGeneration
 
-from blipstream.encoders import Encoder
-from blipstream.engine import Engine
-from blipstream.images import load_pixels
+from blipstream.decoding import Engine
+from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
+from blipstream.vision import Encoder
 from checkpoint import Checkpoint
 
 # relative error of a stage's output that its dtype excuses; twelve post-norm layers add up more of it than a ViT's

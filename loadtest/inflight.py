@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 import cli
-from blipstream.engine import Engine, Request, load_engine
+from blipstream.decoding import Engine, Request, load_engine
+from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import BlipstreamError
 from blipstream.options import DecodingOptions
-from blipstream.scheduler import Scheduler
 
 LENGTHS = (4,) * 7 + (12,) * 2 + (60,)  # tokens; drawn evenly
 MAX_BATCH = 64  # requests that run to completion together

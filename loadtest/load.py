@@ -26,7 +26,7 @@ import cli
 import mix
 import page
 from blipstream.errors import BlipstreamError
-from blipstream.server import TritonServer, bypass_proxies
+from blipstream.server.triton import TritonServer, bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from collector import Collector, Statistics, Unavailable, local_server

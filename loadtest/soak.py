@@ -36,8 +36,8 @@ from rich.table import Table
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from blipstream.errors import BlipstreamError
-from blipstream.serve import SAMPLES
-from blipstream.server import ROOT, SHARED_MEMORY, STUB, TritonServer, bypass_proxies
+from blipstream.server.command import SAMPLES
+from blipstream.server.triton import ROOT, SHARED_MEMORY, STUB, TritonServer, bypass_proxies
 from collector import Statistics, Unavailable, family, group_members
 
 SHARD = 1000  # images of a tar file

@@ -21,11 +21,11 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from blipstream.encoders import load_encoder
-from blipstream.engine import load_engine
-from blipstream.images import load_pixels
+from blipstream.decoding import load_engine
+from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
+from blipstream.vision import load_encoder
 from blipstream.weights import TORCH_DTYPES
 from blipstream_client import BlipstreamError, Client
 from report import NEW_TOKENS

@@ -37,7 +37,7 @@ from matplotlib import pyplot as plt
 import cli
 import mix
 from blipstream.errors import BlipstreamError
-from blipstream.server import TritonServer, bypass_proxies
+from blipstream.server.triton import TritonServer, bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from machine import machine, versions
@@ -331,7 +331,7 @@ def main(
     }
     (folder / "tune.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     click.echo(f"tuned: {_changes(winner, start)}")
-    click.echo(f"serve it: {sys.executable} -m blipstream.serve --repository {copy} --config {VARIANT}")
+    click.echo(f"serve it: {sys.executable} -m blipstream.server --repository {copy} --config {VARIANT}")
     click.echo(f"chart: {folder}/tune.png")
     sys.exit(0 if any(trial.best(p95_ms) for trial in trials if trial.settings == winner) else 1)
 

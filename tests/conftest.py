@@ -9,10 +9,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from blipstream.engine import Engine
-from blipstream.engine.graphed import GraphedEngine
-from blipstream.engine.rows import RowEngine
-from blipstream.server import TritonServer, bypass_proxies
+from blipstream.decoding import Engine
+from blipstream.decoding.graphed import GraphedEngine
+from blipstream.decoding.rows import RowEngine
+from blipstream.server.triton import TritonServer, bypass_proxies
 from build_repository import build
 from scenes import Scene, examination
 from tests.reference import Reference

@@ -10,9 +10,9 @@ from dataclasses import asdict
 
 import pytest
 
-from blipstream.images import DEFAULT_LIMITS, DEFAULT_RESIZE_MODE
+from blipstream.images.pixels import DEFAULT_LIMITS, DEFAULT_RESIZE_MODE
 from blipstream.options import DecodingOptions
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

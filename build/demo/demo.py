@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blipstream.errors import BlipstreamError
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Caption, Client
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blipstream.engine import Engine
+from blipstream.decoding import Engine
 from blipstream.errors import InvalidInput
 from blipstream.options import INPUT_NAMES, DecodingOptions, refuse_parameters
 

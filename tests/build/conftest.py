@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from blipstream.config import CheckpointConfig
-from blipstream.encoders.tensorrt import ONNX_NAME
+from blipstream.vision.tensorrt import ONNX_NAME
 from checkpoint import Checkpoint
 from onnx_export import export_onnx
 from random_checkpoint import save_random_checkpoint

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from blipstream.encoders.openvino import OpenVINOEncoder
-from blipstream.images import load_pixels
-from blipstream.server import TritonServer
+from blipstream.images.pixels import load_pixels
+from blipstream.server.triton import TritonServer
+from blipstream.vision.openvino import OpenVINOEncoder
 from blipstream_client import Caption, Client
 from build_repository import build
 from random_checkpoint import ARCHITECTURES, save_random_checkpoint

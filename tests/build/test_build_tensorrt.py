@@ -14,9 +14,9 @@ import pytest
 import build_repository
 import tensorrt_compile
 from blipstream.config import CheckpointConfig
-from blipstream.encoders import Encoder
-from blipstream.encoders.tensorrt import MODULES, ONNX_NAME
 from blipstream.errors import ArtifactError
+from blipstream.vision import Encoder
+from blipstream.vision.tensorrt import MODULES, ONNX_NAME
 from tensorrt_compile import Plan, PlanOptions
 from tests.conftest import CHECKPOINT
 

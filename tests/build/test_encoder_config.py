@@ -7,7 +7,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from artifacts import ENCODER_CONFIG, SOURCE_REPOSITORY, materialise
-from blipstream.serve import config_name
+from blipstream.server.command import config_name
 from encoder_config import graph_batches, write_encoder_config
 from tensorrt_compile import PlanOptions
 

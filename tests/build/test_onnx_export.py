@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from blipstream.images import load_pixels
+from blipstream.images.pixels import load_pixels
 from tests.build.conftest import Exported
 from tests.conftest import SAMPLES
 from tests.reference import Reference, relative_error

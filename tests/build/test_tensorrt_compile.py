@@ -18,8 +18,8 @@ import torch
 from onnx import TensorProto, helper
 
 from artifacts import SOURCE_REPOSITORY
-from blipstream.encoders import tensorrt as runner
 from blipstream.errors import ArtifactError
+from blipstream.vision import tensorrt as runner
 from tensorrt_compile import Plan, PlanOptions, compile_plan, reason_to_rebuild
 from tests.build.conftest import Exported
 

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
-from blipstream.server import TritonServer, _group, _stub_model  # noqa: E402
+from blipstream.server.triton import TritonServer, _group, _stub_model  # noqa: E402
 
 SAMPLES = ROOT / "build/demo/samples"
 CONNECTIONS = 4

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Break a server under load in every way at hand, and tell how it recovered: `python tests/chaos/run.py --help`.
 
-Each experiment starts `blipstream.serve` with the demo checkpoint, sends it images without a pause, breaks something,
+Each experiment starts `blipstream.server` with the demo checkpoint, sends it images without a pause, breaks something,
 and goes on until captions come again and every image that was sent has its caption, which must be the right one.
 What this machine does not permit is not run, and the table says so.
 """
@@ -36,7 +36,7 @@ from tritonclient.grpc import service_pb2_grpc
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
-from blipstream import server as processes  # noqa: E402
+from blipstream.server import triton as processes  # noqa: E402
 from blipstream_client import BlipstreamError, Client  # noqa: E402
 from tests.chaos.overload import caption_request  # noqa: E402
 from tests.security.hang_ups import hang_up  # noqa: E402
@@ -166,7 +166,7 @@ def name_of(pid: int) -> str:
 @contextmanager
 def serving(repository: Path, folder: Path, *options: str, before: str = "") -> Iterator[Served]:
     """A server of a repository; `before` is shell that runs first, in a mount namespace of its own if there is any."""
-    command = [sys.executable, "-m", "blipstream.serve", f"--repository={repository}", *options]
+    command = [sys.executable, "-m", "blipstream.server", f"--repository={repository}", *options]
     command += [f"--{port}-port=0" for port in ("http", "grpc", "metrics", "health")]
     if before:
         command = ["unshare", "--mount", "sh", "-c", before + 'exec "$@"', "sh", *command]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError, Client
 from tests.chaos.run import Load
 from tests.conftest import SAMPLES

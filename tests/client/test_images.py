@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from blipstream.images import _to_rgb, load_pixels
+from blipstream.images.pixels import _to_rgb, load_pixels
 from blipstream_client import InvalidImage
 from blipstream_client._images import encode, shrink
 

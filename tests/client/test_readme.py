@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "client" / "README.md").read_text(encoding="utf-8")

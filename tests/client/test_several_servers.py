@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trustme
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client import AccessDenied, Caption, Client
 
 IMAGES = 120

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, Options, Piece, ServerUnreachable
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
 
 BOOK = (SAMPLES / "a-book.jpg").read_bytes()

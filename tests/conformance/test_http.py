@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
 
 BOOK = SAMPLES / "a-book.jpg"

@@ -10,7 +10,7 @@ import pytest
 
 import mix
 import perf_analyzer
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT
 
 REQUESTS = 12

@@ -12,7 +12,7 @@ import click
 import pytest
 
 import build_repository
-from blipstream import serve
+from blipstream.server import command as serve
 from tests.conftest import ROOT
 from tests.deploy.files import COMPOSE, VARIABLE, compose, compose_variables, dockerfile, load_yaml
 
@@ -91,7 +91,7 @@ def test_builder(name: str) -> None:
 def test_server(name: str) -> None:
     service = SERVICES[name]
     python, module, target, *arguments = service["command"]
-    assert (python, module, target) == ("python", "-m", "blipstream.serve")
+    assert (python, module, target) == ("python", "-m", "blipstream.server")
     assert set(service["environment"]) <= variables_of(serve.main)
     given = options(serve.main, arguments)
     assert given["host"] == "0.0.0.0"  # noqa: S104

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from blipstream import serve
+from blipstream.server import command as serve
 from tests.conftest import ROOT
 from tests.deploy.files import DOCKERFILE, copied, dockerfile, in_context, pins
 
@@ -55,7 +55,7 @@ def test_ports_and_command_are_those_of_the_server() -> None:
     assert exposed.split() == ports
     (command,) = (each.rest for each in dockerfile() if each.keyword == "CMD")
     _, _, module, *arguments = re.findall(r'"([^"]*)"', command)
-    assert module == "blipstream.serve"
+    assert module == "blipstream.server"
     _, rest, _ = serve.main.make_parser(click.Context(serve.main)).parse_args(arguments)
     assert not rest
 

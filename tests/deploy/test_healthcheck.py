@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 from tests.conftest import ROOT
 

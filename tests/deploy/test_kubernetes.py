@@ -15,9 +15,9 @@ import pytest
 from ruamel.yaml import YAML
 
 import blipstream_client._base
-from blipstream import serve
-from blipstream.health import Health
-from blipstream.server import GRACE_SECONDS, TritonServer
+from blipstream.server import command as serve
+from blipstream.server.health import Health
+from blipstream.server.triton import GRACE_SECONDS, TritonServer
 from tests.conftest import ROOT
 from tests.deploy.files import compose, dockerfile, load_yaml
 

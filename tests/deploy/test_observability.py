@@ -15,10 +15,10 @@ from typing import Any
 import promql_parser
 import pytest
 
-from blipstream import serve
-from blipstream.health import Health
-from blipstream.server import TritonServer
-from blipstream.supervisor import picture
+from blipstream.server import command as serve
+from blipstream.server.health import Health
+from blipstream.server.supervisor import picture
+from blipstream.server.triton import TritonServer
 from blipstream_client import Client, ServerError
 from tests.conftest import ROOT
 from tests.deploy.files import compose, load_yaml

@@ -28,7 +28,7 @@ from tritonclient.grpc import service_pb2
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "build"), str(ROOT / "loadtest")]
 
-from blipstream.server import TritonServer, _stub_model  # noqa: E402
+from blipstream.server.triton import TritonServer, _stub_model  # noqa: E402
 from soak import meet_batches  # noqa: E402
 from tests.fuzz.images import broken_image  # noqa: E402
 from tests.fuzz.requests import as_http, broken_generate, broken_request, garble  # noqa: E402

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.fuzz import run
 from tests.fuzz.images import CORPUS, NAMES, SLOW, broken_image
 from tests.fuzz.run import fuzz, growth

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from blipstream.engine import load_engine
+from blipstream.decoding import load_engine
 from inflight import DRIVERS, arrivals, main, measure
 
 

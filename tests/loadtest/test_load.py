@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from figures import LoadTest
 from tests.client.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
 from tests.conftest import ROOT

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
 from tests.model_repository.test_caption_stream import Streams
 

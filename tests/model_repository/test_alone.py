@@ -11,7 +11,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from blipstream.errors import FAILED
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.model_repository.test_failures import failure
 from tests.model_repository.test_serving import caption, words
 
@@ -20,7 +20,7 @@ CURSED_BYTES, CURSED_PROMPT = b"cursed", "cursed"
 # put behind an adapter: it fails at what is cursed, and at all that share a batch with it
 CURSES = {
     "preprocess": f"""
-from blipstream import loader
+from blipstream.images import loader
 load_pixels = loader.load_pixels
 def fail_at_some(data, *args, **more):
     if data.endswith({CURSED_BYTES!r}):

@@ -12,11 +12,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from blipstream.backpressure import Counts
-from blipstream.server import TritonServer
-from blipstream.supervisor import picture
+from blipstream.server.supervisor import picture
+from blipstream.server.triton import TritonServer
+from blipstream.serving.backpressure import Counts
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
-from tests.blipstream.test_backpressure import counts
+from tests.blipstream.serving.test_backpressure import counts
 from tests.deploy.programs import wait_for
 
 QUEUES = {"preprocess/config.pbtxt": 16, "decoder/configs/cpu.pbtxt": 48}

@@ -15,8 +15,8 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from blipstream.images import load_pixels
-from blipstream.server import TritonServer
+from blipstream.images.pixels import load_pixels
+from blipstream.server.triton import TritonServer
 from tests.deploy.programs import wait_for
 
 IMAGE_SIZE = 192  # the demo checkpoint's

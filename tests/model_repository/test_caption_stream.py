@@ -12,7 +12,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.utils import InferenceServerException
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.model_repository.test_serving import tensor
 
 Options = dict[str, Any]

@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from blipstream.encoders.tensorrt import PLAN_NAME
 from blipstream.options import DecodingOptions
+from blipstream.vision.tensorrt import PLAN_NAME
 from blipstream_client._contract import OPTIONS
 from tests.conftest import ROOT
 

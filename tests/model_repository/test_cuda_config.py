@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blipstream.errors import ServerError
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client import Caption, Client
 from build_repository import build
 from tests.conftest import CHECKPOINT, SAMPLES

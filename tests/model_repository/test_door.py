@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.model_repository.test_caption_stream import Streams
 from tests.model_repository.test_serving import caption, infer, refusal, tensor, words
 

@@ -20,9 +20,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import InferenceServerClient, model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from blipstream.backpressure import Counts
 from blipstream.errors import FAILED, ServerError
-from blipstream.server import TritonServer, _group, _stub_model
+from blipstream.server.triton import TritonServer, _group, _stub_model
+from blipstream.serving.backpressure import Counts
 from tests.deploy.programs import wait_for
 from tests.model_repository.test_backpressure import pressure
 from tests.model_repository.test_caption_stream import Streams, text

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from blipstream.journal import RESULTS
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
+from blipstream.serving.telemetry import RESULTS
 from blipstream_client import BlipstreamError, Client, InvalidRequest
 from tests.collector import Collector, collector
 from tests.conftest import SAMPLES

@@ -18,12 +18,12 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from blipstream.encoders.openvino import OpenVINOEncoder
-from blipstream.engine import load_engine
-from blipstream.images import load_pixels
+from blipstream.decoding import load_engine
+from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
-from blipstream.server import TritonServer
-from tests.blipstream.bad_images import BAD_IMAGES
+from blipstream.server.triton import TritonServer
+from blipstream.vision.openvino import OpenVINOEncoder
+from tests.blipstream.images.bad_images import BAD_IMAGES
 from tests.conftest import SAMPLES
 
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 from PIL import Image
 
-from blipstream.images import TOO_SLOW
-from blipstream.server import TritonServer
+from blipstream.images.pixels import TOO_SLOW
+from blipstream.server.triton import TritonServer
 from blipstream_client import Client, InvalidRequest
-from tests.blipstream.bad_images import encode, run_length_encoded_bmp
+from tests.blipstream.images.bad_images import encode, run_length_encoded_bmp
 from tests.conftest import SAMPLES
 from tests.deploy.programs import wait_for
 
@@ -17,7 +17,7 @@ from tests.deploy.programs import wait_for
 def decoders(server: TritonServer) -> list[psutil.Process]:
     """The processes that preprocess has started for slow images."""
     children = psutil.Process(server.pid).children(recursive=True)
-    return [each for each in children if "blipstream.image_worker" in each.cmdline()]
+    return [each for each in children if "blipstream.images.worker" in each.cmdline()]
 
 
 def test_slow_images_hold_nobody_up(server: TritonServer, samples: dict[str, str]) -> None:

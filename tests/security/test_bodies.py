@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
 
 PATH = "/v2/models/caption/infer"

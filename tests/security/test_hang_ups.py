@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who hangs up harms nobody else."""
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client import Client
 from tests.conftest import SAMPLES
 from tests.security.hang_ups import hang_up

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from blipstream.server import ADMIN_HEADER, TritonServer
+from blipstream.server.triton import ADMIN_HEADER, TritonServer
 
 KEY = "s3cret"
 MODEL = """

@@ -11,11 +11,11 @@ import pytest
 import trustme
 from click.testing import CliRunner
 
-from blipstream import serve
 from blipstream.errors import ServerError
-from blipstream.tls import TLS
+from blipstream.server import command as serve
+from blipstream.server.tls import TLS
 from blipstream_client import Client, ServerUnreachable
-from tests.blipstream.test_serve import child, serving, write_repository
+from tests.blipstream.server.test_command import child, serving, write_repository
 
 ADDRESS = "127.0.0.1"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image embeddings to captions: the Triton adapter of blipstream.scheduler, which lets requests join between steps."""
+"""Image embeddings to captions: the Triton adapter of blipstream.decoding."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,23 +7,21 @@ from pathlib import Path
 import torch
 import triton_python_backend_utils as pb_utils
 
-from blipstream import answers
-from blipstream.engine import load_engine
+from blipstream.decoding import load_engine
 from blipstream.errors import InvalidInput, report, triton_error
-from blipstream.journal import Journal, id_of
-from blipstream.metrics import Metrics
 from blipstream.options import OPTION_NAMES, DecodingOptions, refuse_parameters
-from blipstream.scheduler import Scheduler
+from blipstream.serving import responses
+from blipstream.serving.adapter import device_of
+from blipstream.serving.service import DecodingService
+from blipstream.serving.telemetry import id_of
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         folder = Path(args["model_repository"], args["model_version"], "artifact")
-        engine = load_engine(folder, device, served=True)
+        engine = load_engine(folder, device_of(args), served=True)
         # what cannot start soon waits in Triton's queue, with its limits
-        metrics = Metrics(pb_utils.MetricFamily, args["model_name"])
-        self.scheduler = Scheduler(engine, engine.max_rows, metrics.watch, Journal(args["model_name"]))
+        self.service = DecodingService(engine, pb_utils.MetricFamily, args["model_name"], engine.max_rows)
 
     def execute(self, requests):
         """Answers come when captions are finished, not when this returns: until then Triton brings more requests."""
@@ -34,7 +32,7 @@ class TritonPythonModel:
             except Exception as exc:
                 error = report(exc)
                 self.fail(sender, error)
-                self.scheduler.journal.refuse(id_of(request), error)
+                self.service.journal.refuse(id_of(request), error)
 
     def start(self, request, sender):
         """Submit a request's images; the last one that is finished sends the answer."""
@@ -43,10 +41,10 @@ class TritonPythonModel:
         if "image_embeds" not in tensors:  # Triton lets an optional input stand for it
             raise InvalidInput("image_embeds must be given: send the encoder's output")
         image_embeds = torch.from_dlpack(tensors["image_embeds"].to_dlpack())
-        self.scheduler.arrive(len(image_embeds))
+        self.service.arrive(len(image_embeds))
         given = {name: tensors[name].as_numpy() for name in OPTION_NAMES if name in tensors}
         options = DecodingOptions.from_rows(given, len(image_embeds))
-        rows = self.scheduler.engine.requests(image_embeds, options)
+        rows = self.service.engine.requests(image_embeds, options)
         pieces = []
 
         def listen(piece):
@@ -56,15 +54,15 @@ class TritonPythonModel:
 
         for row in rows:
             row.id, row.trace_context = id_of(request), request.trace().get_context()
-            self.scheduler.wait_for_room()
-            self.scheduler.submit(row, listen, sender.is_cancelled)
+            self.service.wait_for_room()
+            self.service.scheduler.submit(row, listen, sender.is_cancelled)
 
     def answer(self, sender, rows, pieces):
         error = next((piece.error for piece in pieces if piece.error), None)
         if error:
             self.fail(sender, error)
         else:
-            outputs = answers.tensors([row.captions for row in rows])
+            outputs = responses.tensors([row.captions for row in rows])
             response = pb_utils.InferenceResponse([pb_utils.Tensor(*output) for output in outputs.items()])
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
@@ -74,4 +72,4 @@ class TritonPythonModel:
             sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self):
-        self.scheduler.close()
+        self.service.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels to image_embeds: the Triton adapter of blipstream.encoders."""
+"""Pixels to image_embeds: the Triton adapter of blipstream.vision."""
 
 import json
 import time
@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from blipstream.backpressure import Backpressure
 from blipstream.config import of_one_checkpoint
-from blipstream.encoders import load_encoder
 from blipstream.errors import BlipstreamError, apart, report, triton_error
-from blipstream.journal import Journal, id_of
-from blipstream.metrics import Results
 from blipstream.options import refuse_parameters
+from blipstream.serving.adapter import device_of
+from blipstream.serving.backpressure import Backpressure
+from blipstream.serving.metrics import Results
+from blipstream.serving.telemetry import Journal, id_of
+from blipstream.vision import load_encoder
 
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         runtime, self.max_batch = config["parameters"]["runtime"]["string_value"], config["max_batch_size"]
-        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         folder = Path(args["model_repository"], args["model_version"], runtime)
-        self.encoder = load_encoder(runtime, of_one_checkpoint(folder), device)
+        self.encoder = load_encoder(runtime, of_one_checkpoint(folder), device_of(args))
         self.encoder.warm_up()
         self.backpressure = Backpressure()
         self.backpressure.add_encoder()

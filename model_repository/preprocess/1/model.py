@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded image bytes to pixels: the Triton adapter of blipstream.loader, or of blipstream.gpu_loader on a GPU."""
+"""Encoded image bytes to pixels: the Triton adapter of blipstream.images."""
 
 import json
 import time
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
-from blipstream.backpressure import Backpressure
 from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.errors import BlipstreamError, apart, report, triton_error
-from blipstream.journal import Journal, id_of
-from blipstream.loader import Request, load_loader
-from blipstream.metrics import Results
+from blipstream.images.loader import Request, load_loader
 from blipstream.options import refuse_parameters
-from blipstream.patience import Patience
+from blipstream.serving.adapter import deadline_of, device_of
+from blipstream.serving.backpressure import Backpressure
+from blipstream.serving.metrics import Results
+from blipstream.serving.telemetry import Journal, id_of
 
 
 class TritonPythonModel:
@@ -25,10 +25,10 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"], "artifact")
         self.journal, self.results = Journal(args["model_name"]), Results(pb_utils.MetricFamily, args["model_name"])
         self.backpressure, checkpoint = Backpressure(), CheckpointConfig.load(of_one_checkpoint(folder))
-        side, self.positions = checkpoint.vision.image_size, checkpoint.text.max_positions
-        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        self.positions = checkpoint.text.max_positions
+        processes = sum(each["count"] for each in config["instance_group"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        self.loader = load_loader(device, side, sum(each["count"] for each in config["instance_group"]), **parameters)
+        self.loader = load_loader(device_of(args), checkpoint.vision.image_size, processes, **parameters)
 
     def execute(self, requests):
         """As many at a time as there is room for, answered while others wait; what is wrong is told before that."""
@@ -38,9 +38,10 @@ class TritonPythonModel:
             try:
                 refuse_parameters(request)
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                waiting.append((request, sender, Request.of(tensors, Patience.of(request, sender), self.positions)))
+                waiting.append((request, sender, Request.of(tensors, deadline_of(request, sender), self.positions)))
             except Exception as exc:
                 self.answer(request, sender, report(exc), began)
+        self.results.tell(self.journal)
         while waiting:
             del waiting[: self.load(waiting)]
 
@@ -65,16 +66,15 @@ class TritonPythonModel:
                 result.add_done_callback(lambda done, each=each: self.settle([each], [done.result()], 0, began))
             else:
                 self.answer(*each[:2], result, began)
+        self.results.tell(self.journal)
 
     def answer(self, request, sender, result, began):
-        try:  # in vain where shared memory is full
-            if not isinstance(result, BlipstreamError):
-                response = pb_utils.InferenceResponse([pb_utils.Tensor("pixels", result)])
-                self.journal.answer(id_of(request), len(result), time.monotonic() - began)
+        try:
+            if isinstance(result, BlipstreamError):
+                raise result
+            response = pb_utils.InferenceResponse([pb_utils.Tensor("pixels", result)])  # fails if shared memory is full
+            self.journal.answer(id_of(request), len(result), time.monotonic() - began)
         except Exception as exc:
-            result = report(exc)
-        if isinstance(result, BlipstreamError):
-            self.journal.refuse(id_of(request), result)
-            response = pb_utils.InferenceResponse(error=triton_error(pb_utils.TritonError, result))
+            self.journal.refuse(id_of(request), error := report(exc))
+            response = pb_utils.InferenceResponse(error=triton_error(pb_utils.TritonError, error))
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        self.results.tell(self.journal)

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 import demo
 from artifacts import materialise
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client import Caption
 from tests.conftest import ROOT, SAMPLES
 

@@ -24,7 +24,7 @@ import grpc
 import pytest
 from PIL import Image
 
-from blipstream.server import TritonServer
+from blipstream.server.triton import TritonServer
 from blipstream_client._contract import OPTIONS
 from blipstream_client.bulk.extras import pyarrow
 from tests.client.bulk.test_sinks import read

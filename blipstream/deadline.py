@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Until when a request's answer is wanted."""
+
+import time
+from collections.abc import Callable
+
+from blipstream.errors import TIMED_OUT, Gone, TimedOut
+
+
+class Deadline:
+    """When a request's time is up. It is asked before each step of the work."""
+
+    def __init__(self, timeout: int, is_cancelled: Callable[[], bool]) -> None:
+        """`timeout` is in microseconds from now on; 0 means that there is none."""
+        self._timeout = timeout
+        self._is_cancelled = is_cancelled
+        self._began = time.monotonic_ns()
+
+    def left(self) -> int:
+        """The microseconds that are left, or 0 if there is no timeout.
+
+        Raises Gone if the client has cancelled the request, and TimedOut if its time is up.
+        """
+        if self._is_cancelled():
+            raise Gone
+        if not self._timeout:
+            return 0
+        left = self._timeout - (time.monotonic_ns() - self._began) // 1000
+        if left <= 0:
+            raise TimedOut(TIMED_OUT)
+        return left

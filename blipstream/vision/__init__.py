@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision encoder's runtimes, all called alike."""
+
+from pathlib import Path
+
+from blipstream.config import DType
+from blipstream.errors import ArtifactError
+from blipstream.vision.encoder import Encoder
+
+__all__ = ["RUNTIMES", "Encoder", "load_encoder"]
+
+RUNTIMES = ("openvino", "torch", "tensorrt")
+
+
+def load_encoder(runtime: str, folder: Path, device: str = "cpu", dtype: DType | None = None) -> Encoder:
+    """The encoder of an artifact, in its own dtype unless told otherwise. Only its runtime is imported.
+
+    Raises ArtifactError where the artifact is broken or the runtime unknown.
+    """
+    if runtime == "openvino":
+        from blipstream.vision.openvino import OpenVINOEncoder
+
+        return OpenVINOEncoder(folder, dtype)
+    if runtime == "torch":
+        from blipstream.vision.torch import TorchEncoder
+
+        return TorchEncoder(folder, device, dtype)
+    if runtime == "tensorrt":
+        from blipstream.vision.tensorrt import TensorRTEncoder
+
+        return TensorRTEncoder(folder)
+    raise ArtifactError(f"there is no encoder runtime {runtime!r}: choose one of {', '.join(RUNTIMES)}")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision encoder on a CPU, through OpenVINO."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+import openvino.properties.hint as hints
+
+from blipstream.config import BUILD_HINT, CheckpointConfig, DType
+from blipstream.dtypes import resolve
+from blipstream.errors import ArtifactError
+from blipstream.vision.encoder import Encoder
+
+MODEL_NAME = "encoder.xml"
+PRECISIONS = {"bf16": openvino.Type.bf16, "f32": openvino.Type.f32}
+
+
+class OpenVINOEncoder(Encoder):
+    """See Encoder."""
+
+    def __init__(self, folder: Path, dtype: DType | None = None) -> None:
+        """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError where it is broken."""
+        self.config = CheckpointConfig.load(folder)
+        self.dtype = resolve(dtype or self.config.dtype, "cpu")
+        try:
+            compiled = openvino.Core().compile_model(
+                folder / MODEL_NAME,
+                "CPU",
+                {
+                    hints.inference_precision: PRECISIONS[self.dtype],
+                    hints.performance_mode: hints.PerformanceMode.LATENCY,  # all cores on one batch
+                },
+            )
+        except RuntimeError as exc:
+            raise ArtifactError(f"{folder / MODEL_NAME} cannot be loaded: {BUILD_HINT}") from exc
+        self._request = compiled.create_infer_request()
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """UINT8 pixels [B, H, W, 3] -> image_embeds, f32 [B, N, E]."""
+        image_embeds: npt.NDArray[np.float32] = self._request.infer({0: pixels}, share_inputs=True)[0]
+        return image_embeds

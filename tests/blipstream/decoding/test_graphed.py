@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU's engine does what the CPU's does, whatever is asked of it at once."""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blipstream.decoding import Request, graphed
+from blipstream.decoding.graphed import ROOM_TO_KEEP, GraphedEngine
+from blipstream.decoding.rows import RowEngine
+from blipstream.options import DecodingOptions
+from tests.conftest import DEVICES
+from tests.reference import Reference
+
+
+@pytest.fixture(scope="module")
+def embeds(reference: Reference, scene_images: list[Image.Image]) -> Tensor:
+    """24 scenes, and as many that show nothing known: long captions."""
+    embeds = reference.embed(scene_images[:24])
+    return torch.cat([embeds, embeds.flip(1) * 1.5])
+
+
+def random_options(rng: Random) -> DecodingOptions:
+    options: dict[str, Any] = {
+        "prompt": rng.choice(["", "", "a", "two dogs on a", "a key to the left of a"]),
+        "max_tokens": rng.choice([1, 5, 12, 30, 45]),
+        "repetition_penalty": rng.choice([1.0, 1.0, 1.4]),
+        "no_repeat_ngram_size": rng.choice([0, 0, 1, 2, 3]),
+    }
+    options["min_tokens"] = rng.randint(0, options["max_tokens"])
+    kind = rng.choice(["greedy", "beams", "sample"])
+    if kind == "beams":
+        options["num_beams"] = rng.randint(2, 5)
+        options["num_captions"] = rng.randint(1, options["num_beams"])
+        options["length_penalty"] = rng.choice([-1.0, 0.0, 1.0, 2.0])
+        options["early_stopping"] = rng.choice([True, False])
+    elif kind == "sample":
+        options |= {"do_sample": True, "num_captions": rng.randint(1, 4), "seed": rng.randint(0, 2**40)}
+        options |= {"temperature": rng.choice([0.7, 1.0, 1.8]), "top_k": rng.choice([0, 0, 5])}
+        options["top_p"] = rng.choice([1.0, 1.0, 0.8])
+    return DecodingOptions(**options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("max_rows", "room_to_keep"), [(7, 0), (512, ROOM_TO_KEEP)])
+def test_equals_the_cpu_engine(
+    f32_artifacts: Path,
+    embeds: Tensor,
+    device: str,
+    max_rows: int,
+    room_to_keep: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mixed strategies that join and leave, more than fit at once: lanes grow, fill, empty, shrink and close gaps."""
+    monkeypatch.setattr(graphed, "ROOM_TO_KEEP", room_to_keep)
+    rng = Random(max_rows)
+    asked = [(embed, random_options(rng)) for embed in embeds for _ in range(2)]
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, device, max_rows=max_rows)
+    expected = [theirs.request(*each) for each in asked]
+    theirs.generate(expected)
+    requests = [ours.request(*each) for each in asked]
+    arrivals = iter(requests)
+    finished = 0
+    while finished < len(requests):
+        for _ in range(rng.randint(0, 3)):
+            if (request := next(arrivals, None)) is not None:
+                ours.add(request)
+        finished += len(ours.step())
+    for request, other in zip(requests, expected, strict=True):
+        assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
+        for sequence, theirs_too in zip(request.sequences, other.sequences, strict=True):
+            assert sequence.token_scores == pytest.approx(theirs_too.token_scores, rel=1e-4, abs=1e-4)
+            assert sequence.sequence_score == pytest.approx(theirs_too.sequence_score, rel=1e-4, abs=1e-4)
+        assert [caption.text for caption in request.captions] == [caption.text for caption in other.captions]
+
+
+def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
+    """Whatever number of requests of whatever length is under way, few shapes of a step come up: each is a graph."""
+    engine = GraphedEngine.load(f32_artifacts / "decoder/1/artifact")
+    keys = set()
+    for count in range(1, 17):
+        requests = [
+            engine.request(embed, DecodingOptions(max_tokens=3 + i, min_tokens=3 + i))
+            for i, embed in enumerate(embeds[:count])
+        ]
+        engine.generate(requests)
+        (lane,) = engine._lanes.values()
+        keys |= lane._graphs._seen
+    assert keys == {(slots, 32, True, False) for slots in (1, 2, 4, 8, 16)}
+
+
+def test_what_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
+    """A long prompt, for which the others' buffers grow; what these then hold must not be taken for tokens."""
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder)
+    for num_beams in (1, 3):
+        options = DecodingOptions(
+            num_beams=num_beams, max_tokens=20, min_tokens=20, repetition_penalty=0.01, no_repeat_ngram_size=1
+        )
+        expected = [theirs.request(embed, options) for embed in embeds[24:28]]
+        theirs.generate(expected)
+        requests = [ours.request(embed, options) for embed in embeds[24:28]]
+        for request in requests:
+            ours.add(request)
+        ours.step()
+        ours.generate([ours.request(embeds[0], replace(options, prompt="a key to the left of " * 6))])
+        assert_same(requests, expected)
+
+
+def test_lanes_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that hold more than they need, once there is much of it and another grows."""
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder)
+    short, long = DecodingOptions(max_tokens=5, min_tokens=5), DecodingOptions(max_tokens=40, min_tokens=40)
+    beams = DecodingOptions(num_beams=2, max_tokens=40, min_tokens=40)
+
+    def run(*options: DecodingOptions) -> None:
+        """The last one joins the others midway."""
+        asked = list(zip(embeds, options, strict=False))
+        expected, requests = ([engine.request(*each) for each in asked] for engine in (theirs, ours))
+        for request in requests[:-1]:
+            ours.add(request)
+        for _ in range(10):
+            ours.step()
+        ours.generate(requests[-1:])
+        theirs.generate(expected)
+        assert_same(requests, expected)
+
+    def rooms() -> list[int]:
+        return [lane.room for lane in ours._lanes.values()]
+
+    run(*[short] * 7, long)
+    (greedy,) = ours._lanes.values()
+    buffer = greedy._keys
+    run(beams)
+    run(*[short] * 8)
+    assert rooms() == [8 * 64, 2 * 64]
+    assert greedy._keys is buffer  # what fits into memory anyway stays in place, and so do graphs
+
+    monkeypatch.setattr(graphed, "ROOM_TO_KEEP", 8 * 64)
+    run(long, beams, beams)
+    assert rooms() == [64, 2 * 2 * 64]
+    run(*[beams] * 3)
+    assert rooms() == [64, 4 * 2 * 64]
+    run(*[beams] * 5)
+    assert rooms() == [0, 8 * 2 * 64]
+
+
+def test_failure_leaves_nothing_behind(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = GraphedEngine.load(f32_artifacts / "decoder/1/artifact")
+    request = engine.request(embeds[0], DecodingOptions())
+
+    def fail(hidden: Tensor) -> Tensor:
+        raise RuntimeError(f"no memory for {hidden.shape}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._decoder, "logits", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            engine.generate([request])
+    engine.generate([request])
+    assert request.captions
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_no_number_harms_nobody_else(f32_artifacts: Path, embeds: Tensor, device: str) -> None:
+    """Neither those beside it nor those who come into its place."""
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, device)
+    for options in (DecodingOptions(max_tokens=9), DecodingOptions(do_sample=True), DecodingOptions(num_beams=3)):
+        expected = [theirs.request(embed, options) for embed in embeds[:4]]
+        theirs.generate(expected)
+        broken, *requests = (ours.request(embed, options) for embed in embeds[[0, 1, 2, 3]])
+        broken.image_embeds = broken.image_embeds * float("nan")
+        ours.generate([broken, *requests])
+        late = [ours.request(embed, options) for embed in embeds[:4]]
+        ours.generate(late)
+        assert broken.captions
+        assert_same(requests, expected[1:])
+        assert_same(late, expected)
+
+
+def assert_same(requests: list[Request], expected: list[Request]) -> None:
+    assert [each.captions[0].text for each in requests] == [each.captions[0].text for each in expected]
+    for ours, theirs in zip(requests, expected, strict=True):
+        assert ours.captions[0].token_scores == pytest.approx(theirs.captions[0].token_scores, abs=1e-3)
+
+
+@pytest.mark.requires_cuda
+def test_a_copy_does_not_wait_for_a_step(f32_artifacts: Path, embeds: Tensor) -> None:
+    """Triton's buffer may hold another image as soon as the request is made."""
+    ours = GraphedEngine.load(f32_artifacts / "decoder/1/artifact", "cuda")
+    image_embeds = embeds[0].cuda()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(10**9)  # type: ignore[no-untyped-call] # a step under way, of half a second
+    request = ours.request(image_embeds, DecodingOptions())
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        image_embeds.zero_()
+    torch.cuda.synchronize()
+    assert torch.equal(request.image_embeds.cpu(), embeds[0])
+
+
+@pytest.mark.requires_cuda
+def test_image_embeds_of_any_device_and_dtype(f32_artifacts: Path, embeds: Tensor) -> None:
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, "cuda")
+    options = DecodingOptions()
+    expected = [theirs.request(embeds[0].to(dtype), options) for dtype in (torch.float32, torch.float16)]
+    theirs.generate(expected)
+    requests = [ours.request(embeds[0], options), ours.request(embeds[0].half().cuda(), options)]
+    ours.generate(requests)
+    assert_same(requests, expected)
+
+
+@pytest.mark.requires_cuda
+def test_requests_arrive_while_a_graph_is_recorded(f32_artifacts: Path, embeds: Tensor) -> None:
+    """In another thread: lanes of many widths record while images are copied, for which memory is asked."""
+    ours = GraphedEngine.load(f32_artifacts / "decoder/1/artifact", "cuda")
+    arrived: deque[Request] = deque(maxlen=1000)
+    done = Event()
+
+    def arrive() -> None:
+        while not done.is_set():
+            arrived.append(ours.request(embeds[0], DecodingOptions()))
+
+    with ThreadPoolExecutor(1) as thread:
+        arriving = thread.submit(arrive)
+        try:
+            for num_beams in range(1, 11):
+                ours.generate([ours.request(embeds[1], DecodingOptions(num_beams=num_beams))])
+        finally:
+            done.set()
+        arriving.result()
+    ours.generate([arrived[-1]])
+    assert arrived[-1].captions
+
+
+@pytest.mark.requires_cuda
+def test_f16(f32_artifacts: Path, embeds: Tensor) -> None:
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, "cuda", "f16")
+    for options in (DecodingOptions(), DecodingOptions(num_beams=3)):
+        expected = [theirs.request(embed, options) for embed in embeds[:24]]
+        requests = [ours.request(embed, options) for embed in embeds[:24]]
+        theirs.generate(expected)
+        for _ in range(3):  # by ordinary steps, then by graphs
+            ours.generate(requests)
+        equal = [a.captions[0].text == b.captions[0].text for a, b in zip(requests, expected, strict=True)]
+        assert sum(equal) >= 23

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beam search, sampling and constraints, token for token and number for number as in transformers."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import skimage.data
+import sklearn.datasets
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from blipstream.decoding import Caption, Engine
+from blipstream.decoding.strategies import constrain, filter_distribution, filters
+from blipstream.options import DecodingOptions
+from tests.reference import Reference
+
+CONSTRAINTS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "long": {"min_tokens": 10},
+    "varied": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def embeds(reference: Reference, scene_images: list[Image.Image]) -> Tensor:
+    """Four scenes, four photographs."""
+    photographs = [
+        *sklearn.datasets.load_sample_images().images,
+        *(getattr(skimage.data, name)() for name in ("astronaut", "camera")),
+    ]
+    return reference.embed([*scene_images[:4], *(Image.fromarray(array).convert("RGB") for array in photographs)])
+
+
+def generate(engine: Engine, embeds: Tensor, *options: DecodingOptions) -> list[list[Caption]]:
+    """The captions of each image; `options` repeat."""
+    requests = [engine.request(embed, options[i % len(options)]) for i, embed in enumerate(embeds)]
+    engine.generate(requests)
+    return [request.captions for request in requests]
+
+
+def theirs(reference: Reference, embeds: Tensor, options: DecodingOptions) -> list[list[tuple[str, float]]]:
+    """transformers' captions and scores of each image."""
+    names = {
+        "max_tokens": "max_new_tokens",
+        "min_tokens": "min_new_tokens",
+        "num_captions": "num_return_sequences",
+    }
+    same = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
+    settings = {names.get(name, name): getattr(options, name) for name in (*names, *same)}
+    config = reference.model.config.text_config
+    prompt_ids = [config.bos_token_id, *reference.tokenizer(options.prompt, add_special_tokens=False)["input_ids"]]
+    ids = torch.tensor([prompt_ids] * len(embeds))
+    output = reference.model.text_decoder.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        encoder_hidden_states=embeds,
+        eos_token_id=config.sep_token_id,
+        pad_token_id=config.pad_token_id,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **settings,
+    )
+    if options.num_beams == 1:
+        transitions = reference.model.text_decoder.compute_transition_scores(
+            output.sequences, output.scores, normalize_logits=True
+        )
+        new = output.sequences[:, len(prompt_ids) :]
+        ended = (new == config.sep_token_id).long().cumsum(1)
+        scores = transitions.masked_fill((ended > 0) & ~((ended == 1) & (new == config.sep_token_id)), 0).sum(1)
+    else:
+        scores = output.sequences_scores
+    texts = reference.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+    flat = list(zip(texts, scores.tolist(), strict=True))
+    return [flat[i : i + options.num_captions] for i in range(0, len(flat), options.num_captions)]
+
+
+def assert_equal(ours: list[list[Caption]], expected: list[list[tuple[str, float]]]) -> None:
+    assert [[caption.text for caption in captions] for captions in ours] == [
+        [text for text, _ in row] for row in expected
+    ]
+    for captions, row in zip(ours, expected, strict=True):
+        for caption, (_, score) in zip(captions, row, strict=True):
+            assert caption.score == pytest.approx(score, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("constraints", CONSTRAINTS)
+@pytest.mark.parametrize("prompt", ["", "two strawberries"])
+def test_greedy(engine: Engine, reference: Reference, embeds: Tensor, prompt: str, constraints: str) -> None:
+    options = DecodingOptions(prompt=prompt, max_tokens=20, **CONSTRAINTS[constraints])
+    assert_equal(generate(engine, embeds, options), theirs(reference, embeds, options))
+
+
+@pytest.mark.parametrize("constraints", CONSTRAINTS)
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize(
+    ("num_beams", "length_penalty"), [(2, 1.0), (3, 1.0), (3, -1.0), (5, 0.0), (5, 2.0), (10, 1.0)]
+)
+def test_beam_search(
+    engine: Engine,
+    reference: Reference,
+    embeds: Tensor,
+    num_beams: int,
+    length_penalty: float,
+    early_stopping: bool,
+    constraints: str,
+) -> None:
+    options = DecodingOptions(
+        prompt="two" if num_beams == 3 else "",
+        max_tokens=16,
+        num_beams=num_beams,
+        num_captions=num_beams,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        **CONSTRAINTS[constraints],
+    )
+    assert_equal(generate(engine, embeds, options), theirs(reference, embeds, options))
+
+
+def test_token_scores_add_up(engine: Engine, embeds: Tensor) -> None:
+    for options in (DecodingOptions(), DecodingOptions(num_beams=4, num_captions=4, length_penalty=0.5)):
+        for caption in (caption for row in generate(engine, embeds, options) for caption in row):
+            length = caption.num_tokens ** (0.5 if options.num_beams > 1 else 0)
+            assert caption.score == pytest.approx(sum(caption.token_scores) / length, rel=1e-5, abs=1e-5)
+
+
+MIXED = [
+    DecodingOptions(),
+    DecodingOptions(num_beams=5, num_captions=2, max_tokens=12),
+    DecodingOptions(prompt="a key above", max_tokens=7, min_tokens=7),
+    DecodingOptions(do_sample=True, num_captions=3, temperature=2.0, seed=5),
+    DecodingOptions(num_beams=2, prompt="two", repetition_penalty=1.3),
+    DecodingOptions(do_sample=True, top_k=10, top_p=0.9, seed=6),
+    DecodingOptions(num_beams=5, early_stopping=True),
+]
+
+
+def test_company_changes_nothing(engine: Engine, embeds: Tensor) -> None:
+    """Every strategy alone, all of them in one batch, and again in another order."""
+    jobs = list(product(range(len(embeds)), MIXED))
+    alone = [generate(engine, embeds[image, None], options)[0] for image, options in jobs]
+
+    for order in (range(len(jobs)), reversed(range(len(jobs)))):
+        requests = {i: engine.request(embeds[jobs[i][0]], jobs[i][1]) for i in order}
+        engine.generate(requests.values())
+        for i, captions in enumerate(alone):
+            assert [caption.text for caption in requests[i].captions] == [caption.text for caption in captions]
+            for caption, expected in zip(requests[i].captions, captions, strict=True):
+                assert caption.token_scores == pytest.approx(expected.token_scores, rel=1e-3, abs=1e-4)
+
+
+def test_prompt_may_be_left_out(engine: Engine, embeds: Tensor) -> None:
+    ((whole,),) = generate(engine, embeds[:1], DecodingOptions(prompt="a key above"))
+    ((rest,),) = generate(engine, embeds[:1], DecodingOptions(prompt="a key above", include_prompt=False))
+    assert whole.text == f"a key above {rest.text}"
+    assert whole.token_scores == rest.token_scores
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"temperature": 0.7},
+        {"top_k": 7},
+        {"top_k": 10**6},
+        {"top_p": 0.4},
+        {"top_p": 1e-6},
+        {"temperature": 3.0, "top_k": 40, "top_p": 0.8},
+    ],
+)
+def test_filtered_distribution(values: dict[str, Any]) -> None:
+    """The whole chain on the same logits, as transformers' processors have it."""
+    options = DecodingOptions(do_sample=True, min_tokens=4, repetition_penalty=1.2, no_repeat_ngram_size=2, **values)
+    torch.manual_seed(0)
+    prompt_ids, ids, end_token_id = [90, 4, 5], [6, 4], 3
+    processors: LogitsProcessorList = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(1.2),
+            NoRepeatNGramLogitsProcessor(2),
+            MinNewTokensLengthLogitsProcessor(len(prompt_ids), 4, end_token_id),
+        ]
+    )
+    if options.temperature != 1:
+        processors.append(TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        processors.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        processors.append(TopPLogitsWarper(options.top_p))
+    for _ in range(20):
+        logits = 3 * torch.randn(100)
+        expected = processors(torch.tensor([prompt_ids + ids]), logits[None].clone())[0].softmax(0)
+        scores = constrain(logits.clone(), options, prompt_ids, ids, end_token_id)
+        ours = filter_distribution(scores[None], *filters(options))[0]
+        torch.testing.assert_close(ours, expected)
+        assert torch.equal(ours == 0, expected == 0)
+
+
+def test_draws_follow_the_distribution(engine: Engine, embeds: Tensor) -> None:
+    """Chi-square of 3,000 first tokens, drawn by 300 requests with a seed each."""
+    options = DecodingOptions(do_sample=True, temperature=2.5, top_k=8, max_tokens=1, num_captions=10)
+    start = torch.tensor([[engine.config.text.start_token_id]])
+    probabilities = filter_distribution(engine.logits(start, embeds[5, None]), *filters(options))[0]
+    requests = [engine.request(embeds[5], DecodingOptions(**(vars(options) | {"seed": seed}))) for seed in range(300)]
+    engine.generate(requests)
+    drawn = [sequence.ids[0] for request in requests for sequence in request.sequences]
+    possible = probabilities.nonzero()[:, 0]
+    assert len(possible) == 8
+    counts = np.bincount(drawn, minlength=len(probabilities))
+    assert counts[possible].sum() == len(drawn) == 3000
+    expected = probabilities[possible].double().numpy()
+    assert scipy.stats.chisquare(counts[possible], 3000 * expected / expected.sum()).pvalue > 1e-3
+
+
+def test_equal_seeds_equal_captions(engine: Engine, embeds: Tensor) -> None:
+    def sample(seed: int) -> list[str]:
+        options = DecodingOptions(do_sample=True, temperature=2.0, num_captions=5, seed=seed)
+        return [caption.text for caption in generate(engine, embeds[5:6], options)[0]]
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+    assert len(set(sample(1))) > 1
+
+
+def test_samples_come_best_first(engine: Engine, embeds: Tensor) -> None:
+    options = DecodingOptions(do_sample=True, temperature=2.0, num_captions=5)
+    scores = [caption.score for caption in generate(engine, embeds[5:6], options)[0]]
+    assert scores == sorted(scores, reverse=True)

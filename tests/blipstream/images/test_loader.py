@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many images at once come out as they do one by one."""
+
+import gc
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from threading import Event
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from blipstream.deadline import Deadline
+from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidInput, Overloaded, ServerError, error_of
+from blipstream.images import loader
+from blipstream.images.loader import ImageLoader, Loaded, Request
+from blipstream.images.pixels import DEFAULT_RESIZE_MODE, JPEG_SCALING, RESIZE_MODES, Pixels, load_pixels
+from blipstream.server.triton import ROOT
+from tests.blipstream.images.bad_images import BAD_IMAGES, encode, tiff_of_one_strip
+from tests.blipstream.images.test_gpu_resize import noise
+
+# pytest's "error" comes after, so goes before, the filter that blipstream.images.pixels sets for PIL
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+
+SIDE = 64
+PIXELS = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+
+
+def load(loader: ImageLoader, images: Sequence[bytes], modes: Sequence[str] = ()) -> list[Loaded]:
+    """Each image's pixels [H, W, 3], or why there are none, however long it takes; asked for together."""
+    modes = modes or [DEFAULT_RESIZE_MODE] * len(images)
+    answers = loader.load_requests([Request([image], [mode]) for image, mode in zip(images, modes, strict=True)])
+    done = [each.result() if isinstance(each, Future) else each for each in answers]
+    return [each if isinstance(each, BlipstreamError) else each[0] for each in done]
+
+
+def pixels_of(loaded: Loaded | Future[Loaded]) -> Pixels:
+    assert isinstance(loaded, np.ndarray), loaded
+    return loaded
+
+
+def waits_for(event: Event) -> Deadline:
+    """Of somebody for whom nothing goes on, once at the door, until an event."""
+    looks = iter([True])
+    return Deadline(0, lambda: not next(looks, False) and not event.wait(60))
+
+
+def test_each_image_gets_its_own_answer() -> None:
+    """Good and bad ones in turn, in every mode and one that does not exist."""
+    good = [encode(noise(30 + i, 50, i), "PNG") for i in range(len(BAD_IMAGES))]
+    images = [image for pair in zip(good, (bad.data for bad in BAD_IMAGES.values()), strict=True) for image in pair]
+    modes = [(*RESIZE_MODES, "zoom")[i // 2 % 4] for i in range(len(images))]
+    loaded = load(ImageLoader(SIDE), images, modes)
+    assert len(loaded) == len(images)
+    for image, mode, result in zip(images, modes, loaded, strict=True):
+        if isinstance(result, BlipstreamError):
+            with pytest.raises(InvalidInput) as caught:
+                load_pixels(image, SIDE, mode)
+            assert str(caught.value) == str(result)
+        else:
+            np.testing.assert_array_equal(result, load_pixels(image, SIDE, mode))
+    assert sum(isinstance(result, InvalidInput) for result in loaded) >= len(BAD_IMAGES)
+
+
+def test_nothing_is_something() -> None:
+    assert ImageLoader(SIDE).load_requests([]) == []
+
+
+SLOW = tiff_of_one_strip(1000)  # so it is taken to be
+
+
+def test_slow_images_hold_nobody_up() -> None:
+    """Who asks beside them, has an answer while theirs are not even begun."""
+    quick = encode(noise(30, 50), "PNG")
+    may_begin = Event()
+    slow = Request([quick, SLOW], ["center_crop", "letterbox"], deadline=waits_for(may_begin))
+    loader = ImageLoader(SIDE)
+    later, now = loader.load_requests([slow, Request([quick])])
+    np.testing.assert_array_equal(pixels_of(now)[0], load_pixels(quick, SIDE))
+    for _ in range(3):
+        np.testing.assert_array_equal(pixels_of(loader.load_requests([Request([quick])])[0])[0], pixels_of(now)[0])
+    assert isinstance(later, Future)
+    assert not later.done()
+    may_begin.set()
+    expected = [load_pixels(quick, SIDE, "center_crop"), load_pixels(SLOW, SIDE, "letterbox")]
+    np.testing.assert_array_equal(pixels_of(later.result()), expected)
+
+
+def test_a_bad_image_beside_a_slow_one_is_told_at_once() -> None:
+    (refused,) = ImageLoader(SIDE).load_requests([Request([SLOW, b"no image"])])
+    assert isinstance(refused, InvalidInput)
+
+
+def test_who_has_gone_waits_for_no_slow_image() -> None:
+    looks = iter([False])  # at the door; from then on
+    (later,) = ImageLoader(SIDE).load_requests([Request([SLOW], deadline=Deadline(0, lambda: next(looks, True)))])
+    assert isinstance(later, Future)
+    assert isinstance(later.result(), Gone)
+
+
+@pytest.mark.parametrize("bound", ["MAX_SLOW", "MAX_SLOW_BYTES"])
+def test_slow_images_are_bounded(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In number and in bytes; alone, a request may exceed both."""
+    monkeypatch.setattr(loader, bound, {"MAX_SLOW": 3, "MAX_SLOW_BYTES": 3 * len(SLOW)}[bound])
+    may_begin = Event()
+    images = ImageLoader(SIDE)
+    first = images.load_requests([Request([SLOW] * count, deadline=waits_for(may_begin)) for count in (1, 2, 1)])
+    assert [isinstance(each, Future) for each in first] == [True, True, False]
+    assert isinstance(first[2], Overloaded)
+    assert isinstance(error_of("preprocess", str(first[2])), Overloaded)
+    may_begin.set()
+    for each in first[:2]:
+        assert isinstance(each, Future)
+        pixels_of(each.result())
+    (alone,) = images.load_requests([Request([SLOW] * 4)])
+    assert isinstance(alone, Future)
+    assert pixels_of(alone.result()).shape == (4, SIDE, SIDE, 3)
+
+
+def test_whatever_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As where memory runs out after an image was decoded, or no process can be started."""
+
+    def fail(image: bytes = b"large", *arguments: Any, **options: Any) -> Any:
+        if image == b"large":
+            raise MemoryError
+        return load_pixels(image, *arguments, **options)
+
+    monkeypatch.setattr(loader, "load_pixels", fail)
+    monkeypatch.setattr("blipstream.images.worker.Pipe", fail)
+    quick = encode(noise(30, 50), "PNG")
+    failed, fine, slow = ImageLoader(SIDE).load_requests([Request([b"large"]), Request([quick]), Request([SLOW])])
+    assert pixels_of(fine).shape == (1, SIDE, SIDE, 3)
+    assert isinstance(slow, Future)
+    for each in (failed, slow.result()):
+        assert str(each) == f"{FAILED} (MemoryError): try again, or see its log"
+    assert capfd.readouterr().err.count("Traceback") == 2
+
+
+def test_requests_keep_apart() -> None:
+    """Those that are out of order shift nobody's images or modes."""
+    images = [encode(noise(30, 50, i), "PNG") for i in range(3)]
+    pixels = np.stack([load_pixels(image, SIDE) for image in images])
+    requests = [
+        Request([], ["zoom", "zoom"]),
+        Request(images[:2], ["letterbox", "center_crop"]),
+        Request([images[0]], ["zoom", "stretch"]),
+        Request([images[0], b"no image"], ["stretch", "stretch"]),
+        Request(pixels=pixels),
+        Request(),
+        Request(pixels=pixels[:0]),
+        Request(pixels=pixels[:, 1:]),
+        Request([images[0]], ["stretch"], pixels),
+        Request(images[2:], ["center_crop"]),
+        Request(images[:1], deadline=Deadline(0, lambda: True)),
+        Request(images[1:], deadline=Deadline(0, lambda: False)),
+    ]
+    loaded = [each for each in ImageLoader(SIDE).load_requests(requests) if not isinstance(each, Future)]
+    assert len(loaded) == len(requests)
+    refused = {number: str(each) for number, each in enumerate(loaded) if isinstance(each, BlipstreamError)}
+    assert refused.keys() == {0, 2, 3, 5, 6, 7, 8, 10}
+    assert refused[0] == refused[5] == refused[6] == "image must be given: send the bytes of at least one"
+    assert refused[2] == "resize_mode must have a row for each image, 1, not 2"
+    assert refused[3].startswith("image must be a JPEG")
+    assert refused[7] == f"pixels must have shape [{SIDE}, {SIDE}, 3], not [{SIDE - 1}, {SIDE}, 3]"
+    assert refused[8] == "image or pixels must be given, not both: leave one out"
+    assert refused[10] == "the client has gone"
+    np.testing.assert_array_equal(np.asarray(loaded[4]), pixels)
+    np.testing.assert_array_equal(np.asarray(loaded[11]), pixels[1:])
+    for number in (1, 9):
+        expected = [load_pixels(image, SIDE, mode) for image, mode in zip(*requests[number][:2], strict=True)]
+        np.testing.assert_array_equal(np.asarray(loaded[number]), expected)
+
+
+def test_refused_images_leave_nothing_for_the_garbage_collector() -> None:
+    """Whatever a decoder made of them would stay until a full collection, and tear holes into the heap."""
+    loader = ImageLoader(SIDE)
+    bad = [each.data for each in BAD_IMAGES.values()]
+    load(loader, bad)
+    gc.collect()
+    gc.disable()
+    try:
+        refused = load(loader, bad)
+        assert all(isinstance(each, InvalidInput) for each in refused)
+        del refused
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, InvalidInput)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def test_jpeg_scaling_is_passed_on() -> None:
+    image = encode(noise(SIDE * 4, SIDE * 4), "JPEG")
+    expected = {how: load_pixels(image, SIDE, jpeg_scaling=how) for how in JPEG_SCALING}
+    assert not np.array_equal(expected["exact"], expected["fast"])
+    for how, pixels in expected.items():
+        (loaded,) = load(ImageLoader(SIDE, how), [image])
+        np.testing.assert_array_equal(pixels_of(loaded), pixels)
+
+
+def test_unknown_jpeg_scaling_is_refused() -> None:
+    with pytest.raises(ServerError, match="jpeg_scaling must be one of exact, fast, not 'quick'"):
+        ImageLoader(SIDE, jpeg_scaling="quick")
+
+
+COUNT_MAPPED = """
+import ctypes
+from blipstream.images.loader import LARGE_BYTES, ImageLoader
+
+class Mallinfo(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Mallinfo
+ImageLoader(64)
+libc.free(ctypes.c_void_p(libc.malloc(4 * LARGE_BYTES)))
+before = libc.mallinfo2().hblks
+libc.malloc(2 * LARGE_BYTES)
+print(libc.mallinfo2().hblks - before)
+"""
+
+
+def test_large_buffers_go_back_to_the_system() -> None:
+    """Even after larger ones: by itself, glibc would take the next from its heap, as it may where that has a hole."""
+    command = [sys.executable, "-c", COUNT_MAPPED]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_a_fault_of_ours_at_one_image_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no memory for a large one."""
+    images = [encode(noise(30, 50, i), "PNG") for i in range(4)]
+    expected = [load_pixels(image, SIDE) for image in images]
+
+    def fails(data: bytes, *rest: Any, **more: Any) -> Pixels:
+        if data == images[2]:
+            raise MemoryError
+        return load_pixels(data, *rest, **more)
+
+    monkeypatch.setattr(loader, "load_pixels", fails)
+    loaded = ImageLoader(SIDE).load_requests([Request([image]) for image in images])
+    for index, (result, pixels) in enumerate(zip(loaded, expected, strict=True)):
+        if index == 2:
+            assert str(result) == f"{FAILED} (MemoryError): try again, or see its log"
+        else:
+            np.testing.assert_array_equal(pixels_of(result), pixels[None])
+
+
+@pytest.mark.parametrize("picture", [{"image": np.array([[b"no image"]], np.object_)}, {"pixels": PIXELS}])
+def test_options_that_the_decoder_would_refuse_are_refused_at_once(picture: dict[str, npt.NDArray[Any]]) -> None:
+    deadline = Deadline(0, lambda: False)
+    request = Request.of(picture | {"num_beams": np.array([[10]], np.int32)}, deadline, 64)
+    assert request.deadline is deadline
+    assert Request.of(picture | {"max_tokens": np.array([[64]], np.int32)}, deadline, 64)
+    sentence = "must fit 64 positions, but the prompt takes at least 1 and max_tokens is 65: shorten one of them"
+    with pytest.raises(InvalidInput, match=sentence):
+        Request.of(picture | {"max_tokens": np.array([[65]], np.int32)}, deadline, 64)
+    with pytest.raises(InvalidInput, match="num_beams must be between 1 and 10, not 99"):
+        Request.of(picture | {"num_beams": np.array([[99]], np.int32)}, deadline, 64)
+    with pytest.raises(InvalidInput, match="num_beams must have a row for each image, 1, not 2"):
+        Request.of(picture | {"num_beams": np.array([[9], [9]], np.int32)}, deadline, 64)

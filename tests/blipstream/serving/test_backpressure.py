@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bound on images under way: it holds back, lets go, and forgets what was lost."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from blipstream.serving import backpressure
+from blipstream.serving.backpressure import (
+    BLIND_SECONDS,
+    FILE,
+    HANDOVER_SECONDS,
+    LEAST_ROOM,
+    ROOM_SECONDS,
+    Backpressure,
+    Counts,
+)
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "backpressure"
+    backpressure.create(path)
+    monkeypatch.setenv(FILE, str(path))
+    return path
+
+
+def counts(path: Path) -> Counts:
+    return Counts(*Counts.layout.unpack(path.read_bytes()))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Its `now` is the time."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
+
+
+@contextmanager
+def waiting(pressure: Backpressure) -> Iterator[threading.Event]:
+    """Somebody who waits for room; the event says that there was some."""
+    entered = threading.Event()
+    thread = threading.Thread(target=lambda: (pressure.enter([1]), entered.set()))  # type: ignore[func-returns-value]
+    thread.start()
+    yield entered
+    assert entered.wait(10)
+    thread.join()
+
+
+def load(pressure: Backpressure, images: int) -> int:
+    """As many as there is room for, from the door to where they wait for an encoder."""
+    entered = pressure.enter([1] * images)
+    pressure.hand_on(entered, entered)
+    return entered
+
+
+@pytest.fixture
+def preprocess(path: Path) -> Backpressure:  # noqa: ARG001
+    """Of a server with an encoder that tells what it does, and room for 8."""
+    preprocess = Backpressure()
+    preprocess.add_encoder()
+    preprocess.add_room(8)
+    return preprocess
+
+
+def test_it_waits_until_a_decoder_has_taken_up_enough(path: Path, preprocess: Backpressure) -> None:
+    assert [preprocess.enter([1] * 6), preprocess.enter([1] * 6)] == [6, 2]
+    decoder, encoder = Backpressure(), Backpressure()
+    with waiting(preprocess) as entered:
+        preprocess.hand_on(8, 8)
+        with decoder.full():
+            with encoder.encoding(8, leaves=False):
+                assert not entered.wait(4 * HANDOVER_SECONDS)
+            assert not entered.wait(4 * HANDOVER_SECONDS)
+            decoder.take(1)
+            assert entered.wait(10)
+            assert counts(path).under_way == 8
+    assert counts(path).taken == 1
+
+
+def test_what_comes_to_nothing_and_what_has_several_images_is_counted_as_it_is(
+    path: Path, preprocess: Backpressure
+) -> None:
+    assert preprocess.enter([1] * 3) == 3
+    preprocess.hand_on(2, 6)
+    preprocess.hand_on(1, 0)
+    assert (counts(path).entered, counts(path).loaded) == (0, 6)
+    preprocess.hand_on(100, 0)
+    assert counts(path).entered == 0
+
+
+def test_requests_of_several_images_take_as_many_places(path: Path, preprocess: Backpressure) -> None:
+    assert preprocess.enter([3, 3, 3]) == 2
+    preprocess.hand_on(6, 0)
+    assert preprocess.enter([64, 1]) == 1  # or it would never be its turn
+    assert counts(path).entered == 64
+    with waiting(preprocess) as entered:
+        assert not entered.wait(4 * HANDOVER_SECONDS)
+        preprocess.hand_on(64, 0)
+
+
+def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, clock: SimpleNamespace) -> None:
+    """Whose time is over is dropped from the first queue alone, so little is to wait behind it where all is slow."""
+    preprocess = Backpressure()
+    preprocess.add_room(128)
+    assert load(preprocess, 1000) == LEAST_ROOM
+    pace = 3 * LEAST_ROOM // int(ROOM_SECONDS)
+    for _ in range(10):
+        clock.now += 1.0
+        preprocess.take(pace)
+        load(preprocess, pace)
+    load(preprocess, 1000)
+    assert 2 * LEAST_ROOM <= counts(path).under_way <= 4 * LEAST_ROOM
+    clock.now += 3600  # of rest
+    preprocess.take(counts(path).under_way)
+    assert [load(preprocess, 1), load(preprocess, 1000)] == [1, LEAST_ROOM - 1]
+
+
+def test_a_batch_that_a_decoder_takes_up_at_once_tells_no_pace(path: Path, clock: SimpleNamespace) -> None:
+    """Else ever larger ones would be under way, and with them the encoder's batches."""
+    preprocess = Backpressure()
+    preprocess.add_room(128)
+    assert load(preprocess, 1000) == LEAST_ROOM
+    for seconds in (9.9, 0.1) * 10:
+        clock.now += seconds
+        preprocess.take(counts(path).under_way)
+        assert load(preprocess, 1000) == LEAST_ROOM
+
+
+def under_way_after(path: Path, clock: SimpleNamespace, seconds: float) -> int:
+    clock.now += seconds
+    then = counts(path)
+    then.forget_lost()
+    return then.under_way
+
+
+def test_what_a_free_encoder_does_not_get_is_lost(path: Path, clock: SimpleNamespace, preprocess: Backpressure) -> None:
+    """As where its senders have gone: Triton drops it from the queue, and tells nobody."""
+    assert load(preprocess, 8) == 8
+    assert under_way_after(path, clock, HANDOVER_SECONDS / 2) == 8
+    assert under_way_after(path, clock, HANDOVER_SECONDS) == 0
+    assert load(preprocess, 8) == 8
+    with preprocess.encoding(2, leaves=True):
+        assert under_way_after(path, clock, 3600) == 8
+    assert under_way_after(path, clock, HANDOVER_SECONDS / 2) == 8
+    assert under_way_after(path, clock, HANDOVER_SECONDS) == 0
+
+
+def test_what_is_in_preprocess_is_never_lost(path: Path, clock: SimpleNamespace, preprocess: Backpressure) -> None:
+    assert preprocess.enter([1] * 8) == 8
+    assert under_way_after(path, clock, 3600) == 8
+
+
+def test_an_encoder_that_begins_a_batch_leaves_nothing_behind(path: Path, preprocess: Backpressure) -> None:
+    assert load(preprocess, 8) == 8
+    with preprocess.encoding(3, leaves=False):
+        assert counts(path).under_way == 3
+        assert load(preprocess, 8) == 5
+
+
+def test_what_a_decoder_that_has_room_does_not_get_is_lost(
+    path: Path, clock: SimpleNamespace, preprocess: Backpressure
+) -> None:
+    with preprocess.full():
+        for images in (3, 2):
+            with preprocess.encoding(images, leaves=False):
+                pass
+        assert under_way_after(path, clock, 3600) == 5
+    assert under_way_after(path, clock, 0) == 0
+    with preprocess.encoding(4, leaves=False):
+        pass
+    assert counts(path).under_way == 4  # what the batches before left is lost
+    preprocess.take(3)
+    assert under_way_after(path, clock, HANDOVER_SECONDS / 2) == 1
+    assert under_way_after(path, clock, HANDOVER_SECONDS) == 0
+
+
+def test_where_no_encoder_tells_what_it_does_images_are_lost_later(path: Path, clock: SimpleNamespace) -> None:
+    """TensorRT's is no Python."""
+    pressure = Backpressure()
+    pressure.add_room(8)
+    assert load(pressure, 8) == 8
+    pressure.take(3)
+    with pressure.full():
+        assert under_way_after(path, clock, 3600) == 5
+    pressure.take(1)
+    assert under_way_after(path, clock, HANDOVER_SECONDS * 2) == 4
+    assert under_way_after(path, clock, BLIND_SECONDS) == 0
+
+
+def test_embeddings_from_elsewhere_make_no_room(path: Path, preprocess: Backpressure) -> None:
+    assert load(preprocess, 8) == 8
+    preprocess.take(100)
+    assert counts(path).under_way == 8
+
+
+def test_without_a_decoder_or_a_file_nothing_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [Backpressure().enter([1] * 1000), Backpressure().enter([1] * 1000)] == [1000, 1000]
+    monkeypatch.delenv(FILE)
+    pressure = Backpressure()
+    pressure.add_room(1)
+    assert [pressure.enter([1] * 1000), pressure.enter([1] * 1000)] == [1000, 1000]
+    assert counts(path).under_way == 2000
+
+
+def test_processes_count_together(path: Path) -> None:
+    program = """
+from blipstream.serving.backpressure import Backpressure
+pressure = Backpressure()
+pressure.add_room(1 << 40)
+for _ in range(500):
+    pressure.hand_on(0, 3)
+    with pressure.full():
+        pressure.take(2)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    then = counts(path)
+    assert (then.room, then.under_way, then.taken, then.full) == (4 << 40, 2000, 4000, 0)
+
+
+def test_a_new_server_begins_with_nothing_under_way(path: Path) -> None:
+    Backpressure().hand_on(0, 5)
+    backpressure.create(path)
+    assert counts(path) == Counts()

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of a request once it has ended: counts, and lines of JSON and spans where somebody asked."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+
+from blipstream.decoding import Engine, Request, load_engine
+from blipstream.decoding.scheduler import Scheduler
+from blipstream.errors import BlipstreamError, Gone, InvalidInput, Overloaded, TimedOut
+from blipstream.options import DecodingOptions
+from blipstream.serving.telemetry import ENDPOINT, LOG_REQUESTS, RESULTS, Journal
+from tests.collector import Collector, collector
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+CONTEXT = json.dumps({"traceparent": f"00-{TRACE}-{PARENT}-01"})
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    with collector() as running:
+        monkeypatch.setenv(ENDPOINT, running.url)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def own_engine(f32_artifacts: Path) -> Engine:
+    return load_engine(f32_artifacts / "decoder/1/artifact")
+
+
+def decode(engine: Engine, **facts: str) -> Request:
+    """Three tokens for an image of nothing, by a scheduler with a journal, until both are closed."""
+    options = DecodingOptions(max_tokens=3, min_tokens=3)
+    request, done = engine.request(torch.zeros(engine.image_embeds_shape), options), Event()
+    for name, value in facts.items():
+        setattr(request, name, value)
+    journal = Journal("decoder")
+    scheduler = Scheduler(engine, on_end=journal.record)
+    scheduler.submit(request, lambda piece: done.set() if piece.finish_reason else None)
+    assert done.wait(60)
+    scheduler.close()
+    journal.close()
+    return request
+
+
+def test_nothing_is_told_unasked(
+    own_engine: Engine, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collector() as running:
+        monkeypatch.delenv(ENDPOINT, raising=False)
+        monkeypatch.delenv(LOG_REQUESTS, raising=False)
+        decode(own_engine, id="a", trace_context=CONTEXT)
+    assert capfd.readouterr().out == ""
+    assert running.spans == []
+
+
+def test_lines(own_engine: Engine, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOG_REQUESTS, "1")
+    decode(own_engine, id="a")
+    Journal("preprocess").refuse("b", InvalidInput('no "image"'))
+    Journal("encoder").answer("c", images=2, seconds=0.0125)
+    ended, refused, answered = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    times = [ended.pop(name) for name in ("time", "waited_ms", "decoded_ms")]
+    assert ended == {
+        "model": "decoder", "request": "a", "result": "length", "strategy": "greedy", "captions": 1, "tokens": 3,
+    }  # fmt: skip
+    assert 0 <= times[1] < 60_000
+    assert 0 < times[2] < 60_000
+    refused.pop("time")
+    assert refused == {"model": "preprocess", "request": "b", "result": "refused", "error": 'no "image"'}
+    answered.pop("time")
+    assert answered == {"model": "encoder", "request": "c", "result": "ok", "images": 2, "batch_ms": 12.5}
+
+
+def test_a_full_disk_loses_lines_and_nothing_else() -> None:
+    code = """
+import sys
+from blipstream.errors import InvalidInput
+from blipstream.serving.telemetry import Journal
+for model in ("preprocess", "decoder"):
+    Journal(model).refuse("b", InvalidInput("no image"))
+print("it goes on", file=sys.stderr)
+"""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env={LOG_REQUESTS: "1"}
+        )
+    assert result.stderr.startswith("it goes on\n")
+
+
+def test_results_are_counted(own_engine: Engine) -> None:
+    journal = Journal("caption_stream")
+    assert journal.results == dict.fromkeys(RESULTS, 0)
+    request = own_engine.request(torch.zeros(own_engine.image_embeds_shape), DecodingOptions())
+    for result in ("stop", "length", "cancelled", "error"):
+        journal.record(request, result)
+    journal.answer("a", images=3, seconds=0.1)
+    for refusal in (Gone(), InvalidInput("no image"), Overloaded("full"), TimedOut("late"), BlipstreamError("dead")):
+        journal.refuse("a", refusal)
+    assert journal.results == {"ok": 3, "cancelled": 2, "invalid": 1, "overloaded": 2, "error": 2}
+
+
+def test_spans(own_engine: Engine, traces: Collector) -> None:
+    """They continue the sender's trace, one after the other."""
+    request = decode(own_engine, id="a", trace_context=CONTEXT)
+    assert traces.services == {"blipstream"}
+    assert [span.name for span in traces.spans] == ["wait for rows", "decode"]
+    waiting, decoding = traces.spans
+    for span in traces.spans:
+        assert span.trace_id.hex() == TRACE
+        assert span.parent_span_id.hex() == PARENT
+    assert waiting.start_time_unix_nano == request.arrived
+    assert waiting.end_time_unix_nano == decoding.start_time_unix_nano == request.admitted
+    assert decoding.end_time_unix_nano > decoding.start_time_unix_nano
+    values: dict[str, Any] = {each.key: each.value for each in decoding.attributes}
+    assert values["request.id"].string_value == "a"
+    assert values["result"].string_value == "length"
+    assert values["tokens"].int_value == 3
+
+
+@pytest.mark.parametrize("context", ["", "no JSON", "{}"])
+def test_without_a_trace(context: str, own_engine: Engine, traces: Collector) -> None:
+    """Nobody to be the parent of; captions come all the same."""
+    assert decode(own_engine, trace_context=context).captions
+    assert all(not span.parent_span_id for span in traces.spans)
+
+
+def test_opentelemetry_is_missing() -> None:
+    code = """
+import sys
+sys.modules["opentelemetry.sdk"] = None
+from blipstream.errors import ServerError
+from blipstream.serving.telemetry import Journal
+try:
+    Journal("decoder")
+except ServerError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={ENDPOINT: "http://localhost:1"}
+    )
+    assert result.stdout == (
+        f"{ENDPOINT} asks for the engine's spans, which need OpenTelemetry: pip install 'blipstream[tracing]'\n"
+    )

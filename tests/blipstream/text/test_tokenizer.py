@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import pytest
+
+from blipstream.config import CheckpointConfig
+from blipstream.errors import ArtifactError
+from blipstream.text.tokenizer import Tokenizer
+from tests.reference import Reference
+
+TEXTS = ["", "a picture of ", "A KEY", "it's a dog, isn't it?", "straw-berries 7", "naïve café", "漢字 🦊", "  a  b\n"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(f32_artifacts: Path) -> Tokenizer:
+    folder = f32_artifacts / "decoder/1/artifact"
+    return Tokenizer(folder, CheckpointConfig.load(folder).text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_like_transformers(tokenizer: Tokenizer, reference: Reference, text: str) -> None:
+    theirs = reference.tokenizer(text)["input_ids"]
+    theirs[0] = reference.model.config.text_config.bos_token_id  # as generate() does, then drops [SEP]
+    assert tokenizer.encode(text) == theirs[:-1]
+    assert tokenizer.decode(theirs) == reference.tokenizer.decode(theirs, skip_special_tokens=True)
+
+
+def test_names_take_several_pieces(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode("xylophone")) > 2
+
+
+def test_missing(tmp_path: Path, f32_artifacts: Path) -> None:
+    text = CheckpointConfig.load(f32_artifacts / "decoder/1/artifact").text
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is missing: .*make build"):
+        Tokenizer(tmp_path, text)

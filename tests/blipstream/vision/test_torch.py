@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PyTorch encoder gives transformers' image_embeds, in every batch size and on a GPU by graphs."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from blipstream.errors import ArtifactError
+from blipstream.vision import load_encoder
+from build_repository import build
+from tests.conftest import CHECKPOINT, DEVICES
+from tests.reference import Reference, relative_error
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("cuda_repository")
+    build(str(CHECKPOINT), "auto", repository, "cuda")
+    return repository / "encoder/1/torch"
+
+
+def pixels_of(images: list[Image.Image], side: int) -> npt.NDArray[np.uint8]:
+    return np.stack([np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_of_every_size(
+    folder: Path, reference: Reference, scene_images: list[Image.Image], device: str
+) -> None:
+    """Each size thrice, since graphs are recorded the second time, and each time with other images."""
+    encoder = load_encoder("torch", folder, device, "f32")
+    expected = reference.embed(scene_images[:24])
+    pixels = pixels_of(scene_images[:24], encoder.config.vision.image_size)
+    for size in (1, 3, 8):
+        for start in range(0, 3 * size, size):
+            embeds = encoder.encode(pixels[start : start + size])
+            assert relative_error(embeds.cpu(), expected[start : start + size]) < 1e-5
+
+
+@pytest.mark.requires_cuda
+def test_what_was_returned_stays(folder: Path, scene_images: list[Image.Image]) -> None:
+    encoder = load_encoder("torch", folder, "cuda", "f32")
+    pixels = pixels_of(scene_images[:4], encoder.config.vision.image_size)
+    for each in pixels:
+        encoder.encode(each[None])
+    first = encoder.encode(pixels[:1])
+    before = first.clone()
+    encoder.encode(pixels[1:2])
+    assert torch.equal(first, before)
+
+
+@pytest.mark.requires_cuda
+def test_f16(folder: Path, reference: Reference, scene_images: list[Image.Image]) -> None:
+    encoder = load_encoder("torch", folder, "cuda")
+    assert encoder.dtype == "f16"
+    embeds = encoder.encode(pixels_of(scene_images[:16], encoder.config.vision.image_size))
+    assert relative_error(embeds.cpu(), reference.embed(scene_images[:16])) < 5e-3
+
+
+def test_f16_is_for_gpus(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="f16 is for GPUs: build for a CPU with --dtype auto, bf16 or f32"):
+        load_encoder("torch", folder, "cpu", "f16")
+
+
+def test_unknown_runtime(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"there is no encoder runtime 'jax': choose one of openvino, torch"):
+        load_encoder("jax", folder)
