@@ -34,7 +34,7 @@ from PIL import Image
 from rich.console import Console
 
 from blipstream.errors import BlipstreamError
-from blipstream.server.triton import bypass_proxies
+from blipstream.server.network import bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
 from cli import RESULTS, ROOT
 from machine import machine, versions

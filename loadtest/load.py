@@ -26,7 +26,8 @@ import cli
 import mix
 import page
 from blipstream.errors import BlipstreamError
-from blipstream.server.triton import TritonServer, bypass_proxies
+from blipstream.server.network import bypass_proxies
+from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from collector import Collector, Statistics, Unavailable, local_server

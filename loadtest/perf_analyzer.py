@@ -25,7 +25,7 @@ import click
 
 import cli
 import mix
-from blipstream.server.triton import bypass_proxies
+from blipstream.server.network import bypass_proxies
 
 CACHE = Path(__file__).resolve().parent / ".perf_analyzer_cache"
 WHEEL = "tritonclient==2.51.0"  # of Triton 24.10, as the embedded server

@@ -36,8 +36,12 @@ from rich.table import Table
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from blipstream.errors import BlipstreamError
-from blipstream.server.command import SAMPLES
-from blipstream.server.triton import ROOT, SHARED_MEMORY, STUB, TritonServer, bypass_proxies
+from blipstream.server.installation import ROOT
+from blipstream.server.network import bypass_proxies
+from blipstream.server.proc import STUB
+from blipstream.server.triton import TritonServer
+from blipstream.server.welcome import SAMPLES
+from blipstream.server.workspace import SHARED_MEMORY
 from collector import Statistics, Unavailable, family, group_members
 
 SHARD = 1000  # images of a tar file

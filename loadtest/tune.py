@@ -37,7 +37,8 @@ from matplotlib import pyplot as plt
 import cli
 import mix
 from blipstream.errors import BlipstreamError
-from blipstream.server.triton import TritonServer, bypass_proxies
+from blipstream.server.network import bypass_proxies
+from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from machine import machine, versions

@@ -12,7 +12,8 @@ from PIL import Image
 from blipstream.decoding import Engine
 from blipstream.decoding.graphed import GraphedEngine
 from blipstream.decoding.rows import RowEngine
-from blipstream.server.triton import TritonServer, bypass_proxies
+from blipstream.server.network import bypass_proxies
+from blipstream.server.triton import TritonServer
 from build_repository import build
 from scenes import Scene, examination
 from tests.reference import Reference

@@ -1,47 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serve captions without a container: `python -m blipstream.server`.
 
-The supervisor watches the server and restarts it. http://HOST:8003 says how it is.
+A supervisor watches the server and restarts it. http://HOST:8003 says how it is.
 
-SIGTERM, SIGHUP or Ctrl-C drains it: new requests are refused, so that clients ask elsewhere, and those in flight have
-ten seconds (TritonServer.stop). To go over to another version without a failed request, start it beside the old one on
-ports of its own, with both in the clients' list of endpoints, then send the old one SIGTERM. A server has what it
-serves in memory, so that a repository may be built anew under it.
+SIGTERM, SIGHUP or Ctrl-C drains the server: it refuses new requests, so that clients ask elsewhere, and gives those in
+flight ten seconds (see TritonServer.stop). To change to another version without a failed request, start the new server
+beside the old one on other ports, with both in the clients' list of endpoints, and then send the old one SIGTERM. A
+server holds in memory what it serves, so a repository may be built again under it.
 """
 
 import logging
 import os
 import re
-import resource
 import secrets
 import shlex
-import signal
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from types import FrameType
-from typing import NoReturn
+from typing import Any
 
 import click
 
-import blipstream_client
-from blipstream.config import BUILD_HINT
 from blipstream.errors import BlipstreamError, ServerError
-from blipstream.server.health import Health, HealthServer
-from blipstream.server.supervisor import Supervisor, picture
+from blipstream.server import open_files, proc, signals
+from blipstream.server.installation import ROOT
+from blipstream.server.network import bypass_proxies
 from blipstream.server.tls import TLS
-from blipstream.server.triton import ROOT, TritonServer, adopt_orphans, bypass_proxies
+from blipstream.server.triton import TritonServer
 
-DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself, unless the build wrote one for its plan
-ADMIN_KEY = "BLIPSTREAM_ADMIN_KEY"  # no option: arguments are seen by whoever lists processes
-SAMPLES = Path("build/demo/samples")
+DEFAULT_CONFIG = "tensorrt"  # config.pbtxt itself, unless the build wrote another for its plan
+ADMIN_KEY = "BLIPSTREAM_ADMIN_KEY"  # not an option: everybody who lists processes sees arguments
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
-STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-stopping = Event()
+@dataclass(frozen=True)
+class Settings:
+    """The options of the command, by their names. The options themselves say what each means, and its default."""
+
+    repository: Path
+    config: str
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    health_port: int | None
+    tls_certificate: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    admin_key_file: Path | None
+    log_path: Path | None
+    log_requests: bool
+    show_log: bool
+    traces: str | None
+    trace_every: int
+    timeout: float
+    restart: bool
+    verbose: int
 
 
 @click.command(
@@ -50,109 +66,85 @@ stopping = Event()
 )
 @click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
 @click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--http-port", default=8000, help="0 for any free port.")
-@click.option("--grpc-port", default=8001, help="0 for any free port.")
-@click.option("--metrics-port", default=8002, help="0 for any free port.")
+@click.option("--host", default=TritonServer.host, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--http-port", default=TritonServer.http_port, help="0 for any free port.")
+@click.option("--grpc-port", default=TritonServer.grpc_port, help="0 for any free port.")
+@click.option("--metrics-port", default=TritonServer.metrics_port, help="0 for any free port.")
 @click.option(
     "--health-port", type=int, help="/livez, /readyz, /healthz, /metrics.  [default: the one above the metrics port]"
 )
-@click.option("--tls-certificate", type=FILE, help="PEM: gRPC speaks TLS, and HTTP is for this machine alone.")
+@click.option("--tls-certificate", type=FILE, help="PEM. gRPC then speaks TLS, and HTTP is for this machine alone.")
 @click.option("--tls-key", type=FILE, help="PEM, unencrypted.  [default: in the same file]")
-@click.option("--tls-client-ca", type=FILE, help="PEM: gRPC clients must have a certificate of this authority.")
+@click.option("--tls-client-ca", type=FILE, help="PEM. gRPC clients then need a certificate of this authority.")
 @click.option(
     "--admin-key-file",
     type=FILE,
-    help=f"The administrative APIs are for those who have the key in it, or in {ADMIN_KEY}. Without: for nobody.",
+    help=f"The key to the administrative APIs, unless {ADMIN_KEY} has it. Without a key, nobody may use them.",
 )
 @click.option("--log", "log_path", type=click.Path(path_type=Path), help="Triton's log; temporary if not given.")
-@click.option("--log-requests", is_flag=True, help="A line of JSON in it for each request.")
+@click.option("--log-requests", is_flag=True, help="Write a line of JSON to the log for each request.")
 @click.option("--show-log", is_flag=True, help="Print Triton's log as well.")
-@click.option("--traces", metavar="URL", help="OpenTelemetry collector for spans, as http://localhost:4318/v1/traces.")
-@click.option("--trace-every", type=click.IntRange(min=1), default=1, help="Requests, of which one is traced.")
-@click.option("--timeout", default=300.0, help="Seconds for the models to load.")
-@click.option("--restart/--no-restart", default=True, help="Restart a server that fails, or exit with what was wrong.")
+@click.option("--traces", metavar="URL", help="OpenTelemetry collector, such as http://localhost:4318/v1/traces.")
+@click.option(
+    "--trace-every", type=click.IntRange(min=1), default=TritonServer.trace_every, help="Trace one request in so many."
+)
+@click.option("--timeout", default=TritonServer.ready_timeout, help="Seconds for the models to load.")
+@click.option("--restart/--no-restart", default=True, help="Restart a server that fails, or exit and say what failed.")
 @click.option("-v", "--verbose", count=True, help="More in Triton's log.")
-def main(
-    repository: Path,
-    config: str,
-    host: str,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
-    health_port: int | None,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
-    tls_client_ca: Path | None,
-    admin_key_file: Path | None,
-    log_path: Path | None,
-    log_requests: bool,
-    show_log: bool,
-    traces: str | None,
-    trace_every: int,
-    timeout: float,
-    restart: bool,
-    verbose: int,
-) -> None:
+def main(**options: Any) -> None:  # noqa: ANN401
     """Start tritonserver with the models of a repository, and stop it with Ctrl-C or SIGTERM."""
     try:
-        stop_on_signals()
-        open_many_files()
-        adopt_orphans()
-        logging.basicConfig(format="%(asctime)s %(message)s")
-        server = TritonServer(
-            repository=repository,
-            config=config_name(repository, config),
-            host=host,
-            http_port=http_port,
-            grpc_port=grpc_port,
-            metrics_port=metrics_port,
-            tls=tls(tls_certificate, tls_key, tls_client_ca),
-            admin_key=read_admin_key(admin_key_file),
-            traces=traces,
-            trace_every=trace_every,
-            log_requests=log_requests,
-            log_path=log_path,
-            show_log=show_log,
-            ready_timeout=timeout,
-            verbose=verbose,
-        )
-        bypass_proxies(server.reachable)
-        if health_port is None:
-            health_port = metrics_port and metrics_port + 1
-        with HealthServer(Health(), host, health_port) as health:
-            supervisor = Supervisor(server, check_serves, restart, health.health, stopping)
-            supervisor.run(lambda: click.echo(welcome(server, health.port)))
-    except KeyboardInterrupt:
-        with suppress(OSError):  # the terminal may be what went away
-            click.echo("stopped")
+        serve(Settings(**options))
     except (BlipstreamError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 
-def stop_on_signals() -> None:
-    """Make SIGTERM and SIGHUP do what Ctrl-C does, and let none interrupt the stopping. `nohup` has SIGHUP ignored."""
-    for number in STOP_SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+def serve(settings: Settings) -> None:
+    """Serve until a signal stops it, and say so. Raises BlipstreamError or OSError if it cannot serve."""
+    signals.exit_on_signals()
+    # these take long to import, and are imported only here so that a stop signal meanwhile prints no traceback
+    from blipstream.server.health import Health
+    from blipstream.server.health_server import HealthServer
+    from blipstream.server.supervisor import Supervisor
+    from blipstream.server.welcome import welcome
 
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    for each in STOP_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    stopping.set()
-    raise KeyboardInterrupt
-
-
-def open_many_files() -> None:
-    """Take up the limit of open files that the system permits: each connection is one, and 1,024 are soon used up."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        signals.interrupt_on_signals()
+        open_files.raise_limit()
+        proc.adopt_orphans()
+        logging.basicConfig(format="%(asctime)s %(message)s")
+        server = TritonServer(
+            repository=settings.repository,
+            config=config_name(settings.repository, settings.config),
+            host=settings.host,
+            http_port=settings.http_port,
+            grpc_port=settings.grpc_port,
+            metrics_port=settings.metrics_port,
+            tls=tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca),
+            admin_key=read_admin_key(settings.admin_key_file),
+            traces=settings.traces,
+            trace_every=settings.trace_every,
+            log_requests=settings.log_requests,
+            log_path=settings.log_path,
+            show_log=settings.show_log,
+            ready_timeout=settings.timeout,
+            verbose=settings.verbose,
+        )
+        bypass_proxies(server.local_host)
+        health_port = settings.health_port
+        if health_port is None:
+            health_port = settings.metrics_port and settings.metrics_port + 1
+        with HealthServer(Health(), settings.host, health_port) as health:
+            supervisor = Supervisor(server, restarts=settings.restart, health=health.health, stopping=signals.stopping)
+            supervisor.run(lambda: click.echo(welcome(server, health.port)))
+    except KeyboardInterrupt:
+        with suppress(OSError):  # the terminal may be what went away
+            click.echo(signals.GOODBYE)
 
 
 def config_name(repository: Path, config: str) -> str | None:
-    """Triton's --model-config-name; it would take a wrong one for config.pbtxt, so check it here."""
+    """Triton's --model-config-name. Triton would take a wrong name for config.pbtxt, so it is checked here."""
     if not any(repository.glob("*/config.pbtxt")):
         found = "has no models" if repository.is_dir() else "is no folder" if repository.exists() else "does not exist"
         command = shlex.join(["make", "build", f"REPOSITORY={repository}"])
@@ -167,7 +159,7 @@ def config_name(repository: Path, config: str) -> str | None:
 
 
 def tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TLS | None:
-    """What the options say of TLS, if anything."""
+    """What the options say of TLS, or None if they say nothing."""
     if certificate is not None:
         return TLS(certificate, key or certificate, client_ca)
     if key or client_ca:
@@ -176,51 +168,12 @@ def tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> T
 
 
 def read_admin_key(file: Path | None) -> str:
-    """The key in a file or in ADMIN_KEY, or a random one that nobody knows."""
-    given = os.environ.pop(ADMIN_KEY, "")  # no model's process has to know it
+    """The key in a file or in ADMIN_KEY, or else a random one that nobody knows."""
+    given = os.environ.pop(ADMIN_KEY, "")  # so that the models' processes do not inherit it
     key = (file.read_text(encoding="utf-8", errors="replace") if file else given).strip()
     key = key or secrets.token_hex(32)
-    if not re.fullmatch(r"[\w-]+", key, re.ASCII):  # Triton's option has its own meaning for , : and =
+    if not re.fullmatch(r"[\w-]+", key, re.ASCII):  # Triton's option gives , : and = a meaning
         raise ServerError(
             f"the key in {file or ADMIN_KEY} must be letters, digits, - and _ alone: make one by `openssl rand -hex 32`"
         )
     return key
-
-
-def check_serves(server: TritonServer) -> None:
-    """Caption one image over gRPC: models may be ready and yet fail."""
-    try:
-        with blipstream_client.Client(server.own_url) as client:
-            text = client.caption(picture()).text
-    except blipstream_client.BlipstreamError as error:
-        raise ServerError(f"the server is ready, but its first caption failed: {error}") from error
-    if not text.strip():
-        raise ServerError(f"the server is ready, but its first caption is empty: {BUILD_HINT}")
-
-
-def welcome(server: TritonServer, health_port: int) -> str:
-    """Where the server listens and how to send it a first image."""
-    places = [server.http_url, f"{server.grpc_url}, metrics on {server.metrics_url}"]
-    lines = [f"serving on {' and '.join(places)}, health on http://{server.reachable}:{health_port}/healthz"]
-    sample = next(iter(sorted((ROOT / SAMPLES).glob("*.jpg"))), None)
-    shown = SAMPLES / sample.name if sample else Path("photo.jpg")
-    command = Path(sys.prefix, "bin", "blipstream")
-    name = command.relative_to(ROOT) if command.is_relative_to(ROOT) else command
-    lines += ["try it:", f"  {shlex.quote(str(name))} caption {shown} --url {server.own_url}"]
-    if sample:
-        lines.append(f"  {curl(server.http_url, shown, sample.stat().st_size)}")
-    return "\n".join([*lines, "Ctrl-C stops it"])
-
-
-def curl(url: str, image: Path, size: int) -> str:
-    """A shell line that sends an image as it is: JSON, the image's length in 4 bytes, the image."""
-    header = (
-        '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES",'
-        f'"parameters":{{"binary_data_size":{4 + size}}}}}]}}'
-    )
-    length = "".join(f"\\{byte:03o}" for byte in size.to_bytes(4, "little"))
-    return (
-        f"(printf '{header}{length}'; cat {shlex.quote(str(image))}) | curl -s --data-binary @- "
-        f"-H 'Content-Type: application/octet-stream' -H 'Inference-Header-Content-Length: {len(header)}' "
-        f"{url}/v2/models/caption/infer"
-    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS at the gRPC port, which Triton ends itself."""
+"""TLS at the gRPC port, which Triton itself ends."""
 
 import ssl
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from blipstream.errors import ServerError
 
 @dataclass(frozen=True)
 class TLS:
-    """Who the server is, and whom it wants to know. Raises ServerError where a file is of no use."""
+    """The server's certificate, and whose certificates it accepts. Raises ServerError if a file is unusable."""
 
-    certificate: Path  # PEM, its chain after it
+    certificate: Path  # PEM, followed by its chain
     key: Path  # PEM, unencrypted
     client_ca: Path | None = None  # PEM: clients must have a certificate of this authority; None: they need none
 
     def __post_init__(self) -> None:
-        """Triton would start all the same, and fail at every handshake."""
+        """Check the files. Triton would start with unusable ones, and then fail at every handshake."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self.certificate, self.key, password="")
         except OSError as error:
             raise ServerError(
                 f"TLS needs a certificate and its unencrypted key, both PEM; {self.certificate} and {self.key} "
-                f"are none: {_reason(error)}"
+                f"are not: {_reason(error)}"
             ) from error
         try:
             if self.client_ca is not None:
@@ -37,7 +37,7 @@ class TLS:
 
     @property
     def options(self) -> dict[str, object]:
-        """For tritonserver."""
+        """The options of tritonserver."""
         files = {"grpc-server-cert": self.certificate.resolve(), "grpc-server-key": self.key.resolve()}
         if self.client_ca is None:
             return files | {"grpc-use-ssl": "true"}

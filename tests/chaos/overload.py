@@ -22,7 +22,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
-from blipstream.server.triton import TritonServer, _group, _stub_model  # noqa: E402
+from blipstream.server.proc import processes_of_group, stub_model  # noqa: E402
+from blipstream.server.triton import TritonServer  # noqa: E402
 
 SAMPLES = ROOT / "build/demo/samples"
 CONNECTIONS = 4
@@ -86,15 +87,15 @@ async def flood(stubs: list[Any], request: Any, rate: float, seconds: float) -> 
 def processor_seconds(server: TritonServer) -> dict[str, float]:
     """What each of the server's processes has used, by its model."""
     used: dict[str, float] = defaultdict(float)
-    for pid in _group(server.pid):
+    for pid in processes_of_group(server.pid):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used[_stub_model(pid) or "tritonserver"] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        used[stub_model(pid) or "tritonserver"] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return used
 
 
 def memory_mb(server: TritonServer) -> int:
     """Resident memory of all the server's processes."""
-    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _group(server.pid)]
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes_of_group(server.pid)]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
@@ -108,9 +109,9 @@ async def measure(
     stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
     await capacity(stubs[0], caption_request(tokens), ramp)
     able = await capacity(stubs[0], caption_request(tokens), seconds)
-    before, memory, used = server.counts(), memory_mb(server), processor_seconds(server)
+    before, memory, used = server.metrics().inferences, memory_mb(server), processor_seconds(server)
     answers = await flood(stubs, caption_request(tokens, timeout), able * factor, ramp + seconds)
-    after, used_then = server.counts(), processor_seconds(server)
+    after, used_then = server.metrics().inferences, processor_seconds(server)
     good = sum(status == "OK" and ramp < at < ramp + seconds for at, _, status in answers) / seconds
     took = defaultdict(list)
     for _, latency, status in answers:

@@ -36,12 +36,12 @@ from tritonclient.grpc import service_pb2_grpc
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
-from blipstream.server import triton as processes  # noqa: E402
+from blipstream.server import proc, workspace  # noqa: E402
 from blipstream_client import BlipstreamError, Client  # noqa: E402
 from tests.chaos.overload import caption_request  # noqa: E402
 from tests.security.hang_ups import hang_up  # noqa: E402
 
-SHARED_MEMORY = str(processes.SHARED_MEMORY)
+SHARED_MEMORY = str(workspace.SHARED_MEMORY)
 SAMPLES = ROOT / "build/demo/samples"
 GOAL_SECONDS = 10  # from the end of a fault to captions
 IMAGE_SECONDS = 120.0  # for an image to be captioned, whatever happens meanwhile
@@ -138,7 +138,7 @@ class Served:
         return next(pid for pid in descendants(self.process.pid) if name_of(pid) == "tritonserver")
 
     def stub(self, model: str) -> int:
-        return next(pid for pid in processes._group(self.triton) if processes._stub_model(pid) == model)
+        return next(pid for pid in proc.processes_of_group(self.triton) if proc.stub_model(pid) == model)
 
     def restarts(self) -> Counter[str]:
         """By reason."""

@@ -123,8 +123,8 @@ class SecureTriton(TritonServer):
 
     more: dict[str, object]
 
-    def _options(self, *arguments: Any) -> list[str]:
-        return super()._options(*arguments) + [f"--{name}={value}" for name, value in self.more.items()]
+    def _command_line(self, *arguments: Any) -> list[str]:
+        return super()._command_line(*arguments) + [f"--{name}={value}" for name, value in self.more.items()]
 
 
 @pytest.mark.full  # tests/security does it with our own options

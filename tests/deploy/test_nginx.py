@@ -26,7 +26,8 @@ import pytest
 import trustme
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from blipstream.server.triton import ADMIN_HEADER, TritonServer
+from blipstream.server.arguments import ADMIN_HEADER
+from blipstream.server.triton import TritonServer
 from blipstream_client import AccessDenied, Client, ServerOverloaded, ServerUnreachable
 from tests.conftest import ROOT, SAMPLES
 from tests.deploy.files import compose

@@ -16,8 +16,8 @@ import promql_parser
 import pytest
 
 from blipstream.server import command as serve
+from blipstream.server.canary import random_image
 from blipstream.server.health import Health
-from blipstream.server.supervisor import picture
 from blipstream.server.triton import TritonServer
 from blipstream_client import Client, ServerError
 from tests.conftest import ROOT
@@ -196,9 +196,9 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
         """One more request of each kind that fails."""
         with Client(failing.grpc_url, retries=0) as client:
             with pytest.raises(ServerError):
-                client.caption(picture())
+                client.caption(random_image())
             with pytest.raises(ServerError):
-                list(client.stream(picture()))
+                list(client.stream(random_image()))
         return fires() == failures | {(targets[2], "BlipstreamStillDown")}
 
     failures = {(targets[1], "BlipstreamFailing", model) for model in ("decoder", "caption_stream")}

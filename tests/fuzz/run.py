@@ -28,7 +28,8 @@ from tritonclient.grpc import service_pb2
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "build"), str(ROOT / "loadtest")]
 
-from blipstream.server.triton import TritonServer, _stub_model  # noqa: E402
+from blipstream.server.proc import stub_model  # noqa: E402
+from blipstream.server.triton import TritonServer  # noqa: E402
 from soak import meet_batches  # noqa: E402
 from tests.fuzz.images import broken_image  # noqa: E402
 from tests.fuzz.requests import as_http, broken_generate, broken_request, garble  # noqa: E402
@@ -156,7 +157,7 @@ def memory(pid: int) -> dict[str, int]:
     return {
         f"{model} {each.pid}": sum(area.private_dirty for area in each.memory_maps(grouped=False))
         for each in processes
-        if (model := "server" if each == leader else _stub_model(each.pid))
+        if (model := "server" if each == leader else stub_model(each.pid))
     }
 
 

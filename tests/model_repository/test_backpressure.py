@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from blipstream.server.supervisor import picture
+from blipstream.server.canary import random_image
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
@@ -25,8 +25,8 @@ USERS, TIMES = 200, 5  # each asks again at once
 
 
 def pressure(server: TritonServer) -> Path:
-    assert server._folder
-    return server._folder / "backpressure"
+    assert server._workspace
+    return server._workspace.folder / "backpressure"
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
-    before = server.counts()
+    before = server.metrics().inferences
 
     async def ask(client: AsyncClient) -> list[Caption | BaseException]:
         answers: list[Caption | BaseException] = []
         for _ in range(TIMES):
-            caption = client.caption(picture(), min_tokens=60, max_tokens=60)  # the last stage is the slowest
+            caption = client.caption(random_image(), min_tokens=60, max_tokens=60)  # the last stage is the slowest
             answers += await asyncio.gather(caption, return_exceptions=True)
         return answers
 
@@ -72,7 +72,7 @@ def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
     assert BATCH < max(peaks) <= 2 * ROOM  # what a starved encoder seems to have lost may come to it all the same
 
     def worked() -> list[int]:
-        return [server.counts()[stage] - before[stage] for stage in ("preprocess", "encoder", "decoder")]
+        return [server.metrics().inferences[stage] - before[stage] for stage in ("preprocess", "encoder", "decoder")]
 
     wait_for(lambda: worked()[-1] >= captions, worked)  # a scheduler tells now and then
     assert worked() == [captions] * 3
@@ -82,9 +82,13 @@ def test_whatever_becomes_of_a_request_it_is_under_way_no_more(server: TritonSer
     file = pressure(server)
     before = counts(file).taken
     with Client(server.grpc_url) as client:
-        client.caption(picture())
-        list(client.stream(picture()))
-        for image, options in ((b"no image", {}), (picture(), {"num_beams": 99}), (picture(), {"prompt": "a " * 500})):
+        client.caption(random_image())
+        list(client.stream(random_image()))
+        for image, options in (
+            (b"no image", {}),
+            (random_image(), {"num_beams": 99}),
+            (random_image(), {"prompt": "a " * 500}),
+        ):
             with pytest.raises(InvalidRequest):
                 client.caption(image, **options)
     assert counts(file).under_way == 0

@@ -78,9 +78,11 @@ def test_wrong_pixels_are_refused(triton: InferenceServerClient, pixels: npt.NDA
 
 def test_they_go_through_preprocess(server: TritonServer, triton: InferenceServerClient) -> None:
     """The encoder's own queue has none."""
-    before = server.counts()
+    before = server.metrics().inferences
     infer(triton, "caption_pixels", pixels=np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 77, np.uint8))
-    wait_for(lambda: all(server.counts()[step] > before[step] for step in ("preprocess", "encoder", "decoder")))
+    wait_for(
+        lambda: all(server.metrics().inferences[step] > before[step] for step in ("preprocess", "encoder", "decoder"))
+    )
 
 
 def test_who_claims_to_send_no_rows_spoils_nobody_elses(server: TritonServer) -> None:

@@ -116,11 +116,11 @@ def test_a_parameter_of_a_stream(streams: Streams, images: list[bytes]) -> None:
 def test_no_stage_works_for_options_out_of_range(
     server: TritonServer, triton: InferenceServerClient, images: list[bytes], options: dict[str, npt.NDArray[Any]]
 ) -> None:
-    before = server.counts()
+    before = server.metrics().inferences
     refusal(triton, image=words(images[0]), **options)
     refusal(triton, "caption_pixels", pixels=PIXELS, **options)
     caption(triton, images[0] + os.urandom(8))  # behind them, in case they went on
-    after = server.counts()
+    after = server.metrics().inferences
     assert [after[model] - before[model] for model in ("preprocess", "encoder")] == [1, 1]
 
 

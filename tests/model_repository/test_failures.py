@@ -21,7 +21,8 @@ from tritonclient.grpc import InferenceServerClient, model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from blipstream.errors import FAILED, ServerError
-from blipstream.server.triton import TritonServer, _group, _stub_model
+from blipstream.server.proc import processes_of_group, stub_model
+from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from tests.deploy.programs import wait_for
 from tests.model_repository.test_backpressure import pressure
@@ -101,11 +102,11 @@ def test_an_id_that_is_no_text(server: TritonServer, images: list[bytes], sample
 def test_a_stream_has_as_much_time_as_its_request(
     server: TritonServer, streams: Streams, images: list[bytes], samples: dict[str, str]
 ) -> None:
-    before = server.counts()
+    before = server.metrics().inferences
     streams.ask(images[0], {}, timeout=100_000)  # microseconds, in which preprocess does not begin
     with pytest.raises(InferenceServerException, match="Request timeout expired"):
         streams.answer()
-    after = server.counts()
+    after = server.metrics().inferences
     assert all(after[model] == before[model] for model in ("preprocess", "encoder"))
     for timeout in (0, 2**63 - 1, -1):  # the last is the longest in Triton's eyes
         streams.ask(images[0], {}, timeout=timeout)
@@ -114,14 +115,14 @@ def test_a_stream_has_as_much_time_as_its_request(
 
 
 def test_whoever_goes_early_is_not_encoded(server: TritonServer, streams: Streams, images: list[bytes]) -> None:
-    before = server.counts()
+    before = server.metrics().inferences
     leaving = Streams(server)
     leaving.ask(images[0], {})
-    wait_for(lambda: server.pending().get("preprocess", 0) > 0)  # the ensemble has it a moment before
+    wait_for(lambda: server.metrics().pending.get("preprocess", 0) > 0)  # the ensemble has it a moment before
     leaving.close(cancel=True)
     streams.ask(images[1], {})  # behind it in every queue
     streams.gather()
-    after = server.counts()
+    after = server.metrics().inferences
     assert {model: after[model] - before[model] for model in ("preprocess", "encoder")} == {
         "preprocess": 2,
         "encoder": 1,
@@ -164,7 +165,7 @@ def test_what_nobody_expected_is_one_sentence(
 @contextmanager
 def full_disk(server: TritonServer, *models: str) -> Iterator[None]:
     """Whatever these models write to a file fails with OSError."""
-    processes = [pid for pid in _group(server.pid) if _stub_model(pid) in models]
+    processes = [pid for pid in processes_of_group(server.pid) if stub_model(pid) in models]
     for pid in processes:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     try:

@@ -11,7 +11,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from blipstream.server.triton import ADMIN_HEADER, TritonServer
+from blipstream.server.arguments import ADMIN_HEADER
+from blipstream.server.triton import TritonServer
 
 KEY = "s3cret"
 MODEL = """

@@ -13,9 +13,11 @@ from click.testing import CliRunner
 
 from blipstream.errors import ServerError
 from blipstream.server import command as serve
+from blipstream.server import signals
 from blipstream.server.tls import TLS
 from blipstream_client import Client, ServerUnreachable
-from tests.blipstream.server.test_command import child, serving, write_repository
+from tests.support.serving import child, serving
+from tests.support.toy_models import write_repository
 
 ADDRESS = "127.0.0.1"
 
@@ -106,7 +108,7 @@ def test_files_of_no_use(files: Files, tmp_path: Path) -> None:
 
 
 def test_options_that_lack_another(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "stop_on_signals", lambda: None)
+    monkeypatch.setattr(signals, "_handle", lambda _: None)
     result = CliRunner().invoke(serve.main, [f"--tls-key={files.key}"])
     assert result.exit_code == 1
     assert result.stderr == "error: --tls-key and --tls-client-ca go with a --tls-certificate: give that too\n"

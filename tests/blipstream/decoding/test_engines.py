@@ -17,7 +17,7 @@ from torch import Tensor
 from blipstream.decoding import Engine, Request, load_engine
 from blipstream.errors import ArtifactError, InvalidInput
 from blipstream.options import DecodingOptions
-from blipstream.server.triton import ROOT
+from blipstream.server.installation import ROOT
 from tests.reference import Generated, Reference, relative_error
 
 PROMPTS = ["", "a", "a key to the left", "two strawberries on a", "zebra quark 7"]  # the last in many pieces

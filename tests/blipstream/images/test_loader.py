@@ -18,7 +18,7 @@ from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidInput, Overl
 from blipstream.images import loader
 from blipstream.images.loader import ImageLoader, Loaded, Request
 from blipstream.images.pixels import DEFAULT_RESIZE_MODE, JPEG_SCALING, RESIZE_MODES, Pixels, load_pixels
-from blipstream.server.triton import ROOT
+from blipstream.server.installation import ROOT
 from tests.blipstream.images.bad_images import BAD_IMAGES, encode, tiff_of_one_strip
 from tests.blipstream.images.test_gpu_resize import noise
 

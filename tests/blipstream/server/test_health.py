@@ -1,136 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor's endpoint, asked by the health check as a probe asks it."""
+"""What the pages of the supervisor's health say."""
 
-import resource
-import socket
-import subprocess
-import sys
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
-import pytest
-
-from blipstream.errors import ServerError
-from blipstream.server import health as module
-from blipstream.server.health import BLIND_SECONDS, DEAD_SECONDS, MOST_CONNECTIONS, Health, HealthServer
-from tests.conftest import ROOT
-from tests.deploy.programs import wait_for
-
-
-@pytest.fixture
-def endpoint() -> Iterator[HealthServer]:
-    with HealthServer(Health(), "127.0.0.1", 0) as server:
-        yield server
-
-
-def probe(port: int, level: str) -> tuple[int, str]:
-    command = [sys.executable, "deploy/healthcheck.py", f"--level={level}", f"--health-url=http://127.0.0.1:{port}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_probes(endpoint: HealthServer) -> None:
-    assert probe(endpoint.port, "live") == (0, "the server starts\n")
-    assert probe(endpoint.port, "ready") == (1, "Error: the server starts\n")
-    endpoint.health.ready = True
-    endpoint.health.why = "it is ready"
-    assert probe(endpoint.port, "ready") == (0, "it is ready\n")
-
-
-def ask(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=30) as answer:
-        return int(answer.status)
-
-
-def test_probes_ask_no_proxy(endpoint: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("no_proxy", raising=False)
-    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
-    assert probe(endpoint.port, "live") == (0, "the server starts\n")
-
-
-def files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def test_whoever_asks_is_answered_however_many_others_are_connected(endpoint: HealthServer) -> None:
-    before = files()
-    with ExitStack() as stack:
-        for _ in range(3 * MOST_CONNECTIONS):
-            other = stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port)))
-            with suppress(OSError):  # it was hung up on
-                other.send(b"G")
-        assert ask(endpoint.port) == 200
-        wait_for(lambda: files() - before <= 4 * MOST_CONNECTIONS)  # of which three are the test's own
-    assert ask(endpoint.port) == 200
-
-
-def test_a_question_has_to_come_in_time(endpoint: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often a byte comes."""
-    monkeypatch.setattr(module, "QUESTION_SECONDS", 0.5)
-    with socket.create_connection(("127.0.0.1", endpoint.port)) as slow:
-        slow.settimeout(0.05)
-
-        def was_hung_up_on() -> bool:
-            try:
-                slow.send(b"x")
-                return slow.recv(1) == b""
-            except TimeoutError:
-                return False
-            except ConnectionError:
-                return True
-
-        wait_for(was_hung_up_on)
-
-
-@pytest.mark.parametrize("question", [b"nonsense\r\n\r\n", b"POST /livez HTTP/1.1\r\n\r\n", b"x" * (1 << 20), b""])
-def test_odd_questions(endpoint: HealthServer, question: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", endpoint.port)) as odd, suppress(OSError):
-        odd.sendall(question)
-        odd.shutdown(socket.SHUT_WR)
-        assert b" 200 " not in odd.makefile("rb").read()
-    assert ask(endpoint.port) == 200
-
-
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    """As if nobody in this process could open another."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # standard input, output and error
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_it_goes_on_where_no_more_files_may_be_open(endpoint: HealthServer, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.socket() as early:
-        with no_more_files():
-            early.connect(("127.0.0.1", endpoint.port))
-            wait_for(lambda: "Too many open files" in caplog.text)
-        early.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
-        assert b" 200 OK" in early.recv(1000)
+from blipstream.server.health import BLIND_SECONDS, DEAD_SECONDS, Health
 
 
 def test_trouble_at_this_moment_goes_before_what_comes_out() -> None:
     health = Health(ready=True)
     health.note_caption()
-    health.trouble = "no new connection was answered for 3 s"
+    health.problem = "no new connection was answered for 3 s"
     assert health.page("/healthz")[0] == 503
-    assert health.trouble in health.page("/healthz")[2]
+    assert health.problem in health.page("/healthz")[2]
     health.note_caption()
     assert health.page("/healthz")[0] == 503
-    health.trouble = ""
+    health.problem = ""
     assert health.page("/healthz")[0] == 200
-
-
-def test_no_supervisor() -> None:
-    status, text = probe(1, "live")
-    assert status == 1
-    assert text.startswith("Error: no supervisor answers at http://127.0.0.1:1/livez: ")
 
 
 def test_captioning_means_ready_and_captions() -> None:
@@ -164,7 +49,9 @@ def test_a_supervisor_that_stands_still() -> None:
 
 
 def test_figures() -> None:
-    health = Health(ready=True, captioning=True, last_caption=12.5, failing="caption_stream", restarts=Counter(hung=2))
+    health = Health(
+        ready=True, captioning=True, last_caption=12.5, failing_route="caption_stream", restarts=Counter(hung=2)
+    )
     lines = health.metrics().splitlines()
     assert [line for line in lines if not line.startswith("#")] == [
         "blipstream_supervisor_captioning 1",
@@ -173,12 +60,3 @@ def test_figures() -> None:
         "blipstream_supervisor_last_caption_timestamp_seconds 12.500",
         'blipstream_supervisor_restarts_total{reason="hung"} 2',
     ]
-
-
-def test_taken_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(
-            ServerError, match=f"health port {port} cannot be opened .* choose another with --health-po"
-        ):
-            HealthServer(Health(), "127.0.0.1", port)

@@ -33,7 +33,10 @@ def owner(place: Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         name, child = process.stdout.readline().split()
-        yield process, name, int(child)
+        try:
+            yield process, name, int(child)
+        finally:
+            process.kill()  # after which the child reads the end of its input
 
 
 def leave(place: Path, name: str) -> None:

@@ -10,19 +10,19 @@ from threading import Thread
 
 import pytest
 
-from blipstream.server import clock
+from blipstream.server import clock_jumps
 
 
 def descriptors() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def clocks() -> list[Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "clock"]
+def watchers() -> list[Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == clock_jumps.THREAD]
 
 
 def test_the_timer_waits_for_the_clock_to_be_set() -> None:
-    timer = clock._timer()
+    timer = clock_jumps._timer()
     assert timer is not None
     facts = dict(re.findall(r"(.+):\s*(.+)", Path(f"/proc/self/fdinfo/{timer}").read_text()))
     assert (facts["clockid"], facts["ticks"], facts["settime flags"]) == ("0", "0", "03")
@@ -35,20 +35,20 @@ def test_the_timer_waits_for_the_clock_to_be_set() -> None:
 def test_nothing_is_left() -> None:
     before = descriptors()
     for _ in range(3):
-        with clock.watched(lambda seconds: pytest.fail(f"{seconds}")):
-            assert len(clocks()) == 1
+        with clock_jumps.watch(lambda seconds: pytest.fail(f"{seconds}")):
+            assert len(watchers()) == 1
             assert len(descriptors()) == len(before) + 2
-        assert not clocks()
+        assert not watchers()
         assert descriptors() == before
 
 
 def test_each_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a timer and clocks that are set by hand."""
     timer, now, steps = os.eventfd(0), 1_000_000.0, list[float]()
-    monkeypatch.setattr(clock, "_timer", lambda: timer)
+    monkeypatch.setattr(clock_jumps, "_timer", lambda: timer)
     monkeypatch.setattr("time.time", lambda: now)
     monkeypatch.setattr("time.monotonic", lambda: 5000.0)
-    with clock.watched(steps.append):
+    with clock_jumps.watch(steps.append):
         for number, seconds in enumerate((100.0, -250.0, 0.0, 0.5), 1):
             now += seconds
             os.eventfd_write(timer, 1)
@@ -64,6 +64,6 @@ def test_without_a_timer_nobody_is_told(monkeypatch: pytest.MonkeyPatch, call: s
     monkeypatch.setattr(library, call, lambda *_: -1)
     monkeypatch.setattr("ctypes.CDLL", lambda _: library)
     before = descriptors()
-    with clock.watched(lambda seconds: pytest.fail(f"{seconds}")):
-        assert not clocks()
+    with clock_jumps.watch(lambda seconds: pytest.fail(f"{seconds}")):
+        assert not watchers()
     assert descriptors() == before

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tritonserver's command line."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blipstream.serving.telemetry import SERVICE
+
+if TYPE_CHECKING:
+    from blipstream.server.installation import Installation
+    from blipstream.server.triton import TritonServer
+    from blipstream.server.workspace import Workspace
+
+MODELS = "models"  # in a server's folder: a link to its repository
+# All APIs that read or change more than captions: shared memory, files that logs and traces go to, models.
+ADMIN_APIS = "shared-memory,model-repository,trace,logging"
+ADMIN_HEADER = "blipstream-admin"  # over gRPC: triton-grpc-protocol-blipstream-admin
+
+
+def command_line(server: "TritonServer", installation: "Installation", workspace: "Workspace") -> list[str]:
+    """The program and its arguments, for a server whose ports are chosen."""
+    restriction = f"{ADMIN_APIS}:{ADMIN_HEADER}={server.admin_key}"
+    options: dict[str, object] = {
+        "model-repository": workspace.link(server.repository, MODELS),
+        "model-control-mode": "none",
+        "exit-on-error": "true",
+        "strict-readiness": "true",
+        "exit-timeout-secs": server.exit_timeout,
+        "http-address": server.http_host,
+        "http-port": server.http_port,
+        "grpc-address": server.host,
+        "grpc-port": server.grpc_port,
+        "metrics-address": server.host,
+        "metrics-port": server.metrics_port,
+        "metrics-config": "summary_latencies=true",
+        "backend-config": f"python,shm-region-prefix-name={workspace.regions}",
+        "http-restricted-api": restriction,
+        "grpc-restricted-protocol": restriction,
+    }
+    if server.config:
+        options["model-config-name"] = server.config
+    if checkpoint := _checkpoint(server.repository):
+        options["id"] = checkpoint  # clients see it as the server's name
+    if server.verbose:
+        options["log-verbose"] = server.verbose
+    if server.tls:
+        options |= server.tls.options
+    if installation.caches:
+        options["cache-directory"] = installation.caches
+    if installation.python_backend:
+        links = [workspace.link(file, "backends", "python", file.name) for file in installation.python_backend]
+        options["backend-directory"] = links[0].parents[1]
+    if not Path("/dev/nvidiactl").exists():
+        options["allow-gpu-metrics"] = "false"
+    given = (f"--{name}={value}" for name, value in options.items())
+    # Without this switch Triton loads each model twice, first to ask it what its configuration lacks.
+    return [str(installation.binary), "--disable-auto-complete-config", *given, *_trace_options(server)]
+
+
+def _trace_options(server: "TritonServer") -> list[str]:
+    """Triton's own spans, one for each model of a request, with its time in the queue."""
+    if not server.traces:
+        return []
+    settings = ["mode=opentelemetry", "level=TIMESTAMPS", f"rate={server.trace_every}"]
+    settings += [f"opentelemetry,url={server.traces}", f"opentelemetry,resource=service.name={SERVICE}"]
+    return [f"--trace-config={setting}" for setting in settings]
+
+
+def _checkpoint(repository: Path) -> str | None:
+    """NAME@REVISION of the checkpoint that is served, if its artifacts say so."""
+    try:
+        config = json.loads((repository / "decoder/1/artifact/config.json").read_text(encoding="utf-8"))
+        return f"{config['checkpoint']}@{config['revision']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor's own requests, which tell whether an idle server would caption."""
+
+import io
+import secrets
+import time
+from collections import Counter
+from collections.abc import Container, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+
+from PIL import Image
+
+import blipstream_client
+from blipstream import errors
+from blipstream.config import BUILD_HINT
+from blipstream.server.routes import CAPTION, ROUTES, STREAM
+from blipstream.server.triton import TritonServer
+
+IDLE_SECONDS = 2.0  # without a caption, before the canary is sent if somebody seems to wait for one
+MAX_PAUSE_SECONDS = 60.0  # between canaries if nobody does, however long a caption takes
+TIMEOUT_SECONDS = 10.0  # of the canary
+TIME_SHARE = 0.02  # of an idle server's time that the canary may take
+EMPTY = "its caption is empty"  # which counts as none: it happens if tokens have lost their words
+
+
+class Canary:
+    """Asks for a caption on all routes at once, in threads, since the answers may never come.
+
+    All at once, so that if one route answers and the other does not, the queues that they share are not the reason.
+    While a route refuses, it may be asked alone. Each request takes a new connection: a server that can open no more
+    files still answers on old ones.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._connect = partial(blipstream_client.Client, url, timeout=TIMEOUT_SECONDS, retries=0)
+        self._clients: dict[str, blipstream_client.Client] = {}  # by route
+        self._executor = ThreadPoolExecutor(len(ROUTES), thread_name_prefix="canary")
+        self._requests: dict[str, Future[None]] = {}  # by route
+        # by route, the error; "": it captioned; None: no answer yet, or one that shows no fault
+        self._answers: dict[str, str | None] = {}
+        self._seconds: dict[str, float] = {}  # that the last answer took, by route
+        self._empty: Counter[str] = Counter()  # answers without a word so far, by route
+
+    @property
+    def refusal(self) -> str:
+        """The error of a route that refused, unless the error was that there is too much to do; empty if none did."""
+        return next(filter(None, self._answers.values()), "")
+
+    @property
+    def failing_route(self) -> str:
+        """The route that refuses, or has not answered yet, while another one has captioned; empty if there is none."""
+        for route, answer in self._answers.items():
+            others = [its for other, its in self._answers.items() if other != route]
+            if "" in others and answer != "" and (answer or not self._requests[route].done()):
+                return route
+        return ""
+
+    @property
+    def pause(self) -> float:
+        """Seconds without a caption on a route after which to try it: longer where a caption takes longer."""
+        return min(max(IDLE_SECONDS, sum(self._seconds.values()) / TIME_SHARE), MAX_PAUSE_SECONDS)
+
+    def without_empty(self, inferences: Mapping[str, int]) -> dict[str, int]:
+        """The inferences of each model, less those whose captions the canary found to be empty."""
+        return {model: count - self._empty[model] for model, count in inferences.items()}
+
+    def send(self, models: Container[str], *, all_routes: bool = False) -> None:
+        """Ask a server that has these models, unless an answer is still to come.
+
+        Asks only the routes that refused before, if there are any, or `all_routes`.
+        """
+        if not all(request.done() for request in self._requests.values()):
+            return
+        routes = [route for route in ROUTES if route == CAPTION or route in models]
+        refusing = [route for route in routes if self._answers.get(route)]
+        for route in routes if all_routes else refusing or routes:
+            self._answers[route] = self._answers.get(route) or None  # a route refuses until it does not
+            self._requests[route] = self._executor.submit(self._ask, route)
+
+    def close(self) -> None:
+        """Hang up."""
+        for client in list(self._clients.values()):
+            client.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, route: str) -> None:
+        began = time.monotonic()
+        answer: str | None = None  # overloaded, late or unreachable: the samples tell whether that is a fault
+        with suppress(blipstream_client.BlipstreamError), self._connect() as client:
+            self._clients[route] = client
+            answer = self._answer(client, route)
+        self._seconds[route] = time.monotonic() - began
+        self._answers[route] = answer
+
+    def _answer(self, client: blipstream_client.Client, route: str) -> str:
+        try:
+            if route == STREAM:
+                text = "".join(piece.text for piece in client.stream(random_image(), max_tokens=1))
+            else:
+                text = client.caption(random_image(), max_tokens=1).text
+        except (blipstream_client.ServerError, blipstream_client.ModelNotReady) as error:
+            return str(error)
+        if text.strip():
+            return ""
+        self._empty[route] += 1
+        return EMPTY
+
+
+def check_first_caption(server: TritonServer) -> None:
+    """Ask for one caption: models may be ready and yet fail. Raises ServerError."""
+    try:
+        with blipstream_client.Client(server.local_url) as client:
+            text = client.caption(random_image()).text
+    except blipstream_client.BlipstreamError as error:
+        raise errors.ServerError(f"the server is ready, but its first caption failed: {error}") from error
+    if not text.strip():
+        raise errors.ServerError(f"the server is ready, but its first caption is empty: {BUILD_HINT}")
+
+
+def random_image() -> bytes:
+    """A PNG of one random colour, so that no cache on the way has its caption."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), tuple(secrets.token_bytes(3))).save(file, "PNG")
+    return file.getvalue()

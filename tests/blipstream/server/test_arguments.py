@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The administrative APIs, which tritonserver's arguments close."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from blipstream.server.arguments import ADMIN_HEADER
+from blipstream.server.triton import TritonServer
+from tests.support.double_model import ANY
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def status(server: TritonServer, path: str, key: str = "") -> int:
+    """What the server answers to a POST."""
+    request = urllib.request.Request(server.http_url + path, b"", {ADMIN_HEADER: key} if key else {})
+    try:
+        return int(urllib.request.urlopen(request).status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def grpc_status(server: TritonServer, key: str = "") -> str:
+    """What the server answers to a question for its models over gRPC."""
+    headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": key} if key else {}
+    try:
+        with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+            client.get_model_repository_index(headers=headers)
+    except InferenceServerException as error:
+        return str(error.message())
+    return "OK"
+
+
+def test_administrative_apis_need_the_key(repository: Path) -> None:
+    with TritonServer(repository, admin_key="s3cret", **ANY) as server:
+        assert "s3cret" not in repr(server)
+        assert status(server, "/v2/repository/index") == 403
+        assert status(server, "/v2/repository/index", "guess") == 403
+        assert status(server, "/v2/repository/index", "s3cret") == 200
+        assert "This protocol is restricted" in grpc_status(server)
+        assert grpc_status(server, "s3cret") == "OK"
+        assert "s3cret" not in (server.log_path or Path()).read_text()
+
+
+def test_administrative_apis_are_closed_unless_one_gives_a_key(repository: Path) -> None:
+    with TritonServer(repository, **ANY) as server:
+        assert status(server, "/v2/repository/index") == 403
+        assert "This protocol is restricted" in grpc_status(server)
