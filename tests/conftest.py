@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
 SAMPLES = ROOT / "build" / "demo" / "samples"
 
-# that a machine is slow or busy fails no test
+# a slow or busy machine fails no test
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
@@ -42,7 +42,7 @@ def _interruptible() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _offline() -> Iterator[None]:
-    """No test asks a hub or a proxy; one that would, fails at once instead of waiting for a network."""
+    """Keep tests from hubs and proxies: a test that would ask one fails at once, and does not wait for a network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setenv("no_proxy", "")
@@ -80,7 +80,9 @@ ENGINES = [
 ]
 
 
-@pytest.fixture(scope="module", params=ENGINES)  # of the session, it would tear modules apart and set each up twice
+@pytest.fixture(
+    scope="module", params=ENGINES
+)  # with scope session, pytest would run each module's tests in two parts and set the module up twice
 def engine_kind(request: pytest.FixtureRequest) -> tuple[type[Engine], str]:
     """Each engine, and the device that it runs on."""
     kind: tuple[type[Engine], str] = request.param

@@ -26,7 +26,7 @@ def status(server: TritonServer, path: str, key: str = "") -> int:
 
 
 def grpc_status(server: TritonServer, key: str = "") -> str:
-    """What the server answers to a question for its models over gRPC."""
+    """What the server answers over gRPC to a request for its list of models."""
     headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": key} if key else {}
     try:
         with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:

@@ -24,21 +24,21 @@ from tests.support.toy_models import write_repository
 
 
 def send(canary: Canary, models: Container[str] = ROUTES, *, all_routes: bool = False) -> None:
-    """Send it, and wait until it is back."""
+    """Send the canary, and wait for its answers."""
     canary.send(models, all_routes=all_routes)
     wait(canary._requests.values())
 
 
-def test_the_canary_knocks_at_every_door_and_stays_where_it_is_refused() -> None:
-    knocks, refuses, goes_on = Counter[str](), False, Event()
+def test_the_canary_asks_every_route_and_then_those_that_refuse() -> None:
+    requests, refuses, goes_on = Counter[str](), False, Event()
     goes_on.set()
 
     def answer(inputs: Inputs) -> Answer:
-        knocks["caption"] += 1
+        requests["caption"] += 1
         return size_of_image(inputs)
 
     def grow(inputs: Inputs) -> Iterable[StreamEvent]:
-        knocks["stream"] += 1
+        requests["stream"] += 1
         if refuses:
             raise Refusal(grpc.StatusCode.INTERNAL, "no words")
         goes_on.wait()
@@ -47,30 +47,30 @@ def test_the_canary_knocks_at_every_door_and_stays_where_it_is_refused() -> None
     with tiny_triton() as tiny, closing(Canary(tiny.url("grpc"))) as canary:
         tiny.answer, tiny.grow = answer, grow
         send(canary, ["caption"])
-        assert (knocks, canary.refusal, canary.failing_route) == ({"caption": 1}, "", "")
+        assert (requests, canary.refusal, canary.failing_route) == ({"caption": 1}, "", "")
         send(canary)
-        assert (knocks, canary.refusal, canary.failing_route) == ({"caption": 2, "stream": 1}, "", "")
+        assert (requests, canary.refusal, canary.failing_route) == ({"caption": 2, "stream": 1}, "", "")
         refuses = True
         for number in range(1, 4):
             send(canary)
-            assert (knocks["caption"], knocks["stream"]) == (3, 1 + number)
+            assert (requests["caption"], requests["stream"]) == (3, 1 + number)
             assert (canary.refusal, canary.failing_route) == ("no words", STREAM)
         send(canary, all_routes=True)
-        assert (knocks["caption"], canary.refusal, canary.failing_route) == (4, "no words", STREAM)
+        assert (requests["caption"], canary.refusal, canary.failing_route) == (4, "no words", STREAM)
         refuses = False
         send(canary)
-        assert (knocks, canary.refusal, canary.failing_route) == ({"caption": 4, "stream": 6}, "", "")
+        assert (requests, canary.refusal, canary.failing_route) == ({"caption": 4, "stream": 6}, "", "")
         goes_on.clear()
         canary.send(ROUTES)
         wait_for(lambda: canary.failing_route == STREAM)
         canary.send(ROUTES)
         goes_on.set()
         wait(canary._requests.values())
-        assert (knocks, canary.refusal, canary.failing_route) == ({"caption": 5, "stream": 7}, "", "")
+        assert (requests, canary.refusal, canary.failing_route) == ({"caption": 5, "stream": 7}, "", "")
 
 
-def test_an_empty_caption_is_none() -> None:
-    """Neither as an answer nor among those that came out."""
+def test_an_empty_caption_does_not_count() -> None:
+    """Neither as an answer to the canary nor as an inference."""
     silence = {"text": "", "caption": "", "score": 0.0, "num_tokens": 1, "token_scores": [0.0], "finish_reason": "stop"}
     with tiny_triton() as tiny, closing(Canary(tiny.url("grpc"))) as canary:
         tiny.answer = lambda _: (" ", 0.0, 1)
@@ -78,7 +78,7 @@ def test_an_empty_caption_is_none() -> None:
         assert canary.refusal == "its caption is empty"
         assert canary.without_empty({"caption": 8, "decoder": 9}) == {"caption": 7, "decoder": 9}
         send(canary)
-        assert canary.refusal == "its caption is empty"  # it asked at that door alone
+        assert canary.refusal == "its caption is empty"  # it asked that route alone
         send(canary, all_routes=True)
         assert (canary.refusal, canary.failing_route) == ("its caption is empty", "caption")  # streams have words
         tiny.grow = lambda _: [silence]
@@ -90,7 +90,7 @@ def test_an_empty_caption_is_none() -> None:
         assert canary.without_empty({"caption": 9}) == {"caption": 5}
 
 
-def test_the_canary_comes_over_a_new_connection_each_time() -> None:
+def test_the_canary_takes_a_new_connection_each_time() -> None:
     with (
         tiny_triton() as tiny,
         proxy(tiny.grpc_port) as between,
@@ -99,12 +99,12 @@ def test_the_canary_comes_over_a_new_connection_each_time() -> None:
 
         def third_came() -> bool:
             send(canary, ["caption"])
-            return between.connections >= 3  # gRPC may use one again that was closed just now
+            return between.connections >= 3  # gRPC may use a connection again that was closed just now
 
         wait_for(third_came)
 
 
-def test_an_idle_server_is_asked_the_more_seldom_the_longer_a_caption_takes() -> None:
+def test_the_longer_a_caption_takes_the_longer_the_pause() -> None:
     takes = 0.0
 
     def answer(inputs: Inputs) -> Answer:

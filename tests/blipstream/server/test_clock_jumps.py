@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock is watched. No test sets it, which everybody on this machine would feel: tests/chaos does, if asked to."""
+"""Jumps of the clock are noticed. No test here sets the clock, which would disturb the machine; tests/chaos may."""
 
 import ctypes
 import os
@@ -42,24 +42,24 @@ def test_nothing_is_left() -> None:
         assert descriptors() == before
 
 
-def test_each_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a timer and clocks that are set by hand."""
-    timer, now, steps = os.eventfd(0), 1_000_000.0, list[float]()
+def test_each_jump_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a timer and clocks that the test sets."""
+    timer, now, jumps = os.eventfd(0), 1_000_000.0, list[float]()
     monkeypatch.setattr(clock_jumps, "_timer", lambda: timer)
     monkeypatch.setattr("time.time", lambda: now)
     monkeypatch.setattr("time.monotonic", lambda: 5000.0)
-    with clock_jumps.watch(steps.append):
+    with clock_jumps.watch(jumps.append):
         for number, seconds in enumerate((100.0, -250.0, 0.0, 0.5), 1):
             now += seconds
             os.eventfd_write(timer, 1)
-            while len(steps) < number:
+            while len(jumps) < number:
                 threading.Event().wait(0.01)
-    assert steps == [100.0, -250.0, 0.0, 0.5]
+    assert jumps == [100.0, -250.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("call", ["timerfd_create", "timerfd_settime"])
 def test_without_a_timer_nobody_is_told(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """As where a sandbox refuses it."""
+    """Such as in a sandbox that refuses it."""
     library = ctypes.CDLL(None)
     monkeypatch.setattr(library, call, lambda *_: -1)
     monkeypatch.setattr("ctypes.CDLL", lambda _: library)

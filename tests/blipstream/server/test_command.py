@@ -23,7 +23,9 @@ def test_loopback_asks_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, _):
         environment = Path(f"/proc/{child(process)}/environ").read_bytes().split(b"\0")
-        assert b"no_proxy=127.0.0.1,localhost,::1,127.0.0.1" in environment  # for collectors of traces
+        assert (
+            b"no_proxy=127.0.0.1,localhost,::1,127.0.0.1" in environment
+        )  # so that models reach a collector of traces
 
 
 def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_unknown_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As containers get them: an empty variable is none."""
+    """As containers get them. An empty variable does not count."""
     monkeypatch.setattr(signals, "_handle", lambda _: None)
     environment = {"BLIPSTREAM_REPOSITORY": str(write_repository(tmp_path)), "BLIPSTREAM_CONFIG": "typo"}
     environment |= dict.fromkeys(("BLIPSTREAM_LOG_REQUESTS", "BLIPSTREAM_TRACES", "BLIPSTREAM_TLS_CERTIFICATE"), "")
@@ -94,7 +96,7 @@ def test_no_key_lets_nobody_in(tmp_path: Path) -> None:
 def test_the_admin_key_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(serve.ADMIN_KEY, "s3cret")
     assert serve.read_admin_key(None) == "s3cret"
-    assert serve.ADMIN_KEY not in os.environ  # which the models' processes get
+    assert serve.ADMIN_KEY not in os.environ  # which the models' processes inherit
     monkeypatch.setenv(serve.ADMIN_KEY, "two words")
     with pytest.raises(ServerError, match="the key in BLIPSTREAM_ADMIN_KEY must be letters"):
         serve.read_admin_key(None)

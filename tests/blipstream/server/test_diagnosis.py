@@ -13,7 +13,7 @@ QUIET = {"preprocess": 7, "encoder": 7, "decoder": 7, "caption": 7}
 
 
 def judge(samples: Iterable[Sample], seconds: float = SAMPLE_SECONDS) -> Fault | None:
-    """The first fault that is found in samples so many seconds apart, while a caption is awaited."""
+    """The first fault in samples that were taken so many seconds apart while a caption was due."""
     diagnosis = Diagnosis()
     diagnosis.add(Sample(QUIET), seconds)
     diagnosis.caption_due = True
@@ -24,7 +24,7 @@ def samples(seconds: float, sample: Callable[[int], Sample]) -> list[Sample]:
     return [sample(number) for number in range(int(seconds / SAMPLE_SECONDS))]
 
 
-def test_captions_are_all_it_takes() -> None:
+def test_a_server_that_captions_is_well() -> None:
     assert not judge(samples(60, lambda n: Sample(QUIET | {"caption": 8 + n}, refusal="one of many")))
 
 
@@ -52,7 +52,7 @@ def test_slow_work_is_no_hang() -> None:
 
 
 def test_a_starved_machine_is_no_hang() -> None:
-    """Even if the processes that wait for a processor are seen to do so now and then only."""
+    """Even if only some samples find the processes that wait for a processor."""
     assert not judge(samples(60, lambda n: Sample(QUIET, frozenset({"decoder"} if n % 3 == 0 else ()))))
 
 
@@ -64,8 +64,8 @@ def test_a_hung_stage_is_found_while_those_before_it_work_for_nothing() -> None:
     assert judge(samples(HANG_SECONDS + SAMPLE_SECONDS, sample)) == Fault("hung", "no caption came out for 3 seconds")
 
 
-def test_each_stage_may_take_its_time_once() -> None:
-    """As where a batch of 64 comes to a server that was idle: nothing comes out before each stage is done with it."""
+def test_each_stage_may_be_slow_once() -> None:
+    """Such as when a batch of 64 comes to an idle server: no caption comes out before each stage is done with it."""
     stages = [("preprocess", 5), ("encoder", 60), ("decoder", 20)]
     counts, all_samples = QUIET, []
     for stage, seconds in stages:
@@ -75,7 +75,7 @@ def test_each_stage_may_take_its_time_once() -> None:
     assert judge([*all_samples, *samples(HANG_SECONDS + SAMPLE_SECONDS, lambda _: Sample(counts))])
 
 
-def test_a_door_that_is_behind_another_hangs_for_itself() -> None:
+def test_one_route_may_hang_while_the_other_captions() -> None:
     def captions(number: int) -> dict[str, int]:
         return {model: count + number for model, count in QUIET.items()} | {"caption_stream": 3}
 
@@ -90,7 +90,7 @@ def test_a_door_that_is_behind_another_hangs_for_itself() -> None:
     assert not judge_streams(lambda n: Sample(captions(n) | {"caption_stream": 3 + n}))
 
 
-def test_a_door_that_nobody_uses_is_neglected() -> None:
+def test_silence_is_counted_for_each_route() -> None:
     diagnosis = Diagnosis.since(QUIET)
     for number in range(20):
         diagnosis.add(Sample(QUIET | {"caption": 8 + number}), SAMPLE_SECONDS)
@@ -108,11 +108,11 @@ def test_work_without_end_is_a_hang_at_last() -> None:
 
 
 def test_a_decoder_that_makes_steps_is_alive() -> None:
-    """As with a request of 64 images and ten beams, which those behind it wait for; until it stands still."""
+    """Such as at a request of 64 images and ten beams, which others wait for. Once the steps end, it hangs."""
 
-    def steps(number: int, door: str = "decoder") -> Sample:
+    def steps(number: int, decoder: str = "decoder") -> Sample:
         done = QUIET | {"preprocess": 8 + number, "encoder": 8 + number, "decoder": 8}
-        return Sample(done, frozenset({"decoder"}), progress={door: 100 + number // 4})
+        return Sample(done, frozenset({"decoder"}), progress={decoder: 100 + number // 4})
 
     alive = samples(300, steps)
     assert not judge(alive)
@@ -123,11 +123,11 @@ def test_a_decoder_that_makes_steps_is_alive() -> None:
     assert judge(samples(2 * LIVELOCK_SECONDS, steps))  # no work is an excuse for ever
     streams = Diagnosis.since(QUIET, STREAM, caption_due=True)
     faults = [streams.add(sample, SAMPLE_SECONDS) for sample in samples(2 * HANG_SECONDS, steps)]
-    assert any(faults)  # which another's steps do not bring
+    assert any(faults)  # the other route's steps are no excuse
 
 
 def test_a_decoder_that_refuses_is_alive() -> None:
-    """As one of which too many tokens are asked, steadily: the queues before it are long, and nothing comes out."""
+    """Such as when all requests ask for too many tokens: queues before it are long, and no caption comes out."""
 
     def refuses(number: int) -> Sample:
         done = QUIET | {"preprocess": 8 + number, "encoder": 8 + number}
@@ -139,13 +139,13 @@ def test_a_decoder_that_refuses_is_alive() -> None:
 
 
 def flooded(number: int, pending: dict[str, int], working: frozenset[str] = frozenset()) -> Sample:
-    """Where requests come for the encoder alone, which is done with some every two seconds."""
+    """A sample of a server whose encoder alone gets requests, and finishes some every two seconds."""
     waits = {"preprocess": 0, "encoder": 0, "decoder": 0, "caption_stream": 0}
     return Sample(QUIET | {"encoder": 8 + number // 4}, working, progress={"decoder": 9}, pending=waits | pending)
 
 
 def test_a_stage_that_goes_on_is_alive_while_the_decoders_have_nothing_to_do() -> None:
-    """And what has to be decoded waits for it; until it stands still, or a decoder does."""
+    """Captions wait for that stage. Once it stands still, or a decoder does, the server hangs."""
     alive = samples(60, lambda n: flooded(n, {"encoder": 2000}))
     assert not judge(alive)
     assert judge([*alive, *samples(2 * HANG_SECONDS, lambda _: alive[-1])])
@@ -169,7 +169,7 @@ def test_a_hung_encoder_is_found_while_the_decoders_have_nothing_to_do() -> None
     assert judge(samples(2 * HANG_SECONDS, sample)) == Fault("hung", "no caption came out for 4 seconds")
 
 
-def test_a_door_is_not_excused_by_stages_that_serve_another() -> None:
+def test_stages_that_serve_the_other_route_are_no_excuse() -> None:
     streams = Diagnosis.since(QUIET, STREAM, caption_due=True)
     assert any(streams.add(flooded(n, {}), SAMPLE_SECONDS) for n in range(20))
 
@@ -186,5 +186,5 @@ def test_a_stopped_process_is_found_at_once_unless_it_goes_on() -> None:
 
 
 def test_time_in_which_the_supervisor_was_held_up_does_not_count() -> None:
-    """As on a machine that was suspended: the server was, too."""
+    """Such as on a machine that was suspended: the server was suspended, too."""
     assert not judge([Sample(QUIET)] * 2, seconds=3600)

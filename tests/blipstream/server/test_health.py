@@ -6,7 +6,7 @@ from collections import Counter
 from blipstream.server.health import BLIND_SECONDS, DEAD_SECONDS, Health
 
 
-def test_trouble_at_this_moment_goes_before_what_comes_out() -> None:
+def test_a_problem_goes_before_captions() -> None:
     health = Health(ready=True)
     health.note_caption()
     health.problem = "no new connection was answered for 3 s"
@@ -29,7 +29,7 @@ def test_captioning_means_ready_and_captions() -> None:
 
 
 def test_a_supervisor_that_stands_still() -> None:
-    """It may be busy for as long as it said. Soon after, it knows nothing of captions; much later, it is dead."""
+    """It may be busy for as long as it announced. After that it is soon blind, and much later dead."""
     health = Health(ready=True)
     health.note_caption()
 

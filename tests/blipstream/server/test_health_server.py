@@ -56,25 +56,25 @@ def files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_whoever_asks_is_answered_however_many_others_are_connected(endpoint: HealthServer) -> None:
+def test_it_answers_however_many_clients_are_connected(endpoint: HealthServer) -> None:
     before = files()
     with ExitStack() as stack:
         for _ in range(3 * MAX_CONNECTIONS):
             other = stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port)))
-            with suppress(OSError):  # it was hung up on
+            with suppress(OSError):  # the server has closed the connection
                 other.send(b"G")
         assert ask(endpoint.port) == 200
-        wait_for(lambda: files() - before <= 4 * MAX_CONNECTIONS)  # of which three are the test's own
+        wait_for(lambda: files() - before <= 4 * MAX_CONNECTIONS)  # three quarters are the test's own
     assert ask(endpoint.port) == 200
 
 
-def test_a_question_has_to_come_in_time(endpoint: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often a byte comes."""
+def test_a_request_must_come_in_time(endpoint: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a byte comes now and then."""
     monkeypatch.setattr(module, "REQUEST_SECONDS", 0.5)
     with socket.create_connection(("127.0.0.1", endpoint.port)) as slow:
         slow.settimeout(0.05)
 
-        def was_hung_up_on() -> bool:
+        def was_closed() -> bool:
             try:
                 slow.send(b"x")
                 return slow.recv(1) == b""
@@ -83,13 +83,13 @@ def test_a_question_has_to_come_in_time(endpoint: HealthServer, monkeypatch: pyt
             except ConnectionError:
                 return True
 
-        wait_for(was_hung_up_on)
+        wait_for(was_closed)
 
 
-@pytest.mark.parametrize("question", [b"nonsense\r\n\r\n", b"POST /livez HTTP/1.1\r\n\r\n", b"x" * (1 << 20), b""])
-def test_odd_questions(endpoint: HealthServer, question: bytes) -> None:
+@pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"POST /livez HTTP/1.1\r\n\r\n", b"x" * (1 << 20), b""])
+def test_odd_requests(endpoint: HealthServer, data: bytes) -> None:
     with socket.create_connection(("127.0.0.1", endpoint.port)) as odd, suppress(OSError):
-        odd.sendall(question)
+        odd.sendall(data)
         odd.shutdown(socket.SHUT_WR)
         assert b" 200 " not in odd.makefile("rb").read()
     assert ask(endpoint.port) == 200
@@ -97,7 +97,7 @@ def test_odd_questions(endpoint: HealthServer, question: bytes) -> None:
 
 @contextmanager
 def no_more_files() -> Iterator[None]:
-    """As if nobody in this process could open another."""
+    """This process may open no more files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # standard input, output and error
     try:
@@ -106,7 +106,9 @@ def no_more_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_it_goes_on_where_no_more_files_may_be_open(endpoint: HealthServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_goes_on_after_no_more_files_could_be_opened(
+    endpoint: HealthServer, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.socket() as early:
         with no_more_files():
             early.connect(("127.0.0.1", endpoint.port))

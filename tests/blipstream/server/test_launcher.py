@@ -30,7 +30,7 @@ def test_stacks_are_large_and_files_many(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        ("-Ss unlimited", STACK_BYTES),  # of which glibc would make 2 MiB
+        ("-Ss unlimited", STACK_BYTES),  # glibc would make the stacks of threads 2 MiB
         ("-Ss 8192", STACK_BYTES),
         ("-Ss 1048576", 1 << 30),
         ("-s 65536", 64 << 20),

@@ -13,7 +13,7 @@ from pathlib import Path
 from blipstream.server import leftovers
 from tests.conftest import ROOT
 
-# claims a place, passes the lock on to a child, and tells the name and both numbers
+# claims a place, passes the lock on to a child, and prints the name and the child's number
 OWNER = """
 import subprocess, sys
 from pathlib import Path
@@ -28,7 +28,7 @@ child.wait()
 
 @contextmanager
 def owner(place: Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
-    """A process that owns something there with a child of its own: the process, the name, and the child's number."""
+    """A process and its child that hold a lock there: the process, the lock's name, and the child's number."""
     command = [sys.executable, "-c", textwrap.dedent(OWNER), str(place)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -40,7 +40,7 @@ def owner(place: Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
 
 
 def leave(place: Path, name: str) -> None:
-    """What a server has beside its lock."""
+    """Make the files that a server has beside its lock."""
     (place / f"{name}-shm-1").touch()
     (place / f"{name}-folder").mkdir()
     (place / f"{name}-folder" / "file").touch()
@@ -61,7 +61,7 @@ def test_the_dead_are_swept_and_the_living_are_not(tmp_path: Path) -> None:
         assert set(tmp_path.iterdir()) == everything  # its child lives
         os.kill(child, signal.SIGKILL)
         assert process.stdout is not None
-        process.stdout.read()  # until the child has let go of all that it had open
+        process.stdout.read()  # returns once the child has closed all its files
         leftovers.sweep(tmp_path)
         assert not list(tmp_path.iterdir())
 

@@ -32,9 +32,9 @@ blipstream_waiting{model="decoder"} 2
 
 
 def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Triton writes them where there are GPUs; what a model counts by itself goes before what Triton counts.
+    """As Triton writes them on a machine with GPUs. A model's own counts go before Triton's.
 
-    Who refuses what its senders did wrong comes further, unless it is a door, behind which all may stand still.
+    A model that refuses faulty requests makes progress, unless it is a route's own: all models behind that may hang.
     """
 
     class Page(BaseHTTPRequestHandler):

@@ -21,7 +21,7 @@ def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None
         assert any("blipstream caption " in line and "--url grpc://" in line for line in lines)
         server = child(process)
         process.send_signal(number)
-        process.send_signal(number)  # impatience does no harm
+        process.send_signal(number)  # a second one does no harm
         assert process.communicate() == ("stopped\n", "")
         assert process.returncode == 0
         assert not running(server)

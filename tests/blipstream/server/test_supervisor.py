@@ -33,7 +33,7 @@ STREAMS_ALONE = r"no stream came out, though captions did, for \d+ seconds"
 
 
 def places(lines: list[str]) -> tuple[str, str]:
-    """Where gRPC and the health page are, as a server greets."""
+    """The addresses of gRPC and of the health page, as the server prints them."""
     words = lines[0].replace(",", "").split()
     url = next(word for word in words if word.startswith("grpc://"))
     page = next(word for word in words if word.endswith("/healthz"))
@@ -55,7 +55,7 @@ def metrics(page: str) -> str:
 
 
 def caption(url: str) -> str:
-    """The caption of an image, once the server gives one."""
+    """The caption of an image, as soon as the server gives one."""
     deadline = time.monotonic() + 60
     with Client(url, timeout=5) as client:
         while True:
@@ -67,7 +67,7 @@ def caption(url: str) -> str:
 
 
 def stream(url: str) -> None:
-    """Ask for one, whatever comes of it."""
+    """Ask for a stream, whether or not it comes."""
     with suppress(BlipstreamError), Client(url, retries=0) as client:
         list(client.stream(random_image()))
 
@@ -88,7 +88,7 @@ def wait_for_restarts(page: str, number: int) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("busy", [True, False])
 def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, busy: bool) -> None:
-    """With the real models, of which one is made to hang on demand."""
+    """With the real models, one of which hangs on demand."""
     repository = Path(shutil.copytree(artifacts, tmp_path / "models", symlinks=True))
     model, hang = repository / "caption_stream/1/model.py", tmp_path / "hang"
     loop = f"while __import__('os').path.exists({str(hang)!r}): __import__('time').sleep(0.1)"
@@ -119,8 +119,8 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
         wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 1}))
 
 
-def test_without_restarts_a_door_that_never_answered_ends_nothing(tmp_path: Path) -> None:
-    """Whoever starts the server again would do so for ever."""
+def test_without_restarts_a_route_that_never_answered_ends_nothing(tmp_path: Path) -> None:
+    """Else whatever starts the server again would do so for ever."""
     repository, hang = write_repository(tmp_path / "models"), tmp_path / "hang"
     (repository / STREAM / "1").mkdir(parents=True)
     (repository / STREAM / "config.pbtxt").write_text(STREAM_CONFIG)
@@ -138,7 +138,7 @@ def test_without_restarts_a_door_that_never_answered_ends_nothing(tmp_path: Path
         wait_for(lambda: 'blipstream_supervisor_failing{model="caption_stream"} 0' in metrics(page))
         hang.touch()
         with ThreadPoolExecutor(2) as executor:
-            for _ in range(2):  # of which one waits, so that the supervisor need not
+            for _ in range(2):  # one of them waits in the queue, so the canary is sent without a long pause
                 executor.submit(stream, url)
             output, errors = process.communicate()
         assert output == ""
@@ -161,7 +161,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
         faults: list[tuple[str, Callable[[int], None]]] = [
             ("process_died", lambda server: os.kill(stub(server), signal.SIGKILL)),
             ("stopped", lambda server: os.kill(stub(server), signal.SIGSTOP)),
-            ("failing", lambda _: mute.touch()),  # captions that are empty
+            ("failing", lambda _: mute.touch()),  # its captions are empty
         ]
         for number, (reason, harm) in enumerate(faults, 1):
             server = child(process)
@@ -186,7 +186,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
 
 
 def permit_no_more_files(pid: int) -> None:
-    """Whatever it closes: only the numbers of standard input, output and error are left, which are taken."""
+    """Let a process open none, even if it closes some: only standard input, output and error fit the limit."""
     hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
 
@@ -197,14 +197,14 @@ def permit_files(pid: int) -> None:
 
 
 def test_it_tells_that_no_new_connection_is_answered(tmp_path: Path) -> None:
-    """Though captions come out over old ones."""
+    """Even if captions come out over old ones."""
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
         url, page = places(lines)
         with Client(url, retries=0) as client:
 
             def is_told() -> bool:
-                with suppress(BlipstreamError):  # of one that was just restarted
+                with suppress(BlipstreamError):  # the server was just restarted
                     client.caption(random_image())
                 status, answer = health(page)
                 return status == 503 and str(answer["why"]).startswith("no new connection was answered for")
@@ -223,7 +223,7 @@ def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
         url, page = places(lines)
         server = child(process)
         permit_no_more_files(process.pid)
-        time.sleep(2 * IDLE_SECONDS)  # of samples that cannot be taken
+        time.sleep(2 * IDLE_SECONDS)  # in which no sample can be taken
         assert caption(url).endswith(" bytes")
         permit_files(process.pid)
         wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0}))
@@ -237,7 +237,7 @@ def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
 
 
 def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once if it serves, and if it loads, then after that."""
+    """At once if it serves. If it loads its models, once it has loaded them."""
     timer, lead = os.eventfd(0), 0.0
     monkeypatch.setattr(clock_jumps, "_timer", lambda: timer)
     monkeypatch.setattr(clock_jumps, "_lead", lambda: lead)
@@ -275,7 +275,7 @@ def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypa
 
 
 def test_a_start_may_take_its_time(tmp_path: Path) -> None:
-    """While models load, no heartbeat is due; once they have, the next one is."""
+    """While models load, no heartbeat is due. Then the next one is."""
     repository, loads, go = write_repository(tmp_path / "models"), tmp_path / "loads", tmp_path / "go"
     model = repository / "caption" / "1" / "model.py"
     wait = f"import pathlib, time\npathlib.Path({str(loads)!r}).touch()\n"
@@ -300,9 +300,9 @@ def test_a_start_may_take_its_time(tmp_path: Path) -> None:
         assert loading.result() < 0
 
 
-@pytest.mark.full  # it waits for the supervisor to be missed
+@pytest.mark.full  # it waits until a heartbeat is overdue
 def test_it_tells_that_nobody_reads_what_it_says(tmp_path: Path) -> None:
-    """A full pipe holds it up, and so it no longer knows whether captions come out."""
+    """A full pipe holds the supervisor up, so it no longer knows whether captions come out."""
     model = write_repository(tmp_path / "models") / "caption"
     talk = "def answer(request):\n    print('x' * 100_000, flush=True)"
     (model / "1" / "model.py").write_text((model / "1" / "model.py").read_text().replace("def answer(request):", talk))

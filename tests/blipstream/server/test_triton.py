@@ -111,7 +111,7 @@ def test_killed_server_is_noticed(repository: Path) -> None:
     assert server.log_path.exists()
 
 
-def test_it_is_struck_as_a_whole_whenever_it_runs(repository: Path) -> None:
+def test_sigkill_ends_the_whole_group_whenever_it_runs(repository: Path) -> None:
     server = TritonServer(repository=repository, **ANY)
     server.sigkill()
     with server:
@@ -119,14 +119,14 @@ def test_it_is_struck_as_a_whole_whenever_it_runs(repository: Path) -> None:
         assert running_stubs(server)
         server.sigkill()
         wait_until_gone(group)
-        os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT)  # threads may outlast the first, a zombie by then
+        os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT)  # the first thread may be a zombie while others still run
         with pytest.raises(ServerError, match="ended by signal 9"):
             server.check()
-        server.sigkill()  # nobody else has its number yet
+        server.sigkill()  # no other process has its number yet
     server.sigkill()
 
 
-def test_it_is_started_again_where_it_aborts_once(repository: Path) -> None:
+def test_it_is_started_again_if_it_aborts_once(repository: Path) -> None:
     server = TritonServer(repository=repository, **ANY)
     try:
         server.start()
@@ -139,7 +139,7 @@ def test_it_is_started_again_where_it_aborts_once(repository: Path) -> None:
 
 
 def test_it_is_not_started_for_ever(repository: Path) -> None:
-    """A model ends it again and again."""
+    """If a model aborts it again and again."""
     starts = repository.parent / "starts"
     write_model(repository, "broken", ABORTING.replace("STARTS", repr(str(starts))))
     with pytest.raises(ServerError, match="ended by signal 6"):
@@ -165,7 +165,7 @@ def is_free(lock: Path) -> bool:
 def test_server_ends_with_its_parent(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, also_the_group: bool
 ) -> None:
-    """What it cannot clear itself, the next one does."""
+    """What it cannot remove itself, the next server removes."""
     code = f"""
     import tempfile, time
     from pathlib import Path
@@ -183,17 +183,17 @@ def test_server_ends_with_its_parent(
         assert parent.stdout is not None
         pid, name = parent.stdout.readline().split()
         if also_the_group:
-            os.killpg(int(pid), signal.SIGSTOP)  # lest it ends by itself once its parent is gone
+            os.killpg(int(pid), signal.SIGSTOP)  # so that it does not end by itself without its parent
         parent.kill()
     places = (SHARED_MEMORY, tmp_path)
     if also_the_group:
         for place in places:
             sweep(place)
-        assert len(list(tmp_path.glob(f"{name}*"))) == 3  # the lock, the folder and the log of one that lives
+        assert len(list(tmp_path.glob(f"{name}*"))) == 3  # the lock, the folder and the log of a server that lives
         os.killpg(int(pid), signal.SIGKILL)
     wait_until_gone(int(pid))
     for place in places:
-        wait_for(partial(is_free, place / f"{name}.lock"))  # threads may outlast the first
+        wait_for(partial(is_free, place / f"{name}.lock"))  # other threads may outlive the first
     if also_the_group:
         assert list(SHARED_MEMORY.glob(f"{name}-shm-*"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

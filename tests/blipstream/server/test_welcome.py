@@ -20,6 +20,6 @@ def test_curl_line(tmp_path: Path) -> None:
     server = TritonServer(repository=write_repository(tmp_path / "models"), http_port=0, grpc_port=0, metrics_port=0)
     with server:
         line = curl(server.http_url, image, image.stat().st_size)
-        assert "-H 'Content-Type: application/octet-stream'" in line  # a form's is parsed on the stack
+        assert "-H 'Content-Type: application/octet-stream'" in line  # Triton parses a form on the stack
         answer = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout
     assert json.loads(answer)["outputs"][0]["data"] == ["65792 bytes"]
