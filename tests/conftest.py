@@ -80,9 +80,8 @@ ENGINES = [
 ]
 
 
-@pytest.fixture(
-    scope="module", params=ENGINES
-)  # with scope session, pytest would run each module's tests in two parts and set the module up twice
+# with scope session, pytest would run each module's tests in parts, and set the module up for each
+@pytest.fixture(scope="module", params=ENGINES)
 def engine_kind(request: pytest.FixtureRequest) -> tuple[type[Engine], str]:
     """Each engine, and the device that it runs on."""
     kind: tuple[type[Engine], str] = request.param

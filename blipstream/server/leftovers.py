@@ -27,7 +27,7 @@ def new_name() -> str:
 
 
 def claim(place: Path, name: str) -> int:
-    """Create the lock of a server's files in a folder: an open file, and whoever inherits it holds the lock too."""
+    """Create and hold the lock of a server's files in a folder. Children that inherit the open file hold it too."""
     unlocked = place / f"{name}.new"  # under its final name, another server could sweep it before it is locked
     lock = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)

@@ -142,9 +142,8 @@ class Supervisor:
         now = time.monotonic()
         seconds, watch.sampled = now - watch.sampled, now
         watch.unanswered = 0.0 if inferences or halted else watch.unanswered + seconds
-        self.health.problem = ""
-        if watch.unanswered >= HANG_SECONDS:
-            self.health.problem = f"no new connection was answered for {watch.unanswered:.0f} s"
+        no_answer = f"no new connection was answered for {watch.unanswered:.0f} s"
+        self.health.problem = no_answer if watch.unanswered >= HANG_SECONDS else ""
         if fault := watch.diagnosis.add(sample, seconds):
             return fault
         if watch.diagnosis.silence == 0:
@@ -160,8 +159,11 @@ class Supervisor:
         return None
 
     def _may_restart_for(self, diagnosis: Diagnosis, sample: Sample) -> bool:
-        """Whether a restart may help the one route that fails, and is due. If so, the next one is due much later."""
-        # without restarts by us: if the route has not answered since the start, it would not after the next one either
+        """Whether to restart the server for the one route that fails; if so, not again for ROUTE_RESTART_SECONDS.
+
+        Without restarts by the supervisor, a route that has not answered since the start is let be: whoever starts the
+        server again would do so for ever.
+        """
         answered = captions_by_route(sample.inferences).get(diagnosis.routes[0], 0) > 0
         if time.monotonic() < self._route_restart or not (self.restarts or answered):
             return False
