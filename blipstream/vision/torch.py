@@ -22,6 +22,8 @@ class TorchEncoder(Encoder):
 
     def __init__(self, folder: Path, device: str, dtype: DType | None = None) -> None:
         """Load an artifact, in its own dtype unless another is given. Raises ArtifactError if it is broken."""
+        # by default cuDNN convolves f32 in TF32, with a relative error above the 1e-4 that f32 is checked to
+        torch.backends.cudnn.allow_tf32 = False
         self.config = CheckpointConfig.load(folder)
         self._device = torch.device(device)
         with torch.device("meta"):

@@ -56,6 +56,12 @@ def test_f16_is_close(folder: Path, reference: Reference, scene_images: list[Ima
     assert relative_error(embeds.cpu(), reference.embed(scene_images[:16])) < 5e-3
 
 
+def test_f32_convolutions_are_not_tf32(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_encoder("torch", folder, "cpu", "f32")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_f16_is_for_gpus(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="f16 is for GPUs: build for a CPU with --dtype auto, bf16 or f32"):
         load_encoder("torch", folder, "cpu", "f16")
