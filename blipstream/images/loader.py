@@ -173,12 +173,3 @@ class ImageLoader:
             with self._slow_lock:
                 self._slow_images -= num_slow
                 self._slow_bytes -= request.num_bytes
-
-
-def create_loader(device: str, image_size: int, processes: int, **parameters: str) -> ImageLoader:
-    """The loader for a device, "cpu" or "cuda:0", say. `processes` is how many loaders share the machine."""
-    if device == "cpu":
-        return ImageLoader(image_size, processes=processes, **parameters)
-    from blipstream.images.gpu_loader import GPUImageLoader
-
-    return GPUImageLoader(image_size, device)
