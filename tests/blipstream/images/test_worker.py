@@ -105,7 +105,7 @@ def test_cancelling_ends_a_decoder(worker: ImageWorker) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_a_process_that_dies_fails_one_image(worker: ImageWorker, number: signal.Signals) -> None:
-    """Memory may have run out, or the decoder may have a fault: nobody can tell which."""
+    """Memory may have run out, or the decoder may be faulty: the status does not tell which."""
 
     def kill() -> bool:
         os.kill(pid_of(worker), number)
