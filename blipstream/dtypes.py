@@ -11,7 +11,7 @@ from blipstream.errors import ArtifactError
 
 @cache
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (AMX or AVX-512); emulated, it would be slower than f32."""
+    """Whether the processor multiplies bf16 in hardware (AMX or AVX-512). Emulated, bf16 is slower than f32."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -20,7 +20,7 @@ def cpu_has_bf16() -> bool:
 
 
 def resolve(dtype: DType, device: str) -> Literal["bf16", "f16", "f32"]:
-    """What `auto` means on a device, "cpu" or "cuda". Raises ArtifactError where the device lacks the format."""
+    """What "auto" means on a device, "cpu" or "cuda". Raises ArtifactError if the device lacks the format."""
     if dtype == "auto":
         if device == "cuda":
             return "f16"

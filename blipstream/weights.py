@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An artifact's weights into a module."""
+"""Loads an artifact's weights into a module."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Give a module on the meta device the weights of a safetensors file. Raises ArtifactError where they differ."""
+    """Give a module on the meta device the weights of a safetensors file. Raises ArtifactError if they do not fit."""
     try:
         module.load_state_dict(load_file(file), assign=True)
     except (OSError, RuntimeError, SafetensorError) as exc:

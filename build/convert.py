@@ -13,7 +13,7 @@ Weights = dict[str, Tensor]
 
 
 def vision_weights(weights: Mapping[str, Tensor], config: VisionConfig) -> Weights:
-    """For blipstream.vision.vit.VisionEncoder, from BlipForConditionalGeneration's state dict."""
+    """For blipstream.vision.vit.VisionTransformer, from BlipForConditionalGeneration's state dict."""
     embeddings = "vision_model.embeddings"
     mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
     converted = {

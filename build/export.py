@@ -12,14 +12,14 @@ from blipstream.config import CheckpointConfig, VisionConfig
 from blipstream.decoding import WEIGHTS_NAME as DECODER_NAME
 from blipstream.text.tokenizer import TOKENIZER_NAME
 from blipstream.vision.torch import WEIGHTS_NAME as ENCODER_NAME
-from blipstream.vision.vit import VisionEncoder
+from blipstream.vision.vit import VisionTransformer
 from convert import Weights, decoder_weights, vision_weights
 
 
-def vision_encoder(model: BlipForConditionalGeneration, config: VisionConfig) -> VisionEncoder:
+def vision_encoder(model: BlipForConditionalGeneration, config: VisionConfig) -> VisionTransformer:
     """The engine's encoder in f32, with the checkpoint's weights."""
     with torch.device("meta"):
-        encoder = VisionEncoder(config)
+        encoder = VisionTransformer(config)
     encoder.load_state_dict(vision_weights(model.state_dict(), config), assign=True)
     return encoder.eval().requires_grad_(False)
 

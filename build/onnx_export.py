@@ -34,7 +34,7 @@ def export_onnx(model: BlipForConditionalGeneration, config: CheckpointConfig, f
 
 
 def encoder_graph(weights: Weights, config: VisionConfig) -> onnx.ModelProto:
-    """What VisionEncoder computes, with VisionEncoder's weights."""
+    """What VisionTransformer computes, with its weights."""
     graph = _Graph(weights)
     x = _embed(graph, config)
     for number in range(config.num_layers):

@@ -10,7 +10,8 @@ from dataclasses import asdict
 
 import pytest
 
-from blipstream.images.pixels import DEFAULT_LIMITS, DEFAULT_RESIZE_MODE
+from blipstream.images.limits import DEFAULT_LIMITS
+from blipstream.images.resize import DEFAULT_RESIZE_MODE
 from blipstream.options import DecodingOptions
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT

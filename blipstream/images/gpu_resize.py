@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """PIL's bicubic resize in torch, bit for bit.
 
-PIL resizes 8-bit images in two passes of fixed-point sums and rounds to 8 bits after each. On a GPU each pass is one
-matrix product in f32, which is exact as long as no sum of whole numbers outgrows its 24 bits.
+PIL resizes 8-bit images in two passes, one an axis. Each is a fixed-point sum, rounded to 8 bits. Here each pass is one
+matrix product in f32, which is exact as long as no sum of whole numbers needs more than 24 bits.
+
+Source: Pillow's src/libImaging/Resample.c, version 13.
 """
 
 from functools import lru_cache
@@ -13,16 +15,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from blipstream.images.pixels import Box
+from blipstream.images.shapes import Box, Size
 
 PRECISION = 22  # fractional bits of a weight
 HALF_BITS = PRECISION // 2
-SUPPORT = 2.0  # of the cubic, in output pixels
-MAX_TAPS = 64  # of an axis: 64 values of 8 bits, weighed with halves of a weight, make 24 bits
+SUPPORT = 2.0  # half the cubic's width, in output pixels
+MAX_TAPS = 64  # input samples an output sample: 64 products of 8 bits and half a weight's bits make a sum of 24 bits
 
 
 class Axis(NamedTuple):
-    """Resize the stretch from `start` to `stop` of an axis of `length` samples to `size`."""
+    """How to resize one axis: the part from `start` to `stop` of `length` samples becomes `size` samples."""
 
     length: int
     start: float
@@ -31,41 +33,43 @@ class Axis(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """Which input samples each output sample of an axis is the weighted sum of."""
+    """The input samples that each output sample of an axis is the weighted sum of."""
 
-    first: npt.NDArray[np.int64]  # [size]
-    weights: npt.NDArray[np.int32]  # [size, taps], zero where there are fewer
+    first: npt.NDArray[np.int64]  # [size], the first input sample of each
+    weights: npt.NDArray[np.int32]  # [size, taps], fixed-point; zeros at the end where there are fewer taps
 
 
-def resize(pixels: Tensor, size: tuple[int, int], box: Box) -> Tensor:
-    """uint8 [3, H, W] to [3, *size reversed], as Image.resize does with the same `size` and `box`."""
-    height, width = pixels.shape[1:]
+def resize(pixels: Tensor, size: Size, box: Box) -> Tensor:
+    """As PIL's Image.resize with this `size` and `box`: uint8 [3, H, W] -> [3, size[1], size[0]]."""
+    assert pixels.dtype == torch.uint8
+    channels, height, width = pixels.shape
+    assert channels == 3
     columns, rows = _axes((width, height), size, box)
     if _is_height_first((width, height), size):
         return _across(_across(pixels.mT, rows).mT, columns)
     return _across(_across(pixels, columns).mT, rows).mT
 
 
-def can_resize(image_size: tuple[int, int], size: tuple[int, int], box: Box) -> bool:
+def can_resize(image_size: Size, size: Size, box: Box) -> bool:
     """Whether `resize` is exact for an image of this size."""
     return all(taps(axis).weights.shape[1] <= MAX_TAPS for axis in _axes(image_size, size, box))
 
 
-def _axes(image_size: tuple[int, int], size: tuple[int, int], box: Box) -> tuple[Axis, Axis]:
+def _axes(image_size: Size, size: Size, box: Box) -> tuple[Axis, Axis]:
     left, top, right, bottom = box
     return Axis(image_size[0], left, right, size[0]), Axis(image_size[1], top, bottom, size[1])
 
 
-def _is_height_first(image_size: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether PIL (13) resizes an image's height before its width; as it rounds in between, the order counts."""
+def _is_height_first(image_size: Size, size: Size) -> bool:
+    """Whether PIL 13 resizes an image's height before its width. It rounds in between, so the order matters."""
     (width, height), (target_width, target_height) = image_size, size
     return height > target_height and height - target_height > 2 * (width - target_width)
 
 
 @lru_cache(maxsize=64)
 def taps(axis: Axis) -> Taps:
-    """PIL's fixed-point weights for its bicubic filter."""
-    start, stop = np.float32(axis.start), np.float32(axis.stop)  # as PIL takes a box
+    """PIL's fixed-point weights of its bicubic filter."""
+    start, stop = np.float32(axis.start), np.float32(axis.stop)  # PIL stores boxes in f32
     scale = float(stop - start) / axis.size
     width = max(scale, 1.0)
     centers = float(start) + (np.arange(axis.size) + 0.5) * scale
@@ -74,13 +78,13 @@ def taps(axis: Axis) -> Taps:
     offsets = np.arange(count.max())
     weights = _cubic((offsets + first[:, None] - centers[:, None] + 0.5) * (1 / width))
     weights[offsets >= count[:, None]] = 0
-    weights /= weights.cumsum(axis=1)[:, -1:]  # one after the other, as PIL sums them
+    weights /= weights.cumsum(axis=1)[:, -1:]  # in order, as PIL sums them
     weights *= 1 << PRECISION
     return Taps(first, np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32))
 
 
 def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keys' cubic with a = -1/2."""
+    """Keys' cubic convolution kernel with a = -1/2 (R. Keys, 1981)."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * -0.5
@@ -88,7 +92,10 @@ def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _across(pixels: Tensor, axis: Axis) -> Tensor:
-    """uint8 [3, H, W] -> [3, H, size]. Two exact sums in f32, of the weights' upper and lower bits, make one."""
+    """Resize the last axis: uint8 [3, H, W] -> [3, H, size].
+
+    The weights' upper and lower bits are summed apart, so that both sums are exact in f32.
+    """
     left, matrix = _matrix(axis, pixels.device)
     sums = (pixels[..., left : left + len(matrix)].float() @ matrix).int()
     high, low = sums[..., : axis.size], sums[..., axis.size :]
@@ -98,7 +105,10 @@ def _across(pixels: Tensor, axis: Axis) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _matrix(axis: Axis, device: torch.device) -> tuple[int, Tensor]:
-    """The first sample that counts, and the weights from there on, f32 [samples, 2 x size]: upper, then lower bits."""
+    """The first input sample with a weight, and the weights from there on.
+
+    They are f32 [samples, 2 size]: first the upper bits of all weights, then the lower bits.
+    """
     found = taps(axis)
     left = int(found.first.min())
     samples = int(min(found.first.max() + found.weights.shape[1], axis.length)) - left
@@ -107,6 +117,6 @@ def _matrix(axis: Axis, device: torch.device) -> tuple[int, Tensor]:
     low = weights - (high << HALF_BITS)  # signed
     places = torch.from_numpy(found.first - left).to(device)[:, None] + torch.arange(weights.shape[1], device=device)
     matrix = torch.zeros(2 * axis.size, samples, device=device)
-    # taps beyond the last sample weigh nothing, wherever they are added
+    # taps beyond the last sample have zero weight, so they may be added anywhere
     matrix.scatter_add_(1, places.clamp(max=samples - 1).repeat(2, 1), torch.cat([high, low]).float())
     return left, matrix.T

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many encoded images to pixels at once, on as many cores as there are; those that may take long, apart."""
+"""Loads the images of many requests at once, on all cores. Images that may be slow are loaded apart."""
 
 import ctypes
 import os
@@ -15,30 +15,33 @@ import numpy as np
 
 from blipstream.deadline import Deadline
 from blipstream.errors import BlipstreamError, InvalidInput, Overloaded, ServerError, report, without_frames
-from blipstream.images.pixels import DEFAULT_LIMITS, DEFAULT_RESIZE_MODE, JPEG_SCALING, Pixels, Slow, load_pixels
+from blipstream.images.limits import DEFAULT_LIMITS, MayBeSlow
+from blipstream.images.pixels import JPEG_SCALING, load_pixels
+from blipstream.images.resize import DEFAULT_RESIZE_MODE
+from blipstream.images.shapes import Pixels, check_pixels
 from blipstream.images.worker import ImageWorker
 from blipstream.options import OPTION_NAMES, DecodingOptions
-from blipstream.vision.encoder import check_pixels
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-LARGE_BYTES = 4 << 20
-MAX_SLOW = 128  # images that may take long, waiting or under way,
-MAX_SLOW_BYTES = 8 * DEFAULT_LIMITS.max_bytes  # and bytes of the requests that have them
+M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
+LARGE_BYTES = 4 << 20  # buffers from this size on go back to the system with their image
+# Of images that may be slow, waiting or in work:
+MAX_SLOW_IMAGES = 128  # how many there may be,
+MAX_SLOW_BYTES = 8 * DEFAULT_LIMITS.max_bytes  # and how many encoded bytes their requests may have
 
 
-class Request(NamedTuple):
-    """Images and how each is to be resized, or pixels that a client made of them."""
+class ImageRequest(NamedTuple):
+    """Images and how to resize each, or pixels that the client has made of them."""
 
     images: Sequence[bytes] = ()
-    modes: Sequence[str] = ()  # none: DEFAULT_RESIZE_MODE for each
-    pixels: Pixels | None = None  # uint8 [B, H, W, 3]
-    deadline: Deadline | None = None  # of who waits for them
+    modes: Sequence[str] = ()  # empty: DEFAULT_RESIZE_MODE for each image
+    pixels: Pixels | None = None  # [B, H, W, 3]
+    deadline: Deadline | None = None
 
     @classmethod
     def of(cls, tensors: Mapping[str, Any], deadline: Deadline, positions: int) -> Self:
-        """What arrays [B, 1] of `image` and `resize_mode`, or one of `pixels`, ask for.
+        """From arrays [B, 1] named `image` and `resize_mode`, or one [B, H, W, 3] named `pixels`.
 
-        Raises InvalidInput where a decoder of so many positions would refuse the options later.
+        Raises InvalidInput if the arrays hold decoding options that a decoder of `positions` positions would refuse.
         """
         images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
         pixels = tensors.get("pixels")
@@ -50,57 +53,69 @@ class Request(NamedTuple):
 
     @property
     def num_images(self) -> int:
-        """How many it is for."""
+        """How many images it asks for."""
         return len(self.images if self.pixels is None else self.pixels)
 
+    @property
+    def num_bytes(self) -> int:
+        """How many encoded bytes it has."""
+        return sum(map(len, self.images))
 
-Loaded: TypeAlias = Pixels | BlipstreamError  # a request's pixels [B, H, W, 3], or why there are none
-Quick: TypeAlias = Loaded | None  # of one image; nothing if it may take long
+    @property
+    def resize_modes(self) -> Sequence[str]:
+        """The mode of each image."""
+        return self.modes or [DEFAULT_RESIZE_MODE] * len(self.images)
+
+
+Loaded: TypeAlias = Pixels | BlipstreamError  # an image's pixels [H, W, 3], a request's [B, H, W, 3], or an error
 
 
 class ImageLoader:
-    """Loads images in threads, since PIL decodes and resizes outside Python's lock, or else in processes of their own.
+    """Loads quick images in threads, since PIL decodes and resizes outside Python's lock.
 
-    Those are for images that may take long: what takes longer than its size is worth is ended there.
+    Images that may be slow are loaded in worker processes, which can be ended when an image's time budget is spent.
     """
 
     def __init__(self, image_size: int, jpeg_scaling: str = "exact", processes: int = 1) -> None:
-        """`processes` is how many of its kind share the machine."""
+        """`processes` is how many loaders share the machine. Raises ServerError if `jpeg_scaling` is unknown."""
         if jpeg_scaling not in JPEG_SCALING:
             raise ServerError(f"jpeg_scaling must be one of {', '.join(JPEG_SCALING)}, not {jpeg_scaling!r}")
         self.image_size = image_size
         self._jpeg_scaling = jpeg_scaling
         cores = len(os.sched_getaffinity(0))
         threads = max(1, cores // processes)
-        self._pool = ThreadPoolExecutor(threads)
+        self._quick_pool = ThreadPoolExecutor(threads)
         self._slow_pool = ThreadPoolExecutor(threads)
-        self._workers: LifoQueue[ImageWorker] = LifoQueue()  # so that they start when they are needed
+        self._workers: LifoQueue[ImageWorker] = LifoQueue()  # last in, first out: most never need to start
         for _ in range(threads):
             self._workers.put(ImageWorker(image_size, jpeg_scaling))
-        self._slow, self._slow_bytes, self._counting = 0, 0, Lock()
-        # Large buffers go back to the system with their image. Left to itself, glibc would soon take them from its
-        # heaps, one for each thread, and leave holes there that nothing fits
-        with suppress(AttributeError):  # no glibc
+        self._slow_images, self._slow_bytes, self._slow_lock = 0, 0, Lock()
+        # By default, glibc would soon take large buffers from its heaps, of which each thread has one, and leave holes
+        # there that nothing else fits into.
+        with suppress(AttributeError):  # another C library
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
-    def load_requests(self, requests: Sequence[Request]) -> list[Loaded | Future[Loaded]]:
-        """What each gets, with all images loaded at once; of one whose images may take long, later."""
-        faults = [self._fault(request) for request in requests]
-        sound = [request for request, fault in zip(requests, faults, strict=True) if fault is None]
-        images = [image for request in sound for image in request.images]
-        modes = [mode for request in sound for mode in _modes(request)]
+    def load_requests(self, requests: Sequence[ImageRequest]) -> list[Loaded | Future[Loaded]]:
+        """Each request's pixels or error; a future of them if one of its images may be slow.
+
+        All quick images of all requests are loaded together.
+        """
+        errors = [self._find_error(request) for request in requests]
+        valid = [request for request, error in zip(requests, errors, strict=True) if error is None]
+        images = [image for request in valid for image in request.images]
+        modes = [mode for request in valid for mode in request.resize_modes]
         loaded = iter(self.load_quick(images, modes))
         return [
-            fault or self._answer(request, list(islice(loaded, len(request.images))))
-            for request, fault in zip(requests, faults, strict=True)
+            error or self._finish(request, list(islice(loaded, len(request.images))))
+            for request, error in zip(requests, errors, strict=True)
         ]
 
-    def load_quick(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Quick]:
-        """Each image's pixels, or why there are none; nothing for what may take long."""
-        return list(self._pool.map(self._load_quick, images, modes))
+    def load_quick(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Loaded | None]:
+        """Each image's pixels or error; None if it may be slow."""
+        return list(self._quick_pool.map(self._load_quick, images, modes))
 
-    def _fault(self, request: Request) -> BlipstreamError | None:
-        """What is wrong with a request before its images are looked at."""
+    def _find_error(self, request: ImageRequest) -> BlipstreamError | None:
+        """What is wrong with a request, before its images are decoded."""
         images, modes, pixels, deadline = request
         if not request.num_images:
             return InvalidInput("image must be given: send the bytes of at least one")
@@ -117,55 +132,44 @@ class ImageLoader:
             return without_frames(exc)
         return None
 
-    def _load_quick(self, image: bytes, mode: str) -> Quick:
+    def _load_quick(self, image: bytes, mode: str) -> Loaded | None:
         try:
             return load_pixels(image, self.image_size, mode, jpeg_scaling=self._jpeg_scaling, quick=True)
-        except Slow:
+        except MayBeSlow:
             return None
         except Exception as exc:
             return report(exc)
 
-    def _answer(self, request: Request, loaded: Sequence[Quick]) -> Loaded | Future[Loaded]:
-        """What a sound request gets, of whose images these were quick."""
+    def _finish(self, request: ImageRequest, loaded: Sequence[Loaded | None]) -> Loaded | Future[Loaded]:
+        """A valid request's pixels or error; if not all of its images are loaded yet, a future of them."""
         if request.pixels is not None:
             return request.pixels
         error = next((each for each in loaded if isinstance(each, BlipstreamError)), None)
         if error or all(each is not None for each in loaded):
             return error or np.stack([each for each in loaded if isinstance(each, np.ndarray)])
-        count, size = sum(each is None for each in loaded), sum(map(len, request.images))
-        with self._counting:
-            if self._slow and (self._slow + count > MAX_SLOW or self._slow_bytes + size > MAX_SLOW_BYTES):
-                return Overloaded("enough requests wait already whose images may take long: try again later")
-            self._slow, self._slow_bytes = self._slow + count, self._slow_bytes + size
-        return self._slow_pool.submit(self._load_slow, request, loaded, count, size)
+        num_slow = sum(each is None for each in loaded)
+        with self._slow_lock:
+            images, size = self._slow_images + num_slow, self._slow_bytes + request.num_bytes
+            if self._slow_images and (images > MAX_SLOW_IMAGES or size > MAX_SLOW_BYTES):
+                return Overloaded("too many requests wait already whose images may be slow to decode: try again later")
+            self._slow_images, self._slow_bytes = images, size
+        return self._slow_pool.submit(self._load_slow, request, loaded, num_slow)
 
-    def _load_slow(self, request: Request, loaded: Sequence[Quick], count: int, size: int) -> Loaded:
-        """The same, later: the rest is loaded one by one."""
+    def _load_slow(self, request: ImageRequest, loaded: Sequence[Loaded | None], num_slow: int) -> Loaded:
+        """Load the images of a request that are not loaded yet, one after the other."""
         worker = self._workers.get()
         try:
-            rest = zip(request.images, _modes(request), loaded, strict=True)
+            each_image = zip(request.images, request.resize_modes, loaded, strict=True)
             return np.stack(
                 [
-                    had if isinstance(had, np.ndarray) else worker.load(image, mode, request.deadline)
-                    for image, mode, had in rest
+                    pixels if isinstance(pixels, np.ndarray) else worker.load(image, mode, request.deadline)
+                    for image, mode, pixels in each_image
                 ]
             )
         except Exception as exc:
             return report(exc)
         finally:
             self._workers.put(worker)
-            with self._counting:
-                self._slow, self._slow_bytes = self._slow - count, self._slow_bytes - size
-
-
-def _modes(request: Request) -> Sequence[str]:
-    return request.modes or [DEFAULT_RESIZE_MODE] * len(request.images)
-
-
-def load_loader(device: str, image_size: int, processes: int, **parameters: str) -> ImageLoader:
-    """The loader of a device; `processes` is how many of its kind share the machine."""
-    if device == "cpu":
-        return ImageLoader(image_size, processes=processes, **parameters)
-    from blipstream.images.gpu_loader import GPUImageLoader
-
-    return GPUImageLoader(image_size, device)
+            with self._slow_lock:
+                self._slow_images -= num_slow
+                self._slow_bytes -= request.num_bytes

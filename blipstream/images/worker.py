@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that may take long, decoded in a process that can be ended: an alarm does so when an image's time is over."""
+"""Decodes images that may be slow, in a process of its own: a timer ends it when an image's time budget is spent."""
 
 import json
 import os
@@ -16,19 +16,22 @@ import numpy as np
 
 from blipstream.deadline import Deadline
 from blipstream.errors import FAILED, BlipstreamError, InvalidInput
-from blipstream.images.pixels import DEFAULT_LIMITS, TOO_SLOW, ImageLimits, Pixels, load_pixels
+from blipstream.images.limits import DEFAULT_LIMITS, TOO_SLOW, ImageLimits
+from blipstream.images.pixels import load_pixels
+from blipstream.images.shapes import Pixels
 
-ALARM = signal.SIGPROF
-GRACE_SECONDS = 0.5  # for a decoder that reads on, and so learns by itself that its time is over
-LOOK_SECONDS = 0.1  # how often a worker's owner looks whether anybody still waits
+ALARM = signal.SIGPROF  # ends the process; its timer counts processor time
+GRACE_SECONDS = 0.5  # a decoder that reads on notices by itself that its budget is spent, and the process can stay
+POLL_SECONDS = 0.1  # how often a worker's owner looks whether its client still waits
 NICENESS = 5  # quick images come first
-MEMORY = 4 * 2**30  # of addresses; what is decoded takes 20 bytes a pixel, and half a gigabyte is there from the start
+# Bytes of address space. Decoding takes 20 bytes a pixel, and a process has half a gigabyte from the start.
+MAX_MEMORY = 4 * 2**30
 
-PIXELS, REFUSED = b"pixels", b"refused"
+PIXELS, REFUSED = b"pixels", b"refused"  # what kind of answer follows
 
 
 class ImageWorker:
-    """Such a process, started when there is something for it to do, and again after its end."""
+    """A worker process. It starts with the first image, and again after it has ended. One thread drives it."""
 
     def __init__(self, image_size: int, jpeg_scaling: str = "exact", limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self._image_size, self._jpeg_scaling, self._limits = image_size, jpeg_scaling, limits
@@ -36,30 +39,33 @@ class ImageWorker:
         self._connection: Connection
 
     def load(self, image: bytes, mode: str, deadline: Deadline | None = None) -> Pixels:
-        """As load_pixels. Raises InvalidInput, Gone, TimedOut, or BlipstreamError where the process dies of itself."""
-        _ask(deadline)
+        """As load_pixels.
+
+        Raises InvalidInput, Gone, TimedOut, or BlipstreamError if the process dies of anything but its timer.
+        """
+        _check(deadline)
         if self._process is None or self._process.poll() is not None:
             self._start()
         try:
             self._connection.send_bytes(mode.encode())
             self._connection.send_bytes(image)
-            while not self._connection.poll(LOOK_SECONDS):
-                _ask(deadline)
+            while not self._connection.poll(POLL_SECONDS):
+                _check(deadline)
             kind, answer = self._connection.recv_bytes(), self._connection.recv_bytes()
         except (EOFError, OSError) as exc:
-            raise self._ended() from exc
+            raise self._cause_of_death() from exc
         except BlipstreamError:
-            self.close()  # what nobody waits for
+            self.close()  # nobody waits for this image any more
             raise
         if kind == REFUSED:
             raise InvalidInput(answer.decode())
         return np.frombuffer(bytearray(answer), np.uint8).reshape(self._image_size, self._image_size, 3)
 
     def close(self) -> None:
-        """End it, whatever it is at."""
+        """End the process at once."""
         if self._process is not None:
             self._process.kill()
-            self._wait()
+            self._reap()
 
     def _start(self) -> None:
         self.close()
@@ -72,48 +78,47 @@ class ImageWorker:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # a model's Python may have been told of its paths in ways that a program's is not
+                # a Python that is embedded in Triton may have paths that a new process would not find by itself
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
             )
-            self._finalizer = weakref.finalize(self, _end, self._process)
+            self._finalizer = weakref.finalize(self, _kill, self._process)
 
-    def _wait(self) -> int:
-        """Let go of a process that ends; its status."""
+    def _reap(self) -> int:
+        """Forget the process, wait for its end, and return its status."""
         process, self._process = self._process, None
         self._connection.close()
         self._finalizer.detach()
         return process.wait() if process else 0
 
-    def _ended(self) -> BlipstreamError:
-        """Why it has."""
-        status = self._wait()
+    def _cause_of_death(self) -> BlipstreamError:
+        status = self._reap()
         if status == -ALARM:
             return InvalidInput(TOO_SLOW)
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
-        return BlipstreamError(f"{FAILED} (its decoder ended with {how}): try again, or save the image anew")
+        return BlipstreamError(f"{FAILED} (its decoder ended with {how}): try again, or save the image again")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Whose owner nobody has any more."""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process whose ImageWorker is no longer referenced."""
     process.kill()
     process.wait()
 
 
-def _ask(deadline: Deadline | None) -> None:
-    """Raises Gone or TimedOut where nobody waits any more."""
+def _check(deadline: Deadline | None) -> None:
+    """Raises Gone or TimedOut if the client does not wait any more."""
     if deadline is not None:
         deadline.left()
 
 
 def serve(connection: Connection, image_size: int, jpeg_scaling: str, limits: ImageLimits) -> None:
-    """Load what comes until nobody is there any more."""
+    """Load images until the other end closes."""
     while True:
         try:
             mode, image = connection.recv_bytes().decode(), connection.recv_bytes()
         except EOFError:
             return
         try:
-            pixels = load_pixels(image, image_size, mode, limits, jpeg_scaling, alarm=_set_alarm)
+            pixels = load_pixels(image, image_size, mode, limits, jpeg_scaling, set_alarm=_set_alarm)
             kind, answer = PIXELS, pixels.tobytes()
         except InvalidInput as exc:
             kind, answer = REFUSED, str(exc).encode()
@@ -123,16 +128,16 @@ def serve(connection: Connection, image_size: int, jpeg_scaling: str, limits: Im
 
 
 def _set_alarm(seconds: float) -> None:
-    """Be ended after so many seconds of a processor's time."""
+    """End this process after so many seconds of processor time, and a few more."""
     signal.setitimer(signal.ITIMER_PROF, seconds + GRACE_SECONDS)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, whose end is ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, and this process ends with it
     signal.signal(ALARM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [ALARM])
     os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, file, image_size, jpeg_scaling, limits = sys.argv
     serve(Connection(int(file)), int(image_size), jpeg_scaling, ImageLimits(**json.loads(limits)))

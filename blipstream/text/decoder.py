@@ -23,26 +23,26 @@ Groups = list[tuple[int, int]]  # (images, rows that look at each): runs of imag
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear on a CPU whose weight lies as oneDNN multiplies with it, which nn.Linear arranges on every call.
+    """nn.Linear on a CPU, with its weight in oneDNN's own layout. nn.Linear reorders its weight in each call.
 
-    These are the operators that torch.compile calls for frozen weights; PyTorch has no public ones. On two Zen 4
-    cores they take 8 to 15 % off a step of base in bf16 and 18 to 35 % in f32, at 1 to 40 rows.
+    torch.compile calls the same operators for frozen weights; PyTorch has no public ones. On two Zen 4 cores, a step of
+    base takes 8 to 15 % less time in bf16 and 18 to 35 % less in f32, at 1 to 40 rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """From weight [out, in] and bias [out]."""
+        """From a weight [out, in] and a bias [out]."""
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self.bias = bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """X [..., in] -> [..., out], in the weight's dtype."""
+        """x [..., in] -> [..., out], in the weight's dtype."""
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return output
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether PackedLinear works for weights of this dtype and device, here: it is tried on a corner."""
+    """Whether PackedLinear works here for weights of this dtype and device. Tries it on a corner of the weight."""
     if weight.device.type != "cpu":
         return False
     corner = weight[:1, :1].detach().contiguous()
@@ -133,7 +133,7 @@ def _attend(queries: Tensor, x: Tensor) -> Tensor:
 
 
 def embedding(number: int, width: int) -> nn.Embedding:
-    """Not initialised: to draw numbers for what is loaded anyway would import PyTorch's compiler, for seconds."""
+    """An embedding that is not initialized. To draw random numbers would import PyTorch's compiler, for seconds."""
     return nn.Embedding(number, width, _weight=torch.empty(number, width))
 
 
@@ -154,9 +154,9 @@ class TextDecoder(nn.Module):
         self.packed_head: PackedLinear | None = None
 
     def pack(self) -> Self:
-        """Pack every matrix that a step multiplies with, on a CPU whose PyTorch can; nothing changes elsewhere.
+        """Pack every matrix that a step multiplies with. Does nothing if this device or this PyTorch cannot.
 
-        Once, after loading; a packed decoder can be neither moved nor cast.
+        Call it once, after loading: a packed decoder can be neither moved nor cast.
         """
         if not can_pack(self.word_embedding.weight):
             return self
@@ -164,12 +164,12 @@ class TextDecoder(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, PackedLinear(child.weight, child.bias))
-        # a second copy of this one, since embeddings are looked up in the plain one
+        # a copy, since embeddings are looked up in the plain matrix
         self.packed_head = PackedLinear(self.word_embedding.weight, self.head_bias)
         return self
 
     def new_cache(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [layers, rows, heads, length, head size]; zeros, for what is masked must not be NaN."""
+        """Keys and values of zeros, each [layers, rows, heads, length, head size]. Masked ones must not be NaN."""
         heads, head_size = self.config.num_heads, self.config.hidden_size // self.config.num_heads
         keys = self.word_embedding.weight.new_zeros(self.config.num_layers, rows, heads, length, head_size)
         return keys, torch.zeros_like(keys)

@@ -13,9 +13,10 @@ TOKENIZER_NAME = "tokenizer.json"
 
 
 class Tokenizer:
-    """The checkpoint's WordPiece tokenizer, with BLIP's start token in front of every prompt."""
+    """The checkpoint's WordPiece tokenizer. Every prompt begins with BLIP's start token."""
 
     def __init__(self, folder: Path, config: TextConfig) -> None:
+        """Load an artifact's tokenizer. Raises ArtifactError if there is none."""
         path = folder / TOKENIZER_NAME
         if not path.exists():
             raise ArtifactError(f"{path} is missing: {BUILD_HINT}")
@@ -25,10 +26,10 @@ class Tokenizer:
         self._start_token_id = config.start_token_id
 
     def encode(self, prompt: str) -> list[int]:
-        """The ids that a caption begins with. No [SEP]: the caption goes on from the prompt's last piece."""
+        """The ids of the start token and the prompt. No [SEP] follows, since the caption continues the prompt."""
         ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
         return [self._start_token_id, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out."""
+        """The text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vision encoder's runtimes, all called alike."""
+"""Pixels to image_embeds: BLIP's vision encoder, in several runtimes with one surface."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ RUNTIMES = ("openvino", "torch", "tensorrt")
 
 
 def load_encoder(runtime: str, folder: Path, device: str = "cpu", dtype: DType | None = None) -> Encoder:
-    """The encoder of an artifact, in its own dtype unless told otherwise. Only its runtime is imported.
+    """The encoder of an artifact, in the artifact's dtype unless another is given. Imports no other runtime.
 
-    Raises ArtifactError where the artifact is broken or the runtime unknown.
+    Raises ArtifactError if the artifact is broken or the runtime is unknown.
     """
     if runtime == "openvino":
         from blipstream.vision.openvino import OpenVINOEncoder

@@ -1,39 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every runtime of the vision encoder offers."""
+"""The surface that every runtime of the vision encoder has."""
 
 from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from blipstream.config import CheckpointConfig
-from blipstream.errors import InvalidInput
+from blipstream.images.shapes import Pixels, check_pixels
 
 
 class Encoder(ABC):
     """Pixels to image_embeds. Not thread-safe: one thread drives it."""
 
     config: CheckpointConfig
-    warm_up_batches: tuple[int, ...] = (1,)
     dtype: str  # what it computes in: bf16, f16 or f32
+    warm_up_batches: tuple[int, ...] = (1,)  # batch sizes that are slow the first time
 
-    def check(self, pixels: npt.NDArray[np.uint8]) -> None:
-        """Raises InvalidInput where pixels [B, H, W, 3] have another size than the checkpoint's."""
+    def check(self, pixels: Pixels) -> None:
+        """Raises InvalidInput unless pixels [B, H, W, 3] have the checkpoint's image size."""
         check_pixels(pixels, self.config.vision.image_size)
 
     def warm_up(self) -> None:
-        """Do what would make the first requests wait."""
+        """Encode once what would make the first requests wait."""
         side = self.config.vision.image_size
         for batch in self.warm_up_batches:
             self.encode(np.zeros((batch, side, side, 3), np.uint8))
 
     @abstractmethod
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> Any:  # noqa: ANN401
-        """UINT8 pixels [B, H, W, 3] -> image_embeds [B, N, E], numpy, or a torch tensor on any device."""
+    def encode(self, pixels: Pixels) -> Any:  # noqa: ANN401
+        """uint8 pixels [B, H, W, 3] -> image_embeds [B, N, E], in numpy, or in torch on any device.
 
-
-def check_pixels(pixels: npt.NDArray[np.uint8], side: int) -> None:
-    """Raises InvalidInput unless they have shape [B, side, side, 3]."""
-    if pixels.shape[1:] != (side, side, 3):
-        raise InvalidInput(f"pixels must have shape {[side, side, 3]}, not {list(pixels.shape[1:])}")
+        The caller has checked the pixels, and owns the result: a later call does not change it.
+        """

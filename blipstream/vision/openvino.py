@@ -11,6 +11,7 @@ import openvino.properties.hint as hints
 from blipstream.config import BUILD_HINT, CheckpointConfig, DType
 from blipstream.dtypes import resolve
 from blipstream.errors import ArtifactError
+from blipstream.images.shapes import Pixels
 from blipstream.vision.encoder import Encoder
 
 MODEL_NAME = "encoder.xml"
@@ -18,10 +19,10 @@ PRECISIONS = {"bf16": openvino.Type.bf16, "f32": openvino.Type.f32}
 
 
 class OpenVINOEncoder(Encoder):
-    """See Encoder."""
+    """The encoder that OpenVINO compiles for this processor."""
 
     def __init__(self, folder: Path, dtype: DType | None = None) -> None:
-        """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError where it is broken."""
+        """Load an artifact, in its own dtype unless another is given. Raises ArtifactError if it is broken."""
         self.config = CheckpointConfig.load(folder)
         self.dtype = resolve(dtype or self.config.dtype, "cpu")
         try:
@@ -30,14 +31,14 @@ class OpenVINOEncoder(Encoder):
                 "CPU",
                 {
                     hints.inference_precision: PRECISIONS[self.dtype],
-                    hints.performance_mode: hints.PerformanceMode.LATENCY,  # all cores on one batch
+                    hints.performance_mode: hints.PerformanceMode.LATENCY,  # all cores work on one batch
                 },
             )
         except RuntimeError as exc:
             raise ArtifactError(f"{folder / MODEL_NAME} cannot be loaded: {BUILD_HINT}") from exc
         self._request = compiled.create_infer_request()
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """UINT8 pixels [B, H, W, 3] -> image_embeds, f32 [B, N, E]."""
+    def encode(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """uint8 pixels [B, H, W, 3] -> image_embeds, f32 [B, N, E]."""
         image_embeds: npt.NDArray[np.float32] = self._request.infer({0: pixels}, share_inputs=True)[0]
         return image_embeds

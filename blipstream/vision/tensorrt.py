@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vision encoder as a TensorRT plan. Triton serves a plan by itself; this runs one where Triton is not around."""
+"""The vision encoder as a TensorRT plan. Triton serves plans itself; this runs one without Triton."""
 
 import importlib
 import logging
@@ -7,17 +7,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from blipstream.config import BUILD_HINT, CheckpointConfig
 from blipstream.errors import ArtifactError
+from blipstream.images.shapes import Pixels
 from blipstream.vision.encoder import Encoder
 
 PLAN_NAME = "model.plan"
-ONNX_NAME = "encoder.onnx"  # what it is compiled from
+ONNX_NAME = "encoder.onnx"  # the plan is compiled from it
 INPUT, OUTPUT = "pixels", "image_embeds"
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
@@ -26,20 +25,20 @@ MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt
 LEVELS = {"VERBOSE": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR}
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())  # what matters of it is in the exceptions
+_log.addHandler(logging.NullHandler())  # exceptions hold what matters of it
 
 
 def load_tensorrt(flavour: Flavour) -> Any:  # noqa: ANN401
-    """TensorRT's module. Raises ArtifactError where it is not installed."""
+    """TensorRT's module. Raises ArtifactError if it is not installed."""
     try:
         return importlib.import_module(MODULES[flavour])
     except ImportError as exc:
         raise ArtifactError(f"{flavour} is not installed here: run this in Triton's container, or install it") from exc
 
 
-@cache  # TensorRT keeps the first logger that a process gives it
+@cache  # TensorRT keeps the first logger of a process
 def tensorrt_logger(flavour: Flavour) -> Any:  # noqa: ANN401
-    """TensorRT's log as Python's, and in `errors` what went wrong."""
+    """A logger that passes TensorRT's messages on to Python's logging and keeps the errors in its list `errors`."""
     trt = load_tensorrt(flavour)
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -57,12 +56,12 @@ def tensorrt_logger(flavour: Flavour) -> Any:  # noqa: ANN401
 
 
 class TensorRTEncoder(Encoder):
-    """See Encoder. It needs the GPU and the TensorRT that the plan was compiled for."""
+    """The encoder as a plan. It needs the kind of GPU and the version of TensorRT that the plan was compiled for."""
 
     dtype = "f16"
 
     def __init__(self, folder: Path, flavour: Flavour = "tensorrt") -> None:
-        """From an artifact. Raises ArtifactError where its plan is broken, or another GPU's or TensorRT's."""
+        """Load an artifact. Raises ArtifactError if its plan is broken or does not run here."""
         self.config = CheckpointConfig.load(folder)
         path = folder / PLAN_NAME
         try:
@@ -72,7 +71,7 @@ class TensorRTEncoder(Encoder):
         trt, self._logger = load_tensorrt(flavour), tensorrt_logger(flavour)
         self._logger.errors.clear()
         self._runtime = trt.Runtime(self._logger)
-        self._runtime.engine_host_code_allowed = True  # version-compatible plans bring some, and this one is our own
+        self._runtime.engine_host_code_allowed = True  # version-compatible plans hold such code; we built this one
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ArtifactError(
@@ -80,12 +79,12 @@ class TensorRTEncoder(Encoder):
             )
         self._context = engine.create_execution_context()
         self._max_batch: int = engine.get_tensor_profile_shape(INPUT, 0)[2][0]
-        # on the default stream TensorRT would synchronise more than it must
+        # on the default stream TensorRT synchronizes more often
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
-        """UINT8 pixels [B, H, W, 3] -> image_embeds, fp16 [B, N, E] on the GPU."""
+    def encode(self, pixels: Pixels) -> Tensor:
+        """uint8 pixels [B, H, W, 3] -> image_embeds, f16 [B, N, E] on the GPU."""
         parts = range(0, len(pixels), self._max_batch)
         return torch.cat([self._run(torch.from_numpy(pixels[start : start + self._max_batch])) for start in parts])
 

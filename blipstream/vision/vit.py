@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLIP's ViT encoder, from uint8 pixels to image_embeds."""
+"""BLIP's vision transformer (ViT), from uint8 pixels to image_embeds.
+
+B images, N = 1 + patches tokens, width E.
+"""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 from blipstream.config import VisionConfig
 
 
-class VisionLayer(nn.Module):
+class TransformerLayer(nn.Module):
     """One pre-norm transformer layer."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -31,27 +34,29 @@ class VisionLayer(nn.Module):
         return x + hidden
 
 
-class VisionEncoder(nn.Module):
-    """The whole encoder. Rescale and normalise are its first operations, in f32."""
+class VisionTransformer(nn.Module):
+    """The whole model. It rescales and normalizes pixels itself, in f32."""
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.image_size = config.image_size
         width, patches = config.hidden_size, (config.image_size // config.patch_size) ** 2
-        # of the normalisation, pixels * scale + shift; loaded with the weights
+        # pixels are normalized to pixels * scale + shift; both are loaded with the weights
         self.register_buffer("scale", torch.empty(3, 1, 1))
         self.register_buffer("shift", torch.empty(3, 1, 1))
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.class_embedding = nn.Parameter(torch.empty(1, 1, width))
         self.position_embedding = nn.Parameter(torch.empty(1, 1 + patches, width))
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """UINT8 pixels [B, H, W, 3] -> image_embeds [B, N, E] in the weights' dtype, the class token first."""
-        # cast before transposing: TensorRT lets no other operation touch UINT8
+        """uint8 pixels [B, H, W, 3] -> image_embeds [B, N, E] in the weights' dtype, the class token first."""
+        assert pixels.shape[1:] == (self.image_size, self.image_size, 3)
+        # cast first: TensorRT knows no other operation on uint8
         pixel_values = pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift
         x = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(x.shape[0], -1, -1), x], dim=1) + self.position_embedding

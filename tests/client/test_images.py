@@ -10,7 +10,8 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from blipstream.images.pixels import _to_rgb, load_pixels
+from blipstream.images.colors import to_rgb
+from blipstream.images.pixels import load_pixels
 from blipstream_client import InvalidImage
 from blipstream_client._images import encode, shrink
 
@@ -67,7 +68,7 @@ def picture_in(mode: str) -> Image.Image:
 def test_pil_images_look_as_their_own_file_does(mode: str) -> None:
     """As the server decodes, which is as the reference does."""
     image = picture_in(mode)
-    expected = np.asarray(_to_rgb(image))
+    expected = np.asarray(to_rgb(image))
     np.testing.assert_array_equal(seen(encode(image)), expected)
     if not mode.startswith("I;16") and mode not in ("La", "RGBa"):  # it clips those, refuses that, and darkens this
         reference = BlipImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False)
@@ -79,14 +80,14 @@ def test_pil_images_look_as_their_own_file_does(mode: str) -> None:
 def test_transparent_colours_travel(mode: str) -> None:
     image = picture_in(mode)
     image.info["transparency"] = image.getpixel((0, 0))
-    np.testing.assert_array_equal(seen(encode(image)), np.asarray(_to_rgb(image)))
+    np.testing.assert_array_equal(seen(encode(image)), np.asarray(to_rgb(image)))
     assert seen(encode(image))[0, 0].tolist() == [255, 255, 255]
 
 
 def test_palettes_with_transparency_travel() -> None:
     image = picture_in("RGBA").quantize(16)
     assert (image.mode, image.has_transparency_data) == ("P", True)
-    np.testing.assert_array_equal(seen(encode(image)), np.asarray(_to_rgb(image)))
+    np.testing.assert_array_equal(seen(encode(image)), np.asarray(to_rgb(image)))
 
 
 @pytest.mark.parametrize("values", ["12 bits", "white is zero"])

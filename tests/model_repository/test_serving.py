@@ -23,8 +23,8 @@ from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
 from blipstream.server.triton import TritonServer
 from blipstream.vision.openvino import OpenVINOEncoder
-from tests.blipstream.images.bad_images import BAD_IMAGES
 from tests.conftest import SAMPLES
+from tests.support.bad_images import BAD_IMAGES
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_several_images_in_one_request(triton: InferenceServerClient, samples: d
 @pytest.mark.parametrize("name", BAD_IMAGES)
 def test_bad_images(triton: InferenceServerClient, name: str) -> None:
     bad = BAD_IMAGES[name]
-    assert re.search(bad.sentence, refusal(triton, image=words(bad.data)))
+    assert re.search(bad.message, refusal(triton, image=words(bad.data)))
 
 
 def bad_requests() -> dict[str, tuple[str, dict[str, npt.NDArray[Any]], str]]:

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 from PIL import Image
 
-from blipstream.images.pixels import TOO_SLOW
+from blipstream.images.limits import TOO_SLOW
 from blipstream.server.triton import TritonServer
 from blipstream_client import Client, InvalidRequest
-from tests.blipstream.images.bad_images import encode, run_length_encoded_bmp
 from tests.conftest import SAMPLES
 from tests.deploy.programs import wait_for
+from tests.support.image_files import encode, run_length_encoded_bmp
 
 
 def decoders(server: TritonServer) -> list[psutil.Process]:

@@ -11,7 +11,8 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.errors import BlipstreamError, apart, report, triton_error
-from blipstream.images.loader import Request, load_loader
+from blipstream.images import load_loader
+from blipstream.images.loader import ImageRequest
 from blipstream.options import refuse_parameters
 from blipstream.serving.adapter import deadline_of, device_of
 from blipstream.serving.backpressure import Backpressure
@@ -25,8 +26,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"], "artifact")
         self.journal, self.results = Journal(args["model_name"]), Results(pb_utils.MetricFamily, args["model_name"])
         self.backpressure, checkpoint = Backpressure(), CheckpointConfig.load(of_one_checkpoint(folder))
-        self.positions = checkpoint.text.max_positions
-        processes = sum(each["count"] for each in config["instance_group"])
+        self.positions, processes = checkpoint.text.max_positions, sum(one["count"] for one in config["instance_group"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.loader = load_loader(device_of(args), checkpoint.vision.image_size, processes, **parameters)
 
@@ -37,8 +37,8 @@ class TritonPythonModel:
             sender, began = request.get_response_sender(), time.monotonic()
             try:
                 refuse_parameters(request)
-                tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                waiting.append((request, sender, Request.of(tensors, deadline_of(request, sender), self.positions)))
+                inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                waiting.append((request, sender, ImageRequest.of(inputs, deadline_of(request, sender), self.positions)))
             except Exception as exc:
                 self.answer(request, sender, report(exc), began)
         self.results.tell(self.journal)

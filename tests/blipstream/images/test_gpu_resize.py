@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch resizes as PIL does, bit for bit, whichever pass PIL does first; on the CPU, as exact sums are so anywhere."""
+"""torch resizes as PIL does, bit for bit, whichever axis PIL resizes first. Exact sums are equal on every device."""
 
 import numpy as np
 import pytest
@@ -9,29 +9,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blipstream.images.gpu_resize import HALF_BITS, MAX_TAPS, PRECISION, Axis, can_resize, resize, taps
-from blipstream.images.pixels import Box
+from blipstream.images.shapes import Box, Size
+from tests.support.image_files import noise
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Samples at both ends of the scale, too: sums then leave it."""
-    samples = np.random.default_rng(seed).integers(-60, 316, (height, width, 3)).clip(0, 255)
-    return Image.fromarray(samples.astype(np.uint8))
-
-
-def assert_as_pil(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> None:
+def assert_equals_pil(image: Image.Image, size: Size, box: Box | None = None) -> None:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     resized = resize(pixels, size, box or (0, 0, *image.size)).permute(1, 2, 0)
     np.testing.assert_array_equal(resized, np.asarray(image.resize(size, Image.Resampling.BICUBIC, box)))
 
 
 LENGTHS = st.integers(1, 200)
-SIDES = st.integers(13, 100)  # with more than MAX_TAPS left out
+SIDES = st.integers(13, 100)  # smaller ones could need more than MAX_TAPS
 
 
 @settings(max_examples=200)
 @given(LENGTHS, LENGTHS, SIDES, SIDES, st.integers(0, 2**32))
 def test_any_size(width: int, height: int, columns: int, rows: int, seed: int) -> None:
-    assert_as_pil(noise(width, height, seed), (columns, rows))
+    assert_equals_pil(noise(width, height, seed), (columns, rows))
 
 
 @settings(max_examples=200)
@@ -40,18 +35,18 @@ def test_any_box(width: int, height: int, side: int, corners: tuple[float, float
     left, right = sorted(round(corner * width, 2) for corner in corners[:2])
     top, bottom = sorted(round(corner * height, 2) for corner in corners[2:])
     if right - left > 0.1 and bottom - top > 0.1:
-        assert_as_pil(noise(width, height), (side, side), (left, top, right, bottom))
+        assert_equals_pil(noise(width, height), (side, side), (left, top, right, bottom))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (300, 900), (1000, 999)])
-def test_photograph_sizes(size: tuple[int, int]) -> None:
-    assert_as_pil(noise(*size), (384, 384))
-    assert_as_pil(noise(*size), (384, 384), (3.5, 1.5, size[0] - 7.5, size[1] - 2.25))
+def test_photograph_sizes(size: Size) -> None:
+    assert_equals_pil(noise(*size), (384, 384))
+    assert_equals_pil(noise(*size), (384, 384), (3.5, 1.5, size[0] - 7.5, size[1] - 2.25))
 
 
 def test_exact_at_the_limit() -> None:
-    """White, where sums are largest, at as many taps as there may be."""
-    assert MAX_TAPS * 255 << HALF_BITS - 1 <= 1 << 24  # what an f32 counts to
+    """White has the largest sums; the length is the largest that MAX_TAPS allows."""
+    assert MAX_TAPS * 255 << HALF_BITS - 1 <= 1 << 24  # an f32 holds every whole number up to here
     side = 64
     box_of = {length: (0, 0, length, length) for length in range(1500, 0, -1)}
     length = next(n for n, box in box_of.items() if can_resize((n, n), (side, side), box))
@@ -61,7 +56,7 @@ def test_exact_at_the_limit() -> None:
     assert not can_resize((length, length + side), (side, side), (0, 0, length, length + side))
     for low, high in [(255, 255), (0, 255), (254, 255)]:
         samples = np.random.default_rng(0).choice([low, high], (length, length, 3))
-        assert_as_pil(Image.fromarray(samples.astype(np.uint8)), (side, side), box)
+        assert_equals_pil(Image.fromarray(samples.astype(np.uint8)), (side, side), box)
 
 
 @settings(max_examples=100)

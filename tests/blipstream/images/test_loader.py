@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many images at once come out as they do one by one."""
+"""Many images loaded at once are the same as each loaded alone."""
 
 import gc
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Event
 from typing import Any
@@ -16,25 +15,19 @@ import pytest
 from blipstream.deadline import Deadline
 from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidInput, Overloaded, ServerError, error_of
 from blipstream.images import loader
-from blipstream.images.loader import ImageLoader, Loaded, Request
-from blipstream.images.pixels import DEFAULT_RESIZE_MODE, JPEG_SCALING, RESIZE_MODES, Pixels, load_pixels
-from blipstream.server.installation import ROOT
-from tests.blipstream.images.bad_images import BAD_IMAGES, encode, tiff_of_one_strip
-from tests.blipstream.images.test_gpu_resize import noise
+from blipstream.images.loader import ImageLoader, ImageRequest, Loaded
+from blipstream.images.pixels import JPEG_SCALING, load_pixels
+from blipstream.images.resize import RESIZE_MODES
+from blipstream.images.shapes import Pixels
+from tests.conftest import ROOT
+from tests.support.bad_images import BAD_IMAGES
+from tests.support.image_files import encode, ignore_pil_warnings, noise, tiff_of_one_strip
+from tests.support.image_loading import load_each
 
-# pytest's "error" comes after, so goes before, the filter that blipstream.images.pixels sets for PIL
-pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+pytestmark = ignore_pil_warnings
 
 SIDE = 64
 PIXELS = np.zeros((1, SIDE, SIDE, 3), np.uint8)
-
-
-def load(loader: ImageLoader, images: Sequence[bytes], modes: Sequence[str] = ()) -> list[Loaded]:
-    """Each image's pixels [H, W, 3], or why there are none, however long it takes; asked for together."""
-    modes = modes or [DEFAULT_RESIZE_MODE] * len(images)
-    answers = loader.load_requests([Request([image], [mode]) for image, mode in zip(images, modes, strict=True)])
-    done = [each.result() if isinstance(each, Future) else each for each in answers]
-    return [each if isinstance(each, BlipstreamError) else each[0] for each in done]
 
 
 def pixels_of(loaded: Loaded | Future[Loaded]) -> Pixels:
@@ -43,17 +36,17 @@ def pixels_of(loaded: Loaded | Future[Loaded]) -> Pixels:
 
 
 def waits_for(event: Event) -> Deadline:
-    """Of somebody for whom nothing goes on, once at the door, until an event."""
-    looks = iter([True])
-    return Deadline(0, lambda: not next(looks, False) and not event.wait(60))
+    """A deadline whose second check waits for an event: the work has entered, and does not begin."""
+    checks = iter([True])
+    return Deadline(0, lambda: not next(checks, False) and not event.wait(60))
 
 
-def test_each_image_gets_its_own_answer() -> None:
-    """Good and bad ones in turn, in every mode and one that does not exist."""
+def test_each_image_gets_its_own_result() -> None:
+    """Good and bad images take turns, in every mode and in one that does not exist."""
     good = [encode(noise(30 + i, 50, i), "PNG") for i in range(len(BAD_IMAGES))]
     images = [image for pair in zip(good, (bad.data for bad in BAD_IMAGES.values()), strict=True) for image in pair]
     modes = [(*RESIZE_MODES, "zoom")[i // 2 % 4] for i in range(len(images))]
-    loaded = load(ImageLoader(SIDE), images, modes)
+    loaded = load_each(ImageLoader(SIDE), images, modes)
     assert len(loaded) == len(images)
     for image, mode, result in zip(images, modes, loaded, strict=True):
         if isinstance(result, BlipstreamError):
@@ -65,23 +58,23 @@ def test_each_image_gets_its_own_answer() -> None:
     assert sum(isinstance(result, InvalidInput) for result in loaded) >= len(BAD_IMAGES)
 
 
-def test_nothing_is_something() -> None:
+def test_no_requests() -> None:
     assert ImageLoader(SIDE).load_requests([]) == []
 
 
-SLOW = tiff_of_one_strip(1000)  # so it is taken to be
+SLOW = tiff_of_one_strip(1000)  # it decodes fast, but its header says that it may not
 
 
-def test_slow_images_hold_nobody_up() -> None:
-    """Who asks beside them, has an answer while theirs are not even begun."""
+def test_quick_images_do_not_wait_for_slow_ones() -> None:
+    """They are loaded while the slow ones have not even begun."""
     quick = encode(noise(30, 50), "PNG")
     may_begin = Event()
-    slow = Request([quick, SLOW], ["center_crop", "letterbox"], deadline=waits_for(may_begin))
+    slow = ImageRequest([quick, SLOW], ["center_crop", "letterbox"], deadline=waits_for(may_begin))
     loader = ImageLoader(SIDE)
-    later, now = loader.load_requests([slow, Request([quick])])
+    later, now = loader.load_requests([slow, ImageRequest([quick])])
     np.testing.assert_array_equal(pixels_of(now)[0], load_pixels(quick, SIDE))
     for _ in range(3):
-        np.testing.assert_array_equal(pixels_of(loader.load_requests([Request([quick])])[0])[0], pixels_of(now)[0])
+        np.testing.assert_array_equal(pixels_of(loader.load_requests([ImageRequest([quick])])[0])[0], pixels_of(now)[0])
     assert isinstance(later, Future)
     assert not later.done()
     may_begin.set()
@@ -89,25 +82,26 @@ def test_slow_images_hold_nobody_up() -> None:
     np.testing.assert_array_equal(pixels_of(later.result()), expected)
 
 
-def test_a_bad_image_beside_a_slow_one_is_told_at_once() -> None:
-    (refused,) = ImageLoader(SIDE).load_requests([Request([SLOW, b"no image"])])
+def test_a_bad_image_beside_a_slow_one_is_refused_at_once() -> None:
+    (refused,) = ImageLoader(SIDE).load_requests([ImageRequest([SLOW, b"no image"])])
     assert isinstance(refused, InvalidInput)
 
 
-def test_who_has_gone_waits_for_no_slow_image() -> None:
-    looks = iter([False])  # at the door; from then on
-    (later,) = ImageLoader(SIDE).load_requests([Request([SLOW], deadline=Deadline(0, lambda: next(looks, True)))])
+def test_cancelled_requests_do_not_load_slow_images() -> None:
+    checks = iter([False])  # cancelled from the second check on
+    deadline = Deadline(0, lambda: next(checks, True))
+    (later,) = ImageLoader(SIDE).load_requests([ImageRequest([SLOW], deadline=deadline)])
     assert isinstance(later, Future)
     assert isinstance(later.result(), Gone)
 
 
-@pytest.mark.parametrize("bound", ["MAX_SLOW", "MAX_SLOW_BYTES"])
+@pytest.mark.parametrize("bound", ["MAX_SLOW_IMAGES", "MAX_SLOW_BYTES"])
 def test_slow_images_are_bounded(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In number and in bytes; alone, a request may exceed both."""
-    monkeypatch.setattr(loader, bound, {"MAX_SLOW": 3, "MAX_SLOW_BYTES": 3 * len(SLOW)}[bound])
+    """In number and in bytes. A request that is alone may exceed both."""
+    monkeypatch.setattr(loader, bound, {"MAX_SLOW_IMAGES": 3, "MAX_SLOW_BYTES": 3 * len(SLOW)}[bound])
     may_begin = Event()
     images = ImageLoader(SIDE)
-    first = images.load_requests([Request([SLOW] * count, deadline=waits_for(may_begin)) for count in (1, 2, 1)])
+    first = images.load_requests([ImageRequest([SLOW] * count, deadline=waits_for(may_begin)) for count in (1, 2, 1)])
     assert [isinstance(each, Future) for each in first] == [True, True, False]
     assert isinstance(first[2], Overloaded)
     assert isinstance(error_of("preprocess", str(first[2])), Overloaded)
@@ -115,13 +109,13 @@ def test_slow_images_are_bounded(bound: str, monkeypatch: pytest.MonkeyPatch) ->
     for each in first[:2]:
         assert isinstance(each, Future)
         pixels_of(each.result())
-    (alone,) = images.load_requests([Request([SLOW] * 4)])
+    (alone,) = images.load_requests([ImageRequest([SLOW] * 4)])
     assert isinstance(alone, Future)
     assert pixels_of(alone.result()).shape == (4, SIDE, SIDE, 3)
 
 
-def test_whatever_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """As where memory runs out after an image was decoded, or no process can be started."""
+def test_failures_stay_with_their_request(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Memory may run out after an image is decoded, and a process may not start."""
 
     def fail(image: bytes = b"large", *arguments: Any, **options: Any) -> Any:
         if image == b"large":
@@ -131,7 +125,9 @@ def test_whatever_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     monkeypatch.setattr(loader, "load_pixels", fail)
     monkeypatch.setattr("blipstream.images.worker.Pipe", fail)
     quick = encode(noise(30, 50), "PNG")
-    failed, fine, slow = ImageLoader(SIDE).load_requests([Request([b"large"]), Request([quick]), Request([SLOW])])
+    failed, fine, slow = ImageLoader(SIDE).load_requests(
+        [ImageRequest([b"large"]), ImageRequest([quick]), ImageRequest([SLOW])]
+    )
     assert pixels_of(fine).shape == (1, SIDE, SIDE, 3)
     assert isinstance(slow, Future)
     for each in (failed, slow.result()):
@@ -139,23 +135,23 @@ def test_whatever_fails_fails_alone(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     assert capfd.readouterr().err.count("Traceback") == 2
 
 
-def test_requests_keep_apart() -> None:
-    """Those that are out of order shift nobody's images or modes."""
+def test_invalid_requests_do_not_shift_others() -> None:
+    """Every other request keeps its images and modes."""
     images = [encode(noise(30, 50, i), "PNG") for i in range(3)]
     pixels = np.stack([load_pixels(image, SIDE) for image in images])
     requests = [
-        Request([], ["zoom", "zoom"]),
-        Request(images[:2], ["letterbox", "center_crop"]),
-        Request([images[0]], ["zoom", "stretch"]),
-        Request([images[0], b"no image"], ["stretch", "stretch"]),
-        Request(pixels=pixels),
-        Request(),
-        Request(pixels=pixels[:0]),
-        Request(pixels=pixels[:, 1:]),
-        Request([images[0]], ["stretch"], pixels),
-        Request(images[2:], ["center_crop"]),
-        Request(images[:1], deadline=Deadline(0, lambda: True)),
-        Request(images[1:], deadline=Deadline(0, lambda: False)),
+        ImageRequest([], ["zoom", "zoom"]),
+        ImageRequest(images[:2], ["letterbox", "center_crop"]),
+        ImageRequest([images[0]], ["zoom", "stretch"]),
+        ImageRequest([images[0], b"no image"], ["stretch", "stretch"]),
+        ImageRequest(pixels=pixels),
+        ImageRequest(),
+        ImageRequest(pixels=pixels[:0]),
+        ImageRequest(pixels=pixels[:, 1:]),
+        ImageRequest([images[0]], ["stretch"], pixels),
+        ImageRequest(images[2:], ["center_crop"]),
+        ImageRequest(images[:1], deadline=Deadline(0, lambda: True)),
+        ImageRequest(images[1:], deadline=Deadline(0, lambda: False)),
     ]
     loaded = [each for each in ImageLoader(SIDE).load_requests(requests) if not isinstance(each, Future)]
     assert len(loaded) == len(requests)
@@ -174,15 +170,15 @@ def test_requests_keep_apart() -> None:
         np.testing.assert_array_equal(np.asarray(loaded[number]), expected)
 
 
-def test_refused_images_leave_nothing_for_the_garbage_collector() -> None:
-    """Whatever a decoder made of them would stay until a full collection, and tear holes into the heap."""
+def test_refused_images_are_freed_at_once() -> None:
+    """If only a full garbage collection freed what was decoded of them, the heap would get holes."""
     loader = ImageLoader(SIDE)
     bad = [each.data for each in BAD_IMAGES.values()]
-    load(loader, bad)
+    load_each(loader, bad)
     gc.collect()
     gc.disable()
     try:
-        refused = load(loader, bad)
+        refused = load_each(loader, bad)
         assert all(isinstance(each, InvalidInput) for each in refused)
         del refused
         gc.set_debug(gc.DEBUG_SAVEALL)
@@ -199,7 +195,7 @@ def test_jpeg_scaling_is_passed_on() -> None:
     expected = {how: load_pixels(image, SIDE, jpeg_scaling=how) for how in JPEG_SCALING}
     assert not np.array_equal(expected["exact"], expected["fast"])
     for how, pixels in expected.items():
-        (loaded,) = load(ImageLoader(SIDE, how), [image])
+        (loaded,) = load_each(ImageLoader(SIDE, how), [image])
         np.testing.assert_array_equal(pixels_of(loaded), pixels)
 
 
@@ -227,13 +223,13 @@ print(libc.mallinfo2().hblks - before)
 
 
 def test_large_buffers_go_back_to_the_system() -> None:
-    """Even after larger ones: by itself, glibc would take the next from its heap, as it may where that has a hole."""
+    """Even after larger ones: by default, glibc would then take the next from its heap, and may leave a hole there."""
     command = [sys.executable, "-c", COUNT_MAPPED]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
-def test_a_fault_of_ours_at_one_image_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is no memory for a large one."""
+def test_an_unexpected_error_stays_with_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be no memory for a large one."""
     images = [encode(noise(30, 50, i), "PNG") for i in range(4)]
     expected = [load_pixels(image, SIDE) for image in images]
 
@@ -243,7 +239,7 @@ def test_a_fault_of_ours_at_one_image_is_nobody_elses(monkeypatch: pytest.Monkey
         return load_pixels(data, *rest, **more)
 
     monkeypatch.setattr(loader, "load_pixels", fails)
-    loaded = ImageLoader(SIDE).load_requests([Request([image]) for image in images])
+    loaded = ImageLoader(SIDE).load_requests([ImageRequest([image]) for image in images])
     for index, (result, pixels) in enumerate(zip(loaded, expected, strict=True)):
         if index == 2:
             assert str(result) == f"{FAILED} (MemoryError): try again, or see its log"
@@ -252,15 +248,15 @@ def test_a_fault_of_ours_at_one_image_is_nobody_elses(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("picture", [{"image": np.array([[b"no image"]], np.object_)}, {"pixels": PIXELS}])
-def test_options_that_the_decoder_would_refuse_are_refused_at_once(picture: dict[str, npt.NDArray[Any]]) -> None:
+def test_options_that_the_decoder_would_refuse_are_refused_early(picture: dict[str, npt.NDArray[Any]]) -> None:
     deadline = Deadline(0, lambda: False)
-    request = Request.of(picture | {"num_beams": np.array([[10]], np.int32)}, deadline, 64)
+    request = ImageRequest.of(picture | {"num_beams": np.array([[10]], np.int32)}, deadline, 64)
     assert request.deadline is deadline
-    assert Request.of(picture | {"max_tokens": np.array([[64]], np.int32)}, deadline, 64)
+    assert ImageRequest.of(picture | {"max_tokens": np.array([[64]], np.int32)}, deadline, 64)
     sentence = "must fit 64 positions, but the prompt takes at least 1 and max_tokens is 65: shorten one of them"
     with pytest.raises(InvalidInput, match=sentence):
-        Request.of(picture | {"max_tokens": np.array([[65]], np.int32)}, deadline, 64)
+        ImageRequest.of(picture | {"max_tokens": np.array([[65]], np.int32)}, deadline, 64)
     with pytest.raises(InvalidInput, match="num_beams must be between 1 and 10, not 99"):
-        Request.of(picture | {"num_beams": np.array([[99]], np.int32)}, deadline, 64)
+        ImageRequest.of(picture | {"num_beams": np.array([[99]], np.int32)}, deadline, 64)
     with pytest.raises(InvalidInput, match="num_beams must have a row for each image, 1, not 2"):
-        Request.of(picture | {"num_beams": np.array([[9], [9]], np.int32)}, deadline, 64)
+        ImageRequest.of(picture | {"num_beams": np.array([[9], [9]], np.int32)}, deadline, 64)

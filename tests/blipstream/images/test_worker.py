@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process of its own decodes comes out as here; however that process ends, its owner has one sentence."""
+"""A worker process gives the same pixels and errors; however it ends, its owner gets one clear error."""
 
 import gc
 import os
@@ -13,17 +13,18 @@ from PIL import Image
 
 from blipstream.deadline import Deadline
 from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidInput, TimedOut
-from blipstream.images.pixels import JPEG_SCALING, RESIZE_MODES, TOO_SLOW, ImageLimits, load_pixels
-from blipstream.images.worker import MEMORY, ImageWorker
-from tests.blipstream.images.bad_images import BAD_IMAGES, encode, run_length_encoded_bmp
-from tests.blipstream.images.test_gpu_resize import noise
+from blipstream.images.limits import TOO_SLOW, ImageLimits
+from blipstream.images.pixels import JPEG_SCALING, load_pixels
+from blipstream.images.resize import RESIZE_MODES
+from blipstream.images.worker import MAX_MEMORY, ImageWorker
+from tests.support.bad_images import BAD_IMAGES
+from tests.support.image_files import encode, ignore_pil_warnings, noise, run_length_encoded_bmp
 
-# pytest's "error" comes after, so goes before, the filter that blipstream.images.pixels sets for PIL
-pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+pytestmark = ignore_pil_warnings
 
 SIDE = 64
 SMALL = encode(noise(30, 50), "PNG")
-# libwebp decodes it in one piece, for a second and more
+# libwebp decodes it without reading on, for more than a second
 LARGE = encode(Image.new("RGB", (8000, 8000)), "WEBP", lossless=True, quality=0, method=0)
 
 
@@ -39,10 +40,10 @@ def pid_of(worker: ImageWorker) -> int:
     return worker._process.pid
 
 
-def at_first_look(act: Callable[[], bool]) -> Deadline:
-    """Of somebody whom `act` does something to, and takes away if it says so, once the work is under way."""
-    looks = iter([False])
-    return Deadline(0, lambda: next(looks, None) is None and act())
+def acting_deadline(act: Callable[[], bool]) -> Deadline:
+    """A deadline that calls `act` once the work has begun, and is cancelled if `act` returns true."""
+    checks = iter([False])
+    return Deadline(0, lambda: next(checks, None) is None and act())
 
 
 @pytest.mark.parametrize("mode", RESIZE_MODES)
@@ -74,9 +75,9 @@ def test_refusals_are_the_same(worker: ImageWorker) -> None:
     assert pid_of(worker) == pid
 
 
-@pytest.mark.parametrize("data", [LARGE, run_length_encoded_bmp(20_000, 1_000)], ids=["in one piece", "in pieces"])
-def test_what_takes_too_long_is_ended(data: bytes) -> None:
-    """Wherever its decoder is."""
+@pytest.mark.parametrize("data", [LARGE, run_length_encoded_bmp(20_000, 1_000)], ids=["one read", "many reads"])
+def test_an_image_over_its_time_budget_is_ended(data: bytes) -> None:
+    """Even if its decoder does not read on."""
     worker = ImageWorker(SIDE, limits=ImageLimits(seconds=0.1, seconds_for_pixels=0))
     with pytest.raises(InvalidInput, match=TOO_SLOW):
         worker.load(data, "stretch")
@@ -85,8 +86,8 @@ def test_what_takes_too_long_is_ended(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("timeout", "error"), [(0, Gone), (1, TimedOut)])
-def test_nothing_is_done_for_who_has_gone(worker: ImageWorker, timeout: int, error: type[BlipstreamError]) -> None:
-    """Nor begun: its process would be another one."""
+def test_cancelled_requests_do_not_begin(worker: ImageWorker, timeout: int, error: type[BlipstreamError]) -> None:
+    """Else the process would have been ended, and be another one."""
     worker.load(SMALL, "stretch")
     pid = pid_of(worker)
     with pytest.raises(error):
@@ -95,29 +96,29 @@ def test_nothing_is_done_for_who_has_gone(worker: ImageWorker, timeout: int, err
     assert pid_of(worker) == pid
 
 
-def test_who_goes_while_it_decodes_ends_it(worker: ImageWorker) -> None:
+def test_cancelling_ends_a_decoder(worker: ImageWorker) -> None:
     with pytest.raises(Gone):
-        worker.load(LARGE, "stretch", at_first_look(lambda: True))
+        worker.load(LARGE, "stretch", acting_deadline(lambda: True))
     assert worker._process is None
     assert worker.load(SMALL, "stretch").shape == (SIDE, SIDE, 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_a_process_that_dies_fails_one_image(worker: ImageWorker, number: signal.Signals) -> None:
-    """As where memory runs out, or a decoder is at fault: which of the two, nobody can tell."""
+    """Memory may have run out, or the decoder may be faulty: the status does not tell which."""
 
     def kill() -> bool:
         os.kill(pid_of(worker), number)
         return False
 
     with pytest.raises(BlipstreamError) as caught:
-        worker.load(LARGE, "stretch", at_first_look(kill))
+        worker.load(LARGE, "stretch", acting_deadline(kill))
     assert not isinstance(caught.value, InvalidInput)
     assert str(caught.value).startswith(f"{FAILED} (its decoder ended with {number.name})")
     assert worker.load(SMALL, "stretch").shape == (SIDE, SIDE, 3)
 
 
-def test_a_process_that_died_before_is_replaced(worker: ImageWorker) -> None:
+def test_a_dead_process_is_replaced(worker: ImageWorker) -> None:
     worker.load(SMALL, "stretch")
     os.kill(pid_of(worker), signal.SIGKILL)
     os.waitid(os.P_PID, pid_of(worker), os.WEXITED | os.WNOWAIT)
@@ -126,19 +127,19 @@ def test_a_process_that_died_before_is_replaced(worker: ImageWorker) -> None:
 
 def test_memory_is_bounded(worker: ImageWorker) -> None:
     worker.load(SMALL, "stretch")
-    assert resource.prlimit(pid_of(worker), resource.RLIMIT_AS) == (MEMORY, MEMORY)
+    assert resource.prlimit(pid_of(worker), resource.RLIMIT_AS) == (MAX_MEMORY, MAX_MEMORY)
 
 
-def test_it_goes_with_its_owner(worker: ImageWorker) -> None:
-    """Whose end of the pipe closes, however it ends."""
+def test_a_process_ends_with_its_owner(worker: ImageWorker) -> None:
+    """The owner's end of the pipe closes, however the owner ends."""
     worker.load(SMALL, "stretch")
     worker._connection.close()
     assert worker._process is not None
     assert worker._process.wait(60) == 0
 
 
-def test_one_that_is_forgotten_takes_its_process_along() -> None:
-    """In a circle, too, whose parts Python ends in any order."""
+def test_garbage_collection_ends_the_process() -> None:
+    """Also within a reference cycle, which Python collects in any order."""
     forgotten: list[object] = [ImageWorker(SIDE)]
     forgotten.append(forgotten)
     assert isinstance(forgotten[0], ImageWorker)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed weights change how long a step takes, not what comes out."""
+"""Packed weights make a step faster and do not change its results."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def random_decoder(dtype: torch.dtype) -> TextDecoder:
 
 
 def forward(decoder: TextDecoder, images: int, rows_per_image: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, and the keys and values that were written."""
+    """The logits, and the keys and values that were written."""
     rows, dtype = images * rows_per_image, decoder.head_bias.dtype
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(CONFIG.vocab_size, (rows, tokens), generator=generator)
@@ -60,7 +60,7 @@ def forward(decoder: TextDecoder, images: int, rows_per_image: int, tokens: int)
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("images", "rows_per_image", "tokens"), [(1, 1, 1), (3, 1, 1), (2, 3, 1), (3, 1, 5)])
-def test_packed(dtype: torch.dtype, tolerance: float, images: int, rows_per_image: int, tokens: int) -> None:
+def test_packed_results(dtype: torch.dtype, tolerance: float, images: int, rows_per_image: int, tokens: int) -> None:
     plain = forward(random_decoder(dtype), images, rows_per_image, tokens)
     packed = forward(random_decoder(dtype).pack(), images, rows_per_image, tokens)
     for ours, theirs in zip(packed, plain, strict=True):
@@ -68,29 +68,29 @@ def test_packed(dtype: torch.dtype, tolerance: float, images: int, rows_per_imag
 
 
 def test_every_matrix_is_packed() -> None:
-    """The operators are private: a PyTorch without them must not slow us down unnoticed."""
+    """The operators are private: this fails if a new PyTorch lacks them, since steps would be slower."""
     decoder = random_decoder(torch.float32).pack()
     assert not [module for module in decoder.modules() if isinstance(module, nn.Linear)]
     assert sum(isinstance(module, PackedLinear) for module in decoder.modules()) == 6 * CONFIG.num_layers + 2
 
 
-def test_not_on_other_devices() -> None:
+def test_other_devices_cannot_pack() -> None:
     assert not can_pack(torch.empty(2, 2, device="meta"))
 
 
-def test_a_pytorch_without_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Nothing:
-        """In place of torch.ops.mkldnn."""
+def test_pytorch_without_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoOperators:
+        """Takes the place of torch.ops.mkldnn."""
 
     expected = forward(random_decoder(torch.float32), 2, 1, 3)[0]
-    monkeypatch.setattr(torch.ops, "mkldnn", Nothing())
+    monkeypatch.setattr(torch.ops, "mkldnn", NoOperators())
     decoder = random_decoder(torch.float32).pack()
     assert decoder.packed_head is None
     assert torch.equal(forward(decoder, 2, 1, 3)[0], expected)
 
 
 def test_loading_imports_no_compiler(f32_artifacts: Path) -> None:
-    """It would double the time that a server takes to start, and so to come back."""
+    """Importing it would double the time that a server takes to start."""
     program = """
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The tokenizer equals transformers'."""
+
 from pathlib import Path
 
 import pytest
@@ -18,18 +20,18 @@ def tokenizer(f32_artifacts: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_like_transformers(tokenizer: Tokenizer, reference: Reference, text: str) -> None:
+def test_equals_transformers(tokenizer: Tokenizer, reference: Reference, text: str) -> None:
     theirs = reference.tokenizer(text)["input_ids"]
-    theirs[0] = reference.model.config.text_config.bos_token_id  # as generate() does, then drops [SEP]
+    theirs[0] = reference.model.config.text_config.bos_token_id  # generate() does the same, and drops [SEP]
     assert tokenizer.encode(text) == theirs[:-1]
     assert tokenizer.decode(theirs) == reference.tokenizer.decode(theirs, skip_special_tokens=True)
 
 
-def test_names_take_several_pieces(tokenizer: Tokenizer) -> None:
+def test_rare_words_take_several_tokens(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("xylophone")) > 2
 
 
-def test_missing(tmp_path: Path, f32_artifacts: Path) -> None:
+def test_missing_tokenizer(tmp_path: Path, f32_artifacts: Path) -> None:
     text = CheckpointConfig.load(f32_artifacts / "decoder/1/artifact").text
     with pytest.raises(ArtifactError, match=r"tokenizer\.json is missing: .*make build"):
         Tokenizer(tmp_path, text)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan that TensorRT-RTX compiled: it runs on a GPU like transformers, and says so where there is none."""
+"""A plan of TensorRT-RTX gives transformers' image_embeds on a GPU, and one clear error elsewhere."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,13 +14,14 @@ from onnx_export import export_onnx
 from tensorrt_compile import Plan, PlanOptions, compile_plan
 from tests.conftest import CHECKPOINT
 from tests.reference import Reference, relative_error
+from tests.support.image_files import stack_pixels
 
 MAX_BATCH = 4
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's plan, for the GPU at hand or else for some."""
+    """The demo checkpoint's plan, for the GPU here; if there is none, for a common one."""
     folder = tmp_path_factory.mktemp("tensorrt")
     checkpoint = Checkpoint.find(str(CHECKPOINT))
     model = checkpoint.load_model()
@@ -36,26 +36,25 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.requires_cuda
-def test_like_transformers(artifact: Path, reference: Reference, scene_images: list[Image.Image]) -> None:
-    """Batches larger than the plan's, too."""
+def test_equals_transformers(artifact: Path, reference: Reference, scene_images: list[Image.Image]) -> None:
+    """Also in batches larger than the plan's."""
     encoder = TensorRTEncoder(artifact, "tensorrt_rtx")
     for start, stop in ((0, 1), (1, 5), (5, 15)):
         images = scene_images[start:stop]
-        pixels = np.stack([np.asarray(image.resize((192, 192), Image.Resampling.BICUBIC)) for image in images])
-        image_embeds = encoder.encode(pixels)
+        image_embeds = encoder.encode(stack_pixels(images, encoder.config.vision.image_size))
         assert image_embeds.dtype == torch.float16
         assert relative_error(image_embeds.cpu(), reference.embed(images)) < 5e-3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu(artifact: Path) -> None:
+def test_without_a_gpu(artifact: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"model\.plan does not run on this GPU with tensorrt_rtx .*: build it with"
     ):
         TensorRTEncoder(artifact, "tensorrt_rtx")
 
 
-def test_no_plan(artifact: Path, tmp_path: Path) -> None:
+def test_missing_plan(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no artifact in"):
         TensorRTEncoder(tmp_path, "tensorrt_rtx")
     (tmp_path / "config.json").write_bytes((artifact / "config.json").read_bytes())

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PyTorch encoder gives transformers' image_embeds, in every batch size and on a GPU by graphs."""
+"""PyTorch's encoder gives transformers' image_embeds in every batch size, on a GPU with CUDA graphs."""
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +12,7 @@ from blipstream.vision import load_encoder
 from build_repository import build
 from tests.conftest import CHECKPOINT, DEVICES
 from tests.reference import Reference, relative_error
+from tests.support.image_files import stack_pixels
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository / "encoder/1/torch"
 
 
-def pixels_of(images: list[Image.Image], side: int) -> npt.NDArray[np.uint8]:
-    return np.stack([np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images])
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_of_every_size(
     folder: Path, reference: Reference, scene_images: list[Image.Image], device: str
 ) -> None:
-    """Each size thrice, since graphs are recorded the second time, and each time with other images."""
+    """Each size three times, since graphs are captured the second time, and each time with other images."""
     encoder = load_encoder("torch", folder, device, "f32")
     expected = reference.embed(scene_images[:24])
-    pixels = pixels_of(scene_images[:24], encoder.config.vision.image_size)
+    pixels = stack_pixels(scene_images[:24], encoder.config.vision.image_size)
     for size in (1, 3, 8):
         for start in range(0, 3 * size, size):
             embeds = encoder.encode(pixels[start : start + size])
@@ -42,9 +37,9 @@ def test_batches_of_every_size(
 
 
 @pytest.mark.requires_cuda
-def test_what_was_returned_stays(folder: Path, scene_images: list[Image.Image]) -> None:
+def test_results_belong_to_the_caller(folder: Path, scene_images: list[Image.Image]) -> None:
     encoder = load_encoder("torch", folder, "cuda", "f32")
-    pixels = pixels_of(scene_images[:4], encoder.config.vision.image_size)
+    pixels = stack_pixels(scene_images[:4], encoder.config.vision.image_size)
     for each in pixels:
         encoder.encode(each[None])
     first = encoder.encode(pixels[:1])
@@ -54,11 +49,17 @@ def test_what_was_returned_stays(folder: Path, scene_images: list[Image.Image]) 
 
 
 @pytest.mark.requires_cuda
-def test_f16(folder: Path, reference: Reference, scene_images: list[Image.Image]) -> None:
+def test_f16_is_close(folder: Path, reference: Reference, scene_images: list[Image.Image]) -> None:
     encoder = load_encoder("torch", folder, "cuda")
     assert encoder.dtype == "f16"
-    embeds = encoder.encode(pixels_of(scene_images[:16], encoder.config.vision.image_size))
+    embeds = encoder.encode(stack_pixels(scene_images[:16], encoder.config.vision.image_size))
     assert relative_error(embeds.cpu(), reference.embed(scene_images[:16])) < 5e-3
+
+
+def test_f32_convolutions_are_not_tf32(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_encoder("torch", folder, "cpu", "f32")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_f16_is_for_gpus(folder: Path) -> None:

@@ -1,61 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that must be refused, each with the sentence that says why. Made in code, in milliseconds."""
+"""Images that must be refused, each with the error message that it gets."""
 
 import struct
-import zlib
 from base64 import b64encode
-from io import BytesIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from tests.support.image_files import encode, png
+
 
 class BadImage(NamedTuple):
     data: bytes
-    sentence: str  # regular expression for the whole message
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def png_chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def run_length_encoded_bmp(width: int, height: int) -> bytes:
-    """A few bytes for each row, which hold a pixel and an end: PIL decodes it in Python, and fills the rest in."""
-    palette = b"".join(bytes([value, 255 - value, 0, 0]) for value in range(256))
-    pixels = height * b"\1\1\0\0"
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
-    start = 14 + len(header) + len(palette)
-    return b"BM" + struct.pack("<III", start + len(pixels), 0, start) + header + palette + pixels
-
-
-def tiff_of_one_strip(rows: int) -> bytes:
-    """Each of its rows is the same bytes, and those after them."""
-    tags = {256: 8, 257: rows, 258: 8, 259: 1, 262: 1, 273: 8 + 2 + 12 * 9 + 4, 277: 1, 278: 1, 279: 0}
-    lists = {273: [tags[273]] * rows, 279: [8 + 100] * rows}
-    start = tags[273] + 8 + 100
-    body = bytes(8 + 100) + b"".join(struct.pack(f"<{rows}I", *values) for values in lists.values())
-    tags |= {273: start, 279: start + 4 * rows}
-    entries = (struct.pack("<HHII", tag, 4, rows if tag in lists else 1, value) for tag, value in tags.items())
-    return struct.pack("<4sIH", b"II*", 8, len(tags)) + b"".join(entries) + bytes(4) + body
-
-
-def png(width: int, height: int, rows: bytes, *, bits: int = 8, color_type: int = 2, before: bytes = b"") -> bytes:
-    """A PNG file that says what it is told: `rows` as they are, filter bytes included."""
-    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + before
-        + png_chunk(b"IDAT", zlib.compress(rows))
-        + png_chunk(b"IEND", b"")
-    )
+    message: str  # regular expression of the whole error message
 
 
 def _bad_images() -> dict[str, BadImage]:
@@ -69,7 +27,7 @@ def _bad_images() -> dict[str, BadImage]:
         "TIFF": encode(noise, "TIFF"),
     }
     ftyp = b"\0\0\0\x1cftyp"
-    strangers = {
+    mistakes = {
         "html": (b"<!DOCTYPE html><html><body>404</body></html>", "look like an HTML page"),
         "svg": (
             b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
@@ -84,7 +42,7 @@ def _bad_images() -> dict[str, BadImage]:
         "photoshop": (b"8BPS\0\1" + bytes(20), "look like a Photoshop document"),
         "zip": (b"PK\x03\x04" + bytes(26), "look like a compressed archive"),
         "url": (b"https://example.org/cat.jpg", "look like an address"),
-        "base64 of what is no image": (b64encode(b"RIFF----WAVE"), "start with 52 49 46 46 2d 2d 2d 2d"),
+        "base64 of a file that is no image": (b64encode(b"RIFF----WAVE"), "start with 52 49 46 46 2d 2d 2d 2d"),
         "ppm": (b"P6\n1 1\n255\n123", "start with 50 36 0a 31 20 31 0a 32"),
         "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "start with 25 21 50 53 2d 41 64 6f"),
         "one byte": (b"\xff", "start with ff"),
@@ -126,7 +84,7 @@ def _bad_images() -> dict[str, BadImage]:
         ),
         "base64 cut short": BadImage(
             b64encode(files["JPEG"])[:41],
-            r"image must be whole base64 text where it is text, but 41 bytes are not \(Invalid .+\): "
+            r"image that is sent as text must be complete base64, but its 41 bytes are not \(Invalid .+\): "
             "send it again in full",
         ),
         "webp bomb": BadImage(webp_bomb, r"image must have fewer pixels \(.*268402689 pixels.*\): scale it down"),
@@ -143,14 +101,14 @@ def _bad_images() -> dict[str, BadImage]:
                 data,
                 f"{kinds}, but its {size:,} bytes {what}: send the bytes of such a file, in JSON as base64",
             )
-            for name, (data, what) in strangers.items()
+            for name, (data, what) in mistakes.items()
             for size in [12 if name.startswith("base64") else len(data)]
         },
         **{
             name: BadImage(
                 data,
                 f"image must be a whole {kind} file, but its {len(data):,} bytes are cut short or damaged "
-                r"\(.+\): send the file again in full, or save it anew",
+                r"\(.+\): send the file again in full, or save it again",
             )
             for name, (kind, data) in damaged.items()
         },

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of file is told by its first bytes."""
+
+import pytest
+
+from blipstream.errors import InvalidInput
+from blipstream.images.formats import FORMATS, identify
+from tests.support.image_files import encode
+from tests.support.photographs import ENCODINGS
+
+NAMES = {"jpeg": "JPEG", "mpo": "JPEG", "png": "PNG", "webp": "WebP", "bmp": "BMP", "gif": "GIF", "tiff": "TIFF"}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_every_encoding_is_identified(name: str) -> None:
+    image, kind, options = ENCODINGS[name]
+    assert identify(encode(image, kind, **options)) == NAMES[name.split()[0]]
+
+
+def test_error_names_every_format() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        identify(b"")
+    assert all(name in str(caught.value) for name in FORMATS)
