@@ -22,7 +22,7 @@ LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
 SOURCES := blipstream build client deploy loadtest model_repository tests
 
-.PHONY: setup demo serve build bench loadtest tune test test-full lint format lock pin-images audit sbom clean
+.PHONY: setup demo serve build bench loadtest tune test test-full lint format configs lock pin-images audit sbom clean
 
 setup: $(READY)
 
@@ -76,10 +76,14 @@ lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/python build/generated_files.py --check
 
 format: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+configs: $(READY)  ## write the models' configs and the other files that follow from the decoding options
+	$(BIN)/python build/generated_files.py
 
 lock: $(READY)  ## resolve all lock files anew
 	$(BIN)/python deploy/lock.py

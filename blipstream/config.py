@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config.json that lies beside every artifact: all that a loader needs to know of the checkpoint."""
+"""The config.json beside every artifact: all that a loader needs to know about the checkpoint."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from blipstream.errors import ArtifactError
 
 CONFIG_NAME = "config.json"
 BUILD_HINT = "build it with `make build`"
-# in a model repository, below the folder of a version; an encoder has one for each runtime
+# folders of artifacts in a model's version folder, as globs; an encoder has one for each runtime
 ARTIFACTS = {"preprocess": "artifact", "encoder": "[!.]*", "decoder": "artifact"}
 
 DType = Literal["auto", "bf16", "f16", "f32"]
@@ -51,27 +51,27 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A BLIP captioner: where it came from and what it is made of."""
+    """A BLIP captioner: where it comes from, and its shape."""
 
     checkpoint: str  # hub name or folder name
-    revision: str  # hash of the weights and settings, and of the tokenizer and processor that it was given
-    dtype: DType  # what to compute in; auto: f16 on a GPU, bf16 where the processor has it, else f32
+    revision: str  # hash of the weights, the settings, the tokenizer and the processor
+    dtype: DType  # what to compute in; auto: f16 on a GPU, bf16 where the CPU has it, else f32
     vision: VisionConfig
     text: TextConfig
 
     @property
     def origin(self) -> str:
-        """Which checkpoint it was, for people."""
+        """The checkpoint's name and the start of its revision, for messages."""
         return f"{self.checkpoint}@{self.revision[:12]}"
 
     def save(self, folder: Path, **extra: object) -> None:
-        """Write config.json into `folder`; `extra` is for readers other than `load`."""
+        """Write config.json into `folder`. `load` ignores the fields of `extra`."""
         text = json.dumps(asdict(self) | extra, indent=2)
         (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "CheckpointConfig":
-        """Read `folder`'s config.json. Raises ArtifactError where there is none, or another version's."""
+        """Read `folder`'s config.json. Raises ArtifactError if there is none, or if another version wrote it."""
         path = folder / CONFIG_NAME
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -92,11 +92,11 @@ class CheckpointConfig:
 
 
 def of_one_checkpoint(folder: Path) -> Path:
-    """A model's artifact, once it is known to be of the same checkpoint as those of the models around it.
+    """Check that a model's artifact and those of the models beside it come from one checkpoint; returns `folder`.
 
-    Raises ArtifactError where they are of two: their shapes may fit, and captions would be nonsense. A model that is
-    not there, as where Triton fetches each from an object store to a place of its own, is not asked. Nor is an encoder
-    of another runtime, as long as one fits.
+    Raises ArtifactError if they come from two: their shapes may fit, and the captions would be nonsense. A model that
+    is not there is not checked: Triton puts each model that it fetches from an object store into a folder of its own.
+    Of the encoder's runtimes, one that fits is enough.
     """
     config, version = CheckpointConfig.load(folder), folder.parent
     for model, artifacts in ARTIFACTS.items():
@@ -111,7 +111,7 @@ def of_one_checkpoint(folder: Path) -> Path:
 
 
 def _readable(version: Path, artifacts: str) -> Iterator[CheckpointConfig]:
-    """What is not, its own model tells."""
+    """Those that can be read. For the others, their own model raises the error."""
     for path in sorted(version.glob(f"{artifacts}/{CONFIG_NAME}")):
         with suppress(ArtifactError):
             yield CheckpointConfig.load(path.parent)

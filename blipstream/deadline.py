@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Until when a request's answer is wanted."""
+"""When the time for a request is up."""
 
 import time
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from blipstream.errors import TIMED_OUT, Gone, TimedOut
 
 
 class Deadline:
-    """When a request's time is up. It is asked before each step of the work."""
+    """The time limit of a request. Each step of the work asks it first."""
 
     def __init__(self, timeout: int, is_cancelled: Callable[[], bool]) -> None:
-        """`timeout` is in microseconds from now on; 0 means that there is none."""
+        """`timeout` is in microseconds from now; 0 means no limit."""
         self._timeout = timeout
         self._is_cancelled = is_cancelled
         self._began = time.monotonic_ns()
 
     def left(self) -> int:
-        """The microseconds that are left, or 0 if there is no timeout.
+        """The microseconds that are left, or 0 if there is no limit.
 
-        Raises Gone if the client has cancelled the request, and TimedOut if its time is up.
+        Raises Gone if the client has cancelled the request, and TimedOut if the time is up.
         """
         if self._is_cancelled():
             raise Gone

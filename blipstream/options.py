@@ -1,72 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request may ask of the decoder, with the defaults, which stand nowhere else."""
+"""The decoding options of a request. Each is declared once, here, with its type, default, range and meaning.
 
-import json
+`make configs` writes the rest from this declaration: Triton's model configs, the client's options and the table in the
+documents.
+"""
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from blipstream.errors import InvalidInput
 
 MAX_BEAMS = 10
 MAX_CAPTIONS = 10
-MAX_PROMPT = 4096  # characters; no decoder has so many positions, and splitting a prompt into tokens takes time
+MAX_PROMPT = 4096  # characters: more than any decoder has positions, and a limit on the tokenizer's work
+SAMPLING, BEAM_SEARCH = "do_sample", "num_beams above 1"  # what some options have a meaning with only
+DATA_TYPES = {str: "BYTES", bool: "BOOL", int: "INT32", float: "FP32"}  # of the input tensors, in Triton's words
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is declared of an option beside its type and its default."""
+
+    meaning: str  # for documents and --help
+    low: float = -math.inf
+    high: float | str = math.inf  # a number, or the name of another option
+    excludes_low: bool = False
+    only_with: str = ""  # SAMPLING, BEAM_SEARCH, or nothing
+    data_type: str = ""  # where DATA_TYPES does not say it
+    other_names: tuple[str, ...] = ()  # what transformers' `generate` calls it, where that differs
+
+    def allowed(self, high: str) -> str:
+        """The range in words; `high` is how its upper end is to be shown."""
+        if self.excludes_low:
+            return f"above {self.low} and at most {high}"
+        return f"at least {self.low}" if self.high == math.inf else f"between {self.low} and {high}"
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How the captions of one image are made. Raises InvalidInput where a value is out of range or contradicts another.
+    """How the captions of one image are generated.
 
-    Names and meanings are those of transformers' `generate`; `max_tokens` and `min_tokens` are its `max_new_tokens`
-    and `min_new_tokens`, `num_captions` its `num_return_sequences`.
+    Names and meanings are those of transformers' `generate`, except where `other_names` says what it calls them.
+    Raises InvalidInput where a value is out of its range or contradicts another.
     """
 
-    prompt: str = ""  # the caption begins with it
-    include_prompt: bool = True  # whether the text that comes back does, too
-    max_tokens: int = 30  # tokens to generate at most, the end token included, the prompt not
-    min_tokens: int = 0  # tokens to generate before the caption may end
-    num_captions: int = 1  # how many to return, best first; at most num_beams unless sampling
-    repetition_penalty: float = 1.0  # above 1, tokens that are there already become less likely
-    no_repeat_ngram_size: int = 0  # no run of so many tokens comes twice; 0: off
+    # fmt: off
+    prompt: Annotated[str, Option("The caption begins with these words.")] = ""
+    include_prompt: Annotated[bool, Option("Whether the returned text includes the prompt.")] = True
+    max_tokens: Annotated[int, Option(
+        "Tokens to generate at most. The end token counts, the prompt does not.",
+        low=1, other_names=("max_new_tokens", "max_length"),
+    )] = 30
+    min_tokens: Annotated[int, Option(
+        "Tokens to generate before the caption may end.",
+        low=0, high="max_tokens", other_names=("min_new_tokens", "min_length"),
+    )] = 0
+    num_captions: Annotated[int, Option(
+        "Captions to return, best first. Without do_sample, at most num_beams.",
+        low=1, high=MAX_CAPTIONS, other_names=("num_return_sequences",),
+    )] = 1
+    repetition_penalty: Annotated[float, Option(
+        "Above 1, tokens that have occurred become less likely.", low=0.01, high=100,
+    )] = 1.0
+    no_repeat_ngram_size: Annotated[int, Option("No sequence of this many tokens occurs twice. 0: off.", low=0)] = 0
 
-    num_beams: int = 1  # 1: no beam search
-    length_penalty: float = 1.0  # beam search: scores are divided by length to this power
-    early_stopping: bool = False  # beam search: stop as soon as num_beams captions are complete
+    num_beams: Annotated[int, Option("Beams to search with. 1: no beam search.", low=1, high=MAX_BEAMS)] = 1
+    length_penalty: Annotated[float, Option(
+        "Scores are divided by length to this power: above 0 favours long captions, below 0 short ones.",
+        low=-10, high=10, only_with=BEAM_SEARCH,
+    )] = 1.0
+    early_stopping: Annotated[bool, Option(
+        "Stop as soon as num_beams captions are complete.", only_with=BEAM_SEARCH,
+    )] = False
 
-    do_sample: bool = False  # draw tokens instead of taking the likeliest
-    temperature: float = 1.0  # sampling: below 1 sharpens, above 1 flattens
-    top_k: int = 0  # sampling: only from the k likeliest tokens; 0: from all
-    top_p: float = 1.0  # sampling: only from the likeliest tokens that together are at least so probable
-    seed: int = 0  # sampling: same seed, same captions
+    do_sample: Annotated[bool, Option("Draw each token at random instead of taking the likeliest.")] = False
+    temperature: Annotated[float, Option(
+        "Below 1, likely tokens become likelier; above 1, less likely.", low=0.01, high=100, only_with=SAMPLING,
+    )] = 1.0
+    top_k: Annotated[int, Option("Draw from the k likeliest tokens. 0: from all.", low=0, only_with=SAMPLING)] = 0
+    top_p: Annotated[float, Option(
+        "Draw from the likeliest tokens that together have at least this probability.",
+        low=0, high=1, excludes_low=True, only_with=SAMPLING,
+    )] = 1.0
+    seed: Annotated[int, Option(
+        "The same seed gives the same captions.",
+        low=-(2**63), high=2**63 - 1, only_with=SAMPLING, data_type="INT64",
+    )] = 0
+    # fmt: on
 
     def __post_init__(self) -> None:
         if len(self.prompt) > MAX_PROMPT:
             raise InvalidInput(f"prompt must have at most {MAX_PROMPT:,} characters, not {len(self.prompt):,}")
-        self._check_range("max_tokens", 1)
-        self._check_range("min_tokens", 0, self.max_tokens, " (max_tokens)")
-        self._check_range("num_beams", 1, MAX_BEAMS)
-        self._check_range("num_captions", 1, MAX_CAPTIONS)
-        self._check_range("no_repeat_ngram_size", 0)
-        self._check_range("top_k", 0)
-        self._check_range("seed", -(2**63), 2**63 - 1)
-        self._check_range("repetition_penalty", 0.01, 100)
-        self._check_range("length_penalty", -10, 10)
-        self._check_range("temperature", 0.01, 100)
-        if not 0 < self.top_p <= 1:
-            raise InvalidInput(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        for name, option in OPTIONS.items():
+            self._check_range(name, option)
         if self.do_sample and self.num_beams > 1:
             raise InvalidInput("do_sample and num_beams above 1 exclude each other: ask for one of them")
-        if not self.do_sample:
-            self._check_unused(("temperature", "top_k", "top_p", "seed"), "do_sample")
-            if self.num_captions > self.num_beams:
-                raise InvalidInput(
-                    f"num_captions must be at most num_beams, which is {self.num_beams}, not {self.num_captions}: "
-                    "raise num_beams, or set do_sample"
-                )
-        if self.num_beams == 1:
-            self._check_unused(("length_penalty", "early_stopping"), "num_beams above 1")
+        used = {"": True, SAMPLING: self.do_sample, BEAM_SEARCH: self.num_beams > 1}
+        for name, option in OPTIONS.items():
+            if not used[option.only_with] and getattr(self, name) != DEFAULTS[name]:
+                raise InvalidInput(f"{name} has a meaning only with {option.only_with}: set that, or leave it out")
+        if not self.do_sample and self.num_captions > self.num_beams:
+            raise InvalidInput(
+                f"num_captions must be at most num_beams, which is {self.num_beams}, not {self.num_captions}: "
+                "raise num_beams, or set do_sample"
+            )
 
     @property
     def strategy(self) -> Literal["greedy", "sample", "beam"]:
@@ -80,16 +119,19 @@ class DecodingOptions:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> "DecodingOptions":
-        """From a request's option tensors, each numpy [1]; words are bytes. Absent ones keep their default."""
+        """Options from the tensors of one image, each numpy [1]; absent ones keep their default.
+
+        Raises InvalidInput.
+        """
         return cls(**{name: _scalar(name, tensor) for name, tensor in tensors.items()})
 
     @classmethod
     def from_rows(
         cls, tensors: Mapping[str, Any], images: int, positions: int | None = None
     ) -> "list[DecodingOptions]":
-        """For each of a request's images, from option tensors with a row for each. Raises InvalidInput.
+        """Options for each image of a request, from tensors [images, 1].
 
-        Nor may any ask for more than fits the model's positions, where they are given.
+        Raises InvalidInput, also where an image's options need more than the model's `positions`.
         """
         if not images:
             raise InvalidInput("a request must have an image, and this one has none: send at least one row")
@@ -98,7 +140,7 @@ class DecodingOptions:
                 raise InvalidInput(f"{name} must have a row for each image, {images}, not {len(rows)}")
         options = [cls.from_tensors({name: rows[row] for name, rows in tensors.items()}) for row in range(images)]
         counts = sorted({each.num_captions for each in options})
-        if len(counts) > 1:  # tensors are even
+        if len(counts) > 1:  # the output tensors have the same number of captions for every image
             raise InvalidInput(f"num_captions must be the same for all images of a request, not {counts}")
         if positions is not None:
             for each in options:
@@ -106,62 +148,50 @@ class DecodingOptions:
         return options
 
     def max_length(self, prompt_tokens: int) -> int:
-        """Positions that a row may come to fill; the last token generated is never fed back."""
+        """Positions that a caption may fill; the last generated token is never fed back."""
         return prompt_tokens + self.max_tokens - 1
 
     def check_fits(self, positions: int, prompt_tokens: int | None = None) -> None:
-        """Raise InvalidInput where a prompt, of a start token at least, and max_tokens need more positions."""
+        """Raise InvalidInput where prompt and max_tokens need more than `positions`.
+
+        Before the prompt is tokenized, `prompt_tokens` is None, which counts as one: the start token.
+        """
         if self.max_length(prompt_tokens or 1) > positions:
             raise InvalidInput(
                 f"prompt and max_tokens together must fit {positions} positions, but the prompt takes "
                 f"{prompt_tokens or 'at least 1'} and max_tokens is {self.max_tokens}: shorten one of them"
             )
 
-    def _check_range(self, name: str, low: float, high: float = math.inf, note: str = "") -> None:
+    def _check_range(self, name: str, option: Option) -> None:
         value = getattr(self, name)
-        if not low <= value <= high:  # not a number is in no range
-            allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}{note}"
-            raise InvalidInput(f"{name} must be {allowed}, not {value}")
-
-    def _check_unused(self, names: tuple[str, ...], wanted: str) -> None:
-        for field in fields(self):
-            if field.name in names and getattr(self, field.name) != field.default:
-                raise InvalidInput(f"{field.name} has a meaning only with {wanted}: set that, or leave it out")
-
-
-OPTION_NAMES = tuple(field.name for field in fields(DecodingOptions))
-INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # what a request for a caption may say
-TRANSFORMERS_NAMES = {
-    "max_new_tokens": "max_tokens", "max_length": "max_tokens",
-    "min_new_tokens": "min_tokens", "min_length": "min_tokens",
-    "num_return_sequences": "num_captions",
-}  # fmt: skip
-SHOWN = 40  # characters of a name that somebody sent
+        if isinstance(value, str):
+            return
+        high, shown = option.high, str(option.high)
+        if isinstance(high, str):
+            high, shown = getattr(self, high), f"{getattr(self, high)} ({high})"
+        is_above = value > option.low if option.excludes_low else value >= option.low
+        if not (is_above and value <= high):  # NaN is in no range
+            raise InvalidInput(f"{name} must be {option.allowed(shown)}, not {value}")
 
 
-def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> None:  # noqa: ANN401
-    """Raise InvalidInput where a request of Triton's has parameters, which no model of ours reads.
+TYPES = get_type_hints(DecodingOptions)
+DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(DecodingOptions)}
+OPTIONS: dict[str, Option] = {
+    name: get_args(hint)[1] for name, hint in get_type_hints(DecodingOptions, include_extras=True).items()
+}
+OPTION_NAMES = tuple(OPTIONS)
+INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
 
-    Triton makes them of whatever is no input of the model, as a misspelt option, and tells nobody.
-    """
-    try:
-        parameters: str = request.parameters()
-    except UnicodeDecodeError as exc:  # HTTP lets pass what is no text
-        parameters = exc.object.decode(errors="replace")
-    for name in json.loads(parameters) if parameters else ():
-        if name == "id":  # which Triton has read, and leaves there
-            continue
-        if name in names:
-            raise InvalidInput(f"{name} must be an input of the request, and not one of its parameters: send a tensor")
-        near = TRANSFORMERS_NAMES.get(name) or next(iter(get_close_matches(name[:SHOWN], names, 1)), None)
-        remedy = f"did you mean {near}?" if near in names else f"there are {', '.join(names)}"
-        raise InvalidInput(f"there is no input {name[:SHOWN]!r}: {remedy}")
+
+def data_type(name: str) -> str:
+    """The data type of an option's input tensor, in the words of Triton's protocol."""
+    return OPTIONS[name].data_type or DATA_TYPES[TYPES[name]]
 
 
 def _scalar(name: str, tensor: Any) -> Any:  # noqa: ANN401
     value = tensor.reshape(-1)[0]
     if tensor.dtype == "float32":
-        return float(str(value))  # the number as somebody wrote it: 0.01, not the 0.009999999776 that FP32 makes of it
+        return float(str(value))  # the shortest decimal: 0.01 as its sender wrote it, not 0.009999999776482582
     if not isinstance(value, bytes):
         return value.item()
     try:

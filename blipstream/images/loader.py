@@ -3,13 +3,13 @@
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from queue import LifoQueue
 from threading import Lock
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from blipstream.images.pixels import JPEG_SCALING, load_pixels
 from blipstream.images.resize import DEFAULT_RESIZE_MODE
 from blipstream.images.shapes import Pixels, check_pixels
 from blipstream.images.worker import ImageWorker
-from blipstream.options import OPTION_NAMES, DecodingOptions
 
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 LARGE_BYTES = 4 << 20  # buffers from this size on go back to the system with their image
@@ -36,20 +35,6 @@ class ImageRequest(NamedTuple):
     modes: Sequence[str] = ()  # empty: DEFAULT_RESIZE_MODE for each image
     pixels: Pixels | None = None  # [B, H, W, 3]
     deadline: Deadline | None = None
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Any], deadline: Deadline, positions: int) -> Self:
-        """From arrays [B, 1] named `image` and `resize_mode`, or one [B, H, W, 3] named `pixels`.
-
-        Raises InvalidInput if the arrays hold decoding options that a decoder of `positions` positions would refuse.
-        """
-        images, modes = (list(tensors[name].flat) if name in tensors else [] for name in ("image", "resize_mode"))
-        pixels = tensors.get("pixels")
-        request = cls(images, [mode.decode(errors="replace") for mode in modes], pixels, deadline)
-        options = {name: tensors[name] for name in OPTION_NAMES if name in tensors}
-        if options:
-            DecodingOptions.from_rows(options, request.num_images, positions)
-        return request
 
     @property
     def num_images(self) -> int:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bound on the images between preprocess and decoder, so that no stage works for what a later one would refuse.
 
-Triton can bound a model's queue, but not what an ensemble has under way. Asked for more than it can do, its first stage
-would go on taking processors from its last for images that then find a queue full. So preprocess waits while enough
-images are on their way, and what comes meanwhile is refused at the door, at once and before any work on it. Enough is
-what decoders take up in ROOM_SECONDS, since it is in the first queue alone that whose time is over is dropped.
+Triton can bound the queue of a model, but not what an ensemble has under way. Under more load than the server can
+carry, the first stage would keep taking processor time from the last one, for images that then find a full queue. So
+preprocess waits while enough images are under way, and what arrives meanwhile is refused by its queue, at once and
+before any work. "Enough" is what the decoders take up in ROOM_SECONDS: only the first queue drops requests that have
+timed out, so little may wait behind it.
 
-The models' processes share a few numbers in a file that the server makes for them: how many images are at each stage,
-or on their way to the next. On the way images get lost, since Triton drops from its queues whose sender has gone, and
-tells nobody. But an encoder that begins a batch has emptied its queue, and one that is free has none. So what has not
-come to a stage by then is lost, and its place is free again.
+The models' processes share a few numbers in a file that the server creates: how many images are at each stage, or on
+their way to the next one. Images can get lost on the way, because Triton drops a request from its queues when the
+sender has gone, and tells nobody. But an encoder that begins a batch has emptied its queue, and one that is idle has an
+empty queue. So images that have not reached a stage by then are lost, and their places are free again.
 """
 
 import fcntl
@@ -23,48 +24,48 @@ from dataclasses import astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
 
-FILE = "BLIPSTREAM_BACKPRESSURE"  # without it, nothing waits
-HANDOVER_SECONDS = 0.1  # for an image to come to a stage that is free
-BLIND_SECONDS = 0.5  # the same, where an encoder is no Python, and so does not tell when it is free
+FILE = "BLIPSTREAM_BACKPRESSURE"  # names the shared file; without it, nothing waits
+HANDOVER_SECONDS = 0.1  # an image takes at most this long to reach an idle stage
+BLIND_SECONDS = 0.5  # the same where the encoder is not a Python model, and cannot say when it is idle
 POLL_SECONDS = 0.02
-ROOM_SECONDS = 2.0  # of a decoder's work that may be under way
-LEAST_ROOM = 16  # images that may be at any pace: one batch of a CPU's encoder, and the next
+ROOM_SECONDS = 2.0  # the decoders' work that may be under way
+LEAST_ROOM = 16  # images that may always be under way: two batches of a CPU's encoder
 
 
 @dataclass
 class Counts:
     """What the processes share."""
 
-    room: int = 0  # images that may be under way at most
+    room: int = 0  # images that may be under way
     entered: int = 0  # images in preprocess
     loaded: int = 0  # images that wait for an encoder
     encoding: int = 0  # images in an encoder
     encoded: int = 0  # images that wait for a decoder to take them up
     taken: int = 0  # images that a decoder has taken up, ever
-    encoders: int = 0  # that tell what they do
-    full: int = 0  # decoders that take up nothing before others are finished
-    loaded_at: float = 0.0  # when some were last loaded, in seconds of the machine's clock
-    encoded_at: float = 0.0  # when an encoder last became free, or a decoder took something up
+    encoders: int = 0  # encoders that tell what they do
+    full: int = 0  # decoders that take up nothing until a caption is finished
+    loaded_at: float = 0.0  # when images were last loaded, in seconds of time.monotonic
+    encoded_at: float = 0.0  # when an encoder last became idle, or a decoder took an image up
 
     layout = struct.Struct("<8q2d")
 
     @property
     def under_way(self) -> int:
-        """Images between the door and a decoder."""
+        """Images between entering preprocess and being taken up by a decoder."""
         return self.entered + self.loaded + self.encoding + self.encoded
 
     def forget_lost(self) -> None:
-        """Whatever has been on its way to a stage for longer than it takes, while that was free, comes no more."""
-        patience = HANDOVER_SECONDS if self.encoders else BLIND_SECONDS
-        waited = time.monotonic() - self.encoded_at
-        if not self.full and waited > patience:
+        """Forget images that should have reached an idle stage by now."""
+        handover = HANDOVER_SECONDS if self.encoders else BLIND_SECONDS
+        now = time.monotonic()
+        if not self.full and now - self.encoded_at > handover:
             self.encoded = 0
-            if not self.encoding and time.monotonic() - self.loaded_at > patience:
+            if not self.encoding and now - self.loaded_at > handover:
                 self.loaded = 0
 
 
 def create(path: Path) -> None:
-    """Begin with nothing under way. Where the file is there already, it takes no more of a disk."""
+    """Write a file that says that nothing is under way. An existing one is overwritten and takes no more space."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         os.write(file, Counts.layout.pack(*astuple(Counts())))
@@ -73,7 +74,7 @@ def create(path: Path) -> None:
 
 
 class Backpressure:
-    """One process's hold on the file."""
+    """One process's access to the shared numbers."""
 
     def __init__(self) -> None:
         path = os.environ.get(FILE)
@@ -81,17 +82,20 @@ class Backpressure:
         self._since, self._taken, self._last_pace = time.monotonic(), 0, 0.0
 
     def add_room(self, images: int) -> None:
-        """There is one more decoder, for which so many images may be under way."""
+        """Register a decoder, for which so many images may be under way."""
         with self._counts() as counts:
             counts.room += images
 
     def add_encoder(self) -> None:
-        """There is one more encoder, which will tell what it does."""
+        """Register an encoder that tells what it does."""
         with self._counts() as counts:
             counts.encoders += 1
 
     def enter(self, images: Sequence[int]) -> int:
-        """Wait until there is room, and take it; for how many requests of so many images each, at least the first."""
+        """Wait until there is room and take it. Returns for how many of the requests: at least for the first.
+
+        `images` has the number of images of each request.
+        """
         while True:
             with self._counts() as counts:
                 counts.forget_lost()
@@ -103,15 +107,15 @@ class Backpressure:
                     return entering
             time.sleep(POLL_SECONDS)
 
-    def hand_on(self, entered: int, loaded: int) -> None:
-        """Of images that entered, so many go on to an encoder."""
+    def hand_over(self, entered: int, loaded: int) -> None:
+        """Count `entered` images out of preprocess; `loaded` of them go to an encoder."""
         with self._counts() as counts:
             counts.entered = max(counts.entered - entered, 0)
             counts.loaded += loaded
             counts.loaded_at = time.monotonic()
 
     def _pace(self, taken: int) -> float:
-        """Images a second that decoders took up of late, if by now they have taken so many."""
+        """Images that decoders took up per second lately; `taken` is how many they have taken up in total."""
         now = time.monotonic()
         pace = (taken - self._taken) / max(now - self._since, ROOM_SECONDS)  # a batch of the encoder comes at once
         best = max(pace, self._last_pace)
@@ -121,7 +125,7 @@ class Backpressure:
 
     @contextmanager
     def encoding(self, images: int, *, leaves: bool) -> Iterator[None]:
-        """As long as this lasts, so many are encoded; a batch that is full leaves others in the queue."""
+        """Count images as being encoded within. A full batch `leaves` others in the encoder's queue."""
         with self._counts() as counts:
             counts.loaded = max(counts.loaded - images, 0) if leaves else 0
             counts.encoding += images
@@ -130,13 +134,13 @@ class Backpressure:
         finally:
             with self._counts() as counts:
                 if not counts.full:
-                    counts.encoded = 0  # those of the batch before have come, or are lost
+                    counts.encoded = 0  # those of the batch before have arrived, or are lost
                 counts.encoding = max(counts.encoding - images, 0)
                 counts.encoded += images
                 counts.encoded_at = time.monotonic()
 
     def take(self, images: int) -> None:
-        """So many have come to a decoder; they may also come from a client."""
+        """Count images that a decoder has taken up. They may also come straight from a client."""
         with self._counts() as counts:
             if counts.encoders:
                 counts.encoded = max(counts.encoded - images, 0)
@@ -146,7 +150,7 @@ class Backpressure:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """As long as this lasts, a decoder takes up nothing."""
+        """Count a decoder as taking up nothing within."""
         with self._counts() as counts:
             counts.full += 1
         try:

@@ -1,99 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model tells Prometheus, through the metrics of whoever hosts it.
+"""The models' metrics for Prometheus.
 
-`family` makes them, as Triton's pb_utils.MetricFamily does.
+Triton exports them: `metric_family` is its pb_utils.MetricFamily, with which they are made.
 """
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from blipstream.serving.telemetry import COUNTER, RESULTS, Journal
+from blipstream.serving.telemetry import COUNTER, RESULTS
 
 if TYPE_CHECKING:  # a model that does not decode needs no engine
-    from blipstream.decoding.scheduler import Piece, Scheduler
+    from blipstream.decoding.scheduler import Scheduler
 
 STEPS, ROWS, WAITING = "blipstream_steps_total", "blipstream_rows", "blipstream_waiting"
 BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
 
-class Results:
-    """How many of a model's requests have ended, and how."""
+class RequestCounter:
+    """How many of a model's requests have ended, by result."""
 
-    def __init__(self, family: Any, model: str) -> None:  # noqa: ANN401
-        self._family = family(name=COUNTER, description="Requests that have ended, by result", kind=family.COUNTER)
+    def __init__(self, metric_family: Any, model: str) -> None:  # noqa: ANN401
+        self._family = metric_family(
+            name=COUNTER, description="Requests that have ended, by result", kind=metric_family.COUNTER
+        )
         self._metrics = {name: self._family.Metric(labels={"model": model, "result": name}) for name in RESULTS}
-        self._told: Counter[str] = Counter()
-        self._telling = Lock()
+        self._exported: Counter[str] = Counter()
+        self._updating = Lock()
 
-    def tell(self, journal: Journal) -> None:
-        """Report what has ended since the last time; what cannot be reported now, is with the next."""
-        with self._telling, suppress(Exception):  # as where shared memory is full, which is to fail no request
-            for result, count in journal.results.items():
-                if count > self._told[result]:
-                    self._metrics[result].increment(count - self._told[result])
-                    self._told[result] = count
+    def update(self, results: Mapping[str, int]) -> None:
+        """Export what was counted since the last update. What cannot be exported now is exported later.
+
+        That happens where shared memory is full, and must not fail a request.
+        """
+        with self._updating, suppress(Exception):
+            for result, count in results.items():
+                if count > self._exported[result]:
+                    self._metrics[result].increment(count - self._exported[result])
+                    self._exported[result] = count
 
 
-class Metrics:
+class DecodingMetrics:
     """What a scheduler does."""
 
-    def __init__(self, family: Any, model: str, journal: Journal) -> None:  # noqa: ANN401
+    def __init__(self, metric_family: Any, model: str) -> None:  # noqa: ANN401
         def metric(kind: int, name: str, description: str, **more: Any) -> Any:  # noqa: ANN401
-            made = family(name=name, description=description, kind=kind)
+            made = metric_family(name=name, description=description, kind=kind)
             self._families.append(made)  # a metric ends with its family
             return made.Metric(labels={"model": model}, **more)
 
         self._families: list[Any] = []
-        self._rows = metric(family.GAUGE, ROWS, "Captions under way, each beam counted")
-        self._waiting = metric(family.GAUGE, WAITING, "Requests that wait for rows")
-        self._steps = metric(family.COUNTER, STEPS, "Steps of the decoder")
-        self._tokens = metric(family.COUNTER, "blipstream_tokens_total", "Tokens generated")
-        self._first = metric(
-            family.HISTOGRAM,
+        self._rows = metric(metric_family.GAUGE, ROWS, "Captions under way, each beam counted")
+        self._waiting = metric(metric_family.GAUGE, WAITING, "Requests that wait for rows")
+        self._steps = metric(metric_family.COUNTER, STEPS, "Steps of the decoder")
+        self._tokens = metric(metric_family.COUNTER, "blipstream_tokens_total", "Tokens generated")
+        self._first_text = metric(
+            metric_family.HISTOGRAM,
             "blipstream_first_text_seconds",
             "From a request's arrival to its first text",
             buckets=BUCKETS,
         )
-        self._next = metric(
-            family.HISTOGRAM, "blipstream_next_text_seconds", "From one text of a request to the next", buckets=BUCKETS
+        self._next_text = metric(
+            metric_family.HISTOGRAM,
+            "blipstream_next_text_seconds",
+            "From one text of a request to the next",
+            buckets=BUCKETS,
         )
-        self._results, self._journal = Results(family, model), journal
-        self._told = (0, 0, 0, 0)  # steps, tokens, rows, waiting
-        self._tell(0, 0, 0, 0)
+        self._exported = (0, 0, 0, 0)  # steps, tokens, rows, waiting
+        self._export(0, 0, 0, 0)
 
-    def watch(self, scheduler: "Scheduler") -> None:
-        """Report what it is doing and what it has done since the last time."""
+    def update(self, scheduler: "Scheduler") -> None:
+        """Export what it is doing, and what it has done since the last update."""
         now = (scheduler.num_steps, scheduler.num_tokens, scheduler.engine.rows, scheduler.num_waiting)
-        if now != self._told:
-            self._tell(*now)
-        self._results.tell(self._journal)
+        if now != self._exported:
+            self._export(*now)
 
-    def _tell(self, steps: int, tokens: int, rows: int, waiting: int) -> None:
-        self._steps.increment(steps - self._told[0])
-        self._tokens.increment(tokens - self._told[1])
+    def _export(self, steps: int, tokens: int, rows: int, waiting: int) -> None:
+        self._steps.increment(steps - self._exported[0])
+        self._tokens.increment(tokens - self._exported[1])
         self._rows.set(rows)
         self._waiting.set(waiting)
-        self._told = (steps, tokens, rows, waiting)
+        self._exported = (steps, tokens, rows, waiting)
 
-    def stopwatch(self) -> "Stopwatch":
-        """For one request."""
-        return Stopwatch(self._first, self._next)
+    def text_timer(self) -> "TextTimer":
+        """A timer for one request, which has arrived now."""
+        return TextTimer(self._first_text, self._next_text)
 
 
-class Stopwatch:
-    """Times the texts of one request, from its arrival on."""
+class TextTimer:
+    """Measures when the texts of one request come."""
 
-    def __init__(self, first: Any, following: Any) -> None:  # noqa: ANN401
-        self._last = time.monotonic()
-        self._metric, self._following = first, following
+    def __init__(self, first_text: Any, next_text: Any) -> None:  # noqa: ANN401
+        self._since = time.monotonic()
+        self._metric, self._next_text = first_text, next_text
 
-    def lap(self, piece: "Piece") -> None:
-        """A text has come."""
-        if not piece.text:
+    def observe(self, text: str) -> None:
+        """A text has come, unless it is empty."""
+        if not text:
             return
         now = time.monotonic()
-        self._metric.observe(now - self._last)
-        self._last, self._metric = now, self._following
+        self._metric.observe(now - self._since)
+        self._since, self._metric = now, self._next_text

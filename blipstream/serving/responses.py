@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions as the tensors that answer a request."""
+"""Captions as the output tensors of a response."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,32 +11,32 @@ from blipstream.decoding import Caption
 from blipstream.decoding.scheduler import Piece
 
 
-def tensors(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDArray[Any]]:
-    """B images' K captions each: caption BYTES, score FP32 and num_tokens INT32, all [B, K].
+def caption_outputs(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDArray[Any]]:
+    """The outputs for B images with K captions each.
 
-    And token_scores, FP32 [B, K, T], with zeros behind shorter captions.
+    caption BYTES, score FP32 and num_tokens INT32 are [B, K]; token_scores FP32 is [B, K, T], padded with zeros.
     """
     longest = max(caption.num_tokens for row in captions for caption in row)
     padded = [[each.token_scores + [0.0] * (longest - each.num_tokens) for each in row] for row in captions]
     return {
-        "caption": words([[caption.text for caption in row] for row in captions]),
+        "caption": _bytes([[caption.text for caption in row] for row in captions]),
         "score": np.array([[caption.score for caption in row] for row in captions], np.float32),
         "num_tokens": np.array([[caption.num_tokens for caption in row] for row in captions], np.int32),
         "token_scores": np.array(padded, np.float32),
     }
 
 
-def piece_tensors(piece: Piece, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:
-    """One image's new text, BYTES [1, 1], with its score, FP32 [1, 1].
+def piece_outputs(piece: Piece, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:
+    """The outputs for a piece of one image's caption: text BYTES [1, 1] and its score FP32 [1, 1].
 
-    The last one has the K captions' tensors instead of that score, and finish_reason, BYTES [1, 1].
+    With the last piece come the outputs of the K captions in place of that score, and finish_reason BYTES [1, 1].
     """
-    text = {"text": words([[piece.text]])}
+    text = {"text": _bytes([[piece.text]])}
     if piece.finish_reason:
-        return text | tensors([captions]) | {"finish_reason": words([[piece.finish_reason]])}
+        return text | caption_outputs([captions]) | {"finish_reason": _bytes([[piece.finish_reason]])}
     return text | {"score": np.array([[sum(piece.token_scores)]], np.float32)}
 
 
-def words(rows: Sequence[Sequence[str]]) -> npt.NDArray[Any]:
+def _bytes(rows: Sequence[Sequence[str]]) -> npt.NDArray[Any]:
     """BYTES [B, K]."""
     return np.array([[text.encode() for text in row] for row in rows], np.object_)

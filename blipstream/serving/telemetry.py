@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What became of each request: counts, a line of JSON in the server's log, and spans for an OpenTelemetry collector.
 
-The latter two are off unless asked for, by LOG_REQUESTS and by OpenTelemetry's own variable.
+Lines and spans are off by default. The environment variables LOG_REQUESTS and ENDPOINT turn them on.
 """
 
 import json
@@ -16,28 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from blipstream.errors import Gone, InvalidInput, Overloaded, ServerError, TimedOut
 
-if TYPE_CHECKING:  # the server reads the names below and needs no engine
+if TYPE_CHECKING:  # the server reads the names below, and must not import torch
     from blipstream.decoding import Request
 
 LOG_REQUESTS = "BLIPSTREAM_LOG_REQUESTS"  # any value
 SERVICE = "blipstream"
-ID_LENGTH = 64  # characters that are kept of a request's id
 ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"  # as http://localhost:4318/v1/traces
 
 COUNTER = "blipstream_requests_total"
-RESULTS = ("ok", "cancelled", "invalid", "overloaded", "error")  # that are counted; the last is the server's fault
-REFUSALS = ("cancelled", "invalid")  # these are their senders'
+RESULTS = ("ok", "cancelled", "invalid", "overloaded", "error")  # "error" is the server's fault
+REFUSALS = ("cancelled", "invalid")  # the sender's fault
 RESULT_OF = {
     "ok": "ok", "stop": "ok", "length": "ok", "cancelled": "cancelled",
     Gone: "cancelled", InvalidInput: "invalid", Overloaded: "overloaded", TimedOut: "overloaded",
 }  # fmt: skip
 
 
-class Journal:
-    """Of one model's requests."""
+class Telemetry:
+    """Counts, logs and traces the requests of one model."""
 
     def __init__(self, model: str) -> None:
-        """Raises ServerError where spans are asked for and OpenTelemetry is not installed."""
+        """Raises ServerError if spans are turned on and OpenTelemetry is not installed."""
         self.results = Counter(dict.fromkeys(RESULTS, 0))
         self._counting = Lock()
         self._model = model
@@ -45,13 +44,13 @@ class Journal:
         self._provider = _provider() if os.environ.get(ENDPOINT) else None
         self._tracer: Any = self._provider.get_tracer("blipstream") if self._provider else None
 
-    def record(self, request: "Request", result: str) -> None:
-        """A request has ended: `stop`, `length`, `cancelled` or `error`."""
+    def record_decoding(self, request: "Request", result: str) -> None:
+        """A request has left the scheduler; `result` is `stop`, `length`, `cancelled` or `error`."""
         self._count(result)
         if not self._logs and not self._tracer:
             return
         ended = time.time_ns()
-        admitted = request.admitted or ended  # it may never have had rows
+        admitted = request.admitted or ended  # it may have left before it had rows
         facts = {
             "result": result,
             "strategy": request.options.strategy,
@@ -65,19 +64,19 @@ class Journal:
         if ended > admitted:
             self._span("decode", *trace, admitted, ended, facts)
 
-    def refuse(self, request_id: str, error: Exception) -> None:
-        """A request was refused before there was any work on it."""
+    def record_refusal(self, request_id: str, error: Exception) -> None:
+        """A request got an error before any work was done for it."""
         self._count(type(error))
         self._log(request_id, {"result": "refused", "error": str(error)})
 
-    def answer(self, request_id: str, images: int, seconds: float) -> None:
-        """A request for so many images was answered, by a batch that took so long."""
+    def record_response(self, request_id: str, images: int, seconds: float) -> None:
+        """A request for so many images got its response, from a batch that took so long."""
         self._count("ok")
         self._log(request_id, {"result": "ok", "images": images, "batch_ms": round(seconds * 1e3, 3)})
 
     @contextmanager
     def span(self, name: str, request_id: str, trace_context: str) -> Iterator[None]:
-        """A span as long as this lasts, in the trace that Triton began."""
+        """A span of what is done within, in the trace that Triton began."""
         began = time.time_ns()
         yield
         self._span(name, request_id, trace_context, began, time.time_ns(), {})
@@ -101,7 +100,7 @@ class Journal:
     def _span(
         self, name: str, request_id: str, trace_context: str, start: int, end: int, facts: dict[str, Any]
     ) -> None:
-        """One with its times, in nanoseconds since 1970; none for a request that Triton does not trace."""
+        """A span from `start` to `end`, in nanoseconds since 1970, if Triton traces the request."""
         if not self._tracer or not trace_context:
             return
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -112,16 +111,8 @@ class Journal:
         span.end(end)
 
 
-def id_of(request: Any) -> str:  # noqa: ANN401
-    """What a sender calls a request of Triton's, cut short: nothing, where that is no text, which HTTP lets pass."""
-    try:
-        return str(request.request_id())[:ID_LENGTH]
-    except UnicodeDecodeError:
-        return ""
-
-
 def _provider() -> Any:  # noqa: ANN401
-    """Of tracers whose spans are sent in the background, to where OpenTelemetry's variables say."""
+    """A provider whose spans are sent in the background, to where OpenTelemetry's variables say."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from blipstream.decoding import Engine
 from blipstream.errors import InvalidInput
-from blipstream.options import INPUT_NAMES, DecodingOptions, refuse_parameters
+from blipstream.options import TYPES, DecodingOptions
 
 
 @pytest.mark.parametrize(
@@ -98,14 +97,13 @@ def test_rows_that_do_not_match(counts: list[int], images: int, sentence: str) -
     assert str(caught.value) == sentence
 
 
-KINDS: dict[str, st.SearchStrategy[Any]] = {
-    "str": st.text(max_size=8),
-    "bool": st.booleans(),
-    "int": st.integers(-2, 12) | st.sampled_from([-(2**31), 2**31 - 1]),
-    "float": st.floats(width=32) | st.sampled_from([0.1, 0.5, 1.0, 1.5]),
+VALUES: dict[type, st.SearchStrategy[Any]] = {
+    str: st.text(max_size=8),
+    bool: st.booleans(),
+    int: st.integers(-2, 12) | st.sampled_from([-(2**31), 2**31 - 1]),
+    float: st.floats(width=32) | st.sampled_from([0.1, 0.5, 1.0, 1.5]),
 }
-TYPES = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(DecodingOptions)}
-ANY_OPTIONS = st.fixed_dictionaries({}, optional={name: KINDS[kind] for name, kind in TYPES.items()})
+ANY_OPTIONS = st.fixed_dictionaries({}, optional={name: VALUES[kind] for name, kind in TYPES.items()})
 
 
 def test_a_prompt_that_fits_no_model() -> None:
@@ -129,45 +127,6 @@ def test_every_combination_returns_or_is_refused(engine: Engine, values: dict[st
         assert min(options.min_tokens + 1, options.max_tokens) <= caption.num_tokens <= options.max_tokens
         assert len(caption.token_scores) == caption.num_tokens
         assert np.isfinite(caption.score)
-
-
-@dataclass
-class Asked:
-    """A request of Triton's, by its parameters in JSON."""
-
-    json: bytes
-
-    def parameters(self) -> str:
-        return self.json.decode()
-
-
-@pytest.mark.parametrize(
-    ("parameters", "sentence"),
-    [
-        (b'{"max_new_tokens":5}', "there is no input 'max_new_tokens': did you mean max_tokens?"),
-        (b'{"num_return_sequences":5}', "there is no input 'num_return_sequences': did you mean num_captions?"),
-        (b'{"id":"a","num_beam":5}', "there is no input 'num_beam': did you mean num_beams?"),
-        (b'{"Temprature":5}', "there is no input 'Temprature': did you mean temperature?"),
-        (b'{"top_k":5}', "top_k must be an input of the request, and not one of its parameters: send a tensor"),
-        (b'{"timeout":5}', f"there is no input 'timeout': there are {', '.join(INPUT_NAMES)}"),
-        (b'{"%s":5}' % (b"x" * 9999), f"there is no input '{'x' * 40}': there are {', '.join(INPUT_NAMES)}"),
-        (b'{"top_\xffk":5}', "there is no input 'top_\ufffdk': did you mean top_k?"),
-    ],
-)
-def test_what_nobody_would_read_is_refused_by_name(parameters: bytes, sentence: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        refuse_parameters(Asked(parameters))
-    assert str(caught.value) == sentence
-
-
-def test_a_model_tells_of_its_own_inputs() -> None:
-    with pytest.raises(InvalidInput, match="there is no input 'max_new_tokens': there are pixels"):
-        refuse_parameters(Asked(b'{"max_new_tokens":5}'), ("pixels",))
-
-
-@pytest.mark.parametrize("parameters", [b"", b"{}", b'{"id":"mine"}', b'{"id":"\xff"}'])
-def test_what_triton_leaves_there_is_no_parameter(parameters: bytes) -> None:
-    refuse_parameters(Asked(parameters))
 
 
 @pytest.mark.parametrize("limit", [0.01, 100.0])

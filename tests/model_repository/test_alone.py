@@ -42,7 +42,7 @@ class TritonPythonModel(TritonPythonModel):
 class TritonPythonModel(TritonPythonModel):
     def initialize(self, args):
         super().initialize(args)
-        self.whole, self.scheduler.engine._prefill = self.scheduler.engine._prefill, self.fail_at_some
+        self.whole, self.engine._prefill = self.engine._prefill, self.fail_at_some
     def fail_at_some(self, joined):
         if any(run.request.options.prompt == {CURSED_PROMPT!r} for run in joined):
             raise MemoryError

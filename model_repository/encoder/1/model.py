@@ -1,78 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels to image_embeds: the Triton adapter of blipstream.vision."""
 
-import json
 import time
-from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from blipstream.config import of_one_checkpoint
-from blipstream.errors import BlipstreamError, apart, report, triton_error
-from blipstream.options import refuse_parameters
-from blipstream.serving.adapter import device_of
+from blipstream.serving.adapter import ModelInstance, attempt, attempt_together
 from blipstream.serving.backpressure import Backpressure
-from blipstream.serving.metrics import Results
-from blipstream.serving.telemetry import Journal, id_of
 from blipstream.vision import load_encoder
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        config = json.loads(args["model_config"])
-        runtime, self.max_batch = config["parameters"]["runtime"]["string_value"], config["max_batch_size"]
-        folder = Path(args["model_repository"], args["model_version"], runtime)
-        self.encoder = load_encoder(runtime, of_one_checkpoint(folder), device_of(args))
+        self.instance = ModelInstance(pb_utils, args)
+        runtime = self.instance.parameters["runtime"]
+        artifact = of_one_checkpoint(self.instance.folder / runtime)
+        self.encoder = load_encoder(runtime, artifact, self.instance.device)
         self.encoder.warm_up()
         self.backpressure = Backpressure()
         self.backpressure.add_encoder()
-        self.journal = Journal(args["model_name"])
-        self.results = Results(pb_utils.MetricFamily, args["model_name"])
 
     def execute(self, requests):
-        """A response for each, and what is wrong with one is nobody else's."""
+        """A response for each request. A request that is refused, or at which the encoder fails, spoils no other."""
         began = time.monotonic()
-        results = [self.check(request) for request in requests]
-        sound = [result for result in results if not isinstance(result, BlipstreamError)]
-        images = sum(map(len, sound))
-        try:
-            with self.backpressure.encoding(images, leaves=images >= self.max_batch):
-                encoded = iter(apart(self.encode, sound))
-        except Exception as exc:
-            encoded = iter([report(exc)] * len(sound))
-        results = [result if isinstance(result, BlipstreamError) else next(encoded) for result in results]
+        requests = [self.instance.request(each) for each in requests]
+        results = [attempt(self.read, request) for request in requests]
+        results = attempt_together(self.encode, results)
         seconds = time.monotonic() - began
-        responses = [self.answer(*each, seconds) for each in zip(requests, results, strict=True)]
-        self.results.tell(self.journal)
+        responses = [request.response(each, seconds) for request, each in zip(requests, results, strict=True)]
+        self.instance.export_counts()
         return responses
 
-    def check(self, request):
-        """A request's pixels, or why it is refused."""
-        try:
-            refuse_parameters(request, ("pixels",))
-            pixels = pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy()
-            self.encoder.check(pixels)
-        except Exception as exc:
-            return report(exc)
+    def read(self, request):
+        """A request's pixels, uint8 [B, H, W, 3]."""
+        request.refuse_parameters(("pixels",))
+        pixels = request.arrays("pixels")["pixels"]
+        self.encoder.check(pixels)
         return pixels
 
     def encode(self, batch):
-        """Each request's tensor, of all encoded at once."""
-        image_embeds = self.encoder.encode(np.concatenate(batch))
-        ends = np.cumsum([len(pixels) for pixels in batch])
-        return [self.pack(image_embeds[end - len(pixels) : end]) for pixels, end in zip(batch, ends, strict=True)]
+        """The outputs of each request, from one call of the encoder."""
+        pixels = np.concatenate(batch)
+        with self.backpressure.encoding(len(pixels), leaves=len(pixels) >= self.instance.max_batch):
+            image_embeds = half(self.encoder.encode(pixels))
+        ends = np.cumsum([len(each) for each in batch])
+        return [{"image_embeds": image_embeds[end - len(each) : end]} for each, end in zip(batch, ends, strict=True)]
 
-    def answer(self, request, result, seconds):
-        if isinstance(result, BlipstreamError):
-            self.journal.refuse(id_of(request), result)
-            return pb_utils.InferenceResponse(error=triton_error(pb_utils.TritonError, result))
-        response = pb_utils.InferenceResponse([result])
-        self.journal.answer(id_of(request), result.shape()[0], seconds)
-        return response
 
-    def pack(self, image_embeds):
-        if isinstance(image_embeds, np.ndarray):
-            return pb_utils.Tensor("image_embeds", image_embeds.astype(np.float16))
-        # what lies on a GPU stays there: Triton hands it to the decoder as it is
-        return pb_utils.Tensor.from_dlpack("image_embeds", image_embeds.half())
+def half(image_embeds):
+    """The same in f16, on the device where it lies."""
+    return image_embeds.astype(np.float16) if isinstance(image_embeds, np.ndarray) else image_embeds.half()

@@ -9,7 +9,6 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from blipstream.deadline import Deadline
@@ -245,18 +244,3 @@ def test_an_unexpected_error_stays_with_its_image(monkeypatch: pytest.MonkeyPatc
             assert str(result) == f"{FAILED} (MemoryError): try again, or see its log"
         else:
             np.testing.assert_array_equal(pixels_of(result), pixels[None])
-
-
-@pytest.mark.parametrize("picture", [{"image": np.array([[b"no image"]], np.object_)}, {"pixels": PIXELS}])
-def test_options_that_the_decoder_would_refuse_are_refused_early(picture: dict[str, npt.NDArray[Any]]) -> None:
-    deadline = Deadline(0, lambda: False)
-    request = ImageRequest.of(picture | {"num_beams": np.array([[10]], np.int32)}, deadline, 64)
-    assert request.deadline is deadline
-    assert ImageRequest.of(picture | {"max_tokens": np.array([[64]], np.int32)}, deadline, 64)
-    sentence = "must fit 64 positions, but the prompt takes at least 1 and max_tokens is 65: shorten one of them"
-    with pytest.raises(InvalidInput, match=sentence):
-        ImageRequest.of(picture | {"max_tokens": np.array([[65]], np.int32)}, deadline, 64)
-    with pytest.raises(InvalidInput, match="num_beams must be between 1 and 10, not 99"):
-        ImageRequest.of(picture | {"num_beams": np.array([[99]], np.int32)}, deadline, 64)
-    with pytest.raises(InvalidInput, match="num_beams must have a row for each image, 1, not 2"):
-        ImageRequest.of(picture | {"num_beams": np.array([[9], [9]], np.int32)}, deadline, 64)

@@ -59,7 +59,7 @@ def waiting(pressure: Backpressure) -> Iterator[threading.Event]:
 def load(pressure: Backpressure, images: int) -> int:
     """As many as there is room for, from the door to where they wait for an encoder."""
     entered = pressure.enter([1] * images)
-    pressure.hand_on(entered, entered)
+    pressure.hand_over(entered, entered)
     return entered
 
 
@@ -76,7 +76,7 @@ def test_it_waits_until_a_decoder_has_taken_up_enough(path: Path, preprocess: Ba
     assert [preprocess.enter([1] * 6), preprocess.enter([1] * 6)] == [6, 2]
     decoder, encoder = Backpressure(), Backpressure()
     with waiting(preprocess) as entered:
-        preprocess.hand_on(8, 8)
+        preprocess.hand_over(8, 8)
         with decoder.full():
             with encoder.encoding(8, leaves=False):
                 assert not entered.wait(4 * HANDOVER_SECONDS)
@@ -91,21 +91,21 @@ def test_what_comes_to_nothing_and_what_has_several_images_is_counted_as_it_is(
     path: Path, preprocess: Backpressure
 ) -> None:
     assert preprocess.enter([1] * 3) == 3
-    preprocess.hand_on(2, 6)
-    preprocess.hand_on(1, 0)
+    preprocess.hand_over(2, 6)
+    preprocess.hand_over(1, 0)
     assert (counts(path).entered, counts(path).loaded) == (0, 6)
-    preprocess.hand_on(100, 0)
+    preprocess.hand_over(100, 0)
     assert counts(path).entered == 0
 
 
 def test_requests_of_several_images_take_as_many_places(path: Path, preprocess: Backpressure) -> None:
     assert preprocess.enter([3, 3, 3]) == 2
-    preprocess.hand_on(6, 0)
+    preprocess.hand_over(6, 0)
     assert preprocess.enter([64, 1]) == 1  # or it would never be its turn
     assert counts(path).entered == 64
     with waiting(preprocess) as entered:
         assert not entered.wait(4 * HANDOVER_SECONDS)
-        preprocess.hand_on(64, 0)
+        preprocess.hand_over(64, 0)
 
 
 def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, clock: SimpleNamespace) -> None:
@@ -218,7 +218,7 @@ from blipstream.serving.backpressure import Backpressure
 pressure = Backpressure()
 pressure.add_room(1 << 40)
 for _ in range(500):
-    pressure.hand_on(0, 3)
+    pressure.hand_over(0, 3)
     with pressure.full():
         pressure.take(2)
 """
@@ -229,6 +229,6 @@ for _ in range(500):
 
 
 def test_a_new_server_begins_with_nothing_under_way(path: Path) -> None:
-    Backpressure().hand_on(0, 5)
+    Backpressure().hand_over(0, 5)
     backpressure.create(path)
     assert counts(path) == Counts()

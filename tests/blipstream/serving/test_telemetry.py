@@ -16,7 +16,7 @@ from blipstream.decoding import Engine, Request, load_engine
 from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import BlipstreamError, Gone, InvalidInput, Overloaded, TimedOut
 from blipstream.options import DecodingOptions
-from blipstream.serving.telemetry import ENDPOINT, LOG_REQUESTS, RESULTS, Journal
+from blipstream.serving.telemetry import ENDPOINT, LOG_REQUESTS, RESULTS, Telemetry
 from tests.collector import Collector, collector
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -36,17 +36,17 @@ def own_engine(f32_artifacts: Path) -> Engine:
 
 
 def decode(engine: Engine, **facts: str) -> Request:
-    """Three tokens for an image of nothing, by a scheduler with a journal, until both are closed."""
+    """Three tokens for an image of nothing, by a scheduler with telemetry, until both are closed."""
     options = DecodingOptions(max_tokens=3, min_tokens=3)
     request, done = engine.request(torch.zeros(engine.image_embeds_shape), options), Event()
     for name, value in facts.items():
         setattr(request, name, value)
-    journal = Journal("decoder")
-    scheduler = Scheduler(engine, on_end=journal.record)
+    telemetry = Telemetry("decoder")
+    scheduler = Scheduler(engine, on_end=telemetry.record_decoding)
     scheduler.submit(request, lambda piece: done.set() if piece.finish_reason else None)
     assert done.wait(60)
     scheduler.close()
-    journal.close()
+    telemetry.close()
     return request
 
 
@@ -64,8 +64,8 @@ def test_nothing_is_told_unasked(
 def test_lines(own_engine: Engine, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LOG_REQUESTS, "1")
     decode(own_engine, id="a")
-    Journal("preprocess").refuse("b", InvalidInput('no "image"'))
-    Journal("encoder").answer("c", images=2, seconds=0.0125)
+    Telemetry("preprocess").record_refusal("b", InvalidInput('no "image"'))
+    Telemetry("encoder").record_response("c", images=2, seconds=0.0125)
     ended, refused, answered = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     times = [ended.pop(name) for name in ("time", "waited_ms", "decoded_ms")]
     assert ended == {
@@ -83,9 +83,9 @@ def test_a_full_disk_loses_lines_and_nothing_else() -> None:
     code = """
 import sys
 from blipstream.errors import InvalidInput
-from blipstream.serving.telemetry import Journal
+from blipstream.serving.telemetry import Telemetry
 for model in ("preprocess", "decoder"):
-    Journal(model).refuse("b", InvalidInput("no image"))
+    Telemetry(model).record_refusal("b", InvalidInput("no image"))
 print("it goes on", file=sys.stderr)
 """
     with Path("/dev/full").open("w") as full:
@@ -97,15 +97,15 @@ print("it goes on", file=sys.stderr)
 
 
 def test_results_are_counted(own_engine: Engine) -> None:
-    journal = Journal("caption_stream")
-    assert journal.results == dict.fromkeys(RESULTS, 0)
+    telemetry = Telemetry("caption_stream")
+    assert telemetry.results == dict.fromkeys(RESULTS, 0)
     request = own_engine.request(torch.zeros(own_engine.image_embeds_shape), DecodingOptions())
     for result in ("stop", "length", "cancelled", "error"):
-        journal.record(request, result)
-    journal.answer("a", images=3, seconds=0.1)
+        telemetry.record_decoding(request, result)
+    telemetry.record_response("a", images=3, seconds=0.1)
     for refusal in (Gone(), InvalidInput("no image"), Overloaded("full"), TimedOut("late"), BlipstreamError("dead")):
-        journal.refuse("a", refusal)
-    assert journal.results == {"ok": 3, "cancelled": 2, "invalid": 1, "overloaded": 2, "error": 2}
+        telemetry.record_refusal("a", refusal)
+    assert telemetry.results == {"ok": 3, "cancelled": 2, "invalid": 1, "overloaded": 2, "error": 2}
 
 
 def test_spans(own_engine: Engine, traces: Collector) -> None:
@@ -138,9 +138,9 @@ def test_opentelemetry_is_missing() -> None:
 import sys
 sys.modules["opentelemetry.sdk"] = None
 from blipstream.errors import ServerError
-from blipstream.serving.telemetry import Journal
+from blipstream.serving.telemetry import Telemetry
 try:
-    Journal("decoder")
+    Telemetry("decoder")
 except ServerError as error:
     print(error)
 """

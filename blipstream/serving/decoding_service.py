@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine and its scheduler as Triton's models run them: with backpressure, metrics and telemetry."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from blipstream.decoding import Engine, Request
+from blipstream.decoding.scheduler import MAX_WAITING, Piece, Scheduler
+from blipstream.serving.adapter import ModelInstance, TritonRequest
+from blipstream.serving.backpressure import Backpressure
+from blipstream.serving.metrics import DecodingMetrics, TextTimer
+
+ROOM = 64  # images that may be on their way here: one more of the encoder's largest batches, lest it run dry
+
+
+class DecodingService:
+    """What `decoder` and `caption_stream` share."""
+
+    def __init__(self, instance: ModelInstance, engine: Engine, max_waiting: int = MAX_WAITING) -> None:
+        self.engine = engine
+        self._instance = instance
+        self._metrics = DecodingMetrics(instance.pb_utils.MetricFamily, instance.name)
+        self._backpressure = Backpressure()
+        self._backpressure.add_room(ROOM)
+        self._scheduler = Scheduler(engine, max_waiting, self._export, instance.telemetry.record_decoding)
+
+    def check_room(self) -> None:
+        """Raise Overloaded if a request would be refused now."""
+        self._scheduler.check_room()
+
+    def wait_for_room(self) -> None:
+        """Return once a request would not be refused; until then, the stages before take in less."""
+        if self._scheduler.is_full:
+            with self._backpressure.full():
+                self._scheduler.wait_for_room()
+
+    def count_arrived(self, images: int) -> None:
+        """Count images that have come as far as the decoder, whatever becomes of them."""
+        self._backpressure.take(images)
+
+    def submit(
+        self,
+        request: TritonRequest,
+        image_request: Request,
+        listener: Callable[[Piece], None],
+        *,
+        streams: bool = False,
+    ) -> None:
+        """Submit one image of a Triton request; `listener` gets its captions. Raises Overloaded if there is no room."""
+        image_request.id, image_request.trace_context = request.id, request.trace_context
+        self._scheduler.submit(image_request, listener, request.is_cancelled, streams=streams)
+
+    def text_timer(self) -> TextTimer:
+        """A timer for the texts of a request that has arrived now."""
+        return self._metrics.text_timer()
+
+    def close(self) -> None:
+        """Answer what was submitted, send the last spans, then end."""
+        self._scheduler.close()
+        self._instance.telemetry.close()
+
+    def _export(self, scheduler: Scheduler) -> None:
+        self._metrics.update(scheduler)
+        self._instance.export_counts()
+
+
+def as_torch(tensor: Any) -> Tensor:  # noqa: ANN401
+    """A Triton tensor as a torch tensor, without a copy, on the device where it lies."""
+    result: Tensor = from_dlpack(tensor.to_dlpack())
+    return result

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request asks of preprocess."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from blipstream.deadline import Deadline
+from blipstream.images.loader import ImageRequest
+from blipstream.options import OPTION_NAMES, DecodingOptions
+
+
+def load_request(arrays: Mapping[str, Any], deadline: Deadline, positions: int) -> ImageRequest:
+    """What to load, from arrays [B, 1] of `image` and `resize_mode`, or from `pixels` [B, H, W, 3].
+
+    Raises InvalidInput if a decoder with so many positions would refuse the request's options: it would do so only
+    after all the work.
+    """
+    images, modes = (list(arrays[name].flat) if name in arrays else [] for name in ("image", "resize_mode"))
+    modes = [mode.decode(errors="replace") for mode in modes]
+    request = ImageRequest(images, modes, arrays.get("pixels"), deadline)
+    options = {name: arrays[name] for name in OPTION_NAMES if name in arrays}
+    if options:
+        DecodingOptions.from_rows(options, request.num_images, positions)
+    return request

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuse what Triton would silently ignore.
+
+Triton turns every JSON name that is not an input of the model, such as a misspelt option, into a parameter of the
+request. No model of ours reads parameters.
+"""
+
+import json
+from difflib import get_close_matches
+from typing import Any
+
+from blipstream.errors import InvalidInput
+from blipstream.options import INPUT_NAMES, OPTIONS
+
+SHOWN = 40  # characters of a name that an error repeats
+
+
+def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> None:  # noqa: ANN401
+    """Raise InvalidInput if a Triton request has parameters; `names` are the model's inputs."""
+    try:
+        parameters: str = request.parameters()
+    except UnicodeDecodeError as exc:  # HTTP lets through what is not text
+        parameters = exc.object.decode(errors="replace")
+    for name in json.loads(parameters) if parameters else ():
+        if name == "id":  # Triton reads it, and leaves it there
+            continue
+        if name in names:
+            raise InvalidInput(f"{name} must be an input of the request, and not one of its parameters: send a tensor")
+        near = _nearest(name, names)
+        remedy = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
+        raise InvalidInput(f"there is no input {name[:SHOWN]!r}: {remedy}")
+
+
+def _nearest(name: str, names: tuple[str, ...]) -> str | None:
+    """The input that is meant: what transformers calls so, or what is written almost so."""
+    for option, declared in OPTIONS.items():
+        if name in declared.other_names:
+            return option if option in names else None
+    return next(iter(get_close_matches(name[:SHOWN], names, 1)), None)

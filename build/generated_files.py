@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the files that are generated and checked in; --check says which of them are stale."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from model_configs import model_configs
+from options_table import options_table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/*.md", "client/README.md")
+BEGIN, END = "<!-- options: `make configs` writes this table -->\n", "<!-- end of options -->\n"
+
+
+def generated_files(root: Path) -> dict[Path, str]:
+    """What each file below `root` is to contain: the model configs, and pages where they hold the table of options."""
+    files = {root / "model_repository" / name: text for name, text in model_configs().items()}
+    for page in (page for pattern in PAGES for page in root.glob(pattern)):
+        before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if begin and end:
+            files[page] = before + begin + options_table() + end + after
+    return files
+
+
+def stale_files(root: Path) -> dict[Path, str]:
+    """Those that contain something else, or are missing."""
+    return {
+        path: text
+        for path, text in generated_files(root).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing, and fail if a file is stale.")
+def main(check: bool) -> None:
+    """Write what follows from the decoding options: Triton's model configs and the documents' table."""
+    stale = stale_files(ROOT)
+    for path, text in stale.items():
+        if check:
+            click.echo(f"{path.relative_to(ROOT)} is stale: run `make configs`", err=True)
+        else:
+            path.write_text(text, encoding="utf-8")
+            click.echo(f"wrote {path.relative_to(ROOT)}")
+    sys.exit(bool(check and stale))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models' configs for Triton: what is the same in several of them, or follows from the options, is said once."""
+
+from dataclasses import dataclass, replace
+
+from blipstream.options import OPTION_NAMES, data_type
+
+HEADER = "# Written by `make configs` from build/model_configs.py"
+BYTES = "STRING"  # what configs call the type that the protocol calls BYTES
+GPU, CPU = "KIND_GPU", "KIND_CPU"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a model; the batch is not among its dimensions, and -1 is any size."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...] = (1,)
+    optional: bool = False
+
+    def __str__(self) -> str:
+        dims = ", ".join(map(str, self.dims))
+        optional = " optional: true" if self.optional else ""
+        return f'{{ name: "{self.name}" data_type: TYPE_{self.data_type} dims: [ {dims} ]{optional} }}'
+
+
+OPTIONS = tuple(
+    Tensor(name, BYTES if data_type(name) == "BYTES" else data_type(name), optional=True) for name in OPTION_NAMES
+)
+IMAGE = Tensor("image", BYTES)
+RESIZE_MODE = Tensor("resize_mode", BYTES, optional=True)
+PIXELS = Tensor("pixels", "UINT8", (-1, -1, 3))
+IMAGE_EMBEDS = Tensor("image_embeds", "FP16", (-1, -1))
+CAPTION, SCORE = Tensor("caption", BYTES, (-1,)), Tensor("score", "FP32", (-1,))
+COUNTS = (Tensor("num_tokens", "INT32", (-1,)), Tensor("token_scores", "FP32", (-1, -1)))
+CAPTIONS = (CAPTION, SCORE, *COUNTS)
+PIECES = (Tensor("text", BYTES), SCORE, CAPTION, *COUNTS, Tensor("finish_reason", BYTES))
+
+
+def config(
+    name: str, runs_on: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], *rest: str, max_batch: int = 64
+) -> str:
+    """A config; `runs_on` is the line of its backend or platform, `rest` comes behind the tensors."""
+    parts = [HEADER, f'name: "{name}"', runs_on, f"max_batch_size: {max_batch}", ""]
+    parts += ["input [", ",\n".join(f"  {tensor}" for tensor in inputs), "]"]
+    parts += ["output [", ",\n".join(f"  {tensor}" for tensor in outputs), "]", ""]
+    return "\n".join([*parts, *rest]) + "\n"
+
+
+def batching(delay_us: int = 0, preferred: int = 0, queue: int = 0) -> str:
+    """How Triton batches requests, waiting `delay_us` for more of them; `queue` bounds how many may wait, 0: nothing.
+
+    A request may ask to be dropped from the queue earlier than after the five minutes that are allowed, not later.
+    """
+    lines = ["dynamic_batching {"]
+    if preferred:
+        lines.append(f"  preferred_batch_size: [ {preferred} ]")
+    if delay_us:
+        lines.append(f"  max_queue_delay_microseconds: {delay_us}")
+    if queue:
+        lines += [
+            "  default_queue_policy {",
+            f"    max_queue_size: {queue}",
+            "    default_timeout_microseconds: 300000000",
+            "    allow_timeout_override: true",
+            "    timeout_action: REJECT",
+            "  }",
+        ]
+    return "\n".join([*lines, "}"])
+
+
+def instances(kind: str, count: int = 1) -> str:
+    """How many instances of a model run, and where."""
+    return f"instance_group [ {{ kind: {kind} count: {count} }} ]"
+
+
+def parameter(name: str, value: str) -> str:
+    """A parameter that a model or its backend reads."""
+    return f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
+
+
+def comment(text: str) -> str:
+    """Lines for whoever reads the config."""
+    return "\n".join(f"# {line}" for line in text.strip().splitlines())
+
+
+def ensemble(image: tuple[Tensor, ...], pixels: str) -> str:
+    """The three steps from an image to captions. `pixels` names what preprocess hands to the encoder.
+
+    Options go to preprocess, too: it refuses at once what the decoder would refuse after the work.
+    """
+
+    def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
+        maps = [f'      input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
+        maps += [f'      output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
+        return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
+
+    options = same(OPTIONS)
+    steps = [
+        step("preprocess", same(image) | options, {"pixels": pixels}),
+        step("encoder", {"pixels": pixels}, same((IMAGE_EMBEDS,))),
+        step("decoder", same((IMAGE_EMBEDS,)) | options, same(CAPTIONS)),
+    ]
+    return "\n".join(["ensemble_scheduling {", "  step [", ",\n".join(steps), "  ]", "}"])
+
+
+def same(tensors: tuple[Tensor, ...]) -> dict[str, str]:
+    """Tensors that are called the same within an ensemble and in its step."""
+    return {tensor.name: tensor.name for tensor in tensors}
+
+
+ENSEMBLE, PYTHON = 'platform: "ensemble"', 'backend: "python"'
+
+
+def preprocess(*rest: str) -> str:
+    """Either input is optional: a client sends an image or pixels."""
+    either = replace(IMAGE, optional=True), replace(PIXELS, optional=True)
+    return config("preprocess", PYTHON, (*either, RESIZE_MODE, *OPTIONS), (PIXELS,), *rest)
+
+
+NO_POLICY = """
+No queue policy: with one, Triton may leave waiting requests alone for up to half a second after a batch, unless more
+of them come. preprocess bounds how many wait."""
+
+
+def encoder(runs_on: str, why: str, scheduling: str, kind: str, *rest: str) -> str:
+    """Pixels to image_embeds."""
+    return config("encoder", runs_on, (PIXELS,), (IMAGE_EMBEDS,), comment(why), scheduling, instances(kind), *rest)
+
+
+def decoder(kind: str, *rest: str) -> str:
+    """image_embeds to captions."""
+    scheduling = batching(delay_us=2000, queue=512)
+    return config("decoder", PYTHON, (IMAGE_EMBEDS, *OPTIONS), CAPTIONS, scheduling, instances(kind), *rest)
+
+
+def caption_stream(kind: str) -> str:
+    """An image to a caption that arrives piece by piece. Its engine batches between steps, so Triton need not."""
+    inputs, policy = (IMAGE, RESIZE_MODE, *OPTIONS), "model_transaction_policy { decoupled: true }"
+    rest = policy, batching(queue=512), instances(kind)
+    return config("caption_stream", PYTHON, inputs, PIECES, *rest, max_batch=1)
+
+
+def model_configs() -> dict[str, str]:
+    """The text of each config that git tracks, by its path in model_repository/."""
+    image = (IMAGE, RESIZE_MODE)
+    return {
+        "preprocess/config.pbtxt": preprocess(
+            comment("No delay: a batch decodes no faster than its images one by one. But the queue is bounded"),
+            batching(queue=256),
+            comment("""
+Each process decodes in threads, and all processes together have one thread for each core. They also have as many
+processes of their own for images that may take long"""),
+            instances(CPU, count=2),
+            comment("""
+"fast" decodes a JPEG file at a half, a quarter or an eighth of its size where that leaves at least twice the model's
+image size a side. The pixels are close to those of "exact", but not the reference's"""),
+            parameter("jpeg_scaling", "exact"),
+        ),
+        "preprocess/gpu_decode.pbtxt": preprocess(
+            comment("A GPU decodes many JPEG files together faster than one by one"),
+            batching(delay_us=1000, queue=256),
+            instances(GPU),
+        ),
+        "encoder/config.pbtxt": encoder(
+            'platform: "tensorrt_plan"\ndefault_model_filename: "tensorrt/model.plan"',
+            NO_POLICY,
+            batching(delay_us=2000),
+            GPU,
+        ),
+        "encoder/configs/cuda.pbtxt": encoder(
+            PYTHON, NO_POLICY, batching(delay_us=2000), GPU, parameter("runtime", "torch")
+        ),
+        "encoder/configs/cpu.pbtxt": encoder(
+            PYTHON,
+            NO_POLICY + "\nOn a CPU, larger batches than 8 are hardly faster for each image",
+            batching(delay_us=2000, preferred=8),
+            CPU,
+            parameter("runtime", "openvino"),
+        ),
+        "decoder/config.pbtxt": decoder(
+            GPU, comment("image_embeds stay on the GPU"), parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
+        ),
+        "decoder/configs/cpu.pbtxt": decoder(CPU),
+        "caption/config.pbtxt": config(
+            "caption", ENSEMBLE, (*image, *OPTIONS), CAPTIONS, ensemble(image, pixels="pixels")
+        ),
+        "caption_pixels/config.pbtxt": config(
+            "caption_pixels", ENSEMBLE, (PIXELS, *OPTIONS), CAPTIONS, ensemble((PIXELS,), pixels="checked_pixels")
+        ),
+        "caption_stream/config.pbtxt": caption_stream(GPU),
+        "caption_stream/configs/cpu.pbtxt": caption_stream(CPU),
+    }
