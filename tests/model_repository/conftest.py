@@ -5,7 +5,7 @@ import pytest
 
 from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
-from tests.model_repository.test_caption_stream import Streams
+from tests.support.triton_requests import Streams
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,12 @@ from blipstream.server.canary import random_image
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
-from tests.blipstream.serving.test_backpressure import counts
 from tests.deploy.programs import wait_for
+from tests.support.backpressure_file import backpressure_file, read_counts
 
 QUEUES = {"preprocess/config.pbtxt": 16, "decoder/configs/cpu.pbtxt": 48}
 BATCH, ROOM = 4, 16  # so that what is admitted together, and what may be under way, is less than a queue holds
 USERS, TIMES = 200, 5  # each asks again at once
-
-
-def pressure(server: TritonServer) -> Path:
-    assert server._workspace
-    return server._workspace.folder / "backpressure"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +34,7 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         config.dynamic_batching.default_queue_policy.max_queue_size = size
         (repository / file).write_text(text_format.MessageToString(config))
     with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
-        pressure(server).write_bytes(Counts.layout.pack(*astuple(Counts(room=ROOM, encoders=1))))
+        backpressure_file(server).write_bytes(Counts.layout.pack(*astuple(Counts(room=ROOM, encoders=1))))
         yield server
 
 
@@ -55,7 +50,7 @@ def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
 
     async def watch(peaks: list[int]) -> None:
         while True:
-            peaks.append(counts(pressure(server)).under_way)
+            peaks.append(read_counts(backpressure_file(server)).under_way)
             await asyncio.sleep(0.01)
 
     async def flood(peaks: list[int]) -> list[list[Caption | BaseException]]:
@@ -79,8 +74,8 @@ def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
 
 
 def test_whatever_becomes_of_a_request_it_is_under_way_no_more(server: TritonServer) -> None:
-    file = pressure(server)
-    before = counts(file).taken
+    file = backpressure_file(server)
+    before = read_counts(file).taken
     with Client(server.grpc_url) as client:
         client.caption(random_image())
         list(client.stream(random_image()))
@@ -91,5 +86,5 @@ def test_whatever_becomes_of_a_request_it_is_under_way_no_more(server: TritonSer
         ):
             with pytest.raises(InvalidRequest):
                 client.caption(image, **options)
-    assert counts(file).under_way == 0
-    assert counts(file).taken == before + 3
+    assert read_counts(file).under_way == 0
+    assert read_counts(file).taken == before + 3

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from tritonclient.grpc import InferenceServerClient, InferInput, InferResult, service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from blipstream.images.pixels import load_pixels
 from blipstream.server.triton import TritonServer
 from tests.deploy.programs import wait_for
+from tests.support.triton_requests import infer
 
 IMAGE_SIZE = 192  # the demo checkpoint's
 
@@ -35,14 +36,6 @@ def files(scene_images: list[Image.Image]) -> list[bytes]:
         scene.save(file := BytesIO(), "JPEG")
         images.append(file.getvalue())
     return images
-
-
-def infer(triton: InferenceServerClient, model: str, /, **inputs: npt.NDArray[Any]) -> InferResult:
-    tensors = []
-    for name, array in inputs.items():
-        tensors.append(InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-        tensors[-1].set_data_from_numpy(array)
-    return triton.infer(model, tensors, client_timeout=120)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": [3], "num_captions": [2]}, {"max_tokens": [2]}], ids=str)

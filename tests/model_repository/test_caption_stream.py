@@ -4,18 +4,14 @@
 import json
 import urllib.request
 from base64 import b64encode
-from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import pytest
-from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
+from tritonclient.grpc import InferenceServerClient, InferResult
 from tritonclient.utils import InferenceServerException
 
 from blipstream.server.triton import TritonServer
-from tests.model_repository.test_serving import tensor
-
-Options = dict[str, Any]
+from tests.support.triton_requests import Options, Streams, inputs, text
 
 STREAMING: list[Options] = [
     {},
@@ -26,54 +22,6 @@ STREAMING: list[Options] = [
     {"do_sample": True, "temperature": 1.5, "seed": 4},
 ]
 WHOLE: list[Options] = [{"num_beams": 3, "num_captions": 2}, {"do_sample": True, "num_captions": 3, "seed": 1}]
-
-
-class Streams:
-    """A gRPC stream on which requests are told apart by their ids."""
-
-    def __init__(self, server: TritonServer) -> None:
-        self._client = InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
-        self._answers: SimpleQueue[tuple[InferResult | None, InferenceServerException | None]] = SimpleQueue()
-        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
-
-    def ask(self, image: bytes, options: Options, number: int = 0, timeout: int | None = None, **more: Any) -> None:
-        self._client.async_stream_infer(
-            "caption_stream", inputs(image, options), request_id=str(number), timeout=timeout, **more
-        )
-
-    def answer(self) -> InferResult:
-        result, error = self._answers.get(timeout=60)
-        if error:
-            raise error
-        assert result
-        return result
-
-    def gather(self, count: int = 1) -> list[list[InferResult]]:
-        """The pieces of each request, until so many are finished."""
-        streamed: list[list[InferResult]] = [[] for _ in range(count)]
-        finished = 0
-        while finished < count:
-            result = self.answer()
-            streamed[int(result.get_response().id)].append(result)
-            finished += result.as_numpy("finish_reason") is not None
-        return streamed
-
-    def close(self, *, cancel: bool = False) -> None:
-        self._client.stop_stream(cancel)
-        self._client.close()
-
-
-def text(pieces: list[InferResult]) -> str:
-    return b"".join(piece.as_numpy("text")[0, 0] for piece in pieces).decode()
-
-
-def inputs(image: bytes, options: Options) -> list[InferInput]:
-    kinds = {str: np.object_, bool: np.bool_, int: np.int32, float: np.float32}
-    arrays = {"image": np.array([[image]], np.object_)}
-    for name, value in options.items():
-        dtype = np.int64 if name == "seed" else kinds[type(value)]
-        arrays[name] = np.array([[value.encode() if isinstance(value, str) else value]], dtype)
-    return [tensor(name, array) for name, array in arrays.items()]
 
 
 def unary(server: TritonServer, image: bytes, options: Options) -> InferResult:

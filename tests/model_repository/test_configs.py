@@ -160,27 +160,3 @@ def test_engine_and_client_know_the_same_options() -> None:
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_adapters_stay_thin(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_ADAPTER_LINES
-
-
-def test_only_adapters_speak_triton() -> None:
-    speakers = [
-        path
-        for folder in ("blipstream", "build", "client")
-        for path in (ROOT / folder).rglob("*.py")
-        if "triton_python_backend_utils as" in path.read_text()
-    ]
-    assert not speakers
-
-
-def test_who_knows_whom() -> None:
-    """The client knows no engine and no torch; the engine knows no transformers and no build scripts."""
-    forbidden = {
-        "client": ("blipstream", "torch", "transformers", "build"),
-        "blipstream": ("transformers", "tritonclient", "verify", "export"),
-    }
-    for folder, modules in forbidden.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            for line in path.read_text().splitlines():
-                words = line.split()
-                if words[:1] in (["import"], ["from"]):
-                    assert words[1].split(".")[0] not in modules, f"{path}: {line}"

@@ -25,9 +25,8 @@ from blipstream.server.proc import processes_of_group, stub_model
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from tests.deploy.programs import wait_for
-from tests.model_repository.test_backpressure import pressure
-from tests.model_repository.test_caption_stream import Streams, text
-from tests.model_repository.test_serving import infer, refusal, words
+from tests.support.backpressure_file import backpressure_file
+from tests.support.triton_requests import Streams, failure, infer, refusal, text, words
 
 WAIT_SECONDS = 2  # for which preprocess hopes for a larger batch
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
@@ -129,14 +128,6 @@ def test_whoever_goes_early_is_not_encoded(server: TritonServer, streams: Stream
     }
 
 
-def failure(triton: InferenceServerClient, model: str, /, **inputs: npt.NDArray[Any]) -> str:
-    """The sentence with which a request fails by no fault of its sender's."""
-    with pytest.raises(InferenceServerException) as caught:
-        infer(triton, model, **inputs)
-    assert caught.value.status() == "StatusCode.INTERNAL"
-    return str(caught.value.message())
-
-
 def test_what_nobody_expected_is_one_sentence(
     server: TritonServer,
     triton: InferenceServerClient,
@@ -146,7 +137,7 @@ def test_what_nobody_expected_is_one_sentence(
     log: Path,
 ) -> None:
     """A file that the models share is cut short: the log has the traceback, and afterwards all is well."""
-    pressure(server).write_bytes(b"")
+    backpressure_file(server).write_bytes(b"")
     expected = f"{FAILED} (error): try again, or see its log"  # struct.error
     assert failure(triton, "decoder", image_embeds=EMBEDS) == expected
     assert failure(triton, "encoder", pixels=PIXELS) == expected
@@ -156,7 +147,7 @@ def test_what_nobody_expected_is_one_sentence(
         streams.answer()
     assert caught.value.message() == expected
     assert log.read_text().count("struct.error: unpack requires") >= 4
-    pressure(server).write_bytes(Counts.layout.pack(*astuple(Counts())))
+    backpressure_file(server).write_bytes(Counts.layout.pack(*astuple(Counts())))
     streams.ask(images[0], {})
     (pieces,) = streams.gather()
     assert text(pieces) == next(iter(samples.values()))

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import InferenceServerClient
 
 from blipstream.decoding import load_engine
 from blipstream.images.pixels import load_pixels
@@ -25,6 +24,7 @@ from blipstream.server.triton import TritonServer
 from blipstream.vision.openvino import OpenVINOEncoder
 from tests.conftest import SAMPLES
 from tests.support.bad_images import BAD_IMAGES
+from tests.support.triton_requests import caption, infer, refusal, words
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +36,6 @@ def triton(server: TritonServer) -> Iterator[InferenceServerClient]:
 @pytest.fixture(scope="module")
 def good_image(samples: dict[str, str]) -> bytes:
     return (SAMPLES / next(iter(samples))).read_bytes()
-
-
-def tensor(name: str, array: npt.NDArray[Any]) -> InferInput:
-    result = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    result.set_data_from_numpy(array)
-    return result
-
-
-def words(*values: bytes) -> npt.NDArray[Any]:
-    return np.array([[value] for value in values], np.object_)
-
-
-def infer(triton: InferenceServerClient, model: str = "caption", /, **inputs: npt.NDArray[Any]) -> InferResult:
-    return triton.infer(model, [tensor(name, array) for name, array in inputs.items()], client_timeout=120)
-
-
-def caption(triton: InferenceServerClient, image: bytes, /, **options: npt.NDArray[Any]) -> str:
-    return str(infer(triton, image=words(image), **options).as_numpy("caption")[0, 0].decode())
-
-
-def refusal(triton: InferenceServerClient, model: str = "caption", /, **inputs: npt.NDArray[Any]) -> str:
-    """The sentence with which a request is refused as its sender's fault."""
-    with pytest.raises(InferenceServerException) as caught:
-        infer(triton, model, **inputs)
-    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-    message = str(caught.value.message())
-    assert "Traceback" not in message
-    assert "\n" not in message
-    return message
 
 
 def test_captions_equal_the_engines(

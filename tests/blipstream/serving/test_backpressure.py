@@ -23,6 +23,7 @@ from blipstream.serving.backpressure import (
     Counts,
 )
 from tests.conftest import ROOT
+from tests.support.backpressure_file import read_counts
 
 
 @pytest.fixture
@@ -31,10 +32,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     backpressure.create(path)
     monkeypatch.setenv(FILE, str(path))
     return path
-
-
-def counts(path: Path) -> Counts:
-    return Counts(*Counts.layout.unpack(path.read_bytes()))
 
 
 @pytest.fixture
@@ -83,8 +80,8 @@ def test_it_waits_until_a_decoder_has_taken_up_enough(path: Path, preprocess: Ba
             assert not entered.wait(4 * HANDOVER_SECONDS)
             decoder.take(1)
             assert entered.wait(10)
-            assert counts(path).under_way == 8
-    assert counts(path).taken == 1
+            assert read_counts(path).under_way == 8
+    assert read_counts(path).taken == 1
 
 
 def test_what_comes_to_nothing_and_what_has_several_images_is_counted_as_it_is(
@@ -93,16 +90,16 @@ def test_what_comes_to_nothing_and_what_has_several_images_is_counted_as_it_is(
     assert preprocess.enter([1] * 3) == 3
     preprocess.hand_over(2, 6)
     preprocess.hand_over(1, 0)
-    assert (counts(path).entered, counts(path).loaded) == (0, 6)
+    assert (read_counts(path).entered, read_counts(path).loaded) == (0, 6)
     preprocess.hand_over(100, 0)
-    assert counts(path).entered == 0
+    assert read_counts(path).entered == 0
 
 
 def test_requests_of_several_images_take_as_many_places(path: Path, preprocess: Backpressure) -> None:
     assert preprocess.enter([3, 3, 3]) == 2
     preprocess.hand_over(6, 0)
     assert preprocess.enter([64, 1]) == 1  # or it would never be its turn
-    assert counts(path).entered == 64
+    assert read_counts(path).entered == 64
     with waiting(preprocess) as entered:
         assert not entered.wait(4 * HANDOVER_SECONDS)
         preprocess.hand_over(64, 0)
@@ -119,9 +116,9 @@ def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, clock: 
         preprocess.take(pace)
         load(preprocess, pace)
     load(preprocess, 1000)
-    assert 2 * LEAST_ROOM <= counts(path).under_way <= 4 * LEAST_ROOM
+    assert 2 * LEAST_ROOM <= read_counts(path).under_way <= 4 * LEAST_ROOM
     clock.now += 3600  # of rest
-    preprocess.take(counts(path).under_way)
+    preprocess.take(read_counts(path).under_way)
     assert [load(preprocess, 1), load(preprocess, 1000)] == [1, LEAST_ROOM - 1]
 
 
@@ -132,13 +129,13 @@ def test_a_batch_that_a_decoder_takes_up_at_once_tells_no_pace(path: Path, clock
     assert load(preprocess, 1000) == LEAST_ROOM
     for seconds in (9.9, 0.1) * 10:
         clock.now += seconds
-        preprocess.take(counts(path).under_way)
+        preprocess.take(read_counts(path).under_way)
         assert load(preprocess, 1000) == LEAST_ROOM
 
 
 def under_way_after(path: Path, clock: SimpleNamespace, seconds: float) -> int:
     clock.now += seconds
-    then = counts(path)
+    then = read_counts(path)
     then.forget_lost()
     return then.under_way
 
@@ -163,7 +160,7 @@ def test_what_is_in_preprocess_is_never_lost(path: Path, clock: SimpleNamespace,
 def test_an_encoder_that_begins_a_batch_leaves_nothing_behind(path: Path, preprocess: Backpressure) -> None:
     assert load(preprocess, 8) == 8
     with preprocess.encoding(3, leaves=False):
-        assert counts(path).under_way == 3
+        assert read_counts(path).under_way == 3
         assert load(preprocess, 8) == 5
 
 
@@ -178,7 +175,7 @@ def test_what_a_decoder_that_has_room_does_not_get_is_lost(
     assert under_way_after(path, clock, 0) == 0
     with preprocess.encoding(4, leaves=False):
         pass
-    assert counts(path).under_way == 4  # what the batches before left is lost
+    assert read_counts(path).under_way == 4  # what the batches before left is lost
     preprocess.take(3)
     assert under_way_after(path, clock, HANDOVER_SECONDS / 2) == 1
     assert under_way_after(path, clock, HANDOVER_SECONDS) == 0
@@ -200,7 +197,7 @@ def test_where_no_encoder_tells_what_it_does_images_are_lost_later(path: Path, c
 def test_embeddings_from_elsewhere_make_no_room(path: Path, preprocess: Backpressure) -> None:
     assert load(preprocess, 8) == 8
     preprocess.take(100)
-    assert counts(path).under_way == 8
+    assert read_counts(path).under_way == 8
 
 
 def test_without_a_decoder_or_a_file_nothing_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +206,7 @@ def test_without_a_decoder_or_a_file_nothing_waits(path: Path, monkeypatch: pyte
     pressure = Backpressure()
     pressure.add_room(1)
     assert [pressure.enter([1] * 1000), pressure.enter([1] * 1000)] == [1000, 1000]
-    assert counts(path).under_way == 2000
+    assert read_counts(path).under_way == 2000
 
 
 def test_processes_count_together(path: Path) -> None:
@@ -224,11 +221,11 @@ for _ in range(500):
 """
     processes = [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) for _ in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
-    then = counts(path)
+    then = read_counts(path)
     assert (then.room, then.under_way, then.taken, then.full) == (4 << 40, 2000, 4000, 0)
 
 
 def test_a_new_server_begins_with_nothing_under_way(path: Path) -> None:
     Backpressure().hand_over(0, 5)
     backpressure.create(path)
-    assert counts(path) == Counts()
+    assert read_counts(path) == Counts()

@@ -17,7 +17,7 @@ from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import BlipstreamError, Gone, InvalidInput, Overloaded, TimedOut
 from blipstream.options import DecodingOptions
 from blipstream.serving.telemetry import ENDPOINT, LOG_REQUESTS, RESULTS, Telemetry
-from tests.collector import Collector, collector
+from tests.support.collector import Collector, collector
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CONTEXT = json.dumps({"traceparent": f"00-{TRACE}-{PARENT}-01"})

@@ -16,8 +16,7 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from blipstream.server.triton import TritonServer
-from tests.model_repository.test_caption_stream import Streams
-from tests.model_repository.test_serving import caption, infer, refusal, tensor, words
+from tests.support.triton_requests import Streams, caption, infer, refusal, tensor, words
 
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
 EMBEDS = np.zeros((1, 145, 192), np.float16)

@@ -12,8 +12,7 @@ from tritonclient.grpc import InferenceServerClient
 
 from blipstream.errors import FAILED
 from blipstream.server.triton import TritonServer
-from tests.model_repository.test_failures import failure
-from tests.model_repository.test_serving import caption, words
+from tests.support.triton_requests import caption, failure, words
 
 CURSED_PIXELS = np.full((1, 192, 192, 3), 13, np.uint8)
 CURSED_BYTES, CURSED_PROMPT = b"cursed", "cursed"
