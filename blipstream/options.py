@@ -68,7 +68,7 @@ class DecodingOptions:
 
     num_beams: Annotated[int, Option("Beams to search with. 1: no beam search.", low=1, high=MAX_BEAMS)] = 1
     length_penalty: Annotated[float, Option(
-        "Scores are divided by length to this power: above 0 favours long captions, below 0 short ones.",
+        "Scores are divided by length to this power: above 0 favours long captions.",
         low=-10, high=10, only_with=BEAM_SEARCH,
     )] = 1.0
     early_stopping: Annotated[bool, Option(

@@ -6,22 +6,27 @@ from pathlib import Path
 
 import click
 
+from client_options import client_options
 from model_configs import model_configs
 from options_table import options_table
 
 ROOT = Path(__file__).resolve().parent.parent
+# what is generated between two lines of a file: the files, the lines and the text
 PAGES = ("README.md", "docs/*.md", "client/README.md")
-BEGIN, END = "<!-- options: `make configs` writes this table -->\n", "<!-- end of options -->\n"
+PAGE_MARKS = ("<!-- options: `make configs` writes this table -->\n", "<!-- end of options -->\n")
+CLIENT = ("client/blipstream_client/*.py",)
+CLIENT_MARKS = ("    # options: `make configs` writes these lines\n", "    # end of options\n")
 
 
 def generated_files(root: Path) -> dict[Path, str]:
-    """What each file below `root` is to contain: the model configs, and pages where they hold the table of options."""
+    """What each file below `root` is to contain."""
     files = {root / "model_repository" / name: text for name, text in model_configs().items()}
-    for page in (page for pattern in PAGES for page in root.glob(pattern)):
-        before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if begin and end:
-            files[page] = before + begin + options_table() + end + after
+    for patterns, marks, text in ((PAGES, PAGE_MARKS, options_table()), (CLIENT, CLIENT_MARKS, client_options())):
+        for path in (path for pattern in patterns for path in root.glob(pattern)):
+            before, begin, rest = path.read_text(encoding="utf-8").partition(marks[0])
+            _, end, after = rest.partition(marks[1])
+            if begin and end:
+                files[path] = before + begin + text + end + after
     return files
 
 
@@ -37,7 +42,7 @@ def stale_files(root: Path) -> dict[Path, str]:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing, and fail if a file is stale.")
 def main(check: bool) -> None:
-    """Write what follows from the decoding options: Triton's model configs and the documents' table."""
+    """Write what follows from the decoding options: model configs, the client's options and the documents' table."""
     stale = stale_files(ROOT)
     for path, text in stale.items():
         if check:

@@ -40,7 +40,7 @@ def change(config: Path, **values: object) -> None:
 
 @pytest.fixture
 def repository(f32_artifacts: Path, tmp_path: Path) -> Path:
-    """Each model's config.json, which a test may change."""
+    """Each model's config.json, for a test to change."""
     for model, artifact in MODELS.items():
         folder = tmp_path / model / "1" / artifact
         folder.mkdir(parents=True)
@@ -50,7 +50,7 @@ def repository(f32_artifacts: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_of_one_checkpoint(repository: Path, model: str) -> None:
-    """Though each may be in another dtype, and have moved since it was built."""
+    """The dtypes may differ, and the checkpoint may have moved since."""
     folder = repository / model / "1" / MODELS[model]
     assert of_one_checkpoint(folder) == folder
     change(folder / "config.json", dtype="bf16", checkpoint="moved")
@@ -72,23 +72,23 @@ def test_of_two_checkpoints(repository: Path, model: str, other: str) -> None:
 
 
 def test_encoders_of_other_runtimes_may_be_of_others(repository: Path) -> None:
-    """As long as one fits; whether it is the one that is served, that one tells, unless TensorRT's plan it is."""
+    """One that fits is enough. The encoder that is served checks itself, unless it is TensorRT's plan."""
     folder = repository / "encoder/1"
     shutil.copytree(folder / "openvino", folder / "torch")
     change(folder / "torch/config.json", revision="0123456789abcdef")
     shutil.copytree(folder / "openvino", folder / "tensorrt")
-    (folder / "tensorrt/config.json").write_text("{}")  # of another version of ours
+    (folder / "tensorrt/config.json").write_text("{}")  # written by another version
     of_one_checkpoint(repository / "decoder/1/artifact")
     of_one_checkpoint(repository / "encoder/1/openvino")
     with pytest.raises(ArtifactError, match="encoder was built from checkpoint@0123456789ab and preprocess from"):
         of_one_checkpoint(repository / "encoder/1/torch")
     shutil.rmtree(folder / "openvino")
     (folder / "torch").rename(folder / ".openvino-staged")
-    of_one_checkpoint(repository / "decoder/1/artifact")  # there is no encoder to be of another
+    of_one_checkpoint(repository / "decoder/1/artifact")  # there is no encoder now
 
 
 def test_a_model_may_be_alone(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As Triton puts it that was fetched from an object store."""
+    """Triton puts a model that it fetches from an object store into a folder of its own."""
     alone = tmp_path_factory.mktemp("fetched")
     shutil.copytree(repository / "decoder/1", alone / "1")
     of_one_checkpoint(alone / "1/artifact")

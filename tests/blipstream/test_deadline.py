@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever has gone, or whose time is over, is told from those who wait."""
+"""A deadline passes, or its client goes away."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ from blipstream.deadline import Deadline
 from blipstream.errors import Gone, TimedOut
 
 
-def test_patience() -> None:
+def test_deadline() -> None:
     gone = threading.Event()
     assert Deadline(0, gone.is_set).left() == 0
     assert 0 < Deadline(60_000_000, gone.is_set).left() <= 60_000_000
-    assert Deadline(2**64 - 1, gone.is_set).left() < 2**64  # as Triton reads a timeout of -1
+    assert Deadline(2**64 - 1, gone.is_set).left() < 2**64  # Triton reads a timeout of -1 as this
     short = Deadline(1, gone.is_set)
     time.sleep(0.001)
     with pytest.raises(TimedOut, match="Request timeout expired"):

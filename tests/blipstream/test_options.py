@@ -64,7 +64,7 @@ def test_from_tensors() -> None:
     assert DecodingOptions.from_tensors({}) == DecodingOptions()
 
 
-def test_prompt_that_is_no_text() -> None:
+def test_a_prompt_that_is_not_text() -> None:
     with pytest.raises(InvalidInput, match=r"prompt must be UTF-8 text: invalid start byte at byte 1"):
         DecodingOptions.from_tensors({"prompt": np.array([b"a\xff"], np.object_)})
 
@@ -132,7 +132,7 @@ def test_every_combination_returns_or_is_refused(engine: Engine, values: dict[st
 @pytest.mark.parametrize("limit", [0.01, 100.0])
 @pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
 def test_the_limits_of_fractions_are_allowed_as_people_write_them(name: str, limit: float) -> None:
-    """FP32 has no 0.01, but a number somewhat below it."""
+    """FP32 has no 0.01, only a number a little below it."""
     tensors = {name: np.array([limit], np.float32), "do_sample": np.array([True])}
     assert getattr(DecodingOptions.from_tensors(tensors), name) == limit
     beyond = np.nextafter(tensors[name], np.float32(0 if limit < 1 else 1000))

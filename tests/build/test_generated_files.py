@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model configs and the documents' table are what the decoding options say."""
+"""The model configs, the client's options and the documents' table are what DecodingOptions says."""
 
 import shutil
 import subprocess
@@ -13,7 +13,8 @@ from tritonclient.grpc import model_config_pb2
 
 import generated_files
 from blipstream.options import OPTION_NAMES
-from generated_files import BEGIN, END, main, stale_files
+from client_options import client_options
+from generated_files import CLIENT_MARKS, PAGE_MARKS, main, stale_files
 from model_configs import model_configs
 from options_table import options_table
 from tests.conftest import ROOT
@@ -63,12 +64,19 @@ def test_a_config_that_drifts_is_reported_and_mended(copy: Path) -> None:
     assert drifting.read_text() == model_configs()["decoder/config.pbtxt"]
 
 
-def test_a_page_holds_the_table_of_options(copy: Path) -> None:
-    page = copy / "docs/options.md"
-    page.parent.mkdir()
-    page.write_text(f"# Options\n\n{BEGIN}old\n{END}\nMore.\n")
-    assert CliRunner().invoke(main).output == "wrote docs/options.md\n"
-    assert page.read_text() == f"# Options\n\n{BEGIN}{options_table()}{END}\nMore.\n"
+@pytest.mark.parametrize(
+    ("name", "marks", "text"),
+    [
+        ("docs/options.md", PAGE_MARKS, options_table()),
+        ("client/blipstream_client/_options.py", CLIENT_MARKS, client_options()),
+    ],
+)
+def test_a_file_is_generated_between_its_marks(copy: Path, name: str, marks: tuple[str, str], text: str) -> None:
+    path = copy / name
+    path.parent.mkdir(parents=True)
+    path.write_text(f"before\n{marks[0]}old\n{marks[1]}after\n")
+    assert CliRunner().invoke(main).output == f"wrote {name}\n"
+    assert path.read_text() == f"before\n{marks[0]}{text}{marks[1]}after\n"
     assert not stale_files(copy)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flood through the real Triton: what is refused is refused at the door, and nobody worked for it."""
+"""A flood of requests to a real Triton: what is refused is refused first of all, before any model works for it."""
 
 import asyncio
 import shutil
@@ -20,8 +20,8 @@ from tests.deploy.programs import wait_for
 from tests.support.backpressure_file import backpressure_file, read_counts
 
 QUEUES = {"preprocess/config.pbtxt": 16, "decoder/configs/cpu.pbtxt": 48}
-BATCH, ROOM = 4, 16  # so that what is admitted together, and what may be under way, is less than a queue holds
-USERS, TIMES = 200, 5  # each asks again at once
+BATCH, ROOM = 4, 16  # both are less than a queue holds
+USERS, TIMES = 200, 5  # each user sends the next request at once
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
     async def ask(client: AsyncClient) -> list[Caption | BaseException]:
         answers: list[Caption | BaseException] = []
         for _ in range(TIMES):
-            caption = client.caption(random_image(), min_tokens=60, max_tokens=60)  # the last stage is the slowest
+            caption = client.caption(random_image(), min_tokens=60, max_tokens=60)  # makes the last stage the slowest
             answers += await asyncio.gather(caption, return_exceptions=True)
         return answers
 
@@ -64,16 +64,16 @@ def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
     kinds = Counter(type(answer) for answers in asyncio.run(flood(peaks)) for answer in answers)
     assert kinds.keys() == {Caption, ServerOverloaded}
     captions = kinds[Caption]
-    assert BATCH < max(peaks) <= 2 * ROOM  # what a starved encoder seems to have lost may come to it all the same
+    assert BATCH < max(peaks) <= 2 * ROOM  # images that were counted as lost may still arrive
 
     def worked() -> list[int]:
         return [server.metrics().inferences[stage] - before[stage] for stage in ("preprocess", "encoder", "decoder")]
 
-    wait_for(lambda: worked()[-1] >= captions, worked)  # a scheduler tells now and then
+    wait_for(lambda: worked()[-1] >= captions, worked)  # a scheduler updates its counts now and then
     assert worked() == [captions] * 3
 
 
-def test_whatever_becomes_of_a_request_it_is_under_way_no_more(server: TritonServer) -> None:
+def test_nothing_stays_under_way_once_requests_have_ended(server: TritonServer) -> None:
     file = backpressure_file(server)
     before = read_counts(file).taken
     with Client(server.grpc_url) as client:

@@ -70,7 +70,7 @@ def test_wrong_pixels_are_refused(triton: InferenceServerClient, pixels: npt.NDA
 
 
 def test_they_go_through_preprocess(server: TritonServer, triton: InferenceServerClient) -> None:
-    """The encoder's own queue has none."""
+    """Only the queue of preprocess is bounded."""
     before = server.metrics().inferences
     infer(triton, "caption_pixels", pixels=np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 77, np.uint8))
     wait_for(
@@ -78,8 +78,8 @@ def test_they_go_through_preprocess(server: TritonServer, triton: InferenceServe
     )
 
 
-def test_who_claims_to_send_no_rows_spoils_nobody_elses(server: TritonServer) -> None:
-    """Triton 2.51 lets them through, as a batch of 192."""
+def test_a_request_that_claims_to_have_no_rows_spoils_no_other(server: TritonServer) -> None:
+    """Triton 2.51 lets it through, as a batch of 192."""
 
     def ask(stub: Any, number: int, rows: int) -> str:
         request = service_pb2.ModelInferRequest(model_name="caption_pixels")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model `caption_stream` says to clients of other makers; tests/client has the rest."""
+"""The model `caption_stream` with clients other than ours; tests/client has the rest."""
 
 import json
 import urllib.request
@@ -74,7 +74,7 @@ def test_refusals(streams: Streams, images: list[bytes], image: bytes | None, op
 
 
 def test_server_sent_events(server: TritonServer, images: list[bytes], samples: dict[str, str]) -> None:
-    """Triton's generate_stream: JSON in, which carries the image as a data URL, and an event for each piece out."""
+    """Triton's generate_stream takes JSON with the image as a data URL, and sends an event for each piece."""
     body = {"image": "data:image/jpeg;base64," + b64encode(images[0]).decode(), "max_tokens": 20}
     request = urllib.request.Request(
         f"{server.http_url}/v2/models/caption_stream/generate_stream",

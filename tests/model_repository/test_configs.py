@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract: every config parses, its variants agree, and engine and client speak of the same tensors."""
+"""The contract: every config parses, its variants agree, and engine and client know the same tensors."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -20,16 +20,16 @@ CONFIGS = [path for name in ("config", "configs/*", "gpu_decode") for path in RE
 ADAPTERS = sorted(REPOSITORY.glob("*/1/model.py"))
 MAX_ADAPTER_LINES = 80
 
-# the contract, as the design has it
+# the contract of the design
 INPUTS = {
-    "preprocess": {},  # one of those that may be left out
+    "preprocess": {},  # image or pixels, so both are optional
     "encoder": {"pixels": ("UINT8", [-1, -1, 3])},
     "decoder": {"image_embeds": ("FP16", [-1, -1])},
     "caption": {"image": ("STRING", [1])},
     "caption_stream": {"image": ("STRING", [1])},
     "caption_pixels": {"pixels": ("UINT8", [-1, -1, 3])},
 }
-IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # of preprocess, which takes either
+IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either
 OPTION_INPUTS: dict[str, dict[str, str]] = {
     "encoder": {},
     "decoder": {
@@ -92,13 +92,13 @@ def test_contract(path: Path) -> None:
     options = {name: (kind, [1]) for name, kind in OPTION_INPUTS[model].items()}
     either = IMAGE_INPUTS if model == "preprocess" else {}
     assert (needed, optional, outputs) == (INPUTS[model], options | either, OUTPUTS[model])
-    assert config.max_batch_size == (1 if model == "caption_stream" else 64)  # it batches between steps
+    assert config.max_batch_size == (1 if model == "caption_stream" else 64)  # its engine batches between steps
     assert config.model_transaction_policy.decoupled == (model == "caption_stream")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_scheduling(path: Path) -> None:
-    """Each step batches, with a bound on its queue, or on what may be on its way there; nobody caches."""
+    """Each model batches and has a bound on its queue, or a model before it has; none caches responses."""
     config = parse(path)
     assert not config.response_cache.enable
     if model_of(path) in STEPS:
@@ -108,19 +108,19 @@ def test_scheduling(path: Path) -> None:
     cores_share_it = model_of(path) == "preprocess" and group.kind == group.KIND_CPU
     assert group.count >= (2 if cores_share_it else 1)
     assert config.HasField("dynamic_batching")
-    if model_of(path) == "encoder":  # with a policy Triton does not prepare a batch while another one is computed
+    if model_of(path) == "encoder":  # with one, Triton prepares no batch while it computes another
         assert not config.dynamic_batching.HasField("default_queue_policy")
         return
     policy = config.dynamic_batching.default_queue_policy
     assert 0 < policy.max_queue_size <= 1024
-    # a request says how long its sender waits; Triton takes that for a shorter time than its own, and for no longer one
+    # a request's own timeout may be shorter than this one, not longer
     assert policy.allow_timeout_override
     assert policy.timeout_action == policy.REJECT
     assert policy.default_timeout_microseconds == 300_000_000
 
 
 def test_the_first_queue_is_the_shortest() -> None:
-    """What is too much is refused before anything was done for it."""
+    """Requests beyond what the server can carry are refused before any work."""
     sizes = {path: parse(path).dynamic_batching.default_queue_policy.max_queue_size for path in CONFIGS}
     first = [size for path, size in sizes.items() if model_of(path) == "preprocess"]
     later = [size for path, size in sizes.items() if model_of(path) == "decoder"]
@@ -128,14 +128,14 @@ def test_the_first_queue_is_the_shortest() -> None:
 
 
 def test_the_default_encoder_is_tensorrt() -> None:
-    """A mistyped --model-config-name falls back to it, and fails at load instead of serving slowly."""
+    """Triton falls back to it where --model-config-name is mistyped: it fails to load, rather than serve slowly."""
     config = parse(REPOSITORY / "encoder/config.pbtxt")
     assert (config.platform, config.default_model_filename) == ("tensorrt_plan", f"tensorrt/{PLAN_NAME}")
 
 
 @pytest.mark.parametrize("ensemble", STEPS)
 def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
-    """To preprocess as well, which refuses what the decoder would refuse later."""
+    """Preprocess gets them too, and refuses early what the decoder would refuse later."""
     config = parse(REPOSITORY / ensemble / "config.pbtxt")
     for step in config.ensemble_scheduling.step:
         options = {name for name in OPTION_INPUTS[step.model_name] if name in OPTION_INPUTS[ensemble]}
@@ -145,7 +145,7 @@ def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
 
 @pytest.mark.parametrize("ensemble", STEPS)
 def test_ensembles_have_a_version_folder(ensemble: str) -> None:
-    """Triton wants one, empty as it is, and git keeps no empty folder."""
+    """Triton expects one, even if it is empty, and git does not keep empty folders."""
     assert (REPOSITORY / ensemble / "1" / ".gitkeep").is_file()
 
 

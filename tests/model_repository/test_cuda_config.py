@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration `cuda` through a real Triton: on a GPU as it is, elsewhere with its models put on the CPU."""
+"""The configuration `cuda` on a real Triton: on a GPU as it is, elsewhere with its models moved to the CPU."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def check(repository: Path, samples: dict[str, str]) -> None:
 
 
 def test_on_a_cpu(tmp_path: Path, samples: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """The same adapters, tensors handed over by DLPack; what differs is where they lie."""
+    """The same adapters, with tensors passed by DLPack; only the device differs."""
     build(str(CHECKPOINT), "f32", tmp_path, "cuda")
     assert "encoder    f32" in capsys.readouterr().out
     for config in (tmp_path / "encoder/configs/cuda.pbtxt", *tmp_path.glob("*/config.pbtxt")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fails, fails alone and in one sentence, on a real Triton: odd requests, late senders, broken files."""
+"""A failure stays with its request and is one sentence, on a real Triton: odd requests, late senders, broken files."""
 
 import http.client
 import json
@@ -28,7 +28,7 @@ from tests.deploy.programs import wait_for
 from tests.support.backpressure_file import backpressure_file
 from tests.support.triton_requests import Streams, failure, infer, refusal, text, words
 
-WAIT_SECONDS = 2  # for which preprocess hopes for a larger batch
+WAIT_SECONDS = 2  # for which preprocess waits for a larger batch
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
 NO_WORDS = np.zeros((0, 1), np.object_)
 EMBEDS = np.zeros((1, 145, 192), np.float16)
@@ -41,7 +41,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[TritonServer]:
-    """Requests spend some time in its first queue."""
+    """A server in whose first queue requests spend some time."""
     repository = tmp_path_factory.mktemp("waiting") / "models"
     shutil.copytree(artifacts, repository, symlinks=True)
     path = repository / "preprocess/config.pbtxt"
@@ -87,7 +87,7 @@ def post(server: TritonServer, path: str, body: bytes) -> tuple[int, bytes]:
 
 
 def test_an_id_that_is_no_text(server: TritonServer, images: list[bytes], samples: dict[str, str]) -> None:
-    """Triton lets it through where JSON does not allow it."""
+    """Triton lets it through although JSON does not allow it."""
     head = b'{"id": "\xff", '
     tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": ["no image"]}
     status, answer = post(server, "/v2/models/caption/infer", head + json.dumps({"inputs": [tensor]}).encode()[1:])
@@ -102,22 +102,24 @@ def test_a_stream_has_as_much_time_as_its_request(
     server: TritonServer, streams: Streams, images: list[bytes], samples: dict[str, str]
 ) -> None:
     before = server.metrics().inferences
-    streams.ask(images[0], {}, timeout=100_000)  # microseconds, in which preprocess does not begin
+    streams.ask(images[0], {}, timeout=100_000)  # microseconds: preprocess begins later
     with pytest.raises(InferenceServerException, match="Request timeout expired"):
         streams.answer()
     after = server.metrics().inferences
     assert all(after[model] == before[model] for model in ("preprocess", "encoder"))
-    for timeout in (0, 2**63 - 1, -1):  # the last is the longest in Triton's eyes
+    for timeout in (0, 2**63 - 1, -1):  # Triton reads the last one as the longest
         streams.ask(images[0], {}, timeout=timeout)
         (pieces,) = streams.gather()
         assert text(pieces) == next(iter(samples.values()))
 
 
-def test_whoever_goes_early_is_not_encoded(server: TritonServer, streams: Streams, images: list[bytes]) -> None:
+def test_images_of_clients_that_have_gone_are_not_encoded(
+    server: TritonServer, streams: Streams, images: list[bytes]
+) -> None:
     before = server.metrics().inferences
     leaving = Streams(server)
     leaving.ask(images[0], {})
-    wait_for(lambda: server.metrics().pending.get("preprocess", 0) > 0)  # the ensemble has it a moment before
+    wait_for(lambda: server.metrics().pending.get("preprocess", 0) > 0)  # before, only the ensemble has it
     leaving.close(cancel=True)
     streams.ask(images[1], {})  # behind it in every queue
     streams.gather()
@@ -128,7 +130,7 @@ def test_whoever_goes_early_is_not_encoded(server: TritonServer, streams: Stream
     }
 
 
-def test_what_nobody_expected_is_one_sentence(
+def test_an_unexpected_error_is_one_sentence(
     server: TritonServer,
     triton: InferenceServerClient,
     streams: Streams,
@@ -136,7 +138,7 @@ def test_what_nobody_expected_is_one_sentence(
     samples: dict[str, str],
     log: Path,
 ) -> None:
-    """A file that the models share is cut short: the log has the traceback, and afterwards all is well."""
+    """The file that the models share is truncated: the log has the traceback, and later requests succeed."""
     backpressure_file(server).write_bytes(b"")
     expected = f"{FAILED} (error): try again, or see its log"  # struct.error
     assert failure(triton, "decoder", image_embeds=EMBEDS) == expected
@@ -155,7 +157,7 @@ def test_what_nobody_expected_is_one_sentence(
 
 @contextmanager
 def full_disk(server: TritonServer, *models: str) -> Iterator[None]:
-    """Whatever these models write to a file fails with OSError."""
+    """Writing to a file fails with OSError in these models."""
     processes = [pid for pid in processes_of_group(server.pid) if stub_model(pid) in models]
     for pid in processes:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
@@ -173,7 +175,7 @@ def test_a_full_disk(
     images: list[bytes],
     samples: dict[str, str],
 ) -> None:
-    """Neither the log nor what the models share can be written, and captions come out all the same."""
+    """Neither the log nor the shared file can be written, and captions come out all the same."""
     with full_disk(server, "preprocess", "encoder", "decoder", "caption_stream"):
         assert "image must be a JPEG" in refusal(triton, image=words(b"no image"))
         assert "image_embeds must be given" in refusal(triton, "decoder", prompt=words(b"two"))
@@ -187,7 +189,7 @@ def test_a_full_disk(
         assert text(pieces) == next(iter(samples.values()))
 
 
-# put behind an adapter: what is garbage only to the collector is counted when the model ends
+# appended to an adapter: when the model ends, it counts the errors that only the garbage collector could free
 COUNT_GARBAGE = """
 import gc
 from blipstream.errors import BlipstreamError
@@ -205,7 +207,7 @@ class TritonPythonModel(TritonPythonModel):
 
 
 def test_refused_requests_leave_nothing_for_the_garbage_collector(artifacts: Path, tmp_path: Path) -> None:
-    """Else their tensors would stay until a full collection."""
+    """Otherwise their tensors would stay in memory until a full collection."""
     shutil.copytree(artifacts, tmp_path / "models")
     for model in ("preprocess", "encoder", "decoder", "caption_stream"):
         with (tmp_path / "models" / model / "1/model.py").open("a") as adapter:
@@ -225,11 +227,11 @@ def test_refused_requests_leave_nothing_for_the_garbage_collector(artifacts: Pat
             streams.answer()
         streams.close()
     counts = re.findall(r"left behind: (\d+)", log.read_text())
-    assert counts == ["0"] * 5  # processes, two of them of preprocess
+    assert counts == ["0"] * 5  # one for each process: preprocess has two
 
 
 def test_models_of_two_checkpoints_are_not_served(artifacts: Path, tmp_path: Path) -> None:
-    """As where the decoder of one was copied beside the encoder of another, whose numbers fit."""
+    """For example, somebody copied the decoder of one beside the encoder of another, and their shapes fit."""
     repository, log = tmp_path / "models", tmp_path / "log"
     shutil.copytree(artifacts, repository)
     config = repository / "decoder/1/artifact/config.json"
@@ -243,8 +245,7 @@ def test_models_of_two_checkpoints_are_not_served(artifacts: Path, tmp_path: Pat
     with pytest.raises(ServerError, match=sentence), server:
         pass
     said = log.read_text()
-    assert (
-        f"decoder was built from another@0123456789ab and preprocess from checkpoint@{revision}" in said
-    )  # the streams'
+    # by caption_stream, too, which loads the decoder's artifact
+    assert f"decoder was built from another@0123456789ab and preprocess from checkpoint@{revision}" in said
     for model in ("preprocess", "encoder", "decoder", "caption_stream"):
         assert f"failed to load '{model}' version 1: Internal: ArtifactError" in said

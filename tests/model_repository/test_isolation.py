@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request at which a model fails unexpectedly fails alone, on a real Triton: its batch-mates get their captions."""
+"""If a model fails at one request unexpectedly, its batch-mates get their captions all the same, on a real Triton."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.support.triton_requests import caption, failure, words
 
 CURSED_PIXELS = np.full((1, 192, 192, 3), 13, np.uint8)
 CURSED_BYTES, CURSED_PROMPT = b"cursed", "cursed"
-# put behind an adapter: it fails at what is cursed, and at all that share a batch with it
+# appended to an adapter: it fails at a cursed request, and at every batch that holds one
 CURSES = {
     "preprocess": f"""
 from blipstream.images import loader
@@ -64,7 +64,9 @@ def triton(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield client
 
 
-def test_whoever_fails_fails_alone(triton: InferenceServerClient, images: list[bytes], samples: dict[str, str]) -> None:
+def test_a_request_that_fails_fails_alone(
+    triton: InferenceServerClient, images: list[bytes], samples: dict[str, str]
+) -> None:
     expected = list(samples.values())
 
     def ask(number: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is refused before any work, on every route: names that nobody would read, and options out of range."""
+"""What is refused before any work, on every route: names that no model reads, and options out of range."""
 
 import base64
 import json
@@ -92,7 +92,7 @@ def test_a_parameter_of_a_request(
         assert (status, wanted in answer) == (400, True), answer
 
 
-def test_what_triton_itself_reads_is_no_parameter(triton: InferenceServerClient, images: list[bytes]) -> None:
+def test_fields_that_triton_itself_reads_are_not_parameters(triton: InferenceServerClient, images: list[bytes]) -> None:
     of_triton = {"request_id": "mine", "sequence_id": 5, "sequence_start": True, "priority": 1, "timeout": 60_000_000}
     result = triton.infer("caption", [tensor("image", words(images[0]))], **of_triton)
     assert result.as_numpy("caption").shape == (1, 1)
@@ -118,13 +118,13 @@ def test_no_stage_works_for_options_out_of_range(
     before = server.metrics().inferences
     refusal(triton, image=words(images[0]), **options)
     refusal(triton, "caption_pixels", pixels=PIXELS, **options)
-    caption(triton, images[0] + os.urandom(8))  # behind them, in case they went on
+    caption(triton, images[0] + os.urandom(8))  # by then, refused requests that went on would have been encoded
     after = server.metrics().inferences
     assert [after[model] - before[model] for model in ("preprocess", "encoder")] == [1, 1]
 
 
 def test_the_limits_are_allowed_as_people_write_them(triton: InferenceServerClient, images: list[bytes]) -> None:
-    """FP32 has no 0.01, but a number somewhat below it."""
+    """FP32 has no 0.01, only a number a little below it."""
     limit = np.array([[0.01]], np.float32)
     infer(triton, image=words(images[0]), do_sample=np.array([[True]]), temperature=limit)
     assert "between 0.01 and 100, not 0.009999999" in refusal(

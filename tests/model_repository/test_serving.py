@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running Triton answers, as tritonclient alone sees it."""
+"""A running Triton, seen through tritonclient alone."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def good_image(samples: dict[str, str]) -> bytes:
 def test_captions_equal_the_engines(
     triton: InferenceServerClient, artifacts: Path, scene_images: list[Image.Image]
 ) -> None:
-    """All requests at once, so that Triton batches them as it likes."""
+    """All requests are sent at once, and Triton batches them as it likes."""
     encoder = OpenVINOEncoder(artifacts / "encoder/1/openvino")
     engine = load_engine(artifacts / "decoder/1/artifact")
     images = []
@@ -68,7 +68,7 @@ def test_samples(triton: InferenceServerClient, samples: dict[str, str]) -> None
 
 
 def test_an_option_does_not_stand_for_the_image(triton: InferenceServerClient) -> None:
-    """Triton only counts inputs."""
+    """Triton only counts the inputs."""
     for modes in (words(b"stretch"), words(b"stretch", b"zoom")):
         assert refusal(triton, "preprocess", resize_mode=modes).startswith("image must be given")
     assert "image_embeds must be given" in refusal(triton, "decoder", prompt=words(b"two"))
@@ -193,7 +193,7 @@ def test_no_image(triton: InferenceServerClient) -> None:
 
 
 def test_a_bad_image_harms_no_batch_mate(triton: InferenceServerClient, samples: dict[str, str]) -> None:
-    """Good and bad requests of every kind at once: each gets its own answer."""
+    """Good and bad requests at once: each gets its own response."""
     name, expected = next(iter(samples.items()))
     image = (SAMPLES / name).read_bytes()
 
@@ -204,7 +204,7 @@ def test_a_bad_image_harms_no_batch_mate(triton: InferenceServerClient, samples:
             case 1:
                 return refusal(triton, image=words(image), max_tokens=np.array([[-i]], np.int32))
             case _:
-                # bytes after the end of a JPEG file count for nothing, yet make the request a new one
+                # bytes after the end of a JPEG file are ignored
                 return caption(triton, image + bytes([i]))
 
     with ThreadPoolExecutor(16) as pool:
@@ -230,7 +230,7 @@ def get(server: TritonServer, path: str) -> dict[str, Any]:
 
 
 def test_the_chosen_config_serves(server: TritonServer) -> None:
-    """Triton falls back to config.pbtxt in silence where --model-config-name names none."""
+    """Triton silently falls back to config.pbtxt if there is no config of the name in --model-config-name."""
     for model in ("encoder", "decoder"):
         config = get(server, f"v2/models/{model}/config")
         assert config["backend"] == "python"

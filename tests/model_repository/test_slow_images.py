@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that take long to decode, sent to a running Triton: they hold up nobody who sends others."""
+"""Images that take long to decode, sent to a running Triton, do not hold up other images."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,15 +21,15 @@ def decoders(server: TritonServer) -> list[psutil.Process]:
 
 
 def test_slow_images_hold_nobody_up(server: TritonServer, samples: dict[str, str]) -> None:
-    """Not even where there are more of them than anything works at: others are captioned before they end."""
-    slow = run_length_encoded_bmp(65_535, 300)  # more than a second's work in 2.3 KB
+    """Not even if there are more of them than processes that decode: others are captioned before they end."""
+    slow = run_length_encoded_bmp(65_535, 300)  # more than a second of work in 2.3 KB
     with Client(server.grpc_url, timeout=300) as client, ThreadPoolExecutor() as pool:
 
         def send() -> None:
             try:
                 client.caption(slow)
             except InvalidRequest as error:
-                assert str(error).startswith(TOO_SLOW)  # noqa: PT017 - where a processor is fast enough, it is captioned
+                assert str(error).startswith(TOO_SLOW)  # noqa: PT017 - a fast processor captions it
 
         sent = [pool.submit(send) for _ in range(2 + (psutil.cpu_count() or 1))]
         wait_for(lambda: bool(decoders(server)), seconds=60)
@@ -38,7 +38,7 @@ def test_slow_images_hold_nobody_up(server: TritonServer, samples: dict[str, str
         assert not all(each.done() for each in sent)
         for each in sent:
             each.result()
-        # and those that take their time come out right
+        # slow images come out right
         large, small = (encode(Image.new("L", size, 77), "PNG") for size in [(4000, 3000), (4, 3)])
         assert client.caption(large) == client.caption(small)
     server.check()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Through a real Triton: a request's id and trace reach every model, and its spans and results those who ask."""
+"""On a real Triton, a request's id and trace reach every model, and its spans, lines and counts come out."""
 
 import base64
 import itertools
@@ -22,21 +22,21 @@ from tests.support.collector import Collector, collector
 
 IMAGE = (SAMPLES / "a-book.jpg").read_bytes()
 Results = dict[tuple[str, ...], int]  # by model and result
-Told = tuple[Collector, list[dict[str, Any]], BlipstreamError, Results]
+Recorded = tuple[Collector, list[dict[str, Any]], BlipstreamError, Results]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADERS = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 
 
 def results(server: TritonServer) -> Results:
-    """What it says that it has counted."""
+    """The counts on its metrics page."""
     page = urllib.request.urlopen(server.metrics_url).read().decode()
     found = re.findall(r'^blipstream_requests_total\{model="(\w+)",result="(\w+)"\} (\d+)$', page, re.MULTILINE)
     return {tuple(labels): int(count) for *labels, count in found}
 
 
 @pytest.fixture(scope="module")
-def told(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    """What a collector, the log and the metrics have after three requests, once the server has stopped."""
+def recorded(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    """What a collector, the log and the metrics hold after three requests, once the server has stopped."""
     log = tmp_path_factory.mktemp("log") / "triton.log"
     with collector() as traces:
         with TritonServer(
@@ -56,14 +56,14 @@ def told(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             )
             with urllib.request.urlopen(question) as answer:
                 answer.read()
-            wait_for(lambda: sum(results(server).values()) == 7)  # a scheduler tells now and then
+            wait_for(lambda: sum(results(server).values()) == 7)  # a scheduler updates its counts now and then
             counted = results(server)
         log_lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')]
         yield traces, log_lines, refused.value, counted
 
 
-def test_spans_of_triton_and_of_the_engine(told: Told) -> None:
-    traces, *_ = told
+def test_spans_of_triton_and_of_the_engine(recorded: Recorded) -> None:
+    traces, *_ = recorded
     assert traces.services == {"blipstream"}
     counts = {name: len(traces.named(name)) for name in ("caption", "preprocess", "encoder", "decoder")}
     assert counts == {"caption": 2, "preprocess": 3, "encoder": 2, "decoder": 1}
@@ -72,9 +72,9 @@ def test_spans_of_triton_and_of_the_engine(told: Told) -> None:
     assert {span.trace_id.hex() for span in traces.spans} == {TRACE}
 
 
-def test_lines(told: Told) -> None:
-    """One of each model that a request came to, with the sender's id."""
-    _, lines, refusal, _ = told
+def test_lines(recorded: Recorded) -> None:
+    """A line from each model that a request reached, with the sender's id."""
+    _, lines, refusal, _ = recorded
     assert Counter((line["model"], line["result"]) for line in lines) == {
         ("preprocess", "ok"): 2, ("preprocess", "refused"): 1, ("encoder", "ok"): 2,
         ("decoder", "stop"): 1, ("caption_stream", "stop"): 1,
@@ -85,9 +85,9 @@ def test_lines(told: Told) -> None:
     assert of["preprocess"]["request"] == refusal.request_id != of["decoder"]["request"] != ""
 
 
-def test_results_are_counted(told: Told) -> None:
-    """By every model; and each is there from the start, lest Prometheus overlook the first."""
-    *_, counted = told
+def test_results_are_counted(recorded: Recorded) -> None:
+    """By every model. Each count is there from the start; otherwise Prometheus would miss the first increment."""
+    *_, counted = recorded
     nothing = dict.fromkeys(itertools.product(("preprocess", "encoder", "decoder", "caption_stream"), RESULTS), 0)
     assert counted == nothing | {
         ("preprocess", "ok"): 2, ("preprocess", "invalid"): 1, ("encoder", "ok"): 2,

@@ -34,7 +34,7 @@ def caption(triton: InferenceServerClient, image: bytes, /, **options: npt.NDArr
 
 
 def refusal(triton: InferenceServerClient, model: str = "caption", /, **inputs: npt.NDArray[Any]) -> str:
-    """The sentence with which a request is refused as its sender's fault."""
+    """The message of a request that is refused by its sender's fault."""
     with pytest.raises(InferenceServerException) as caught:
         infer(triton, model, **inputs)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
@@ -45,7 +45,7 @@ def refusal(triton: InferenceServerClient, model: str = "caption", /, **inputs: 
 
 
 def failure(triton: InferenceServerClient, model: str, /, **inputs: npt.NDArray[Any]) -> str:
-    """The sentence with which a request fails by no fault of its sender's."""
+    """The message of a request that fails by the server's fault."""
     with pytest.raises(InferenceServerException) as caught:
         infer(triton, model, **inputs)
     assert caught.value.status() == "StatusCode.INTERNAL"
@@ -53,7 +53,7 @@ def failure(triton: InferenceServerClient, model: str, /, **inputs: npt.NDArray[
 
 
 class Streams:
-    """A gRPC stream on which requests are told apart by their ids."""
+    """A gRPC stream for several requests at a time, which differ by their ids."""
 
     def __init__(self, server: TritonServer) -> None:
         self._client = InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
@@ -73,7 +73,7 @@ class Streams:
         return result
 
     def gather(self, count: int = 1) -> list[list[InferResult]]:
-        """The pieces of each request, until so many are finished."""
+        """The pieces of each request, once so many requests are finished."""
         streamed: list[list[InferResult]] = [[] for _ in range(count)]
         finished = 0
         while finished < count:

@@ -25,8 +25,9 @@ def test_an_attempt_returns_a_result_or_an_error(capfd: pytest.CaptureFixture[st
 
 def test_errors_keep_their_place(capfd: pytest.CaptureFixture[str]) -> None:
     refused = InvalidInput("no number")
-    four, first, failed, three = attempt_together(halves, [8, refused, 5, 6])
+    batch: list[int | BlipstreamError] = [8, refused, 5, 6]
+    four, first, failed, three = attempt_together(halves, batch)
     assert (four, first, three) == (4, refused, 3)
     assert isinstance(failed, BlipstreamError)
     assert "an odd number" in capfd.readouterr().err
-    assert attempt_together(halves, [refused]) == [refused]
+    assert attempt_together(halves, batch[1:2]) == [refused]

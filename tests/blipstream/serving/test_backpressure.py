@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bound on images under way: it holds back, lets go, and forgets what was lost."""
+"""The bound on images under way: it holds images back, lets them go, and forgets those that were lost."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Its `now` is the time."""
+    """A clock whose `now` a test sets."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     return clock
@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @contextmanager
 def waiting(pressure: Backpressure) -> Iterator[threading.Event]:
-    """Somebody who waits for room; the event says that there was some."""
+    """Meanwhile, a thread waits for room; the event is set once it has got some."""
     entered = threading.Event()
     thread = threading.Thread(target=lambda: (pressure.enter([1]), entered.set()))  # type: ignore[func-returns-value]
     thread.start()
@@ -54,7 +54,7 @@ def waiting(pressure: Backpressure) -> Iterator[threading.Event]:
 
 
 def load(pressure: Backpressure, images: int) -> int:
-    """As many as there is room for, from the door to where they wait for an encoder."""
+    """Load as many images as there is room for; they now wait for an encoder."""
     entered = pressure.enter([1] * images)
     pressure.hand_over(entered, entered)
     return entered
@@ -62,7 +62,7 @@ def load(pressure: Backpressure, images: int) -> int:
 
 @pytest.fixture
 def preprocess(path: Path) -> Backpressure:  # noqa: ARG001
-    """Of a server with an encoder that tells what it does, and room for 8."""
+    """Preprocess in a server with an encoder that tells what it does, and room for 8 images."""
     preprocess = Backpressure()
     preprocess.add_encoder()
     preprocess.add_room(8)
@@ -84,7 +84,7 @@ def test_it_waits_until_a_decoder_has_taken_up_enough(path: Path, preprocess: Ba
     assert read_counts(path).taken == 1
 
 
-def test_what_comes_to_nothing_and_what_has_several_images_is_counted_as_it_is(
+def test_refused_requests_and_requests_of_several_images_are_counted_in_images(
     path: Path, preprocess: Backpressure
 ) -> None:
     assert preprocess.enter([1] * 3) == 3
@@ -98,7 +98,7 @@ def test_what_comes_to_nothing_and_what_has_several_images_is_counted_as_it_is(
 def test_requests_of_several_images_take_as_many_places(path: Path, preprocess: Backpressure) -> None:
     assert preprocess.enter([3, 3, 3]) == 2
     preprocess.hand_over(6, 0)
-    assert preprocess.enter([64, 1]) == 1  # or it would never be its turn
+    assert preprocess.enter([64, 1]) == 1  # otherwise its turn would never come
     assert read_counts(path).entered == 64
     with waiting(preprocess) as entered:
         assert not entered.wait(4 * HANDOVER_SECONDS)
@@ -106,7 +106,7 @@ def test_requests_of_several_images_take_as_many_places(path: Path, preprocess: 
 
 
 def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, clock: SimpleNamespace) -> None:
-    """Whose time is over is dropped from the first queue alone, so little is to wait behind it where all is slow."""
+    """Only the first queue drops what has timed out, so little may wait behind it on a slow server."""
     preprocess = Backpressure()
     preprocess.add_room(128)
     assert load(preprocess, 1000) == LEAST_ROOM
@@ -122,8 +122,8 @@ def test_as_much_is_under_way_as_decoders_take_up_in_a_while(path: Path, clock: 
     assert [load(preprocess, 1), load(preprocess, 1000)] == [1, LEAST_ROOM - 1]
 
 
-def test_a_batch_that_a_decoder_takes_up_at_once_tells_no_pace(path: Path, clock: SimpleNamespace) -> None:
-    """Else ever larger ones would be under way, and with them the encoder's batches."""
+def test_a_batch_that_is_taken_up_at_once_does_not_raise_the_pace(path: Path, clock: SimpleNamespace) -> None:
+    """Otherwise more and more images would be under way, in larger and larger batches."""
     preprocess = Backpressure()
     preprocess.add_room(128)
     assert load(preprocess, 1000) == LEAST_ROOM
@@ -140,8 +140,10 @@ def under_way_after(path: Path, clock: SimpleNamespace, seconds: float) -> int:
     return then.under_way
 
 
-def test_what_a_free_encoder_does_not_get_is_lost(path: Path, clock: SimpleNamespace, preprocess: Backpressure) -> None:
-    """As where its senders have gone: Triton drops it from the queue, and tells nobody."""
+def test_images_that_an_idle_encoder_does_not_get_are_lost(
+    path: Path, clock: SimpleNamespace, preprocess: Backpressure
+) -> None:
+    """Their senders may have gone: Triton then drops them from the queue, and tells nobody."""
     assert load(preprocess, 8) == 8
     assert under_way_after(path, clock, HANDOVER_SECONDS / 2) == 8
     assert under_way_after(path, clock, HANDOVER_SECONDS) == 0
@@ -164,7 +166,7 @@ def test_an_encoder_that_begins_a_batch_leaves_nothing_behind(path: Path, prepro
         assert load(preprocess, 8) == 5
 
 
-def test_what_a_decoder_that_has_room_does_not_get_is_lost(
+def test_images_that_a_decoder_with_room_does_not_get_are_lost(
     path: Path, clock: SimpleNamespace, preprocess: Backpressure
 ) -> None:
     with preprocess.full():
@@ -175,14 +177,14 @@ def test_what_a_decoder_that_has_room_does_not_get_is_lost(
     assert under_way_after(path, clock, 0) == 0
     with preprocess.encoding(4, leaves=False):
         pass
-    assert read_counts(path).under_way == 4  # what the batches before left is lost
+    assert read_counts(path).under_way == 4  # what the batches before left over is lost
     preprocess.take(3)
     assert under_way_after(path, clock, HANDOVER_SECONDS / 2) == 1
     assert under_way_after(path, clock, HANDOVER_SECONDS) == 0
 
 
-def test_where_no_encoder_tells_what_it_does_images_are_lost_later(path: Path, clock: SimpleNamespace) -> None:
-    """TensorRT's is no Python."""
+def test_images_are_lost_later_if_no_encoder_tells_what_it_does(path: Path, clock: SimpleNamespace) -> None:
+    """TensorRT's encoder is not a Python model."""
     pressure = Backpressure()
     pressure.add_room(8)
     assert load(pressure, 8) == 8

@@ -33,17 +33,17 @@ class TritonRequest:
         (b'{"top_\xffk":5}', "there is no input 'top_\ufffdk': did you mean top_k?"),
     ],
 )
-def test_what_nobody_would_read_is_refused_by_name(parameters: bytes, sentence: str) -> None:
+def test_a_name_that_no_model_reads_is_refused(parameters: bytes, sentence: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         refuse_parameters(TritonRequest(parameters))
     assert str(caught.value) == sentence
 
 
-def test_a_model_tells_of_its_own_inputs() -> None:
+def test_a_model_names_its_own_inputs() -> None:
     with pytest.raises(InvalidInput, match="there is no input 'max_new_tokens': there are pixels"):
         refuse_parameters(TritonRequest(b'{"max_new_tokens":5}'), ("pixels",))
 
 
 @pytest.mark.parametrize("parameters", [b"", b"{}", b'{"id":"mine"}', b'{"id":"\xff"}'])
-def test_what_triton_leaves_there_is_no_parameter(parameters: bytes) -> None:
+def test_what_triton_leaves_there_is_not_a_parameter(parameters: bytes) -> None:
     refuse_parameters(TritonRequest(parameters))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of a request once it has ended: counts, and lines of JSON and spans where somebody asked."""
+"""What is recorded of a request once it has ended: counts, and lines of JSON and spans if they are turned on."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def own_engine(f32_artifacts: Path) -> Engine:
 
 
 def decode(engine: Engine, **facts: str) -> Request:
-    """Three tokens for an image of nothing, by a scheduler with telemetry, until both are closed."""
+    """Generate three tokens for an image of zeros, by a scheduler with telemetry; then close both."""
     options = DecodingOptions(max_tokens=3, min_tokens=3)
     request, done = engine.request(torch.zeros(engine.image_embeds_shape), options), Event()
     for name, value in facts.items():
@@ -50,7 +50,7 @@ def decode(engine: Engine, **facts: str) -> Request:
     return request
 
 
-def test_nothing_is_told_unasked(
+def test_nothing_is_written_by_default(
     own_engine: Engine, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with collector() as running:
@@ -128,7 +128,7 @@ def test_spans(own_engine: Engine, traces: Collector) -> None:
 
 @pytest.mark.parametrize("context", ["", "no JSON", "{}"])
 def test_without_a_trace(context: str, own_engine: Engine, traces: Collector) -> None:
-    """Nobody to be the parent of; captions come all the same."""
+    """Spans have no parent then, and captions come all the same."""
     assert decode(own_engine, trace_context=context).captions
     assert all(not span.parent_span_id for span in traces.spans)
 

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's declarations of the decoding options, in Python. The client cannot import the server's."""
+
+from blipstream.options import BEAM_SEARCH, DEFAULTS, OPTIONS, SAMPLING, TYPES, data_type
+
+CONDITIONS = {"": "", SAMPLING: "Sampling: ", BEAM_SEARCH: "Beam search: "}
+
+
+def client_options() -> str:
+    """The fields of the client's `Options`, for each option of DecodingOptions."""
+    return "    # fmt: off\n" + "".join(map(_field, OPTIONS)) + "    # fmt: on\n"
+
+
+def _field(name: str) -> str:
+    condition = CONDITIONS[OPTIONS[name].only_with]
+    meaning = OPTIONS[name].meaning
+    text = condition + (meaning[0].lower() + meaning[1:] if condition else meaning)
+    return (
+        f"    {name}: Annotated[{TYPES[name].__name__} | None, Option(\n"
+        f'        {data_type(name)}, {_literal(DEFAULTS[name])}, "{text}",\n'
+        "    )]\n"
+    )
+
+
+def _literal(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
