@@ -44,14 +44,14 @@ class DecodingService:
     def submit(
         self,
         request: TritonRequest,
-        image_request: Request,
+        image: Request,
         listener: Callable[[Piece], None],
         *,
         streams: bool = False,
     ) -> None:
         """Submit one image of a Triton request; `listener` gets its captions. Raises Overloaded if there is no room."""
-        image_request.id, image_request.trace_context = request.id, request.trace_context
-        self._scheduler.submit(image_request, listener, request.is_cancelled, streams=streams)
+        image.id, image.trace_context = request.id, request.trace_context
+        self._scheduler.submit(image, listener, request.is_cancelled, streams=streams)
 
     def text_timer(self) -> TextTimer:
         """A timer for the texts of a request that has arrived now."""

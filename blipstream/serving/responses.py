@@ -26,15 +26,15 @@ def caption_outputs(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDAr
     }
 
 
-def piece_outputs(piece: Piece, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:
-    """The outputs for a piece of one image's caption: text BYTES [1, 1] and its score FP32 [1, 1].
+def delta_outputs(delta: Piece, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:
+    """The outputs for what is new in one image's caption: text BYTES [1, 1] and its score FP32 [1, 1].
 
-    With the last piece come the outputs of the K captions in place of that score, and finish_reason BYTES [1, 1].
+    With the last delta come the outputs of the K captions in place of that score, and finish_reason BYTES [1, 1].
     """
-    text = {"text": _bytes([[piece.text]])}
-    if piece.finish_reason:
-        return text | caption_outputs([captions]) | {"finish_reason": _bytes([[piece.finish_reason]])}
-    return text | {"score": np.array([[sum(piece.token_scores)]], np.float32)}
+    text = {"text": _bytes([[delta.text]])}
+    if delta.finish_reason:
+        return text | caption_outputs([captions]) | {"finish_reason": _bytes([[delta.finish_reason]])}
+    return text | {"score": np.array([[sum(delta.token_scores)]], np.float32)}
 
 
 def _bytes(rows: Sequence[Sequence[str]]) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from blipstream.decoding import load_engine
 from blipstream.options import OPTION_NAMES
 from blipstream.serving.adapter import ModelInstance
 from blipstream.serving.decoding_service import DecodingService, as_torch
-from blipstream.serving.responses import piece_outputs
+from blipstream.serving.responses import delta_outputs
 
 
 class TritonPythonModel:
@@ -32,24 +32,23 @@ class TritonPythonModel:
         request.refuse_parameters()
         timer = self.service.text_timer()
         (options,) = self.engine.options(request.arrays(*OPTION_NAMES), images=1)
-        image = request.tensors("image", "resize_mode").values()
-        pixels = await request.call("preprocess", image, "pixels")
+        inputs = request.tensors("image", "resize_mode").values()
+        pixels = await request.call("preprocess", inputs, "pixels")
         try:
             image_embeds = await request.call("encoder", [pixels], "image_embeds")
         finally:
             self.service.count_arrived(1)
         request.deadline.left()
-        image_request = self.engine.request(as_torch(image_embeds)[0], options)
-        listener = partial(self.send, request, image_request, timer)
-        self.service.submit(request, image_request, listener, streams=True)
+        image = self.engine.request(as_torch(image_embeds)[0], options)
+        self.service.submit(request, image, partial(self.send, request, image, timer), streams=True)
 
-    def send(self, request, image_request, timer, piece):
-        timer.observe(piece.text)
-        if piece.error:
-            request.send_error(piece.error)
+    def send(self, request, image, timer, delta):
+        timer.observe(delta.text)
+        if delta.error:
+            request.send_error(delta.error)
             return
-        request.stream_outputs(piece_outputs(piece, image_request.captions))
-        if piece.finish_reason:  # a response that failed together with the end would close the way for its error
+        request.stream_outputs(delta_outputs(delta, image.captions))
+        if delta.finish_reason:  # apart: if a response fails that also ends the stream, its error cannot be sent
             request.end_stream()
 
     def finalize(self):

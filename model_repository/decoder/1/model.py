@@ -31,10 +31,10 @@ class TritonPythonModel:
         image_embeds = self.image_embeds(request)
         self.service.count_arrived(len(image_embeds))
         options = DecodingOptions.from_rows(request.arrays(*OPTION_NAMES), len(image_embeds))
-        image_requests, pieces = self.engine.requests(image_embeds, options), []
-        for image_request in image_requests:
+        images, deltas = self.engine.requests(image_embeds, options), []
+        for image in images:
             self.service.wait_for_room()
-            self.service.submit(request, image_request, partial(self.finish_image, request, image_requests, pieces))
+            self.service.submit(request, image, partial(self.receive, request, images, deltas))
 
     def image_embeds(self, request):
         tensors = request.tensors("image_embeds")
@@ -42,16 +42,16 @@ class TritonPythonModel:
             raise InvalidInput("image_embeds must be given: send the encoder's output")
         return as_torch(tensors["image_embeds"])
 
-    def finish_image(self, request, image_requests, pieces, piece):
-        """Respond when all images are finished. If that fails, the scheduler comes again, with the error."""
-        pieces.append(piece)
-        if len(pieces) < len(image_requests):
+    def receive(self, request, images, deltas, delta):
+        """Respond when all images are finished. If that fails, the scheduler calls again, with the error."""
+        deltas.append(delta)
+        if len(deltas) < len(images):
             return
-        error = next((each.error for each in pieces if each.error), None)
+        error = next((each.error for each in deltas if each.error), None)
         if error:
             request.send_error(error)
         else:
-            request.send_outputs(caption_outputs([each.captions for each in image_requests]))
+            request.send_outputs(caption_outputs([image.captions for image in images]))
 
     def finalize(self):
         self.service.close()

@@ -44,10 +44,10 @@ class TritonPythonModel:
         entered, images = len(waiting), 0
         began = time.monotonic()
         try:
-            sizes = [asked.num_images for _, asked in waiting]
+            sizes = [image_request.num_images for _, image_request in waiting]
             entered = self.backpressure.enter(sizes)
             began, images = time.monotonic(), sum(sizes[:entered])
-            results = apart(self.loader.load_requests, [asked for _, asked in waiting[:entered]])
+            results = apart(self.loader.load_requests, [image_request for _, image_request in waiting[:entered]])
         except Exception as exc:
             results = [report(exc)] * entered
         self.respond([request for request, _ in waiting[:entered]], results, images, began)
