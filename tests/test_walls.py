@@ -13,19 +13,18 @@ import pytest
 
 from tests.conftest import ROOT
 
-SOURCES = (ROOT, ROOT / "client", ROOT / "build")  # folders from which modules are imported by name
-PACKAGES = ("blipstream", "blipstream_client", "blipstream_build")
+SOURCES = (ROOT, ROOT / "client", ROOT / "build", ROOT / "loadtest")  # folders from which modules are imported by name
+PACKAGES = ("blipstream", "blipstream_client", "blipstream_build", "blipstream_bench")
 TRITON = "triton_python_backend_utils"
 INNER_ROOMS = ("images", "vision", "text", "decoding")
-BUILD = ("blipstream_build", *(path.stem for path in (ROOT / "build").glob("*.py")))
+TOOLS = ("blipstream_build", "blipstream_bench", *(path.stem for path in (ROOT / "build").glob("*.py")))
 # who must not reach whom; a name stands for its submodules, too
 WALLS = {
     **{f"blipstream.{room}": ("blipstream.serving", "blipstream.server") for room in INNER_ROOMS},
     "blipstream.serving": ("blipstream.server",),
     "blipstream.server": ("torch",),
-    "blipstream": ("transformers", "tritonclient", TRITON, *BUILD),
-    "blipstream_client": ("torch", "transformers", "blipstream", TRITON, *BUILD),
-    "blipstream_build": (TRITON,),
+    "blipstream": ("transformers", "tritonclient", TRITON, *TOOLS),
+    "blipstream_client": ("torch", "transformers", "blipstream", TRITON, *TOOLS),
 }
 Graph = dict[str, set[str]]  # the modules that each of our modules imports
 
@@ -59,8 +58,7 @@ def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for other in node.orelse:
-                yield from imports(other)
+            yield from imports(ast.Module(node.orelse, []))
         else:
             yield from imports(node)
 
@@ -172,6 +170,11 @@ def test_model_files_alone_import_tritons_backend() -> None:
             "blipstream.serving.metrics > blipstream.server.tls",
         ),
         ("blipstream.server.tls", "def late():\n    import torch", "blipstream.server.tls > torch"),
+        (
+            "blipstream.server.tls",
+            "if TYPE_CHECKING:\n    pass\nelse:\n    import torch",
+            "blipstream.server.tls > torch",
+        ),
         ("blipstream.serving.adapter", f"import {TRITON}", f"blipstream.serving.adapter > {TRITON}"),
         ("blipstream.weights", "import transformers", "blipstream.weights > transformers"),
         ("blipstream_client", "import blipstream.options", "blipstream_client > blipstream.options"),
