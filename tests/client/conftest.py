@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from blipstream_client import Client
-from tests.client.proxy import Proxy, proxy
-from tests.client.tiny_triton import TinyTriton, tiny_triton
+from tests.support.proxy import Proxy, proxy
+from tests.support.tiny_triton import TinyTriton, tiny_triton
 
 
 @pytest.fixture

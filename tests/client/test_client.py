@@ -23,37 +23,12 @@ from blipstream_client import (
     RequestCancelled,
     ServerUnreachable,
 )
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+from tests.support.tiny_triton import Answer, Gate, Inputs, Refusal, TinyTriton, size_of_image
+from tests.support.waiting import wait_until
 
 
 def worker_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("blipstream")]
-
-
-class Gate:
-    """An answer that waits until the gate is opened, and counts who is waiting."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.waiting = 0
-        self.most_waiting = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, inputs: Inputs) -> Answer:
-        with self._lock:
-            self.waiting += 1
-            self.most_waiting = max(self.most_waiting, self.waiting)
-        self.opened.wait(30)
-        with self._lock:
-            self.waiting -= 1
-        return size_of_image(inputs)
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import grpc
 import h11
@@ -16,7 +14,6 @@ from blipstream_client import (
     AsyncClient,
     Caption,
     Client,
-    ImageLike,
     InvalidRequest,
     RequestCancelled,
     RequestTimeout,
@@ -24,24 +21,9 @@ from blipstream_client import (
     ServerUnreachable,
 )
 from blipstream_client._http import translate
-from tests.client.proxy import Proxy, proxy
-from tests.client.tiny_triton import FULL, Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
-
-
-def texts(kind: str, url: str, images: Sequence[ImageLike], max_in_flight: int = 8, **arguments: Any) -> list[Any]:
-    """What either client says of the images: texts and the types of errors."""
-    many = {"max_in_flight": max_in_flight}
-
-    async def collect() -> list[Any]:
-        async with AsyncClient(url, **arguments) as client:
-            return [result async for result in client.caption_many(images, **many)]  # type: ignore[arg-type]
-
-    if kind == "async":
-        results = asyncio.run(collect())
-    else:
-        with Client(url, **arguments) as client:
-            results = list(client.caption_many(images, **many))  # type: ignore[arg-type]
-    return [result.text if isinstance(result, Caption) else type(result) for result in results]
+from tests.support.clients import texts
+from tests.support.proxy import Proxy, proxy
+from tests.support.tiny_triton import FULL, Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
 
 class Flaky:

@@ -24,9 +24,9 @@ import trustme
 from blipstream_client import AsyncClient, Client, InvalidImage, RequestCancelled, _fetch
 from blipstream_client._fetch import fetch, is_public, is_url
 from blipstream_client._transport import Deadline
-from tests.client.proxy import RESET, proxy
-from tests.client.test_failures import texts
-from tests.client.tiny_triton import TinyTriton
+from tests.support.clients import texts
+from tests.support.proxy import RESET, proxy
+from tests.support.tiny_triton import TinyTriton
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
 

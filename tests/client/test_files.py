@@ -12,7 +12,7 @@ from blipstream_client import Client, InvalidImage, RequestTimeout
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import encode
 from blipstream_client._transport import Deadline
-from tests.client.tiny_triton import TinyTriton
+from tests.support.tiny_triton import TinyTriton
 
 
 def special(kind: str, path: Path) -> Path:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from blipstream_client import AsyncClient, Client, RequestCancelled
-from tests.client.proxy import Heard, Proxy
-from tests.client.test_client import Gate, wait_until
-from tests.client.tiny_triton import TinyTriton
+from tests.support.proxy import Heard, Proxy
+from tests.support.tiny_triton import Gate, TinyTriton
+from tests.support.waiting import wait_until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, RST_STREAM, CANCEL = 1, 3, 8  # RFC 9113

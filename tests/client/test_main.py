@@ -15,7 +15,7 @@ import pytest
 from blipstream_client import Client, __version__
 from blipstream_client._contract import OPTIONS
 from blipstream_client._program import main
-from tests.client.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
+from tests.support.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "blipstream_client"]

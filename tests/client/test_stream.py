@@ -26,9 +26,9 @@ from blipstream_client import (
     ServerUnreachable,
 )
 from blipstream_client._events import EventReader
-from tests.client.proxy import Proxy
-from tests.client.test_transport import serve_raw
-from tests.client.tiny_triton import FULL, Event, Inputs, Refusal, TinyTriton, word_by_word
+from tests.support.proxy import Proxy
+from tests.support.raw_http import serve_raw
+from tests.support.tiny_triton import FULL, Event, Inputs, Refusal, TinyTriton, word_by_word
 
 IMAGE = np.array([[b"12345"]], np.object_)
 

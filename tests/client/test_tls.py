@@ -10,9 +10,9 @@ import pytest
 import trustme
 
 from blipstream_client import Client, InvalidCertificate, ServerUnreachable
-from tests.client.proxy import proxy
-from tests.client.test_failures import texts
-from tests.client.tiny_triton import TinyTriton
+from tests.support.clients import texts
+from tests.support.proxy import proxy
+from tests.support.tiny_triton import TinyTriton
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable
-from http.client import parse_headers
 from typing import Any
 
 import grpc
@@ -27,7 +25,8 @@ from blipstream_client import (
 from blipstream_client._http import exchange
 from blipstream_client._questions import Infer
 from blipstream_client._transport import Deadline
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, tiny_triton
+from tests.support.raw_http import http_answer, serve_raw
+from tests.support.tiny_triton import Answer, Inputs, Refusal, TinyTriton, tiny_triton
 
 
 def test_wrong_addresses_are_told_what_was_expected() -> None:
@@ -125,28 +124,6 @@ def test_the_servers_own_words(
         client.caption(b"image")
     assert type(caught.value) is expected
     assert str(caught.value) == message
-
-
-def serve_raw(*answers: bytes) -> tuple[int, Callable[[], None]]:
-    """A port that gives each connection one raw answer and hangs up; and a function that waits for its end."""
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with server:
-            for answer in answers:
-                connection, _ = server.accept()
-                with connection, connection.makefile("rb") as request:
-                    request.readline()
-                    request.read(int(parse_headers(request).get("Content-Length", 0)))
-                    connection.sendall(answer)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    return server.getsockname()[1], thread.join
-
-
-def http_answer(status: str, body: bytes) -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 LONGEST_MESSAGE = 500  # characters

@@ -27,9 +27,9 @@ from PIL import Image
 from blipstream.server.triton import TritonServer
 from blipstream_client._contract import OPTIONS
 from blipstream_client.bulk.extras import pyarrow
-from tests.client.bulk.test_sinks import read
-from tests.client.proxy import proxy
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
+from tests.support.bulk_output import read
+from tests.support.proxy import proxy
+from tests.support.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "blipstream_client", "bulk"]

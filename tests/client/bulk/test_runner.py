@@ -15,8 +15,8 @@ from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.runner import Runner, Summary
 from blipstream_client.bulk.sinks import open_sink
-from tests.client.proxy import proxy
-from tests.client.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
+from tests.support.proxy import proxy
+from tests.support.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
 
 pq = pyarrow("This test").parquet
 

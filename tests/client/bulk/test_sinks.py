@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import errno
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ from blipstream_client.bulk import sinks
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.rows import COLUMNS, Row
 from blipstream_client.bulk.sinks import open_sink, replace
+from tests.support.bulk_output import read
 
 pq = pyarrow("This test").parquet
 
@@ -50,18 +50,6 @@ def write(output: Path, rows: list[Row], job: dict[str, Any] = JOB) -> list[tupl
         sink.write(each)
     sink.close()
     return found
-
-
-def read(output: Path) -> list[dict[str, Any]]:
-    match output.suffix:
-        case ".jsonl":
-            return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        case ".csv":
-            with output.open(encoding="utf-8", newline="") as file:
-                return list(csv.DictReader(file))
-        case _:
-            table: list[dict[str, Any]] = pq.read_table(output).to_pylist()
-            return table
 
 
 def test_rows_come_back(output: Path) -> None:
