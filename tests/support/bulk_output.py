@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from blipstream_client.bulk.extras import pyarrow
+
+pq = pyarrow("This test").parquet
 
 
 def read(output: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from blipstream.decoding import load_engine
-from blipstream.errors import error_of, report, triton_error
+from blipstream.errors import parse_error, report, triton_error
 from blipstream.options import OPTION_NAMES, refuse_parameters
 from blipstream.serving import responses
 from blipstream.serving.adapter import deadline_of, device_of
@@ -57,7 +57,7 @@ class TritonPythonModel:
         with self.service.journal.span(model, id_of(caller), caller.trace().get_context()):
             response = await pb_utils.InferenceRequest(id_of(caller), **wanted).async_exec()
         if error := response.error():
-            raise error_of(model, error.message())
+            raise parse_error(error.message())
         return pb_utils.get_output_tensor_by_name(response, output)
 
     def send(self, sender, row, lap, piece):
