@@ -24,7 +24,7 @@ def test_every_exception_is_exported_and_in_the_tree_shown() -> None:
 def test_only_the_dependencies_it_names_are_imported() -> None:
     """The server's own packages, and torch above all, stay out of a client."""
     program = (
-        "import sys, blipstream_client._program, blipstream_client._grpc, blipstream_client._http\n"
+        "import sys, blipstream_client._cli, blipstream_client._grpc, blipstream_client._http\n"
         "print(sorted({'blipstream', 'torch', 'transformers', 'gevent', 'aiohttp'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

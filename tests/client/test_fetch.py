@@ -22,8 +22,8 @@ import pytest
 import trustme
 
 from blipstream_client import AsyncClient, Client, InvalidImage, RequestCancelled, _fetch
+from blipstream_client._deadline import Deadline
 from blipstream_client._fetch import fetch, is_public, is_url
-from blipstream_client._transport import Deadline
 from tests.support.clients import texts
 from tests.support.proxy import RESET, proxy
 from tests.support.tiny_triton import TinyTriton

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from blipstream_client import Client, InvalidImage, RequestTimeout
+from blipstream_client._deadline import Deadline
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import encode
-from blipstream_client._transport import Deadline
 from tests.support.tiny_triton import TinyTriton
 
 

@@ -22,9 +22,9 @@ from blipstream_client import (
     ServerOverloaded,
     ServerUnreachable,
 )
-from blipstream_client._http import exchange
-from blipstream_client._questions import Infer
-from blipstream_client._transport import Deadline
+from blipstream_client._deadline import Deadline
+from blipstream_client._http import http_request
+from blipstream_client._requests import InferRequest
 from tests.support.raw_http import http_answer, serve_raw
 from tests.support.tiny_triton import Answer, Inputs, Refusal, TinyTriton, tiny_triton
 
@@ -35,7 +35,7 @@ def test_wrong_addresses_are_told_what_was_expected() -> None:
 
 
 def test_http_bodies_carry_binary_tensors() -> None:
-    asked = exchange(Infer("caption", {"image": np.array([[b"\x00\xff"]], dtype=np.object_)}), Deadline(60))
+    asked = http_request(InferRequest("caption", {"image": np.array([[b"\x00\xff"]], dtype=np.object_)}), Deadline(60))
     length = int(dict(asked.headers)["Inference-Header-Content-Length"])
     header = json.loads(asked.body[:length])
     (tensor,) = header["inputs"]

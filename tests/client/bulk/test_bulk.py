@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from blipstream.server.triton import TritonServer
-from blipstream_client._contract import OPTIONS
+from blipstream_client._options import OPTIONS
 from blipstream_client.bulk.extras import pyarrow
 from tests.support.bulk_output import read
 from tests.support.proxy import proxy
@@ -174,7 +174,7 @@ def test_numbers_that_are_none_are_refused(tiny: TinyTriton, value: str) -> None
     write_images(1)
     arguments = ["images", "--output", "a.jsonl", "--url", tiny.url("grpc")]
     for name, option in OPTIONS.items():
-        if option.kind.python is float:
+        if option.type.python is float:
             status, err = bulk(*arguments, f"--{name.replace('_', '-')}", value)
             assert (status, err.count("\n")) == (1, 1)
             assert err.startswith(f"Error: {name} must be between -3.4")

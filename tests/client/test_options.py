@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from blipstream_client import Caption, InvalidRequest, Options, ServerError
-from blipstream_client._contract import OPTIONS, Tensors, image_tensor, option_tensors, parse_caption
+from blipstream_client._captions import parse_caption
+from blipstream_client._options import OPTIONS, option_tensors
+from blipstream_client._tensors import Tensors, image_tensor
 
 
 def test_an_image_is_one_string_of_a_batch_of_one() -> None:

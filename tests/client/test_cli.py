@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from blipstream_client import Client, __version__
-from blipstream_client._contract import OPTIONS
-from blipstream_client._program import main
+from blipstream_client._cli import main
+from blipstream_client._options import OPTIONS
 from tests.support.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
 
 ROOT = Path(__file__).parents[2]
@@ -77,10 +77,10 @@ def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
     values = {int: 7, float: 0.5, str: b"words", bool: True}
     flags = []
     for name, option in OPTIONS.items():
-        flags += [f"--{name.replace('_', '-')}", *words[option.kind.python]]
+        flags += [f"--{name.replace('_', '-')}", *words[option.type.python]]
     assert blipstream("caption", "a.jpg", *flags)[0] == 0
     assert {name: tensor[0, 0] for name, tensor in seen[0].items()} == {"image": b"1"} | {
-        name: values[option.kind.python] for name, option in OPTIONS.items()
+        name: values[option.type.python] for name, option in OPTIONS.items()
     }
 
 
@@ -176,7 +176,7 @@ runpy.run_module("blipstream_client", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["_program", "_client", "_fetch", "_images", "_tls", "bulk.job", "bulk.tar"])
+@pytest.mark.parametrize("module", ["_cli", "_client", "_fetch", "_images", "_tls", "bulk.job", "bulk.tar"])
 def test_ctrl_c_while_it_is_imported_ends_it_quietly(module: str) -> None:
     """By the signal itself, for which shells say 130."""
     command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, f"blipstream_client.{module}"]
@@ -187,7 +187,7 @@ def test_ctrl_c_while_it_is_imported_ends_it_quietly(module: str) -> None:
 ANOTHER_THREAD_GETS_IT = """
 import os, signal, threading
 from pathlib import Path
-from blipstream_client._program import main
+from blipstream_client._cli import main
 
 def interrupt():
     while "pipe" not in Path(f"/proc/self/task/{os.getpid()}/wchan").read_text():
@@ -214,7 +214,7 @@ def test_ctrl_c_that_does_not_interrupt_the_reading_is_heard() -> None:
 
 PATIENT = """
 from blipstream_client import _base
-from blipstream_client._program import main
+from blipstream_client._cli import main
 _base.MAX_SECONDS = 600
 main()
 """
