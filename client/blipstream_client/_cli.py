@@ -60,13 +60,17 @@ class Program(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all subcommands."""
-        return [*super().list_commands(ctx), *(name for name, _ in plugins.help_lines())]
+        return [*super().list_commands(ctx), *plugins.installed()]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write a line for each subcommand without loading those of other packages."""
-        own = [(name, command.get_short_help_str(formatter.width)) for name, command in self.commands.items()]
+        own = {name: command.get_short_help_str() for name, command in self.commands.items()}
+        installed, missing = plugins.help_lines()
         with formatter.section("Commands"):
-            formatter.write_dl([*own, *plugins.help_lines()])
+            formatter.write_dl([*(own | installed | own).items()])
+        if missing:
+            with formatter.section(f"Commands of the server, which needs {plugins.INSTALL}"):
+                formatter.write_dl([*missing.items()])
 
 
 class ClientCommand(click.Command):
@@ -92,7 +96,7 @@ def main() -> None:
     """Captions for images from a Blipstream server."""
 
 
-@main.command(cls=ClientCommand)
+@main.command(cls=ClientCommand, short_help="Print the captions of images.")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @client_options(CONNECTION_OPTIONS, IMAGE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -112,7 +116,7 @@ def caption(
     sys.exit(0 if succeeded else 1)
 
 
-@main.command(cls=ClientCommand)
+@main.command(cls=ClientCommand, short_help="Caption any number of images into a file.")
 @click.argument("images", metavar="IMAGES...", nargs=-1, required=True)
 @click.option("--output", required=True, help="A file that ends in .parquet, .jsonl or .csv.")
 @click.option("--column", help="Where Parquet files have images, URLs, base64 or paths.")
@@ -157,7 +161,7 @@ def bulk(
     sys.exit(1 if summary.failures else 0)
 
 
-@main.command(cls=ClientCommand)
+@main.command(cls=ClientCommand, short_help="Print what the server is.")
 @client_options(CONNECTION_OPTIONS)
 def info(connection: dict[str, Any]) -> None:
     """Print the server's version, checkpoint and options as JSON."""

@@ -25,12 +25,14 @@ def installed() -> dict[str, EntryPoint]:
     return {each.name: each for each in entry_points(group=GROUP)}
 
 
-def help_lines() -> list[tuple[str, str]]:
-    """Names and one line each: the server's commands, installed or not, and then any others."""
+def help_lines() -> tuple[dict[str, str], dict[str, str]]:
+    """Names and one line each, of installed commands and of the server's that are not installed."""
     found = installed()
-    server = [(name, line if name in found else f"{line} First: {INSTALL}") for name, line in SERVER_COMMANDS.items()]
-    others = sorted(found.keys() - SERVER_COMMANDS.keys())
-    return [*server, *((name, f"From the package {_package(found[name])}.") for name in others)]
+    server = {name: line for name, line in SERVER_COMMANDS.items() if name in found}
+    others = {
+        name: f"From the package {_package(found[name])}." for name in sorted(found.keys() - SERVER_COMMANDS.keys())
+    }
+    return server | others, {name: line for name, line in SERVER_COMMANDS.items() if name not in found}
 
 
 def load(name: str) -> click.Command | None:

@@ -62,6 +62,58 @@ def test_retries_can_be_switched_off(tiny: TinyTriton, url: str, kind: str) -> N
     assert flaky.asked == 1
 
 
+STOPPING = Refusal(grpc.StatusCode.UNAVAILABLE, "[stopping] Server not ready: it is stopping, so ask another one")
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blipstream_client._retries.back_off", lambda _: 0.0)
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_a_server_that_has_answered_before_is_waited_for(tiny: TinyTriton, url: str, kind: str) -> None:
+    """More often than `retries`: its supervisor restarts it."""
+
+    class GoneForAWhile(Flaky):
+        def __call__(self, inputs: Inputs) -> Answer:
+            if len(inputs["image"][0, 0]) == 1:
+                return size_of_image(inputs)
+            return super().__call__(inputs)
+
+    tiny.answer = gone = GoneForAWhile(20, STOPPING)
+    assert texts(kind, url, [b"1", b"22"], max_in_flight=1) == ["1 bytes", "2 bytes"]
+    assert gone.asked == 21
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize("refusal", [STOPPING, FULL], ids=["never seen", "overloaded"])
+def test_others_are_not_waited_for(tiny: TinyTriton, url: str, kind: str, refusal: Refusal) -> None:
+    tiny.answer = flaky = Flaky(100, refusal)
+    expected = ServerOverloaded if refusal is FULL else ServerUnreachable
+    assert texts(kind, url, [b"image"]) == [expected]
+    assert flaky.asked == 4
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_without_retries_nothing_is_waited_for(tiny: TinyTriton, url: str) -> None:
+    with Client(url, retries=0) as client:
+        assert client.caption(b"image").text == "5 bytes"
+        tiny.answer = gone = Flaky(100, STOPPING)
+        with pytest.raises(ServerUnreachable):
+            client.caption(b"image")
+    assert gone.asked == 1
+
+
+def test_the_wait_for_a_restart_has_an_end(tiny: TinyTriton, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blipstream_client._retries.RESTART_SECONDS", 0.0)
+    with Client(url, retries=1) as client:
+        assert client.caption(b"image").text == "5 bytes"
+        tiny.answer = gone = Flaky(100, STOPPING)
+        with pytest.raises(ServerUnreachable):
+            client.caption(b"image")
+    assert gone.asked == 2
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL])
 def test_what_would_fail_again_is_not_asked_again(tiny: TinyTriton, url: str, kind: str, code: grpc.StatusCode) -> None:
     tiny.answer = flaky = Flaky(1, Refusal(code, "no"))
