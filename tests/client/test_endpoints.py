@@ -69,7 +69,7 @@ def clock() -> Clock:
 
 
 def take(endpoints: RoundRobin, error: BlipstreamError | None = None) -> int:
-    """The endpoint whose turn it is, which then answers, or fails with the error."""
+    """The endpoint whose turn it is. It answers, or fails with the error."""
     if error is None:
         with endpoints.turn() as index:
             return index
@@ -84,9 +84,7 @@ def test_each_in_turn(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("error", [ServerUnreachable(), RequestTimeout()])
-def test_one_that_failed_is_spared_for_a_while_and_then_tried_by_one_request(
-    clock: Clock, error: BlipstreamError
-) -> None:
+def test_an_endpoint_that_failed_rests_and_is_then_tried_by_one_request(clock: Clock, error: BlipstreamError) -> None:
     endpoints = RoundRobin(2, clock)
     assert take(endpoints, error) == 0
     assert [take(endpoints) for _ in range(4)] == [1, 1, 1, 1]
@@ -111,7 +109,7 @@ def test_the_longer_it_fails_the_longer_it_rests(clock: Clock) -> None:
     assert rests[-1] == LONGEST_REST
 
 
-def test_one_failure_that_many_requests_meet_counts_once(clock: Clock) -> None:
+def test_a_failure_of_many_requests_counts_once(clock: Clock) -> None:
     endpoints = RoundRobin(2, clock)
     turns = [endpoints.turn() for _ in range(20)]
     taken = [turn.__enter__() for turn in turns]
@@ -126,7 +124,7 @@ def test_one_failure_that_many_requests_meet_counts_once(clock: Clock) -> None:
     assert 0 in [take(endpoints) for _ in range(2)]
 
 
-def test_errors_of_the_request_leave_the_endpoint_in_its_place(clock: Clock) -> None:
+def test_errors_of_the_request_do_not_count(clock: Clock) -> None:
     endpoints = RoundRobin(2, clock)
     for error in (InvalidRequest(), ServerOverloaded(), ModelNotReady(), RequestCancelled()):
         take(endpoints, error)
@@ -134,7 +132,7 @@ def test_errors_of_the_request_leave_the_endpoint_in_its_place(clock: Clock) -> 
 
 
 @pytest.mark.parametrize("kind", [ModelNotReady, ServerError])
-def test_a_server_that_cannot_for_now_is_spared(clock: Clock, kind: type[BlipstreamError]) -> None:
+def test_an_endpoint_that_is_not_ready_rests(clock: Clock, kind: type[BlipstreamError]) -> None:
     endpoints, error = RoundRobin(1, clock), kind()
     take(endpoints, error)
     assert endpoints.is_any_rested()
@@ -143,7 +141,7 @@ def test_a_server_that_cannot_for_now_is_spared(clock: Clock, kind: type[Blipstr
     assert not endpoints.is_any_rested()
 
 
-def test_where_all_fail_all_are_asked(clock: Clock) -> None:
+def test_if_all_fail_all_are_asked(clock: Clock) -> None:
     endpoints = RoundRobin(2, clock)
     assert endpoints.is_any_rested()
     indices = [take(endpoints, ServerUnreachable()) for _ in range(6)]

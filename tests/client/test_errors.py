@@ -181,7 +181,7 @@ def test_messages_say_where_why_and_how_long() -> None:
     assert str(error("418", "")) == f"The server at {URL} answered 418 without a message"
 
 
-def test_what_may_succeed_later_is_transient() -> None:
+def test_transient_errors() -> None:
     assert error("UNAVAILABLE").transient
     assert error("UNAVAILABLE", "Exceeds maximum queue size").transient
     assert error("503", "Model 'caption' is not at ready state").transient
@@ -251,7 +251,7 @@ def test_our_own_errors_and_bugs_pass_unchanged() -> None:
         assert caught.value is own
 
 
-def test_whatever_fails_after_closing_was_cancelled() -> None:
+def test_any_error_after_closing_is_a_cancellation() -> None:
     closed = Event()
     around = errors(closed)
     around.__enter__()

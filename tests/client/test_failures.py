@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client does when the network or a server fails: a real proxy lies between them."""
+"""The client when the network or a server fails. A real proxy between them makes the network fail."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ from tests.support.tiny_triton import FULL, Answer, Inputs, Refusal, TinyTriton,
 
 
 class Flaky:
-    """An answer that counts, and fails the first times."""
+    """An answer that fails a number of times. It counts the requests."""
 
     def __init__(self, failures: int, refusal: Refusal) -> None:
         self.asked = 0
@@ -44,7 +44,7 @@ class Flaky:
         return size_of_image(inputs)
 
 
-def test_an_overloaded_server_is_asked_again(tiny: TinyTriton, url: str, kind: str) -> None:
+def test_an_overloaded_server_is_retried(tiny: TinyTriton, url: str, kind: str) -> None:
     tiny.answer = flaky = Flaky(2, FULL)
     assert texts(kind, url, [b"image"]) == ["5 bytes"]
     assert flaky.asked == 3
@@ -115,7 +115,7 @@ def test_the_wait_for_a_restart_has_an_end(tiny: TinyTriton, url: str, monkeypat
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL])
-def test_what_would_fail_again_is_not_asked_again(tiny: TinyTriton, url: str, kind: str, code: grpc.StatusCode) -> None:
+def test_permanent_errors_are_not_retried(tiny: TinyTriton, url: str, kind: str, code: grpc.StatusCode) -> None:
     tiny.answer = flaky = Flaky(1, Refusal(code, "no"))
     (error,) = texts(kind, url, [b"image"])
     assert isinstance(error, type)
@@ -125,7 +125,7 @@ def test_what_would_fail_again_is_not_asked_again(tiny: TinyTriton, url: str, ki
 def test_no_retry_begins_after_the_deadline(tiny: TinyTriton, url: str, kind: str) -> None:
     tiny.answer = flaky = Flaky(10_000, FULL)
     (error,) = texts(kind, url, [b"image"], retries=10_000, timeout=1)
-    assert error in (ServerOverloaded, RequestTimeout)  # the last answer came in time, or did not
+    assert error in (ServerOverloaded, RequestTimeout)  # depending on whether the last answer came in time
     assert 1 < flaky.asked < 100
 
 
@@ -148,7 +148,7 @@ def test_the_deadline_of_one_request(tiny: TinyTriton, url: str, kind: str) -> N
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_times_that_are_none(timeout: float) -> None:
+def test_invalid_timeouts(timeout: float) -> None:
     with pytest.raises(InvalidRequest, match="timeout must be a number of seconds above 0"):
         Client(timeout=timeout)
     with Client() as client, pytest.raises(InvalidRequest, match="timeout"):
@@ -156,7 +156,7 @@ def test_times_that_are_none(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["cut", "reset"])
-def test_connections_lost_in_mid_request(tiny: TinyTriton, between: Proxy, url: str, kind: str, reset: bool) -> None:
+def test_connections_lost_during_a_request(tiny: TinyTriton, between: Proxy, url: str, kind: str, reset: bool) -> None:
     calls = []
 
     def lose_the_first(inputs: Inputs) -> Answer:
@@ -184,12 +184,12 @@ def test_a_slow_network(between: Proxy, url: str, kind: str) -> None:
     assert texts(kind, url, [bytes(200_000)]) == ["200000 bytes"]
 
 
-def test_a_network_that_went_silent_ends_at_the_deadline(between: Proxy, url: str, kind: str) -> None:
+def test_a_silent_network_ends_at_the_deadline(between: Proxy, url: str, kind: str) -> None:
     between.deaf = True
     assert texts(kind, url, [b"image"], timeout=0.5) == [RequestTimeout]
 
 
-def test_grpc_notices_that_a_network_went_silent(tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpc_notices_a_silent_network(tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is sent again over a new connection, long before its deadline."""
     monkeypatch.setattr("blipstream_client._grpc.CONNECT_SECONDS", 4.0)
     with (
@@ -205,7 +205,7 @@ def test_grpc_notices_that_a_network_went_silent(tiny: TinyTriton, monkeypatch: 
         assert between.connections == 2
 
 
-def test_a_server_that_comes_late(scheme: str, kind: str, closed_port: int) -> None:
+def test_a_server_that_starts_late(scheme: str, kind: str, closed_port: int) -> None:
     with tiny_triton() as tiny:
         late = threading.Timer(0.5, lambda: servers.append(Proxy(tiny.port(scheme), port=closed_port)))
         servers: list[Proxy] = []
@@ -224,7 +224,7 @@ def test_two_servers_share_the_work_evenly(scheme: str, kind: str) -> None:
     assert [each.asked for each in counts] == [100, 100]
 
 
-def test_one_dead_server_costs_retries_and_no_image(scheme: str, kind: str, closed_port: int) -> None:
+def test_a_dead_server_fails_no_image(scheme: str, kind: str, closed_port: int) -> None:
     with tiny_triton() as one:
         url = f"{scheme}://127.0.0.1:{closed_port},127.0.0.1:{one.port(scheme)}"
         assert texts(kind, url, [b"image"] * 100, retries=1) == ["5 bytes"] * 100
@@ -243,7 +243,7 @@ def test_a_silent_server_does_not_hide_one_that_is_ready(
         assert asyncio.run(ask()) if kind == "async" else client.is_ready()
 
 
-def test_closing_ends_the_question_whether_a_server_is_ready(scheme: str, silent_port: int) -> None:
+def test_closing_ends_is_ready(scheme: str, silent_port: int) -> None:
     async def close() -> None:
         async with AsyncClient(f"{scheme}://127.0.0.1:{silent_port}") as client:
             asking = asyncio.create_task(client.is_ready())
@@ -254,7 +254,7 @@ def test_closing_ends_the_question_whether_a_server_is_ready(scheme: str, silent
     asyncio.run(close())
 
 
-def test_one_overloaded_server_costs_retries_and_no_image(scheme: str, kind: str) -> None:
+def test_an_overloaded_server_fails_no_image(scheme: str, kind: str) -> None:
     with tiny_triton() as one, tiny_triton() as two:
         one.answer = Flaky(10_000, FULL)
         url = f"{one.url(scheme)},127.0.0.1:{two.port(scheme)}"
@@ -266,7 +266,7 @@ def test_a_server_that_came_back_is_asked_again(tiny: TinyTriton, scheme: str) -
         two.answer = counted = Flaky(0, FULL)
         url = f"{tiny.url(scheme)},127.0.0.1:{between.port}"
         with Client(url, timeout=10) as client:
-            between.target = 1  # nobody is there
+            between.target = 1  # no process listens there
             between.cut()
             for _ in range(10):
                 client.caption(b"image")
@@ -314,5 +314,5 @@ def test_headers_that_are_the_clients_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind_of_error", [httpcore2.LocalProtocolError, h11.LocalProtocolError])
-def test_what_http_cannot_say_is_a_wrong_request(kind_of_error: type[Exception]) -> None:
+def test_a_request_that_http_cannot_send_is_invalid(kind_of_error: type[Exception]) -> None:
     assert isinstance(translate(kind_of_error("no"), "http://a", 1), InvalidRequest)

@@ -11,7 +11,7 @@ from blipstream_client import InvalidRequest, Options
 from blipstream_client._options import OPTIONS, option_tensors
 
 
-def test_only_options_that_are_given_travel() -> None:
+def test_only_given_options_are_sent() -> None:
     assert option_tensors({}) == {}
     tensors = option_tensors({"prompt": "ein Bär", "max_tokens": 20, "min_tokens": None})
     assert list(tensors) == ["prompt", "max_tokens"]
@@ -85,6 +85,6 @@ def test_numbers_that_fp32_does_not_hold(value: float) -> None:
         option_tensors({"temperature": value})
 
 
-def test_numbers_are_shown_as_they_were_given() -> None:
+def test_errors_show_numbers_as_they_were_given() -> None:
     with pytest.raises(InvalidRequest, match=r"max_tokens must be int, got (np\.float32\()?0\.01\)?$"):
         option_tensors({"max_tokens": np.float32(0.01)})  # type: ignore[typeddict-item]

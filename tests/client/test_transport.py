@@ -50,7 +50,7 @@ def test_ipv6(scheme: str) -> None:
 
 
 def test_every_address_of_a_name_is_asked() -> None:
-    """As of Kubernetes' headless Services; here, localhost has one of each kind."""
+    """As a headless Service of Kubernetes has several. Here, localhost has an IPv4 and an IPv6 address."""
     with tiny_triton() as first:
         try:
             second = tiny_triton(f"[::1]:{first.grpc_port}")
@@ -113,7 +113,7 @@ def test_the_port_of_the_other_protocol(tiny: TinyTriton, scheme: str, other: st
         (grpc.StatusCode.INTERNAL, "Stub process is not healthy", ServerError),
     ],
 )
-def test_the_servers_own_words(
+def test_the_servers_messages(
     tiny: TinyTriton, client: Client, code: grpc.StatusCode, message: str, expected: type[Exception]
 ) -> None:
     def refuse(_: Inputs) -> Answer:
@@ -222,7 +222,7 @@ def test_an_idle_http_connection_that_the_server_closed_is_replaced() -> None:
     port, join = serve_raw(ready, ready)
     with Client(f"http://127.0.0.1:{port}") as client:
         assert client.is_ready()
-        time.sleep(0.5)  # for the hang-up to come
+        time.sleep(0.5)  # for the end of the connection to arrive
         assert client.is_ready()
     join()
 

@@ -147,7 +147,7 @@ def test_what_nobody_expected_is_one_sentence(
 ) -> None:
     """A file that the models share is cut short: the log has the traceback, and afterwards all is well."""
     pressure(server).write_bytes(b"")
-    expected = f"{FAILED} (error): try again, or see its log"  # struct.error
+    expected = f"[internal] {FAILED} (error): try again, or see its log"  # struct.error
     assert failure(triton, "decoder", image_embeds=EMBEDS) == expected
     assert failure(triton, "encoder", pixels=PIXELS) == expected
     assert failure(triton, "preprocess", image=words(images[0])) == expected

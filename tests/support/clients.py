@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both clients, asked alike."""
+"""Client and AsyncClient in the same way."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from blipstream_client import AsyncClient, Caption, Client, ImageLike
 
 
 def texts(kind: str, url: str, images: Sequence[ImageLike], max_in_flight: int = 8, **arguments: Any) -> list[Any]:
-    """What either client says of the images: texts and the types of errors."""
+    """For each image, its caption's text or the type of its error, from either kind of client."""
     many = {"max_in_flight": max_in_flight}
 
     async def collect() -> list[Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that sends raw bytes, to be as odd as a test likes."""
+"""A server that sends any bytes."""
 
 import socket
 import threading
@@ -8,7 +8,7 @@ from http.client import parse_headers
 
 
 def serve_raw(*answers: bytes) -> tuple[int, Callable[[], None]]:
-    """A port that gives each connection one raw answer and hangs up; and a function that waits for its end."""
+    """A port that sends one of the answers on each connection and hangs up, and a function that waits for the end."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:

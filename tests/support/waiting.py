@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for what another thread does."""
+"""Wait for another thread."""
 
 import time
 from collections.abc import Callable

@@ -15,7 +15,7 @@ def test_it_doubles_until_the_first_refusal() -> None:
     assert limits == [2 * FIRST_LIMIT, 4 * FIRST_LIMIT, 8 * FIRST_LIMIT, 100]
 
 
-def test_then_it_grows_by_one_for_as_many_as_are_in_flight() -> None:
+def test_then_it_grows_by_one_for_each_round() -> None:
     limit = Limit(100)
     for _ in range(FIRST_LIMIT):
         limit.accepted()
@@ -29,7 +29,7 @@ def test_then_it_grows_by_one_for_as_many_as_are_in_flight() -> None:
     assert limits == [FIRST_LIMIT + 1, FIRST_LIMIT + 2, FIRST_LIMIT + 3, FIRST_LIMIT + 4]
 
 
-def test_it_has_an_upper_and_a_lower_end() -> None:
+def test_it_has_an_upper_and_a_lower_bound() -> None:
     limit = Limit(10)
     for _ in range(1000):
         limit.accepted()
@@ -40,7 +40,7 @@ def test_it_has_an_upper_and_a_lower_end() -> None:
     assert Limit(3).current == 3
 
 
-def test_refusals_of_one_moment_count_once() -> None:
+def test_refusals_of_one_round_count_once() -> None:
     limit = Limit(64)
     for _ in range(5000):
         limit.accepted()
@@ -54,7 +54,7 @@ def test_refusals_of_one_moment_count_once() -> None:
     assert limit.current == 16
 
 
-def test_no_more_are_let_in_than_it_says() -> None:
+def test_acquire_keeps_the_limit() -> None:
     limit = Limit(2)
     limit.acquire()
     limit.acquire()
@@ -67,8 +67,8 @@ def test_no_more_are_let_in_than_it_says() -> None:
     thread.join()
 
 
-def test_large_images_are_fewer() -> None:
-    """However many the server takes."""
+def test_large_images_lower_the_limit() -> None:
+    """However many requests the server accepts."""
     limit = Limit(64)
     for _ in range(8):
         limit.acquire()
