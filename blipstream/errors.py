@@ -1,102 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, one tree.
+"""The errors of Blipstream's server, in one tree.
 
 BlipstreamError
-├── InvalidInput    a request is at fault: its sender can mend it
-├── Overloaded      more requests wait than are worth waiting for: try again later
-├── TimedOut        a request's time is up
-├── Gone            nobody waits for a request's answer any more
+├── InvalidInput    the request is at fault, and its sender can correct it
+├── Overloaded      too many requests wait: try again later
+│   └── Stopping    the server is shutting down: ask another one
+├── TimedOut        the request's time is up
+├── Gone            the client has hung up or cancelled the request
+├── BackendDied     the process of a model has died: the supervisor restarts the server
 ├── ArtifactError   a checkpoint or a built artifact is missing, broken or of the wrong kind
-└── ServerError     the embedded server could not start, or died
+└── ServerError     the embedded server could not start, or has died
 
-Each message is one sentence: what was expected, what came, how to mend it.
+Each message is one sentence: what was expected, what came, how to correct it.
+
+Each class has a `code`, which clients can rely on while messages may change. Triton gives an error a status and a text
+and nothing else, and its ensembles and model-to-model calls lose the status. So the code is part of the text:
+
+    [invalid_input] num_beams must be between 1 and 10, not 99
+
+`format_error` writes this form and `parse_error` reads it.
 """
 
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 FAILED = "the server failed at this request"
-TIMED_OUT = "Request timeout expired"  # in Triton's words, by which clients know it
+TIMED_OUT = "Request timeout expired"  # Triton's own message
 
 
 class BlipstreamError(Exception):
-    """Base of all errors that Blipstream raises on purpose."""
+    """Base of all errors that Blipstream raises on purpose. As it is, it means that the server failed."""
 
-    status = "INTERNAL"  # what Triton calls its kind
+    code = "internal"
+    status = "INTERNAL"  # an attribute of pb_utils.TritonError
 
 
 class InvalidInput(BlipstreamError):
-    """A request is at fault: its sender can mend it."""
+    """The request is at fault, and its sender can correct it."""
 
+    code = "invalid_input"
     status = "INVALID_ARG"
 
 
 class Overloaded(BlipstreamError):
-    """More requests wait than are worth waiting for: try again later."""
+    """Too many requests wait: try again later."""
 
+    code = "overloaded"
     status = "UNAVAILABLE"
 
 
-class TimedOut(BlipstreamError):
-    """A request's time is up."""
+class Stopping(Overloaded):
+    """The server is shutting down: ask another one."""
 
+    code = "stopping"
+
+
+class TimedOut(BlipstreamError):
+    """The request's time is up."""
+
+    code = "timeout"
     status = "UNAVAILABLE"
 
 
 class Gone(BlipstreamError):
-    """Nobody waits for a request's answer any more."""
+    """The client has hung up or cancelled the request."""
 
+    code = "cancelled"
     status = "CANCELLED"
 
     def __init__(self, message: str = "the client has gone") -> None:
         super().__init__(message)
 
 
+class BackendDied(BlipstreamError):
+    """The process of a model has died: the supervisor restarts the server."""
+
+    code = "backend_died"
+
+
 class ArtifactError(BlipstreamError):
     """A checkpoint or a built artifact is missing, broken or of the wrong kind."""
 
+    code = "artifact_error"
+
 
 class ServerError(BlipstreamError):
-    """The embedded server could not start, or died."""
+    """The embedded server could not start, or has died."""
+
+    code = "server_error"
 
 
 ErrorT = TypeVar("ErrorT", bound=BlipstreamError)
 
+# Triton 2.51's own messages when one model calls another. It calls all of them INTERNAL, so only the text tells them
+# apart. tests/client/test_triton_messages.py holds them to the real server.
+TRITON_MESSAGES: dict[str, type[BlipstreamError]] = {
+    "Exceeds maximum queue size": Overloaded,
+    "Server not ready": Stopping,
+    TIMED_OUT: TimedOut,
+    "Stub process": BackendDied,
+}
 
-def error_of(model: str, message: str) -> BlipstreamError:
-    """What another model refused with: Triton 2.51 calls all of it INTERNAL, so its words must tell what it was."""
-    if "Exceeds maximum queue size" in message or "requests wait already" in message:
-        return Overloaded(message)
-    if "Server not ready" in message:
-        return Overloaded(f"{message}: it is stopping, so ask another one")
-    if TIMED_OUT in message:
-        return TimedOut(message)
-    failed = any(words in message for words in (FAILED, "Stub process", "Failed to process"))
-    return InvalidInput(message) if model == "preprocess" and not failed else BlipstreamError(message)
+_CODED = re.compile(r"(?:\[request id: [^]]*\] *|in ensemble '[^']*', *)*\[([a-z_]+)\] (.*)", re.DOTALL)
+
+
+def format_error(error: BlipstreamError) -> str:
+    """The text of an error on its way to a client or another model: `[code] message`."""
+    return f"[{error.code}] {error}"
+
+
+def parse_error(text: str) -> BlipstreamError:
+    """The error that another model answered with. Text without a code comes from Triton itself."""
+    coded = _CODED.match(text)
+    if coded and (kind := _BY_CODE.get(coded[1])):
+        return kind(coded[2])
+    kind = next((kind for words, kind in TRITON_MESSAGES.items() if words in text), BlipstreamError)
+    return kind(text)
+
+
+def triton_error(kind: Any, error: BlipstreamError) -> Any:  # noqa: ANN401
+    """The error as an instance of `kind`, which is Triton's pb_utils.TritonError."""
+    return kind(format_error(error), getattr(kind, error.status))
 
 
 def without_frames(error: ErrorT) -> ErrorT:
-    """The same error anew, to be kept: its traceback holds the frames of all who called, with what they work on.
+    """A copy of the error without its traceback, to be kept or passed on.
 
-    If one of them kept the error, both would hold each other until a full garbage collection.
+    A traceback holds the frames of all callers, with their tensors. If one of those frames held the error in turn, both
+    would stay in memory until a full garbage collection.
     """
     return type(error)(*error.args)
 
 
-def triton_error(kind: Any, error: BlipstreamError) -> Any:  # noqa: ANN401
-    """The same error as one of Triton's: `kind` is its pb_utils.TritonError."""
-    return kind(str(error), getattr(kind, error.status))
-
-
 def report(error: Exception) -> BlipstreamError:
-    """What a request's sender is told of an error: of one that nobody raised on purpose, the log alone has it all."""
+    """The error to answer a request with. One that nobody raised on purpose is printed to the log in full."""
     if isinstance(error, BlipstreamError):
         return without_frames(error)
     with suppress(OSError):  # the disk may be full
         traceback.print_exception(error)
     return BlipstreamError(f"{FAILED} ({type(error).__name__}): try again, or see its log")
+
+
+def _family(kind: type[BlipstreamError]) -> list[type[BlipstreamError]]:
+    return [kind, *(each for child in kind.__subclasses__() for each in _family(child))]
+
+
+_BY_CODE = {kind.code: kind for kind in _family(BlipstreamError)}
 
 
 ItemT = TypeVar("ItemT")
@@ -106,9 +158,10 @@ ResultT = TypeVar("ResultT")
 def apart(
     function: Callable[[Sequence[ItemT]], Sequence[ResultT]], items: Sequence[ItemT]
 ) -> list[ResultT | BlipstreamError]:
-    """What a function makes of items, a result for each: of all at once, or where that fails, of one half at a time.
+    """A result for each item, from a function of many items at once.
 
-    So an item has an error for a result only if the function fails at that item alone.
+    If the function fails, each half is tried on its own, and so on. So the result of an item is an error only if the
+    function fails at that item alone.
     """
     try:
         return list(function(items)) if items else []

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from blipstream.deadline import Deadline
-from blipstream.errors import BlipstreamError, apart, error_of, report, triton_error
+from blipstream.errors import BlipstreamError, apart, parse_error, report, triton_error
 from blipstream.options import INPUT_NAMES
 from blipstream.serving.metrics import RequestCounter
 from blipstream.serving.parameters import refuse_parameters
@@ -119,7 +119,7 @@ class TritonRequest:
         with self._instance.telemetry.span(model, self.id, self.trace_context):
             response = await inner.async_exec()
         if error := response.error():
-            raise error_of(model, error.message())
+            raise parse_error(error.message())
         return self._pb_utils.get_output_tensor_by_name(response, output)
 
     @contextmanager

@@ -3,11 +3,11 @@
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # typing, which has it too, takes long to import
+TYPE_CHECKING = False  # not from typing, which takes long to import
 if TYPE_CHECKING:
     from blipstream_client._async_client import AsyncClient
+    from blipstream_client._captions import Caption, Piece
     from blipstream_client._client import Client
-    from blipstream_client._contract import Caption, Options, Piece
     from blipstream_client._exceptions import (
         AccessDenied,
         BlipstreamError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from blipstream_client._images import ImageLike
     from blipstream_client._info import ServerInfo
+    from blipstream_client._options import Options
 
 __version__ = "0.1.0"
 
@@ -50,22 +51,22 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {
+_MODULES = {
     "AsyncClient": "_async_client",
-    "Caption": "_contract",
+    "Caption": "_captions",
     "Client": "_client",
     "ImageLike": "_images",
-    "Options": "_contract",
-    "Piece": "_contract",
+    "Options": "_options",
+    "Piece": "_captions",
     "ServerInfo": "_info",
-}  # of what is no error
+}  # of each name that is no exception
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for, so that the command line begins, and can be interrupted, at once."""
+    """Import a name when it is first used, so that the command line starts, and can be interrupted, at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES.get(name, '_exceptions')}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES.get(name, '_exceptions')}"), name)
     return value
 
 

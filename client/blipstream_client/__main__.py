@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the command line begins, before anything that takes long to import."""
+"""The start of the command line, before anything that takes long to import."""
 
 import signal
 
 
 def main() -> None:
-    """Run the command. Ctrl-C ends it without a word while it is imported, and later as `_interrupts` has it."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as the shell may have it
+    """Run the command. While it is being imported, Ctrl-C ends the process silently."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not SIG_IGN, as in background jobs
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from blipstream_client._program import main as program
+    from blipstream_client._cli import main as cli
 
-    program()
+    cli()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client that does not block: the same for asyncio."""
+"""The client for asyncio: images in, captions out."""
 
 import asyncio
 from collections import deque
@@ -8,22 +8,24 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self, Unpack
 
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many, without_frames
-from blipstream_client._contract import Caption, Options, Piece, Tensors, option_tensors, parse_caption
-from blipstream_client._exceptions import BlipstreamError, client_closed, named
+from blipstream_client._balancing import AsyncBalancedTransport
+from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many
+from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
+from blipstream_client._deadline import Deadline
+from blipstream_client._errors import client_closed, with_request_id, without_frames
+from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
-from blipstream_client._lines import AsyncLine
-from blipstream_client._pieces import Pieces
-from blipstream_client._questions import GetConfig, GetServer
-from blipstream_client._transport import Deadline
+from blipstream_client._options import Options, option_tensors
+from blipstream_client._requests import ConfigRequest, MetadataRequest
+from blipstream_client._tensors import Tensors
 
 
 class AsyncClient(BaseClient):
-    """A connection to a Blipstream server, or to several, which any number of tasks of one event loop may share."""
+    """A client of one or several Blipstream servers. Any number of tasks of one event loop may share it."""
 
     def _open(self) -> None:
-        self._line: AsyncLine | None = None  # made where the event loop runs
+        self._transport: AsyncBalancedTransport | None = None  # made when the event loop runs
 
     async def __aenter__(self) -> Self:
         return self
@@ -34,39 +36,39 @@ class AsyncClient(BaseClient):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hang up. Requests that other tasks wait for end with RequestCancelled."""
+        """Hang up. Requests of other tasks end with RequestCancelled."""
         self._hang_up()
-        if self._line is not None:
-            await self._line.aclose()
+        if self._transport is not None:
+            await self._transport.aclose()
 
     async def is_ready(self) -> bool:
         """Whether a server answers and its model can serve."""
         return await self._opened().is_ready(self._model, self._deadline(None))
 
     async def info(self) -> ServerInfo:
-        """Which checkpoint the server has, what it runs on, and what may be asked of it. Raises BlipstreamError."""
-        deadline, line = self._deadline(None), self._opened()
-        config = await line.ask(GetConfig(self._model), deadline)
-        parts = {name: await line.ask(GetConfig(name), deadline) for name in steps(config)}
-        return parse_info(await line.ask(GetServer(), deadline), config, parts)
+        """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
+        deadline, transport = self._deadline(None), self._opened()
+        config = await transport.send(ConfigRequest(self._model), deadline)
+        parts = {name: await transport.send(ConfigRequest(name), deadline) for name in steps(config)}
+        return parse_info(await transport.send(MetadataRequest(), deadline), config, parts)
 
     async def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
 
-        An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is the client's if None; for the options see
-        `Options`. Raises BlipstreamError.
+        An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is in seconds; None means the client's. The options
+        are those of `Options`. Raises BlipstreamError.
         """
         return await self._caption(image, option_tensors(options), self._deadline(timeout))
 
     def stream(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncGenerator[Piece, None]:
-        """The caption of one image piece by piece, as `Client.stream` has it, for `async for`.
+        """The caption of one image, piece by piece, for `async for`. It works as `Client.stream` does.
 
-        `contextlib.aclosing` makes sure of the hanging up where the generator is kept. Raises BlipstreamError.
+        If you keep the generator, wrap it in `contextlib.aclosing`. Raises BlipstreamError.
         """
         tensors = option_tensors(options)
-        self._deadline(timeout)  # refuses what is no time
+        self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._stream(image, tensors, timeout)
 
     def caption_many(
@@ -77,13 +79,13 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> AsyncGenerator[Caption | BlipstreamError, None]:
-        """For each image, in order, its caption or the error it met; one image's error ends no other's.
+        """For each image, in order, its caption or its error. One image's error does not affect the others.
 
-        At most `max_in_flight` images are taken ahead of the one whose result is awaited. `timeout` is for each
-        image. Raises InvalidRequest for wrong options, before any image is taken.
+        At most `max_in_flight` images are taken ahead of the one whose result is awaited. `timeout` is in seconds for
+        each image. Raises InvalidRequest for wrong options, before it takes any image.
         """
         tensors = checked_many(max_in_flight, options)
-        self._deadline(timeout)  # refuses what is no time
+        self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._caption_many(images, max_in_flight, tensors, timeout)
 
     async def _caption_many(
@@ -107,12 +109,12 @@ class AsyncClient(BaseClient):
             await asyncio.gather(*pending, return_exceptions=True)
 
     async def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> AsyncGenerator[Piece, None]:
-        line, deadline, pieces = self._opened(), self._deadline(timeout), Pieces()
-        question = self._streamed(await asyncio.to_thread(self._encoded, image, deadline), options)
-        with named(question.request_id), pieces.complete():
-            async with aclosing(line.stream(question, deadline)) as answers:
-                async for answer in answers:
-                    yield pieces.read(answer)
+        transport, deadline, parser = self._opened(), self._deadline(timeout), StreamParser()
+        request = self._stream_request(await asyncio.to_thread(self._encoded, image, deadline), options)
+        with with_request_id(request.request_id), parser.completed():
+            async with aclosing(transport.stream(request, deadline)) as responses:
+                async for response in responses:
+                    yield parser.piece(response)
 
     async def _attempt(self, image: ImageLike, options: Tensors, timeout: float | None) -> Caption | BlipstreamError:
         try:
@@ -121,17 +123,17 @@ class AsyncClient(BaseClient):
             return without_frames(exc)
 
     async def _caption(self, image: ImageLike, options: Tensors, deadline: Deadline) -> Caption:
-        line = self._opened()
-        question = self._question(await asyncio.to_thread(self._encoded, image, deadline), options)
-        with named(question.request_id):
-            return parse_caption(await line.ask(question, deadline))
+        transport = self._opened()
+        request = self._infer_request(await asyncio.to_thread(self._encoded, image, deadline), options)
+        with with_request_id(request.request_id):
+            return parse_caption(await transport.send(request, deadline))
 
-    def _opened(self) -> AsyncLine:
+    def _opened(self) -> AsyncBalancedTransport:
         if self._closed.is_set():
             raise client_closed()
-        if self._line is None:
-            self._line = AsyncLine(self._route)
-        return self._line
+        if self._transport is None:
+            self._transport = AsyncBalancedTransport(self._addresses, self._settings, self._policy)
+        return self._transport
 
 
 async def _each(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two clients share: their arguments, and all that is not waiting."""
+"""What both clients share: their arguments, and everything that sends nothing."""
 
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -7,33 +7,28 @@ from os import PathLike as AnyPath
 from threading import Event
 from types import NoneType
 
-from blipstream_client._contract import Options, Tensors, image_tensor, option_tensors
-from blipstream_client._endpoints import Rotation, parse_urls
-from blipstream_client._exceptions import (
-    BlipstreamError,
-    InvalidCertificate,
-    InvalidImage,
-    InvalidRequest,
-    cancelled,
-    excerpt,
-    quoted,
-    shown_url,
-)
+from blipstream_client._deadline import Deadline
+from blipstream_client._endpoints import RoundRobin, parse_urls
+from blipstream_client._errors import cancelled
+from blipstream_client._exceptions import InvalidCertificate, InvalidImage, InvalidRequest
 from blipstream_client._fetch import MAX_SECONDS, fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
-from blipstream_client._lines import Route
-from blipstream_client._questions import Infer, InferStream
-from blipstream_client._streams import CuttableBackend
+from blipstream_client._network import AbortableBackend
+from blipstream_client._options import Options, option_tensors
+from blipstream_client._requests import InferRequest, StreamRequest
+from blipstream_client._retries import RetryPolicy
+from blipstream_client._tensors import Tensors, image_tensor
+from blipstream_client._text import excerpt, quoted, shown_url
 from blipstream_client._tls import TLS, PathLike
-from blipstream_client._transport import Deadline, Settings
+from blipstream_client._transport import Settings
 
 DEFAULT_URL = "grpc://localhost:8001"
 DEFAULT_MODEL = "caption"
-DEFAULT_TIMEOUT = 60.0  # seconds that a request may take, with all its retries
+DEFAULT_TIMEOUT = 60.0  # seconds for a request, with all its retries
 DEFAULT_RETRIES = 3
-DEFAULT_MAX_IN_FLIGHT = 32  # requests at once
-LONGEST_SECONDS = 1e6  # that may be asked for: sockets and gRPC count milliseconds in 31 bits
-OWN_HEADERS = {  # which say how a request is sent, and are the client's to set
+DEFAULT_MAX_IN_FLIGHT = 32  # requests
+LONGEST_SECONDS = 1e6  # of a timeout: sockets and gRPC count milliseconds in 31 bits
+OWN_HEADERS = {  # they say how a request is sent, so only the client sets them
     "accept-encoding",
     "connection",
     "content-encoding",
@@ -49,11 +44,11 @@ OWN_HEADERS = {  # which say how a request is sent, and are the client's to set
     "triton_grpc_error",
     "upgrade",
 }
-CHECKS_PER_TIMEOUT = 3  # of a silent connection: Triton hangs up on clients that ask a fourth time in five minutes
+CHECKS_PER_TIMEOUT = 3  # of a silent connection: Triton hangs up on a client that checks a fourth time in 5 minutes
 
 
 class BaseClient:
-    """What to ask, and where."""
+    """What both clients know: the server's addresses, the model, and how to read an image."""
 
     def __init__(
         self,
@@ -72,19 +67,20 @@ class BaseClient:
     ) -> None:
         """Nothing is sent yet. Raises InvalidURL, InvalidCertificate or InvalidRequest.
 
-        url: where the server is: grpc://, http://, or for TLS grpcs:// or https://. Several endpoints, such as
-            grpc://a:8001,b:8001, are asked in turn.
-        model: the name under which the server has the model; `stream` asks the one with _stream after it.
-        timeout: seconds that a request may take, with all its retries.
-        retries: how often what may succeed later is tried again, since the server is overloaded or cannot be reached,
-            or since the URL of an image does not answer for now.
+        url: the server's address: grpc://, http://, or for TLS grpcs:// or https://. Several endpoints, such as
+            grpc://a:8001,b:8001, take turns.
+        model: the server's name for the model. `stream` asks the model of that name with _stream after it.
+        timeout: seconds for a request, with all its retries.
+        retries: how often to try again if the server is overloaded or cannot be reached, or if the URL of an image
+            does not answer for now. A server that has answered before may be restarting, so it is waited for for up to
+            20 s, unless `retries` is 0.
         headers: sent with every request to the server, such as {"authorization": "Bearer ..."}.
         ca_file: certificates to trust instead of the well-known ones, PEM.
         cert_file, key_file: the client's own certificate and its key, PEM, for servers that want one.
-        keepalive: seconds of silence after which a connection that waits for an answer is checked; a third of
-            `timeout` if None.
-        max_side: images with a longer side, in pixels, are scaled down before they are sent.
-        allow_private_urls: also fetch images from URLs of this machine and of private networks.
+        keepalive: seconds of silence after which a connection that waits for a response is checked. None: a third of
+            `timeout`.
+        max_side: pixels. An image with a longer side is scaled down before it is sent.
+        allow_private_urls: whether to fetch images from URLs of this machine and of private networks, too.
         """
         for name, value in (("url", url), ("model", model)):
             _check_kind(name, value, str, "text")
@@ -92,43 +88,43 @@ class BaseClient:
             _check_kind(name, path, (str, AnyPath, NoneType), "a path")
         _check_kind("headers", headers, (Mapping, NoneType), "a mapping of names to values")
         _check_kind("allow_private_urls", allow_private_urls, bool, "True or False")
-        addresses = parse_urls(url)
+        self._addresses = parse_urls(url)
         self._model = model
         self._timeout = _positive("timeout", timeout)
         self._max_side = max_side if max_side is None else _at_least(1, "max_side", max_side)
         self._allow_private_urls = allow_private_urls
         tls = TLS(ca_file, cert_file, key_file)
-        if tls.is_given and not addresses[0].secure:
+        if tls.is_given and not self._addresses[0].secure:
             raise InvalidCertificate(f"Certificates are for grpcs:// and https://, and the address is {shown_url(url)}")
         interval = timeout / CHECKS_PER_TIMEOUT if keepalive is None else _positive("keepalive", keepalive)
-        settings = Settings(_checked_headers(headers or {}), tls, interval)
-        self._route = Route(addresses, settings, _at_least(0, "retries", retries), Rotation(len(addresses)))
+        self._settings = Settings(_checked_headers(headers or {}), tls, interval)
+        self._policy = RetryPolicy(_at_least(0, "retries", retries), RoundRobin(len(self._addresses)))
         self._closed = Event()
-        self._web = CuttableBackend()
+        self._web = AbortableBackend()  # for images by URL
         self._open()
 
     def _open(self) -> None:
-        """Make what asks. Nothing is sent yet."""
+        """Make the transport. Nothing is sent yet."""
         raise NotImplementedError
 
     def _hang_up(self) -> None:
-        """End what is being fetched, and begin nothing more."""
+        """End all fetching of images, and refuse new requests."""
         self._closed.set()
-        self._web.cut()
+        self._web.abort()
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else _positive("timeout", timeout))
 
     def _encoded(self, image: ImageLike, deadline: Deadline) -> bytes:
-        """The bytes to send. Blocks: it reads and scales."""
+        """The bytes to send. This blocks: it reads, fetches and scales."""
         encoded = self._read(image, deadline)
         return shrink(encoded, self._max_side) if self._max_side else encoded
 
     def _read(self, image: ImageLike, deadline: Deadline) -> bytes:
-        """The bytes of the image, from wherever they are."""
+        """The bytes of the image, from a file, a URL or memory."""
         if is_url(image):
             limit = Deadline(min(deadline.left(), MAX_SECONDS))
-            with self._route.retrying(limit, self._closed) as retrying:
+            with self._policy.blocking(limit, self._closed) as retrying:
                 return retrying(self._fetch, str(image), limit)
         return encode(image, deadline)
 
@@ -140,26 +136,17 @@ class BaseClient:
                 raise cancelled() from exc
             raise
 
-    def _question(self, encoded: bytes, options: Tensors) -> Infer:
-        return Infer(self._model, {"image": image_tensor(encoded), **options})
+    def _infer_request(self, encoded: bytes, options: Tensors) -> InferRequest:
+        return InferRequest(self._model, {"image": image_tensor(encoded), **options})
 
-    def _streamed(self, encoded: bytes, options: Tensors) -> InferStream:
-        return InferStream(f"{self._model}_stream", {"image": image_tensor(encoded), **options})
+    def _stream_request(self, encoded: bytes, options: Tensors) -> StreamRequest:
+        return StreamRequest(f"{self._model}_stream", {"image": image_tensor(encoded), **options})
 
 
 def checked_many(max_in_flight: int, options: Options) -> Tensors:
-    """The options of many requests. Raises InvalidRequest."""
+    """The option tensors for many requests. Raises InvalidRequest."""
     _at_least(1, "max_in_flight", max_in_flight)
     return option_tensors(options)
-
-
-def without_frames(error: BlipstreamError) -> BlipstreamError:
-    """The error without its tracebacks, whose frames would keep the image in memory as long as the error."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
 
 
 def _check_kind(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:

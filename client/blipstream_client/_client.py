@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client that waits: images in, captions out."""
+"""The client that blocks: images in, captions out."""
 
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -8,22 +8,24 @@ from contextlib import closing
 from types import TracebackType
 from typing import Self, Unpack
 
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many, without_frames
-from blipstream_client._contract import Caption, Options, Piece, Tensors, option_tensors, parse_caption
-from blipstream_client._exceptions import BlipstreamError, named
+from blipstream_client._balancing import BalancedTransport
+from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many
+from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
+from blipstream_client._deadline import Deadline
+from blipstream_client._errors import with_request_id, without_frames
+from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
-from blipstream_client._lines import Line
-from blipstream_client._pieces import Pieces
-from blipstream_client._questions import GetConfig, GetServer
-from blipstream_client._transport import Deadline
+from blipstream_client._options import Options, option_tensors
+from blipstream_client._requests import ConfigRequest, MetadataRequest
+from blipstream_client._tensors import Tensors
 
 
 class Client(BaseClient):
-    """A connection to a Blipstream server, or to several, which any number of threads may share."""
+    """A client of one or several Blipstream servers. Any number of threads may share it."""
 
     def _open(self) -> None:
-        self._line = Line(self._route)
+        self._transport = BalancedTransport(self._addresses, self._settings, self._policy)
 
     def __enter__(self) -> Self:
         return self
@@ -34,41 +36,41 @@ class Client(BaseClient):
         self.close()
 
     def close(self) -> None:
-        """Hang up. Requests that other threads wait for end with RequestCancelled."""
+        """Hang up. Requests of other threads end with RequestCancelled."""
         self._hang_up()
-        self._line.close()
+        self._transport.close()
 
     def is_ready(self) -> bool:
         """Whether a server answers and its model can serve."""
-        return self._line.is_ready(self._model, self._deadline(None))
+        return self._transport.is_ready(self._model, self._deadline(None))
 
     def info(self) -> ServerInfo:
-        """Which checkpoint the server has, what it runs on, and what may be asked of it. Raises BlipstreamError."""
+        """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
         deadline = self._deadline(None)
-        config = self._line.ask(GetConfig(self._model), deadline)
-        parts = {name: self._line.ask(GetConfig(name), deadline) for name in steps(config)}
-        return parse_info(self._line.ask(GetServer(), deadline), config, parts)
+        config = self._transport.send(ConfigRequest(self._model), deadline)
+        parts = {name: self._transport.send(ConfigRequest(name), deadline) for name in steps(config)}
+        return parse_info(self._transport.send(MetadataRequest(), deadline), config, parts)
 
     def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
 
-        An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is the client's if None; for the options see
-        `Options`. Raises BlipstreamError.
+        An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is in seconds; None means the client's. The options
+        are those of `Options`. Raises BlipstreamError.
         """
-        return self._caption(self._line, image, option_tensors(options), self._deadline(timeout))
+        return self._caption(self._transport, image, option_tensors(options), self._deadline(timeout))
 
     def stream(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Generator[Piece, None, None]:
-        """The caption of one image piece by piece, as it grows; the last piece has all of it as its `caption`.
+        """The caption of one image, piece by piece. The last piece has the whole caption as its `caption`.
 
-        Nothing is sent before the first piece is asked for. Leaving the loop hangs up, and the server ends its work;
-        `contextlib.closing` makes sure of it where the generator is kept. `timeout` is the client's if None: seconds
-        to the first piece, with all retries, and from then on to wait for each further one. A stream that broke is not
-        asked for again. Raises BlipstreamError.
+        Nothing is sent before the first piece is asked for. Leaving the loop cancels the request, and the server ends
+        its work. If you keep the generator, wrap it in `contextlib.closing` to be sure of that. `timeout` is in
+        seconds: to the first piece, with all retries, and then to each further piece. None means the client's. A stream
+        that breaks off is not retried. Raises BlipstreamError.
         """
         tensors = option_tensors(options)
-        self._deadline(timeout)  # refuses what is no time
+        self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._stream(image, tensors, timeout)
 
     def caption_many(
@@ -79,14 +81,14 @@ class Client(BaseClient):
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> Generator[Caption | BlipstreamError, None, None]:
-        """For each image, in order, its caption or the error it met; one image's error ends no other's.
+        """For each image, in order, its caption or its error. One image's error does not affect the others.
 
-        At most `max_in_flight` images are taken ahead of the one whose result is awaited. They are read and
-        encoded by other threads: leave files open and arrays unchanged until their result is here. `timeout` is for
-        each image. Raises InvalidRequest for wrong options, before any image is taken.
+        At most `max_in_flight` images are taken ahead of the one whose result is awaited. Other threads read and encode
+        them: leave files open and arrays unchanged until their result is here. `timeout` is in seconds for each image.
+        Raises InvalidRequest for wrong options, before it takes any image.
         """
         tensors = checked_many(max_in_flight, options)
-        self._deadline(timeout)  # refuses what is no time
+        self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._caption_many(images, max_in_flight, tensors, timeout)
 
     def _caption_many(
@@ -95,9 +97,9 @@ class Client(BaseClient):
         executor = ThreadPoolExecutor(max_in_flight, thread_name_prefix="blipstream")
         pending: deque[Future[Caption | BlipstreamError]] = deque()
         try:
-            with self._line.branch() as line:  # so that leaving early can cancel these requests and no others
+            with self._transport.branch() as transport:  # so that leaving early can cancel these requests and no others
                 for image in images:
-                    pending.append(executor.submit(self._attempt, line, image, options, timeout))
+                    pending.append(executor.submit(self._attempt, transport, image, options, timeout))
                     while pending and (pending[0].done() or len(pending) == max_in_flight):
                         yield pending.popleft().result()
                 while pending:
@@ -106,21 +108,25 @@ class Client(BaseClient):
             executor.shutdown(wait=False, cancel_futures=True)
 
     def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> Generator[Piece, None, None]:
-        deadline, pieces = self._deadline(timeout), Pieces()
-        question = self._streamed(self._encoded(image, deadline), options)
-        with named(question.request_id), pieces.complete(), closing(self._line.stream(question, deadline)) as answers:
-            for answer in answers:
-                yield pieces.read(answer)
+        deadline, parser = self._deadline(timeout), StreamParser()
+        request = self._stream_request(self._encoded(image, deadline), options)
+        with (
+            with_request_id(request.request_id),
+            parser.completed(),
+            closing(self._transport.stream(request, deadline)) as responses,
+        ):
+            for response in responses:
+                yield parser.piece(response)
 
     def _attempt(
-        self, line: Line, image: ImageLike, options: Tensors, timeout: float | None
+        self, transport: BalancedTransport, image: ImageLike, options: Tensors, timeout: float | None
     ) -> Caption | BlipstreamError:
         try:
-            return self._caption(line, image, options, self._deadline(timeout))
+            return self._caption(transport, image, options, self._deadline(timeout))
         except BlipstreamError as exc:
             return without_frames(exc)
 
-    def _caption(self, line: Line, image: ImageLike, options: Tensors, deadline: Deadline) -> Caption:
-        question = self._question(self._encoded(image, deadline), options)
-        with named(question.request_id):
-            return parse_caption(line.ask(question, deadline))
+    def _caption(self, transport: BalancedTransport, image: ImageLike, options: Tensors, deadline: Deadline) -> Caption:
+        request = self._infer_request(self._encoded(image, deadline), options)
+        with with_request_id(request.request_id):
+            return parse_caption(transport.send(request, deadline))

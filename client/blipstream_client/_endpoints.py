@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where servers are, and which of several is asked next."""
+"""The addresses of servers, and which of several gets the next request."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,6 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from blipstream_client._exceptions import (
-    LONGEST_SENTENCE,
     BlipstreamError,
     InvalidURL,
     ModelNotReady,
@@ -18,45 +17,44 @@ from blipstream_client._exceptions import (
     RequestTimeout,
     ServerError,
     ServerUnreachable,
-    excerpt,
-    shown_url,
 )
+from blipstream_client._text import LONGEST_SENTENCE, excerpt, shown_url
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
-FIRST_REST = 1.0  # seconds that an endpoint is spared after it failed, and twice as long each time it fails again
+FIRST_REST = 1.0  # seconds without requests for an endpoint that failed, and twice as many each time it fails again
 LONGEST_REST = 30.0
 
 
 class Address(NamedTuple):
-    """Where a server is."""
+    """The address of a server."""
 
     url: str  # for messages
     scheme: str  # a key of DEFAULT_PORTS
     host: str
     port: int
-    path: str  # before /v2, for HTTP behind a proxy
+    path: str  # prefix before /v2, for HTTP behind a proxy
 
     @property
     def netloc(self) -> str:
-        """HOST:PORT, with brackets around an IPv6 address."""
+        """HOST:PORT. An IPv6 address has brackets around it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     @property
     def secure(self) -> bool:
-        """Whether TLS is spoken there."""
+        """Whether the server speaks TLS."""
         return self.scheme.endswith("s")
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, which no proxy reaches."""
+        """Whether it is this machine, which is never reached through a proxy."""
         with suppress(ValueError):  # a name
             return ip_address(self.host).is_loopback
         return self.host == "localhost" or self.host.endswith(".localhost")
 
 
 def parse_urls(url: str) -> list[Address]:
-    """SCHEME://HOST[:PORT][,HOST[:PORT]...][/PATH]. Raises InvalidURL."""
+    """The addresses in SCHEME://HOST[:PORT][,HOST[:PORT]...][/PATH]. Raises InvalidURL."""
     scheme, separator, rest = url.partition("://")
     netloc, slash, path = rest.partition("/")
     hosts = netloc.split(",")
@@ -86,10 +84,11 @@ def _parse_url(url: str) -> Address:
     return Address(excerpt(url, LONGEST_SENTENCE), scheme, host, port or DEFAULT_PORTS[scheme], path)
 
 
-class Rotation:
-    """Endpoints in turn, sparing for a while those that failed. Any number of threads may share one."""
+class RoundRobin:
+    """Endpoints in turn, except those that failed a while ago, which rest. Any number of threads may share one."""
 
     def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.have_responded = False  # whether any endpoint has ever been well
         self._clock = clock
         self._lock = Lock()
         self._next = 0
@@ -98,20 +97,20 @@ class Rotation:
 
     @contextmanager
     def turn(self) -> Iterator[int]:
-        """The number of the endpoint to ask; what its answer is decides whether it rests."""
+        """The index of the endpoint to send to. The block's success or exception decides whether it rests."""
         index, failures = self._take()
         try:
             yield index
         except BlipstreamError as exc:
-            if says_that_server_is_ill(exc):
+            if is_endpoint_failure(exc):
                 self._note_failure(index, failures)
             elif not isinstance(exc, RequestCancelled):
                 self._note_success(index)
             raise
         self._note_success(index)
 
-    def has_rested(self) -> bool:
-        """Whether there is an endpoint that is worth asking at once."""
+    def is_any_rested(self) -> bool:
+        """Whether an endpoint can be asked at once."""
         with self._lock:
             now = self._clock()
             return any(until <= now for until in self._resting_until)
@@ -121,24 +120,25 @@ class Rotation:
             now = self._clock()
             count = len(self._failures)
             order = [(self._next + step) % count for step in range(count)]
-            # all of them rest: take the one that has rested longest
+            # if all rest: the one whose rest ends first
             index = next(
                 (each for each in order if self._resting_until[each] <= now),
                 min(order, key=self._resting_until.__getitem__),
             )
             if self._failures[index]:
-                self._rest(index, now)  # until this one request has seen how the endpoint is, others spare it
+                self._rest(index, now)  # for all other requests, until this one has tried it
             self._next = index + 1
             return index, self._failures[index]
 
     def _note_failure(self, index: int, failures_before: int) -> None:
         with self._lock:
-            if self._failures[index] == failures_before:  # else another request met the same failure
+            if self._failures[index] == failures_before:  # else another request has met the same failure
                 self._failures[index] += 1
                 self._rest(index, self._clock())
 
     def _note_success(self, index: int) -> None:
         with self._lock:
+            self.have_responded = True
             self._failures[index] = 0
             self._resting_until[index] = 0.0
 
@@ -147,8 +147,8 @@ class Rotation:
         self._resting_until[index] = now + min(FIRST_REST * 2**doublings, LONGEST_REST)
 
 
-def says_that_server_is_ill(error: object) -> bool:
-    """Whether the error speaks of the endpoint; else it speaks of the request, and the endpoint is well."""
+def is_endpoint_failure(error: object) -> bool:
+    """Whether the endpoint is at fault. Any other error is about the request, and the endpoint is well."""
     match error:
         case ServerUnreachable() | RequestTimeout():
             return True

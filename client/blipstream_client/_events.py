@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server-sent events, as the HTML standard has them: lines of `data:`, ended by an empty one."""
+"""Server-sent events as in the HTML standard: lines of `data:`, then an empty line."""
 
 from collections.abc import Iterator
 
 
 class EventReader:
-    """Takes a response in chunks, wherever they were cut, and gives the data of each event as soon as it is whole."""
+    """Reads the events in a response that comes in chunks, which may be cut anywhere."""
 
     def __init__(self) -> None:
-        self._line = b""  # begun
-        self._data: list[bytes] = []  # of the event that has begun
+        self._line = b""  # the last one, if it is not complete
+        self._data: list[bytes] = []  # of the event that is not complete
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The events that this chunk completes."""
+        """The data of each event that this chunk completes."""
         *lines, self._line = (self._line + chunk).split(b"\n")
         for line in lines:
             field, _, value = line.removesuffix(b"\r").partition(b":")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that hold an image: what may be read of them, and for how long."""
+"""Image files: which may be read, up to what size and for how long."""
 
 import os
 import stat
@@ -7,10 +7,11 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Any, BinaryIO, TypeAlias
 
-from blipstream_client._exceptions import InvalidImage, RequestTimeout, quoted
-from blipstream_client._transport import Deadline
+from blipstream_client._deadline import Deadline
+from blipstream_client._exceptions import InvalidImage, RequestTimeout
+from blipstream_client._text import quoted
 
-MAX_BYTES = 32 * 2**20  # of an encoded image, as the server
+MAX_BYTES = 32 * 2**20  # of an encoded image: the server has the same limit
 TOO_LARGE = f"it is larger than {MAX_BYTES >> 20} MiB, which is the most that an image may have"
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -19,15 +20,15 @@ _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a de
 
 
 class NotRegular(OSError):
-    """There is something other than a file with contents of its own."""
+    """The path is a pipe, a socket or a device."""
 
 
 def open_regular(path: PathLike) -> BinaryIO:
-    """The file, if it is a regular one: others may have no end, or wait for somebody. Raises OSError or ValueError."""
-    _check_regular(os.stat(path))  # noqa: PTH116  # before it is opened, which means something to some devices
+    """Open a regular file. Any other may have no end, or block. Raises OSError (NotRegular) or ValueError."""
+    _check_regular(os.stat(path))  # noqa: PTH116  # before opening, which has an effect on some devices
     file: BinaryIO = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
     try:
-        _check_regular(os.fstat(file.fileno()))  # by now it may be another
+        _check_regular(os.fstat(file.fileno()))  # again, since it may have been replaced
     except NotRegular:
         file.close()
         raise
@@ -51,7 +52,7 @@ def read_path(path: PathLike) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise InvalidImage(f"Cannot read the image file {_shown(path)}: {TOO_LARGE}")
-            return file.read(size)  # and nothing of those in /proc, which claim to be empty and may have no end
+            return file.read(size)  # files in /proc say that they are empty, and may have no end
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         raise InvalidImage(f"Cannot read the image file {_shown(path)}: {reason}") from exc
@@ -74,7 +75,7 @@ def read_file(file: BinaryIO, deadline: Deadline | None) -> bytes:
 
 
 def _in_time(file: BinaryIO, deadline: Deadline) -> bytes:
-    """Read by another thread, since nothing ends the wait for a pipe that is silent."""
+    """Read in another thread, since nothing ends the wait for a silent pipe."""
     content: Future[bytes] = Future()
 
     def read() -> None:
@@ -88,14 +89,14 @@ def _in_time(file: BinaryIO, deadline: Deadline) -> bytes:
 
 
 def _read_all(file: BinaryIO) -> bytes:
-    pieces: list[bytes] = []
+    chunks: list[bytes] = []
     left = MAX_BYTES + 1
     while left > 0:
-        piece: Any = file.read(left)
-        if not isinstance(piece, bytes):
-            raise InvalidImage(f"Expected a binary file, but reading it gave {type(piece).__name__}: open it as 'rb'")
-        if not piece:
-            return b"".join(pieces)
-        pieces.append(piece)
-        left -= len(piece)
+        chunk: Any = file.read(left)
+        if not isinstance(chunk, bytes):
+            raise InvalidImage(f"Expected a binary file, but reading it gave {type(chunk).__name__}: open it as 'rb'")
+        if not chunk:
+            return b"".join(chunks)
+        chunks.append(chunk)
+        left -= len(chunk)
     raise InvalidImage(f"Cannot read the image from the file object: {TOO_LARGE}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions over HTTP/1.1, on as many kept-alive connections as there were requests at once."""
+"""The transports over HTTP/1.1. They keep as many connections as there were requests at once."""
 
 import json
 import socket
@@ -17,70 +17,78 @@ import h11
 import httpcore2
 import numpy as np
 
-from blipstream_client._contract import Tensors
+from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address
-from blipstream_client._events import EventReader
-from blipstream_client._exceptions import (
-    STRANGE_ANSWERS,
-    BlipstreamError,
-    InvalidRequest,
+from blipstream_client._errors import (
+    STRANGE_RESPONSES,
+    StatusError,
     error_from_status,
-    excerpt,
-    no_answer,
+    no_response,
     translated_errors,
     unreachable,
 )
-from blipstream_client._questions import AnswerT, GetConfig, GetServer, Infer, InferStream, IsReady, Question
-from blipstream_client._streams import CuttableBackend
-from blipstream_client._transport import CONNECT_SECONDS, Deadline, Settings, StatusError
-from blipstream_client._wire import datatype, from_raw, to_raw
+from blipstream_client._events import EventReader
+from blipstream_client._exceptions import BlipstreamError, InvalidRequest
+from blipstream_client._network import AbortableBackend
+from blipstream_client._requests import (
+    ConfigRequest,
+    InferRequest,
+    MetadataRequest,
+    ReadyRequest,
+    Request,
+    ResponseT,
+    StreamRequest,
+)
+from blipstream_client._tensors import Tensors, datatype, from_raw, to_raw
+from blipstream_client._text import excerpt
+from blipstream_client._transport import CONNECT_SECONDS, Settings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
-LONGEST_KEEPALIVE = 32_767  # seconds of silence that Linux permits
-KEEPALIVE_PROBES = 3  # unanswered, before a connection counts as lost
+LONGEST_KEEPALIVE = 32_767  # seconds: Linux permits no more
+KEEPALIVE_PROBES = 3  # without an answer, after which a connection counts as lost
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """A request, and what its answer says."""
+class HttpRequest:
+    """A request in HTTP, and what reads its response."""
 
     method: str
     path: str
-    read: Callable[[Any], Any]  # of a whole response, or of an event in a stream
+    read: Callable[[Any], Any]  # takes a whole response, or one event of a stream
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def exchange(question: Question[Any], deadline: Deadline) -> Exchange:
-    """How a question is asked."""
-    match question:
-        case Infer(model):
-            body, header_length = infer_body(question, deadline)
+def http_request(request: Request[Any], deadline: Deadline) -> HttpRequest:
+    """The request in HTTP."""
+    match request:
+        case InferRequest(model):
+            body, header_length = infer_body(request, deadline)
             headers = ((HEADER_LENGTH, str(header_length)), ("Content-Type", "application/octet-stream"))
-            return Exchange("POST", f"{model_path(model)}/infer", read_outputs, body, headers)
-        case InferStream(model):
+            return HttpRequest("POST", f"{model_path(model)}/infer", read_outputs, body, headers)
+        case StreamRequest(model):
             json_header = (("Content-Type", "application/json"),)
-            return Exchange(
-                "POST", f"{model_path(model)}/generate_stream", read_event, generate_body(question), json_header
+            return HttpRequest(
+                "POST", f"{model_path(model)}/generate_stream", read_event, generate_body(request), json_header
             )
-        case IsReady(model):
-            return Exchange("GET", f"{model_path(model)}/ready", lambda answer: answer.status == HTTPStatus.OK)
-        case GetServer():
-            return Exchange("GET", "/v2", read_json)
-        case GetConfig(model):
-            return Exchange("GET", f"{model_path(model)}/config", read_json)
+        case ReadyRequest(model):
+            return HttpRequest("GET", f"{model_path(model)}/ready", lambda response: response.status == HTTPStatus.OK)
+        case MetadataRequest():
+            return HttpRequest("GET", "/v2", read_json)
+        case ConfigRequest(model):
+            return HttpRequest("GET", f"{model_path(model)}/config", read_json)
         case _:
-            raise NotImplementedError(question)
+            raise NotImplementedError(request)
 
 
 def model_path(model: str) -> str:
-    """Where a model's resources are."""
+    """The path of a model."""
     return f"/v2/models/{quote(model, safe='')}"
 
 
-def infer_body(question: Infer, deadline: Deadline) -> tuple[bytes, int]:
-    """A JSON header with the tensors' bytes after it, and the length of the header."""
-    raw = {name: to_raw(tensor) for name, tensor in question.inputs.items()}
+def infer_body(request: InferRequest, deadline: Deadline) -> tuple[bytes, int]:
+    """A JSON header followed by the tensors' bytes, and the length of the header."""
+    raw = {name: to_raw(tensor) for name, tensor in request.inputs.items()}
     described = [
         {
             "name": name,
@@ -88,27 +96,27 @@ def infer_body(question: Infer, deadline: Deadline) -> tuple[bytes, int]:
             "datatype": datatype(tensor),
             "parameters": {"binary_data_size": len(raw[name])},
         }
-        for name, tensor in question.inputs.items()
+        for name, tensor in request.inputs.items()
     ]
     parameters = {"timeout": deadline.microseconds_left(), "binary_data_output": True}
-    header = json.dumps({"id": question.request_id, "inputs": described, "parameters": parameters}).encode()
+    header = json.dumps({"id": request.request_id, "inputs": described, "parameters": parameters}).encode()
     return b"".join([header, *raw.values()]), len(header)
 
 
-def generate_body(question: InferStream) -> bytes:
-    """The inputs as JSON, which can carry a file as a data URL only."""
+def generate_body(request: StreamRequest) -> bytes:
+    """The inputs as JSON, with the image as a data URL."""
 
     def plain(name: str, value: Any) -> Any:  # noqa: ANN401
         if name == "image":
             return f"data:;base64,{b64encode(value).decode()}"
         return value.decode() if isinstance(value, bytes) else value
 
-    inputs = {name: plain(name, tensor.item()) for name, tensor in question.inputs.items()}
-    return json.dumps({"id": question.request_id} | inputs).encode()
+    inputs = {name: plain(name, tensor.item()) for name, tensor in request.inputs.items()}
+    return json.dumps({"id": request.request_id} | inputs).encode()
 
 
 def read_event(data: bytes) -> Tensors:
-    """The tensors in an event, which has them flat. Raises StatusError."""
+    """The tensors in an event, which has them flat: shape [1, K], or [1, K, T] for token_scores. Raises StatusError."""
     fields = dict(json.loads(data))
     if "error" in fields:
         raise StatusError("", str(fields["error"]))
@@ -122,45 +130,45 @@ def read_event(data: bytes) -> Tensors:
     return tensors
 
 
-def read_outputs(answer: httpcore2.Response) -> Tensors:
-    """The tensors in the answer to it. Raises StatusError."""
-    check_status(answer)
-    lengths = [int(value) for name, value in answer.headers if name.lower() == HEADER_LENGTH.lower().encode()]
-    start = lengths[0] if lengths else len(answer.content)
+def read_outputs(response: httpcore2.Response) -> Tensors:
+    """The tensors in a response. Raises StatusError."""
+    check_status(response)
+    lengths = [int(value) for name, value in response.headers if name.lower() == HEADER_LENGTH.lower().encode()]
+    start = lengths[0] if lengths else len(response.content)
     outputs = {}
-    for output in json.loads(answer.content[:start])["outputs"]:
+    for output in json.loads(response.content[:start])["outputs"]:
         end = start + output["parameters"]["binary_data_size"]
-        outputs[output["name"]] = from_raw(output["datatype"], output["shape"], answer.content[start:end])
+        outputs[output["name"]] = from_raw(output["datatype"], output["shape"], response.content[start:end])
         start = end
     return outputs
 
 
-def read_json(answer: httpcore2.Response) -> Any:  # noqa: ANN401
-    """The JSON in an answer. Raises StatusError."""
-    check_status(answer)
-    return json.loads(answer.content)
+def read_json(response: httpcore2.Response) -> Any:  # noqa: ANN401
+    """The JSON in a response. Raises StatusError."""
+    check_status(response)
+    return json.loads(response.content)
 
 
-def check_status(answer: httpcore2.Response) -> None:
-    """Raises StatusError."""
-    if answer.status == HTTPStatus.OK:
+def check_status(response: httpcore2.Response) -> None:
+    """Raise StatusError unless the status is 200."""
+    if response.status == HTTPStatus.OK:
         return
     try:
-        message = str(json.loads(answer.content.removeprefix(b"data:"))["error"])  # a stream's error is an event
-    except STRANGE_ANSWERS:  # a proxy's page, not Triton's JSON
+        message = str(json.loads(response.content.removeprefix(b"data:"))["error"])  # an error of a stream is an event
+    except STRANGE_RESPONSES:  # a proxy's page instead of Triton's JSON
         message = ""
-    raise StatusError(str(answer.status), message)
+    raise StatusError(str(response.status), message)
 
 
 def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | None:
-    """The client's own error for HTTP's; None for a stranger."""
+    """The client's exception for one of HTTP's. None for any other."""
     match exc:
         case StatusError():
             return error_from_status(exc.status, str(exc), url=url, timeout=timeout)
         case httpcore2.ConnectTimeout() if timeout > CONNECT_SECONDS:
             return unreachable(url, f"it did not connect within {CONNECT_SECONDS:g} s")
         case httpcore2.TimeoutException() | TimeoutError():
-            return no_answer(url, timeout)
+            return no_response(url, timeout)
         case httpcore2.NetworkError():
             return unreachable(url, str(exc) or type(exc).__name__)
         case httpcore2.RemoteProtocolError() if "disconnected" in str(exc) or "closed" in str(exc):
@@ -174,7 +182,7 @@ def translate(exc: Exception, url: str, timeout: float) -> BlipstreamError | Non
 
 
 def socket_options(settings: Settings) -> list[tuple[int, int, int]]:
-    """Have the kernel check connections that are silent."""
+    """Socket options that make the kernel check silent connections."""
     seconds = min(max(1, int(settings.keepalive)), LONGEST_KEEPALIVE)
     linux = [
         (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -185,7 +193,7 @@ def socket_options(settings: Settings) -> list[tuple[int, int, int]]:
 
 
 class Endpoint:
-    """What the two transports share: how requests to one endpoint look, and their errors."""
+    """What both transports share: how requests to one endpoint look, and their errors."""
 
     def __init__(self, address: Address, settings: Settings) -> None:
         self.closed = Event()
@@ -198,94 +206,94 @@ class Endpoint:
             "socket_options": socket_options(settings),
         }
 
-    def request(self, asked: Exchange, deadline: Deadline) -> dict[str, Any]:
-        """What a pool needs to know."""
+    def arguments(self, request: HttpRequest, deadline: Deadline) -> dict[str, Any]:
+        """The arguments for a connection pool."""
         left = deadline.left()
         return {
-            "method": asked.method,
+            "method": request.method,
             "url": httpcore2.URL(
                 scheme="https" if self._address.secure else "http",
                 host=self._address.host,
                 port=self._address.port,
-                target=self._address.path + asked.path,
+                target=self._address.path + request.path,
             ),
-            "headers": [*self._headers, *asked.headers],
-            "content": asked.body,
+            "headers": [*self._headers, *request.headers],
+            "content": request.body,
             "extensions": {"timeout": {"connect": min(left, CONNECT_SECONDS), "write": left, "read": left}},
         }
 
 
 class HttpTransport:
-    """To one endpoint, from any number of threads."""
+    """The transport for any number of threads."""
 
     def __init__(self, address: Address, settings: Settings) -> None:
         self._endpoint = Endpoint(address, settings)
-        self._backend = CuttableBackend()
+        self._backend = AbortableBackend()
         self._pool = httpcore2.ConnectionPool(network_backend=self._backend, **self._endpoint.pool)
 
-    def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
-        """The server's answer. Raises BlipstreamError."""
-        asked = exchange(question, deadline)
+    def send(self, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
+        """The server's response. Raises BlipstreamError."""
+        http = http_request(request, deadline)
         with self._endpoint.errors(timeout=deadline.seconds):
-            answer: AnswerT = asked.read(self._pool.request(**self._endpoint.request(asked, deadline)))
-            return answer
+            response: ResponseT = http.read(self._pool.request(**self._endpoint.arguments(http, deadline)))
+            return response
 
-    def stream(self, question: Question[AnswerT], deadline: Deadline) -> Generator[AnswerT, None, None]:
-        """The server's answers as they come; see `Transport.stream`."""
-        asked = exchange(question, deadline)
-        request = self._endpoint.request(asked, deadline)
-        with self._endpoint.errors(timeout=deadline.seconds), self._pool.stream(**request) as response:
+    def stream(self, request: Request[ResponseT], deadline: Deadline) -> Generator[ResponseT, None, None]:
+        """The server's responses as they come. Raises BlipstreamError."""
+        http = http_request(request, deadline)
+        arguments = self._endpoint.arguments(http, deadline)
+        with self._endpoint.errors(timeout=deadline.seconds), self._pool.stream(**arguments) as response:
             if response.status != HTTPStatus.OK:
                 response.read()
                 check_status(response)
             events = EventReader()
-            request["extensions"]["timeout"]["read"] = deadline.seconds  # each time, now that it has begun
+            arguments["extensions"]["timeout"]["read"] = deadline.seconds  # for each read from now on
             for chunk in response.iter_stream():
                 for event in events.feed(chunk):
-                    yield asked.read(event)
+                    yield http.read(event)
                     deadline.renew()
                 deadline.check()
 
     def close(self) -> None:
         """Hang up. Requests in flight end at once with RequestCancelled."""
         self._endpoint.closed.set()
-        self._backend.cut()
+        self._backend.abort()
         self._pool.close()
 
 
 class AsyncHttpTransport:
-    """To one endpoint, in one event loop."""
+    """The transport for one event loop."""
 
     def __init__(self, address: Address, settings: Settings) -> None:
         self._endpoint = Endpoint(address, settings)
         self._pool = httpcore2.AsyncConnectionPool(**self._endpoint.pool)
 
-    async def ask(self, question: Question[AnswerT], deadline: Deadline) -> AnswerT:
-        """The server's answer. Raises BlipstreamError."""
-        asked = exchange(question, deadline)
+    async def send(self, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
+        """The server's response. Raises BlipstreamError."""
+        http = http_request(request, deadline)
         with self._endpoint.errors(timeout=deadline.seconds):
-            answer: AnswerT = asked.read(await self._pool.request(**self._endpoint.request(asked, deadline)))
-            return answer
+            response: ResponseT = http.read(await self._pool.request(**self._endpoint.arguments(http, deadline)))
+            return response
 
-    async def stream(self, question: Question[AnswerT], deadline: Deadline) -> AsyncGenerator[AnswerT, None]:
-        """The server's answers as they come; see `Transport.stream`."""
-        asked = exchange(question, deadline)
-        request = self._endpoint.request(asked, deadline)
+    async def stream(self, request: Request[ResponseT], deadline: Deadline) -> AsyncGenerator[ResponseT, None]:
+        """The server's responses as they come. Raises BlipstreamError."""
+        http = http_request(request, deadline)
+        arguments = self._endpoint.arguments(http, deadline)
         with self._endpoint.errors(timeout=deadline.seconds):
-            async with self._pool.stream(**request) as response:
+            async with self._pool.stream(**arguments) as response:
                 if response.status != HTTPStatus.OK:
                     await response.aread()
                     check_status(response)
                 events = EventReader()
-                request["extensions"]["timeout"]["read"] = deadline.seconds  # each time, now that it has begun
+                arguments["extensions"]["timeout"]["read"] = deadline.seconds  # for each read from now on
                 async with aclosing(response.aiter_stream()) as chunks:
                     async for chunk in chunks:
                         for event in events.feed(chunk):
-                            yield asked.read(event)
+                            yield http.read(event)
                             deadline.renew()
                         deadline.check()
 
     async def aclose(self) -> None:
-        """Hang up, once nothing is in flight."""
+        """Hang up. Call it when nothing is in flight."""
         self._endpoint.closed.set()
         await self._pool.aclose()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever the caller calls an image -> the encoded bytes to send."""
+"""Images of any kind -> the encoded bytes to send."""
 
 import io
 import os
@@ -13,24 +13,25 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-from blipstream_client._exceptions import InvalidImage, excerpt
+from blipstream_client._deadline import Deadline
+from blipstream_client._exceptions import InvalidImage
 from blipstream_client._files import MAX_BYTES, TOO_LARGE, read_file, read_path
-from blipstream_client._transport import Deadline
+from blipstream_client._text import excerpt
 
 ImageLike: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 )
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # that the server takes; PIL's JPEG opens MPO, too
-PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}  # what PNG holds without loss
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # that the server takes. PIL's JPEG opens MPO, too
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}  # PNG holds them without loss
 PNG_COMPRESS_LEVEL = 1  # of 9: the fastest that still compresses
-SCALABLE_MODES = {"L", "LA", "RGB", "RGBA", "CMYK"}  # others have no colours between two colours
-JPEG_QUALITY = 95  # of what is shrunk
+SCALABLE_MODES = {"L", "LA", "RGB", "RGBA", "CMYK"}  # the others cannot be interpolated
+JPEG_QUALITY = 95  # of scaled images
 
 ARRAY = "a uint8 array of shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] with values 0 to 255"
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
-# How to make one's own range 0 to 255, which nobody else knows: by PIL mode, and by numpy's kind of type.
+# How to scale values to 0 to 255, by PIL mode and by numpy's kind of dtype. Only the caller knows the range.
 IMAGE_REMEDIES = {
     "F": 'image.point(lambda value: value * 255).convert("L"), if its values are 0 to 1',
     "I": 'image.point(lambda value: value * (1 / 256)).convert("L"), if its values are 0 to 65535',
@@ -44,7 +45,7 @@ ARRAY_REMEDIES = {
 
 
 def encode(image: ImageLike, deadline: Deadline | None = None) -> bytes:
-    """Encoded image bytes: those of a path, bytes or file as they are; PIL images and arrays as PNG.
+    """The encoded bytes of an image. Files and bytes stay as they are; PIL images and arrays become PNG.
 
     Raises InvalidImage, or RequestTimeout if a file object has not ended by the deadline.
     """
@@ -79,30 +80,30 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 
 def _remedy(array: npt.NDArray[Any], right_shape: bool) -> str:
-    """What to send instead of an array, if there is a picture in it."""
-    turned = "array"
+    """How to mend an array that holds an image in another form. "" if it holds none."""
+    array_text = "array"
     if not right_shape:
         if array.ndim != 3 or array.shape[0] not in CHANNELS:
             return ": send one image at a time, its channels last"
-        turned = "array.transpose(1, 2, 0)"
+        array_text = "array.transpose(1, 2, 0)"
     remedy = "{array}" if array.dtype == np.uint8 else ARRAY_REMEDIES.get(array.dtype.kind)
-    return f": send {remedy.format(array=turned)}" if remedy and array.size else ""
+    return f": send {remedy.format(array=array_text)}" if remedy and array.size else ""
 
 
 def _png(image: Image.Image) -> bytes:
     try:
-        # a copy, since the caller's keeps its metadata
+        # a copy: _saved removes metadata, and the caller's image keeps its own
         drawable = image.copy() if image.mode in PNG_MODES else _in_8_bits(image)
         return _saved(drawable, "PNG", _orientation(image), compress_level=PNG_COMPRESS_LEVEL)
     except InvalidImage:
         raise
-    except Exception as exc:  # PIL decodes only now, and on bad data raises nearly every built-in type
+    except Exception as exc:  # PIL decodes only now. On bad data it raises nearly every built-in type
         raise InvalidImage(f"Cannot encode the PIL image as PNG: {excerpt(exc)}") from exc
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Grey or colours, with their transparency, as the server would see the file. Raises InvalidImage."""
-    image.load()  # before which PIL may not know the palette
+    """The image in L, LA, RGB or RGBA, as the server would decode its file. Raises InvalidImage."""
+    image.load()  # before, PIL may not know the palette
     if image.mode in IMAGE_REMEDIES:
         raise InvalidImage(
             f"Expected a PIL image with samples of 8 or 16 bits, got mode {image.mode}, which says nothing of its"
@@ -110,13 +111,13 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         )
     if image.mode.startswith("I;16"):
         return _high_bits(image)
-    if image.mode == "La":  # premultiplied, which PIL converts to nothing else
+    if image.mode == "La":  # premultiplied: PIL converts it to nothing else
         return image.convert("LA")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _high_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits, by the server's own rule: TIFF may have 12 bits of them, or white as zero."""
+    """16-bit grey to 8 bits, as the server does it. A TIFF file may have 12 bits, or white as zero."""
     tags = getattr(image, "tag_v2", {})
     (bits,) = tags.get(BITSPERSAMPLE, (16,))
     grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
@@ -124,7 +125,7 @@ def _high_bits(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Which way up a photograph is, as the server would read it from the file; 1 is upright."""
+    """The EXIF orientation, as the server would read it from the file. 1 is upright."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # on bad metadata PIL raises nearly every built-in type
@@ -132,7 +133,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _saved(image: Image.Image, kind: str, orientation: int, **options: Any) -> bytes:  # noqa: ANN401
-    """A file of the image, which loses its metadata: the server needs none but orientation and transparency."""
+    """The image as a file. Of its metadata, only orientation and transparency stay, which the server needs."""
     image.info = {name: value for name, value in image.info.items() if name == "transparency"}
     if orientation in range(2, 9):
         options["exif"] = Image.Exif()
@@ -144,27 +145,27 @@ def _saved(image: Image.Image, kind: str, orientation: int, **options: Any) -> b
 
 @contextmanager
 def opened(encoded: bytes) -> Iterator[Image.Image]:
-    """An image of which the header is read. Raises whatever PIL does."""
+    """The image, of which only the header is read. Raises any of PIL's exceptions."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # how large it may be is up to the server
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the server has the limit
         yield Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
 def shrink(encoded: bytes, max_side: int) -> bytes:
-    """The same picture with no side longer than `max_side` pixels, or the very same bytes if it has none.
+    """The image scaled down so that no side is longer than `max_side` pixels. A smaller image stays as it is.
 
-    JPEG stays JPEG and the rest becomes PNG; the orientation travels along. What cannot be scaled is left as it
-    is, for the server to judge.
+    JPEG stays JPEG, and any other format becomes PNG. The orientation is kept. An image that cannot be scaled stays as
+    it is, and the server decides.
     """
     try:
         with opened(encoded) as image:
             if max(image.size) <= max_side:
                 return encoded
-            is_jpeg = image.format in ("JPEG", "MPO")  # MPO: several in one file, as telephones write them
+            is_jpeg = image.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file, as phones write them
             scalable = image.mode in SCALABLE_MODES and "transparency" not in image.info
             small = image if scalable else _in_8_bits(image)
             small.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-            orientation = _orientation(image)  # only now: PIL sets TIFF files upright while it decodes them
+            orientation = _orientation(image)  # only now: PIL turns TIFF images upright while it decodes them
             if is_jpeg:
                 return _saved(small, "JPEG", orientation, quality=JPEG_QUALITY)
             drawable = small if small.mode in PNG_MODES else small.convert("RGB")

@@ -1,46 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server says of itself."""
+"""A server's description of itself."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from blipstream_client._exceptions import ServerError, quoted
+from blipstream_client._exceptions import ServerError
+from blipstream_client._text import quoted
 
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server serves."""
+    """A server's version, checkpoint, runtimes and options."""
 
     version: str  # of Triton
-    checkpoint: str | None  # NAME@REVISION, if the server was told it: `tritonserver --id`
-    runtimes: Mapping[str, str]  # of each model that a caption passes through, such as openvino or tensorrt_plan
-    options: tuple[str, ...]  # what a request may ask for
+    checkpoint: str | None  # NAME@REVISION, if the server was started with `--id`
+    runtimes: Mapping[str, str]  # of each model that a request passes through, such as openvino or tensorrt_plan
+    options: tuple[str, ...]  # names of the optional inputs
 
 
 def steps(config: Mapping[str, Any]) -> list[str]:
-    """The models that an ensemble's requests pass through; a model that is no ensemble is its own only step."""
+    """The models that an ensemble's requests pass through. Any other model is its own only step."""
     listed = config.get("ensemble_scheduling", {}).get("step", [])
     return [step["model_name"] for step in listed] or [config["name"]]
 
 
 def checkpoint_of(server: Mapping[str, Any]) -> str | None:
-    """NAME@REVISION from the server's metadata, if it says so. Raises ServerError."""
-    with _described():
+    """NAME@REVISION from the server's metadata, or None if it has none. Raises ServerError."""
+    with _checked():
         return server["name"] if "@" in server["name"] else None
 
 
 def revision_of(checkpoint: str | None) -> str | None:
-    """What makes a checkpoint the same, whatever its folder is called."""
+    """The revision in NAME@REVISION. Checkpoints with the same revision are the same, whatever their names."""
     return checkpoint and checkpoint.rpartition("@")[2]
 
 
 def parse_info(
     server: Mapping[str, Any], config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
 ) -> ServerInfo:
-    """From the server's metadata, the model's config, and those of its steps. Raises ServerError."""
-    with _described():
+    """The description, from the server's metadata, the model's config and its steps' configs. Raises ServerError."""
+    with _checked():
         return ServerInfo(
             version=server["version"],
             checkpoint=checkpoint_of(server),
@@ -50,8 +51,8 @@ def parse_info(
 
 
 @contextmanager
-def _described() -> Iterator[None]:
-    """Make what reading a strange description raises a ServerError."""
+def _checked() -> Iterator[None]:
+    """Raise ServerError if the description lacks something."""
     try:
         yield
     except (LookupError, TypeError, AttributeError) as exc:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C that is always heard.
+"""Ctrl-C that always takes effect at once.
 
-Python raises KeyboardInterrupt between two steps of the main thread, or when the signal interrupts a call that waits.
-A signal that comes after the last step and before the call has begun to wait interrupts nothing, and nobody hears it
-until the call ends: reading standard input, when somebody types. So another thread knocks until it has been heard.
+Python raises KeyboardInterrupt between two bytecodes of the main thread, or when the signal interrupts a blocking call.
+A signal that comes after the last bytecode and before the call has begun to block interrupts nothing, and Python reacts
+only when the call ends: for standard input, when somebody types. So another thread sends signals to the main thread
+until Python has reacted.
 """
 
 import os
@@ -13,38 +14,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-KNOCK_SECONDS = 0.05
+REPEAT_SECONDS = 0.05
 
 
 @contextmanager
-def heard() -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt in here at once, whatever the main thread waits for."""
+def prompt_interrupts() -> Iterator[None]:
+    """Inside, Ctrl-C raises KeyboardInterrupt at once, whatever the main thread waits for."""
     before = signal.getsignal(signal.SIGINT)
-    ours = before in (signal.default_int_handler, signal.SIG_DFL)  # and not the shell's, which had it ignored
+    ours = before in (signal.default_int_handler, signal.SIG_DFL)  # not SIG_IGN, which a shell sets for background jobs
     if not (ours and hasattr(signal, "pthread_kill") and threading.current_thread() is threading.main_thread()):
         yield
         return
-    was_heard = threading.Event()
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
+    handled = threading.Event()
+    wakeup_read, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        was_heard.set()
+    def handle(number: int, frame: FrameType | None) -> None:
+        handled.set()
         signal.default_int_handler(number, frame)
 
-    def knock() -> None:
-        while number := os.read(told, 1):
-            while number[0] == signal.SIGINT and not was_heard.wait(KNOCK_SECONDS):
+    def repeat() -> None:
+        while number := os.read(wakeup_read, 1):
+            while number[0] == signal.SIGINT and not handled.wait(REPEAT_SECONDS):
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
-    signal.signal(signal.SIGURG, lambda *_: None)  # ignored, it would not interrupt
-    signal.signal(signal.SIGINT, hear)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    threading.Thread(target=knock, name="blipstream-interrupts", daemon=True).start()
+    signal.signal(signal.SIGURG, lambda *_: None)  # the default is to ignore it, which interrupts no call
+    signal.signal(signal.SIGINT, handle)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    threading.Thread(target=repeat, name="blipstream-interrupts", daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGURG, signal.SIG_DFL)
-        os.close(tell)
+        os.close(wakeup_write)

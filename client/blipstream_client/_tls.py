@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates, for either protocol."""
+"""Certificates, for both protocols."""
 
 import os
 import ssl
@@ -14,7 +14,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class TLS:
-    """Whom to trust, and who the client is. Raises InvalidCertificate where a file is of no use."""
+    """Whom to trust, and the client's own certificate. Raises InvalidCertificate if a file cannot be used."""
 
     ca_file: PathLike | None = None  # certificates to trust instead of the well-known ones
     cert_file: PathLike | None = None  # the client's own certificate
@@ -24,16 +24,16 @@ class TLS:
         if self.key_file is not None and self.cert_file is None:
             raise InvalidCertificate("key_file has a meaning only with cert_file: give that too")
         if self.is_given:
-            _ = self.context  # a file that is wrong is told of now, and not as a failed handshake
+            _ = self.context  # so that a wrong file is an error now and not a failed handshake later
 
     @property
     def is_given(self) -> bool:
-        """Whether there is any file."""
+        """Whether any file is given."""
         return self.ca_file is not None or self.cert_file is not None
 
     @cached_property
     def context(self) -> ssl.SSLContext:
-        """For HTTP."""
+        """The context for HTTP."""
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as exc:
@@ -49,14 +49,14 @@ class TLS:
 
     @property
     def pem(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Trusted certificates, the client's key and its certificate, for gRPC."""
+        """For gRPC: the trusted certificates, the client's key and its certificate."""
         files = (self.ca_file, self.key_file or self.cert_file, self.cert_file)
         roots, key, certificate = (None if path is None else Path(path).read_bytes() for path in files)
         return roots, key, certificate
 
 
 def _reason(error: OSError) -> str:
-    """Why, without OpenSSL's line numbers."""
+    """The reason, without OpenSSL's line numbers."""
     if isinstance(error, ssl.SSLError):
         return f"expected PEM, unencrypted, with a key that matches ({error.reason or error})"
     return error.strerror or str(error)

@@ -37,6 +37,10 @@ def test_they_are_up_to_date() -> None:
     assert not stale_files(ROOT)
 
 
+def test_the_clients_options_are_among_them() -> None:
+    assert ROOT / "client/blipstream_client/_options.py" in generated_files.generated_files(ROOT)
+
+
 def test_every_checked_in_config_is_generated() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "*.pbtxt"], cwd=REPOSITORY, capture_output=True, text=True, check=True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client's tests share."""
+"""Fixtures of the client's tests."""
 
 import io
 import socket
@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from blipstream_client import Client
-from tests.client.proxy import Proxy, proxy
-from tests.client.tiny_triton import TinyTriton, tiny_triton
+from tests.support.proxy import Proxy, proxy
+from tests.support.tiny_triton import TinyTriton, tiny_triton
 
 
 @pytest.fixture
 def samples_folder() -> Path:
-    """Where the demo checkpoint's own pictures are."""
+    """The folder of the demo checkpoint's sample images."""
     return Path(__file__).parents[2] / "build" / "demo" / "samples"
 
 
@@ -25,9 +25,9 @@ def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["waiting", "async"])
+@pytest.fixture(params=["blocking", "async"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Of client."""
+    """The kind of client: Client or AsyncClient."""
     return str(request.param)
 
 
@@ -39,34 +39,34 @@ def tiny() -> Iterator[TinyTriton]:
 
 @pytest.fixture
 def client(tiny: TinyTriton, scheme: str) -> Iterator[Client]:
-    """A client of the tiny server, over each scheme in turn."""
+    """A client of the tiny server, over each protocol."""
     with Client(tiny.url(scheme)) as client:
         yield client
 
 
 @pytest.fixture
 def between(tiny: TinyTriton, scheme: str) -> Iterator[Proxy]:
-    """A proxy before the tiny server."""
+    """A proxy in front of the tiny server."""
     with proxy(tiny.port(scheme)) as running:
         yield running
 
 
 @pytest.fixture
 def url(between: Proxy, scheme: str) -> str:
-    """The proxy's."""
+    """The URL of the proxy."""
     return f"{scheme}://127.0.0.1:{between.port}"
 
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port that nobody listens on."""
+    """A port that no process listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never says a word."""
+    """A port that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield int(server.getsockname()[1])
 

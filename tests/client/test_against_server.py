@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client and the real server, with the demo checkpoint's own pictures."""
+"""The client and the real server, with the demo checkpoint's sample images."""
 
 import asyncio
 import json
@@ -116,7 +116,7 @@ def test_the_command_line(url: str, samples: dict[str, str], tmp_path: Path) -> 
     assert set(bad) == {"file", "error"}
 
 
-def test_what_the_server_says_of_itself(url: str, kind: str) -> None:
+def test_info(url: str, kind: str) -> None:
     async def ask() -> ServerInfo:
         async with AsyncClient(url) as client:
             assert await client.is_ready()
@@ -137,13 +137,13 @@ def test_a_model_that_is_no_ensemble_has_one_step(url: str) -> None:
         assert list(client.info().runtimes) == ["decoder"]
 
 
-def test_the_command_line_prints_it(url: str) -> None:
+def test_the_command_line_prints_info(url: str) -> None:
     command = [sys.executable, "-m", "blipstream_client", "info", "--url", url]
     printed = subprocess.run(command, cwd=ROOT / "client", capture_output=True, text=True, check=True).stdout
     assert json.loads(printed)["runtimes"]["encoder"] == "openvino"
 
 
-def test_without_blocking(url: str, samples: dict[str, str]) -> None:
+def test_async(url: str, samples: dict[str, str]) -> None:
     images: list[ImageLike] = [SAMPLES / name for name in samples]
 
     async def ask() -> list[Caption | BlipstreamError]:
@@ -156,7 +156,7 @@ def test_without_blocking(url: str, samples: dict[str, str]) -> None:
 
 
 def test_smaller_images_get_the_same_captions(url: str, samples: dict[str, str]) -> None:
-    """Seen at a size well above the model's own."""
+    """For images well above the model's own size."""
     name, text = next(iter(samples.items()))
     large = Image.open(SAMPLES / name).resize((1600, 1600))
     with Client(url, max_side=800) as client:

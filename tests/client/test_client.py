@@ -23,37 +23,12 @@ from blipstream_client import (
     RequestCancelled,
     ServerUnreachable,
 )
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+from tests.support.tiny_triton import Answer, Gate, Inputs, Refusal, TinyTriton, size_of_image
+from tests.support.waiting import wait_until
 
 
 def worker_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("blipstream")]
-
-
-class Gate:
-    """An answer that waits until the gate is opened, and counts who is waiting."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.waiting = 0
-        self.most_waiting = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, inputs: Inputs) -> Answer:
-        with self._lock:
-            self.waiting += 1
-            self.most_waiting = max(self.most_waiting, self.waiting)
-        self.opened.wait(30)
-        with self._lock:
-            self.waiting -= 1
-        return size_of_image(inputs)
 
 
 @pytest.fixture
@@ -104,7 +79,7 @@ def test_a_closed_client_says_so(client: Client) -> None:
         client.caption(b"image")
 
 
-def test_a_closed_client_asks_for_none_of_many(tiny: TinyTriton, scheme: str, kind: str) -> None:
+def test_a_closed_client_sends_nothing(tiny: TinyTriton, scheme: str, kind: str) -> None:
     async def ask() -> list[Caption | BlipstreamError]:
         client = AsyncClient(tiny.url(scheme))
         await client.aclose()
@@ -118,7 +93,7 @@ def test_a_closed_client_asks_for_none_of_many(tiny: TinyTriton, scheme: str, ki
 
 
 def test_closing_ends_many_in_flight(tiny: TinyTriton, scheme: str, kind: str, gate: Gate) -> None:
-    """And those that would come after them."""
+    """And cancels those that would come after them."""
     images = [b"image"] * 9
 
     async def ask(client: AsyncClient) -> list[Caption | BlipstreamError]:
@@ -140,7 +115,7 @@ def test_closing_ends_many_in_flight(tiny: TinyTriton, scheme: str, kind: str, g
             results = asking.result()
         wait_until(lambda: not worker_threads())
     assert [type(result) for result in results] == [RequestCancelled] * 9
-    assert gate.waiting == 4  # nobody was waited for
+    assert gate.waiting == 4  # closing did not wait for them
 
 
 def test_closing_ends_a_request_in_flight(client: Client, gate: Gate) -> None:
@@ -222,7 +197,7 @@ def test_requests_in_flight_are_bounded_and_images_taken_lazily(client: Client, 
 
 
 def test_results_do_not_wait_for_a_slow_source(client: Client) -> None:
-    """A camera's first caption comes long before its 32nd picture."""
+    """A camera's first caption comes long before its 32nd image."""
     taken = []
 
     def camera() -> Iterator[bytes]:
@@ -249,8 +224,8 @@ def test_leaving_early_cancels_and_leaves_no_threads(tiny: TinyTriton, client: C
     assert next(results) == Caption("5 bytes", -1.5, 2, (-0.75, -0.75))
     results.close()
     wait_until(lambda: not worker_threads())
-    assert gate.waiting > 0  # nobody was waited for
-    assert client.is_ready()  # on a connection of its own
+    assert gate.waiting > 0  # closing did not wait for them
+    assert client.is_ready()  # on another connection
 
 
 def test_errors_of_the_source_are_the_callers(client: Client) -> None:
@@ -283,7 +258,7 @@ def test_errors_do_not_keep_their_images_alive(scheme: str, closed_port: int) ->
 
 
 def test_captions_leave_nothing_for_the_garbage_collector(tiny: TinyTriton, scheme: str) -> None:
-    """Whoever sends millions should not see the memory swell between two full collections."""
+    """Else memory would grow between two full collections in a program that sends millions."""
     gc.collect()
 
     async def ask(url: str) -> int:
@@ -338,6 +313,6 @@ def test_max_in_flight_is_a_whole_number(value: Any) -> None:
         AsyncClient().caption_many([], max_in_flight=value)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     numbers: Any = {"timeout": np.float32(5), "retries": np.int64(2), "max_side": np.int32(64)}
     Client(**numbers).close()

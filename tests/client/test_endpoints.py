@@ -16,7 +16,7 @@ from blipstream_client import (
     ServerOverloaded,
     ServerUnreachable,
 )
-from blipstream_client._endpoints import LONGEST_REST, Address, Rotation, parse_urls
+from blipstream_client._endpoints import LONGEST_REST, Address, RoundRobin, parse_urls
 
 
 @pytest.mark.parametrize(
@@ -68,40 +68,38 @@ def clock() -> Clock:
     return Clock()
 
 
-def take(rotation: Rotation, error: BlipstreamError | None = None) -> int:
-    """The endpoint whose turn it is, which then answers, or fails with the error."""
+def take(endpoints: RoundRobin, error: BlipstreamError | None = None) -> int:
+    """The endpoint whose turn it is. It answers, or fails with the error."""
     if error is None:
-        with rotation.turn() as index:
+        with endpoints.turn() as index:
             return index
-    with pytest.raises(type(error)), rotation.turn() as index:
+    with pytest.raises(type(error)), endpoints.turn() as index:
         raise error
     return index
 
 
 def test_each_in_turn(clock: Clock) -> None:
-    rotation = Rotation(3, clock)
-    assert [take(rotation) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    endpoints = RoundRobin(3, clock)
+    assert [take(endpoints) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("error", [ServerUnreachable(), RequestTimeout()])
-def test_one_that_failed_is_spared_for_a_while_and_then_tried_by_one_request(
-    clock: Clock, error: BlipstreamError
-) -> None:
-    rotation = Rotation(2, clock)
-    assert take(rotation, error) == 0
-    assert [take(rotation) for _ in range(4)] == [1, 1, 1, 1]
+def test_an_endpoint_that_failed_rests_and_is_then_tried_by_one_request(clock: Clock, error: BlipstreamError) -> None:
+    endpoints = RoundRobin(2, clock)
+    assert take(endpoints, error) == 0
+    assert [take(endpoints) for _ in range(4)] == [1, 1, 1, 1]
     clock.now += 1.0
-    with rotation.turn() as index:
+    with endpoints.turn() as index:
         assert index == 0
-        assert [take(rotation) for _ in range(3)] == [1, 1, 1]  # while it is being tried
-    assert Counter(take(rotation) for _ in range(10)) == {0: 5, 1: 5}
+        assert [take(endpoints) for _ in range(3)] == [1, 1, 1]  # while it is being tried
+    assert Counter(take(endpoints) for _ in range(10)) == {0: 5, 1: 5}
 
 
 def test_the_longer_it_fails_the_longer_it_rests(clock: Clock) -> None:
-    rotation = Rotation(2, clock)
+    endpoints = RoundRobin(2, clock)
     asked_at = []
     for _ in range(1000):
-        with suppress(ServerUnreachable), rotation.turn() as index:
+        with suppress(ServerUnreachable), endpoints.turn() as index:
             if index == 0:
                 asked_at.append(clock.now)
                 raise ServerUnreachable
@@ -111,9 +109,9 @@ def test_the_longer_it_fails_the_longer_it_rests(clock: Clock) -> None:
     assert rests[-1] == LONGEST_REST
 
 
-def test_one_failure_that_many_requests_meet_counts_once(clock: Clock) -> None:
-    rotation = Rotation(2, clock)
-    turns = [rotation.turn() for _ in range(20)]
+def test_a_failure_of_many_requests_counts_once(clock: Clock) -> None:
+    endpoints = RoundRobin(2, clock)
+    turns = [endpoints.turn() for _ in range(20)]
     taken = [turn.__enter__() for turn in turns]
     for index, turn in zip(taken, turns, strict=True):
         if index == 0:
@@ -121,33 +119,33 @@ def test_one_failure_that_many_requests_meet_counts_once(clock: Clock) -> None:
             turn.__exit__(ServerUnreachable, error, None)
         else:
             turn.__exit__(None, None, None)
-    assert [take(rotation) for _ in range(3)] == [1, 1, 1]
+    assert [take(endpoints) for _ in range(3)] == [1, 1, 1]
     clock.now += 1.0
-    assert 0 in [take(rotation) for _ in range(2)]
+    assert 0 in [take(endpoints) for _ in range(2)]
 
 
-def test_errors_of_the_request_leave_the_endpoint_in_its_place(clock: Clock) -> None:
-    rotation = Rotation(2, clock)
+def test_errors_of_the_request_do_not_count(clock: Clock) -> None:
+    endpoints = RoundRobin(2, clock)
     for error in (InvalidRequest(), ServerOverloaded(), ModelNotReady(), RequestCancelled()):
-        take(rotation, error)
-    assert [take(rotation) for _ in range(4)] == [0, 1, 0, 1]
+        take(endpoints, error)
+    assert [take(endpoints) for _ in range(4)] == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("kind", [ModelNotReady, ServerError])
-def test_a_server_that_cannot_for_now_is_spared(clock: Clock, kind: type[BlipstreamError]) -> None:
-    rotation, error = Rotation(1, clock), kind()
-    take(rotation, error)
-    assert rotation.has_rested()
+def test_an_endpoint_that_is_not_ready_rests(clock: Clock, kind: type[BlipstreamError]) -> None:
+    endpoints, error = RoundRobin(1, clock), kind()
+    take(endpoints, error)
+    assert endpoints.is_any_rested()
     error.transient = True
-    take(rotation, error)
-    assert not rotation.has_rested()
+    take(endpoints, error)
+    assert not endpoints.is_any_rested()
 
 
-def test_where_all_fail_all_are_asked(clock: Clock) -> None:
-    rotation = Rotation(2, clock)
-    assert rotation.has_rested()
-    indices = [take(rotation, ServerUnreachable()) for _ in range(6)]
+def test_if_all_fail_all_are_asked(clock: Clock) -> None:
+    endpoints = RoundRobin(2, clock)
+    assert endpoints.is_any_rested()
+    indices = [take(endpoints, ServerUnreachable()) for _ in range(6)]
     assert set(indices) == {0, 1}
-    assert not rotation.has_rested()
+    assert not endpoints.is_any_rested()
     clock.now += LONGEST_REST
-    assert rotation.has_rested()
+    assert endpoints.is_any_rested()

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client does when the network or a server fails: a real proxy lies between them."""
+"""The client when the network or a server fails. A real proxy between them makes the network fail."""
 
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import grpc
 import h11
@@ -16,7 +14,6 @@ from blipstream_client import (
     AsyncClient,
     Caption,
     Client,
-    ImageLike,
     InvalidRequest,
     RequestCancelled,
     RequestTimeout,
@@ -24,28 +21,13 @@ from blipstream_client import (
     ServerUnreachable,
 )
 from blipstream_client._http import translate
-from tests.client.proxy import Proxy, proxy
-from tests.client.tiny_triton import FULL, Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
-
-
-def texts(kind: str, url: str, images: Sequence[ImageLike], max_in_flight: int = 8, **arguments: Any) -> list[Any]:
-    """What either client says of the images: texts and the types of errors."""
-    many = {"max_in_flight": max_in_flight}
-
-    async def collect() -> list[Any]:
-        async with AsyncClient(url, **arguments) as client:
-            return [result async for result in client.caption_many(images, **many)]  # type: ignore[arg-type]
-
-    if kind == "async":
-        results = asyncio.run(collect())
-    else:
-        with Client(url, **arguments) as client:
-            results = list(client.caption_many(images, **many))  # type: ignore[arg-type]
-    return [result.text if isinstance(result, Caption) else type(result) for result in results]
+from tests.support.clients import texts
+from tests.support.proxy import Proxy, proxy
+from tests.support.tiny_triton import FULL, Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
 
 class Flaky:
-    """An answer that counts, and fails the first times."""
+    """An answer that fails a number of times. It counts the requests."""
 
     def __init__(self, failures: int, refusal: Refusal) -> None:
         self.asked = 0
@@ -62,7 +44,7 @@ class Flaky:
         return size_of_image(inputs)
 
 
-def test_an_overloaded_server_is_asked_again(tiny: TinyTriton, url: str, kind: str) -> None:
+def test_an_overloaded_server_is_retried(tiny: TinyTriton, url: str, kind: str) -> None:
     tiny.answer = flaky = Flaky(2, FULL)
     assert texts(kind, url, [b"image"]) == ["5 bytes"]
     assert flaky.asked == 3
@@ -80,8 +62,60 @@ def test_retries_can_be_switched_off(tiny: TinyTriton, url: str, kind: str) -> N
     assert flaky.asked == 1
 
 
+STOPPING = Refusal(grpc.StatusCode.UNAVAILABLE, "[stopping] Server not ready: it is stopping, so ask another one")
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blipstream_client._retries.back_off", lambda _: 0.0)
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_a_server_that_has_answered_before_is_waited_for(tiny: TinyTriton, url: str, kind: str) -> None:
+    """More often than `retries`: its supervisor restarts it."""
+
+    class GoneForAWhile(Flaky):
+        def __call__(self, inputs: Inputs) -> Answer:
+            if len(inputs["image"][0, 0]) == 1:
+                return size_of_image(inputs)
+            return super().__call__(inputs)
+
+    tiny.answer = gone = GoneForAWhile(20, STOPPING)
+    assert texts(kind, url, [b"1", b"22"], max_in_flight=1) == ["1 bytes", "2 bytes"]
+    assert gone.asked == 21
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize("refusal", [STOPPING, FULL], ids=["never seen", "overloaded"])
+def test_others_are_not_waited_for(tiny: TinyTriton, url: str, kind: str, refusal: Refusal) -> None:
+    tiny.answer = flaky = Flaky(100, refusal)
+    expected = ServerOverloaded if refusal is FULL else ServerUnreachable
+    assert texts(kind, url, [b"image"]) == [expected]
+    assert flaky.asked == 4
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_without_retries_nothing_is_waited_for(tiny: TinyTriton, url: str) -> None:
+    with Client(url, retries=0) as client:
+        assert client.caption(b"image").text == "5 bytes"
+        tiny.answer = gone = Flaky(100, STOPPING)
+        with pytest.raises(ServerUnreachable):
+            client.caption(b"image")
+    assert gone.asked == 1
+
+
+def test_the_wait_for_a_restart_has_an_end(tiny: TinyTriton, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blipstream_client._retries.RESTART_SECONDS", 0.0)
+    with Client(url, retries=1) as client:
+        assert client.caption(b"image").text == "5 bytes"
+        tiny.answer = gone = Flaky(100, STOPPING)
+        with pytest.raises(ServerUnreachable):
+            client.caption(b"image")
+    assert gone.asked == 2
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL])
-def test_what_would_fail_again_is_not_asked_again(tiny: TinyTriton, url: str, kind: str, code: grpc.StatusCode) -> None:
+def test_permanent_errors_are_not_retried(tiny: TinyTriton, url: str, kind: str, code: grpc.StatusCode) -> None:
     tiny.answer = flaky = Flaky(1, Refusal(code, "no"))
     (error,) = texts(kind, url, [b"image"])
     assert isinstance(error, type)
@@ -91,7 +125,7 @@ def test_what_would_fail_again_is_not_asked_again(tiny: TinyTriton, url: str, ki
 def test_no_retry_begins_after_the_deadline(tiny: TinyTriton, url: str, kind: str) -> None:
     tiny.answer = flaky = Flaky(10_000, FULL)
     (error,) = texts(kind, url, [b"image"], retries=10_000, timeout=1)
-    assert error in (ServerOverloaded, RequestTimeout)  # the last answer came in time, or did not
+    assert error in (ServerOverloaded, RequestTimeout)  # depending on whether the last answer came in time
     assert 1 < flaky.asked < 100
 
 
@@ -114,7 +148,7 @@ def test_the_deadline_of_one_request(tiny: TinyTriton, url: str, kind: str) -> N
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_times_that_are_none(timeout: float) -> None:
+def test_invalid_timeouts(timeout: float) -> None:
     with pytest.raises(InvalidRequest, match="timeout must be a number of seconds above 0"):
         Client(timeout=timeout)
     with Client() as client, pytest.raises(InvalidRequest, match="timeout"):
@@ -122,7 +156,7 @@ def test_times_that_are_none(timeout: float) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["cut", "reset"])
-def test_connections_lost_in_mid_request(tiny: TinyTriton, between: Proxy, url: str, kind: str, reset: bool) -> None:
+def test_connections_lost_during_a_request(tiny: TinyTriton, between: Proxy, url: str, kind: str, reset: bool) -> None:
     calls = []
 
     def lose_the_first(inputs: Inputs) -> Answer:
@@ -150,12 +184,12 @@ def test_a_slow_network(between: Proxy, url: str, kind: str) -> None:
     assert texts(kind, url, [bytes(200_000)]) == ["200000 bytes"]
 
 
-def test_a_network_that_went_silent_ends_at_the_deadline(between: Proxy, url: str, kind: str) -> None:
+def test_a_silent_network_ends_at_the_deadline(between: Proxy, url: str, kind: str) -> None:
     between.deaf = True
     assert texts(kind, url, [b"image"], timeout=0.5) == [RequestTimeout]
 
 
-def test_grpc_notices_that_a_network_went_silent(tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpc_notices_a_silent_network(tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request is sent again over a new connection, long before its deadline."""
     monkeypatch.setattr("blipstream_client._grpc.CONNECT_SECONDS", 4.0)
     with (
@@ -171,7 +205,7 @@ def test_grpc_notices_that_a_network_went_silent(tiny: TinyTriton, monkeypatch: 
         assert between.connections == 2
 
 
-def test_a_server_that_comes_late(scheme: str, kind: str, closed_port: int) -> None:
+def test_a_server_that_starts_late(scheme: str, kind: str, closed_port: int) -> None:
     with tiny_triton() as tiny:
         late = threading.Timer(0.5, lambda: servers.append(Proxy(tiny.port(scheme), port=closed_port)))
         servers: list[Proxy] = []
@@ -190,7 +224,7 @@ def test_two_servers_share_the_work_evenly(scheme: str, kind: str) -> None:
     assert [each.asked for each in counts] == [100, 100]
 
 
-def test_one_dead_server_costs_retries_and_no_image(scheme: str, kind: str, closed_port: int) -> None:
+def test_a_dead_server_fails_no_image(scheme: str, kind: str, closed_port: int) -> None:
     with tiny_triton() as one:
         url = f"{scheme}://127.0.0.1:{closed_port},127.0.0.1:{one.port(scheme)}"
         assert texts(kind, url, [b"image"] * 100, retries=1) == ["5 bytes"] * 100
@@ -209,7 +243,7 @@ def test_a_silent_server_does_not_hide_one_that_is_ready(
         assert asyncio.run(ask()) if kind == "async" else client.is_ready()
 
 
-def test_closing_ends_the_question_whether_a_server_is_ready(scheme: str, silent_port: int) -> None:
+def test_closing_ends_is_ready(scheme: str, silent_port: int) -> None:
     async def close() -> None:
         async with AsyncClient(f"{scheme}://127.0.0.1:{silent_port}") as client:
             asking = asyncio.create_task(client.is_ready())
@@ -220,7 +254,7 @@ def test_closing_ends_the_question_whether_a_server_is_ready(scheme: str, silent
     asyncio.run(close())
 
 
-def test_one_overloaded_server_costs_retries_and_no_image(scheme: str, kind: str) -> None:
+def test_an_overloaded_server_fails_no_image(scheme: str, kind: str) -> None:
     with tiny_triton() as one, tiny_triton() as two:
         one.answer = Flaky(10_000, FULL)
         url = f"{one.url(scheme)},127.0.0.1:{two.port(scheme)}"
@@ -232,7 +266,7 @@ def test_a_server_that_came_back_is_asked_again(tiny: TinyTriton, scheme: str) -
         two.answer = counted = Flaky(0, FULL)
         url = f"{tiny.url(scheme)},127.0.0.1:{between.port}"
         with Client(url, timeout=10) as client:
-            between.target = 1  # nobody is there
+            between.target = 1  # no process listens there
             between.cut()
             for _ in range(10):
                 client.caption(b"image")
@@ -280,5 +314,5 @@ def test_headers_that_are_the_clients_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind_of_error", [httpcore2.LocalProtocolError, h11.LocalProtocolError])
-def test_what_http_cannot_say_is_a_wrong_request(kind_of_error: type[Exception]) -> None:
+def test_a_request_that_http_cannot_send_is_invalid(kind_of_error: type[Exception]) -> None:
     assert isinstance(translate(kind_of_error("no"), "http://a", 1), InvalidRequest)

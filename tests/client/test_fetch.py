@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images by URL: a real web server, and every way in which a URL could reach what it must not."""
+"""Images by URL: a real web server, and the ways in which a URL could reach a host that it must not."""
 
 import asyncio
 import contextlib
@@ -22,11 +22,11 @@ import pytest
 import trustme
 
 from blipstream_client import AsyncClient, Client, InvalidImage, RequestCancelled, _fetch
+from blipstream_client._deadline import Deadline
 from blipstream_client._fetch import fetch, is_public, is_url
-from blipstream_client._transport import Deadline
-from tests.client.proxy import RESET, proxy
-from tests.client.test_failures import texts
-from tests.client.tiny_triton import TinyTriton
+from tests.support.clients import texts
+from tests.support.proxy import RESET, proxy
+from tests.support.tiny_triton import TinyTriton
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
 
@@ -73,7 +73,7 @@ def web() -> Iterator[Web]:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """Clients hang up here."""
+            """Ignore clients that hang up."""
 
     server = Server(("127.0.0.1", 0), Handler)
     site = Web(server.server_address[1])
@@ -114,7 +114,7 @@ def test_private_addresses_are_refused_unless_permitted(web: Web, tiny: TinyTrit
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[list[str]]]) -> list[str]:
-    """Have names resolve to these addresses, each time to the next of the lists; returns what was asked."""
+    """Make names resolve to the next of these lists of addresses. Returns the names that were resolved."""
     asked: list[str] = []
     original = socket.getaddrinfo
 
@@ -141,8 +141,8 @@ def test_names_of_private_addresses_are_refused(monkeypatch: pytest.MonkeyPatch,
     assert asked == ["evil.example"]
 
 
-def test_redirects_pass_the_same_gate(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first host counts as public here, and sends on to one that does not."""
+def test_redirects_are_checked_in_the_same_way(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first host counts as public here. It redirects to one that does not."""
     monkeypatch.setattr(_fetch, "is_public", lambda address: address == "127.0.0.1")
     resolve(monkeypatch, {"inside.example": [["127.0.0.2"]]})
     web.pages["/on"] = redirect(f"http://inside.example:{web.port}/a.jpg")
@@ -151,8 +151,8 @@ def test_redirects_pass_the_same_gate(web: Web, monkeypatch: pytest.MonkeyPatch)
     assert len(web.headers) == 1
 
 
-def test_the_address_that_was_checked_is_the_one_that_is_asked(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that resolves to something else the second time gets no second time."""
+def test_the_connection_goes_to_the_address_that_was_checked(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is resolved once, so that it cannot resolve to another address the second time."""
     monkeypatch.setattr(_fetch, "is_public", lambda address: address == "127.0.0.1")
     asked = resolve(monkeypatch, {"twice.example": [["127.0.0.1"], ["127.0.0.2"]]})
     assert get(web.url("/a.jpg", "twice.example"), allow_private=False) == b"12345"
@@ -175,7 +175,7 @@ def test_https_checks_the_certificate_of_the_name(web: Web, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
-def test_a_certificate_is_judged_though_its_server_resets_the_connection(
+def test_a_bad_certificate_is_reported_though_the_server_resets_the_connection(
     version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     authority = trustme.CA()
@@ -257,7 +257,7 @@ def test_redirects_to_nowhere(web: Web, location: str, words: str) -> None:
         get(web.url("/round"))
 
 
-def test_other_answers(web: Web, closed_port: int) -> None:
+def test_other_statuses(web: Web, closed_port: int) -> None:
     with pytest.raises(InvalidImage, match="the server answered 404"):
         get(web.url("/nowhere.jpg"))
     with pytest.raises(InvalidImage, match=r"Cannot fetch .*refused"):
@@ -270,7 +270,7 @@ def test_other_answers(web: Web, closed_port: int) -> None:
 
 
 @pytest.mark.parametrize("failure", [429, 503, "hang up"])
-def test_what_may_be_had_later_is_fetched_again(web: Web, tiny: TinyTriton, kind: str, failure: int | str) -> None:
+def test_transient_statuses_are_retried(web: Web, tiny: TinyTriton, kind: str, failure: int | str) -> None:
     def flaky(handler: BaseHTTPRequestHandler) -> None:
         if len(web.headers) > 2:
             send(handler, 200, b"12345")
@@ -282,7 +282,7 @@ def test_what_may_be_had_later_is_fetched_again(web: Web, tiny: TinyTriton, kind
     assert len(web.headers) == 3
 
 
-def test_what_is_not_there_is_fetched_once(web: Web, tiny: TinyTriton, kind: str) -> None:
+def test_permanent_statuses_are_not_retried(web: Web, tiny: TinyTriton, kind: str) -> None:
     assert texts(kind, tiny.url("grpc"), [web.url("/nowhere.jpg")], allow_private_urls=True) == [InvalidImage]
     assert len(web.headers) == 1
 
@@ -306,7 +306,7 @@ def test_closing_ends_a_client_that_waits_to_fetch_again(web: Web, tiny: TinyTri
 
     web.pages["/busy.jpg"] = close_the_second_time
     client = Client(tiny.url("grpc"), allow_private_urls=True, retries=10_000)
-    for _ in range(2):  # the second time, it is closed already
+    for _ in range(2):  # the second time, the client is closed already
         with pytest.raises(RequestCancelled):
             client.caption(web.url("/busy.jpg"))
     assert len(web.headers) == 2
@@ -346,14 +346,14 @@ def test_redirects_to_hosts_in_any_script(web: Web, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["gzip", "x-gzip", "deflate", "GZIP"])
-def test_what_comes_packed_is_unpacked(web: Web, name: str) -> None:
+def test_compressed_content_is_decompressed(web: Web, name: str) -> None:
     packed = zlib.compress(b"12345") if name == "deflate" else gzip.compress(b"12345")
     web.pages["/packed"] = lambda handler: send(handler, 200, packed, **{"Content-Encoding": name})
     assert get(web.url("/packed")) == b"12345"
     assert web.headers[0]["Accept-Encoding"] == "identity"
 
 
-def test_what_comes_packed_is_bounded(web: Web) -> None:
+def test_decompression_is_bounded(web: Web) -> None:
     bomb = gzip.compress(bytes(40 * 2**20))  # 40 KB
     web.pages["/bomb"] = lambda handler: send(handler, 200, bomb, **{"Content-Encoding": "gzip"})
     tracemalloc.start()
@@ -374,7 +374,7 @@ def test_what_comes_packed_is_bounded(web: Web) -> None:
     ],
     ids=["another", "many", "none", "cut"],
 )
-def test_what_cannot_be_unpacked(web: Web, name: str, body: bytes, words: str) -> None:
+def test_content_that_cannot_be_decompressed(web: Web, name: str, body: bytes, words: str) -> None:
     web.pages["/packed"] = lambda handler: send(handler, 200, body, **{"Content-Encoding": name})
     with pytest.raises(InvalidImage, match=words) as caught:
         get(web.url("/packed"))
@@ -385,7 +385,7 @@ PASSWORD = "us%65r:pass%2Fword@"  # noqa: S105
 SENT = "Basic " + b64encode(b"user:pass/word").decode()
 
 
-def test_a_password_in_the_address_goes_to_its_host_alone(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_in_a_url_goes_to_its_host_only(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve(monkeypatch, {name: [["127.0.0.1"]] for name in ("here.example", "there.example")})
     web.pages["/1"] = redirect("/2")
     web.pages["/2"] = redirect(web.url("/3", "here.example"))
@@ -412,12 +412,12 @@ def test_no_message_has_the_password(web: Web, url: str) -> None:
     with pytest.raises(InvalidImage) as caught:
         get(url.replace("PORT", str(web.port)))
     report = "".join(traceback.format_exception(caught.value))
-    report = report.replace(url.replace("PORT", str(web.port)), "")  # the caller's own line
+    report = report.replace(url.replace("PORT", str(web.port)), "")  # the line of the caller's code
     assert not re.search("us%65r|pass%2Fword|word@|pass/", report)
 
 
 def test_cookies_travel_to_their_own_host_for_one_fetch(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many hosts of images set one, and send to the very same address until it comes back."""
+    """Many image hosts set a cookie, and redirect to the same address until the cookie comes back."""
     resolve(monkeypatch, {name: [["127.0.0.1"]] for name in ("here.example", "there.example")})
 
     def gate(handler: BaseHTTPRequestHandler) -> None:
@@ -444,7 +444,7 @@ def test_a_cookie_of_any_bytes_travels_back(web: Web) -> None:
     assert get(web.url("/gate")) == b"bear"
 
 
-def test_what_is_too_large(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_that_is_too_large(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_fetch, "MAX_BYTES", 2**20)
 
     def endless(handler: BaseHTTPRequestHandler) -> None:
@@ -459,8 +459,8 @@ def test_what_is_too_large(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("where", ["headers", "body", "nothing"])
-def test_what_comes_too_slowly(web: Web, where: str) -> None:
-    """A byte now and then keeps every single wait short, and still the whole ends in time."""
+def test_content_that_comes_too_slowly(web: Web, where: str) -> None:
+    """A byte now and then keeps each wait short. The whole fetch still ends in time."""
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
         if where == "body":
@@ -487,7 +487,7 @@ def test_a_name_that_takes_long_to_resolve(monkeypatch: pytest.MonkeyPatch) -> N
     answered.set()
 
 
-def test_closing_ends_what_is_being_fetched(web: Web, tiny: TinyTriton, kind: str) -> None:
+def test_closing_ends_fetches(web: Web, tiny: TinyTriton, kind: str) -> None:
     asked, closed = threading.Event(), threading.Event()
 
     def wait(handler: BaseHTTPRequestHandler) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the client reads of what it is given: files with an end, in time, and no more than an image can be."""
+"""Files as images: regular ones only, up to the size limit, and within the timeout."""
 
 import io
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from blipstream_client import Client, InvalidImage, RequestTimeout
+from blipstream_client._deadline import Deadline
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import encode
-from blipstream_client._transport import Deadline
-from tests.client.tiny_triton import TinyTriton
+from tests.support.tiny_triton import TinyTriton
 
 
 def special(kind: str, path: Path) -> Path:
-    """What is no regular file."""
+    """Files that are not regular."""
     match kind:
         case "a pipe":
             os.mkfifo(path)
@@ -49,7 +49,7 @@ def test_nothing_larger_than_an_image(tmp_path: Path) -> None:
         file.truncate(MAX_BYTES)
     assert len(encode(tmp_path / "a.jpg")) == len(encode(bytes(MAX_BYTES))) == MAX_BYTES
     with (tmp_path / "a.jpg").open("wb") as file:
-        file.truncate(2**42)  # 4 TiB, which no memory holds
+        file.truncate(2**42)  # 4 TiB, more than any memory
     for image in (tmp_path / "a.jpg", memoryview(bytes(MAX_BYTES + 1)), io.BytesIO(bytes(MAX_BYTES + 1))):
         with pytest.raises(InvalidImage, match="it is larger than 32 MiB"):
             encode(image)
@@ -72,7 +72,7 @@ def test_a_file_object_that_never_ends(tiny: TinyTriton) -> None:
             client.caption(silent)
         os.close(os.dup(write))
         os.write(write, b"x")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # which ends the pipe, and the thread that reads it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # this ends the pipe, and the thread that reads it
 
 
 @pytest.mark.parametrize("name", ["a" * 20_000, "data:image/png;base64," + "A" * 18_000, "é" * 300])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client that ends early cancels each of its calls and says goodbye, on the wire: servers have died of less."""
+"""A client that ends early cancels its calls and closes its connections properly. Else Triton may crash."""
 
 import asyncio
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from blipstream_client import AsyncClient, Client, RequestCancelled
-from tests.client.proxy import Heard, Proxy
-from tests.client.test_client import Gate, wait_until
-from tests.client.tiny_triton import TinyTriton
+from tests.support.proxy import Heard, Proxy
+from tests.support.tiny_triton import Gate, TinyTriton
+from tests.support.waiting import wait_until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, RST_STREAM, CANCEL = 1, 3, 8  # RFC 9113
@@ -24,14 +24,14 @@ IN_FLIGHT = 4
 
 @pytest.fixture
 def gate(tiny: TinyTriton) -> Iterator[Gate]:
-    """Which all answers wait for."""
+    """A gate that all answers wait for."""
     tiny.answer = gate = Gate()
     yield gate
     gate.opened.set()
 
 
 def frames(heard: Heard) -> Iterator[tuple[int, int, bytes]]:
-    """Kind, stream and payload of what a client said in HTTP/2."""
+    """Kind, stream and payload of each HTTP/2 frame that a client sent."""
     data = bytes(heard.data)
     assert data.startswith(PREFACE)
     start = len(PREFACE)
@@ -41,8 +41,8 @@ def frames(heard: Heard) -> Iterator[tuple[int, int, bytes]]:
         start = end
 
 
-def check_goodbyes(between: Proxy, scheme: str) -> None:
-    """Each call in flight was cancelled by name, where the protocol can, and no connection was dropped."""
+def check_cancelled(between: Proxy, scheme: str) -> None:
+    """Each call in flight was cancelled if the protocol can do so, and no connection was reset."""
     wait_until(lambda: bool(between.heard) and all(heard.ended for heard in between.heard))
     assert {heard.ended for heard in between.heard} == {"orderly"}
     if scheme == "grpc":
@@ -56,7 +56,7 @@ def check_goodbyes(between: Proxy, scheme: str) -> None:
 
 
 class Images:
-    """One for each request in flight, and then no more but an error, once all of those have arrived."""
+    """An image for each request in flight, and then an error, once all requests have arrived."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -84,7 +84,7 @@ def test_an_exception(between: Proxy, url: str, scheme: str, kind: str, gate: Ga
             asyncio.run(ask())
         with Client(url) as client:
             list(client.caption_many(iter(Images(gate)), max_in_flight=IN_FLIGHT + 1))
-    check_goodbyes(between, scheme)
+    check_cancelled(between, scheme)
 
 
 def test_a_stream_that_is_cancelled(between: Proxy, url: str, scheme: str, tiny: TinyTriton, gate: Gate) -> None:
@@ -95,7 +95,7 @@ def test_a_stream_that_is_cancelled(between: Proxy, url: str, scheme: str, tiny:
             asking = [asyncio.create_task(anext(client.stream(b"image"))) for _ in range(IN_FLIGHT)]
             await asyncio.to_thread(wait_until, lambda: gate.waiting == IN_FLIGHT)
         assert {type(each) for each in await asyncio.gather(*asking, return_exceptions=True)} == {RequestCancelled}
-        await asyncio.to_thread(check_goodbyes, between, scheme)
+        await asyncio.to_thread(check_cancelled, between, scheme)
 
     asyncio.run(ask())
 
@@ -104,7 +104,7 @@ def test_a_client_that_nobody_closes(between: Proxy, url: str, scheme: str, gate
     client = Client(url)
     with pytest.raises(LookupError):
         list(client.caption_many(iter(Images(gate)), max_in_flight=IN_FLIGHT + 1))
-    check_goodbyes(between, scheme)
+    check_cancelled(between, scheme)
 
 
 def test_closing(between: Proxy, url: str, scheme: str, gate: Gate) -> None:
@@ -121,7 +121,7 @@ def test_closing(between: Proxy, url: str, scheme: str, gate: Gate) -> None:
     client.close()
     for thread in threads:
         thread.join()
-    check_goodbyes(between, scheme)
+    check_cancelled(between, scheme)
 
 
 def test_ctrl_c(between: Proxy, url: str, scheme: str, gate: Gate, samples_folder: Path) -> None:
@@ -131,4 +131,4 @@ def test_ctrl_c(between: Proxy, url: str, scheme: str, gate: Gate, samples_folde
         wait_until(lambda: gate.waiting == IN_FLIGHT, seconds=60)
         process.send_signal(signal.SIGINT)
     assert process.returncode == 130
-    check_goodbyes(between, scheme)
+    check_cancelled(between, scheme)

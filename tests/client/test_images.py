@@ -22,7 +22,7 @@ def decode(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded), formats=["PNG"])
 
 
-def test_encoded_images_travel_untouched(tmp_path: Path, jpeg: bytes) -> None:
+def test_encoded_images_are_sent_unchanged(tmp_path: Path, jpeg: bytes) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(jpeg)
     assert encode(path) == encode(str(path)) == jpeg
@@ -33,12 +33,12 @@ def test_encoded_images_travel_untouched(tmp_path: Path, jpeg: bytes) -> None:
 
 
 def seen(data: bytes) -> npt.NDArray[np.uint8]:
-    """The pixels that the server makes of a file: [8, 8, 3]."""
+    """The pixels that the server decodes from a file: [8, 8, 3]."""
     return load_pixels(data, 8)
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7), (5, 7, 1), (5, 7, 4), (3, 5, 4)])
-def test_arrays_travel_without_loss(shape: tuple[int, ...]) -> None:
+def test_arrays_are_sent_without_loss(shape: tuple[int, ...]) -> None:
     array = RNG.integers(0, 256, shape, dtype=np.uint8)
     frozen = array.copy()
     frozen.flags.writeable = False
@@ -47,7 +47,7 @@ def test_arrays_travel_without_loss(shape: tuple[int, ...]) -> None:
 
 
 def picture_in(mode: str) -> Image.Image:
-    """Noise, half of it transparent where the mode has that."""
+    """Noise. Half of it is transparent if the mode has transparency."""
     colours = Image.fromarray(RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8), "RGBA")
     match mode:
         case "I;16":
@@ -65,26 +65,29 @@ def picture_in(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", sorted({*Image.MODES} - {"F", "I"}))
-def test_pil_images_look_as_their_own_file_does(mode: str) -> None:
-    """As the server decodes, which is as the reference does."""
+def test_pil_images_look_like_their_file(mode: str) -> None:
+    """They look as the server decodes their file, which is as the reference does."""
     image = picture_in(mode)
     expected = np.asarray(to_rgb(image))
     np.testing.assert_array_equal(seen(encode(image)), expected)
-    if not mode.startswith("I;16") and mode not in ("La", "RGBa"):  # it clips those, refuses that, and darkens this
+    if not mode.startswith("I;16") and mode not in (
+        "La",
+        "RGBa",
+    ):  # PIL clips, refuses and darkens them
         reference = BlipImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False)
         pixels = reference(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         np.testing.assert_array_equal(expected, pixels)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
-def test_transparent_colours_travel(mode: str) -> None:
+def test_transparent_colours_are_sent(mode: str) -> None:
     image = picture_in(mode)
     image.info["transparency"] = image.getpixel((0, 0))
     np.testing.assert_array_equal(seen(encode(image)), np.asarray(to_rgb(image)))
     assert seen(encode(image))[0, 0].tolist() == [255, 255, 255]
 
 
-def test_palettes_with_transparency_travel() -> None:
+def test_palettes_with_transparency_are_sent() -> None:
     image = picture_in("RGBA").quantize(16)
     assert (image.mode, image.has_transparency_data) == ("P", True)
     np.testing.assert_array_equal(seen(encode(image)), np.asarray(to_rgb(image)))
@@ -122,15 +125,15 @@ def test_photographs_stand_upright_opened_or_not(orientation: int, kind: str) ->
     np.testing.assert_array_equal(seen(encode(Image.open(io.BytesIO(file)))), seen(file))
 
 
-def test_an_orientation_that_makes_no_sense_is_none(jpeg: bytes) -> None:
+def test_an_invalid_orientation_is_ignored(jpeg: bytes) -> None:
     odd = Image.open(io.BytesIO(jpeg))
     odd.getexif()[ExifTags.Base.Orientation] = "up"
     np.testing.assert_array_equal(seen(encode(odd)), seen(jpeg))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_no_other_metadata_travels(kind: str) -> None:
-    """A profile of megabytes makes a PNG that the server refuses of a JPEG that it takes."""
+def test_no_other_metadata_is_sent(kind: str) -> None:
+    """Else a JPEG with a profile of megabytes would become a PNG that the server refuses."""
     words = PngInfo()
     words.add_text("secret", "secret" * 1000)
     file = photograph(6, kind, icc_profile=RNG.bytes(1_000_000), dpi=(300, 300), comment=b"secret", pnginfo=words)
@@ -145,14 +148,14 @@ def test_no_other_metadata_travels(kind: str) -> None:
 
 
 def remedied(error: InvalidImage, **values: Any) -> Any:
-    """What comes of doing as the error says."""
+    """The image after doing what the error says."""
     remedy = str(error).partition(": send ")[2].split(", if ")[0]
     return eval(remedy, values)  # noqa: S307
 
 
 @pytest.mark.parametrize(("mode", "top"), [("F", 1.0), ("I", 65535)])
 def test_pil_images_without_a_range_are_told_how_to_get_one(mode: str, top: float) -> None:
-    """Converting them would make nearly all of the pixels black or white."""
+    """Converting them would make nearly all pixels black or white."""
     values = (np.linspace(0, 1, 64).reshape(8, 8) * top).astype(np.float32 if mode == "F" else np.int32)
     image = Image.fromarray(values)
     assert image.mode == mode
@@ -162,7 +165,7 @@ def test_pil_images_without_a_range_are_told_how_to_get_one(mode: str, top: floa
     assert np.abs(pixels - values / top * 255).max() <= 1
 
 
-def test_tiff_files_without_a_range_are_left_for_the_server_to_judge() -> None:
+def test_tiff_files_without_a_range_are_left_to_the_server() -> None:
     file = encoded(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), "TIFF")
     assert shrink(file, 4) is file
 
@@ -215,13 +218,13 @@ def test_other_arrays_are_told_how_to_become_right(array: npt.NDArray[Any], top:
     ],
     ids=lambda array: f"{array.dtype.str}{list(array.shape)}",
 )
-def test_arrays_without_a_picture_are_told_what_was_expected(array: npt.NDArray[Any]) -> None:
+def test_arrays_that_are_no_image_are_told_what_was_expected(array: npt.NDArray[Any]) -> None:
     with pytest.raises(InvalidImage, match=r"Expected a uint8 array of shape \[H, W\], \[H, W, 1\]") as caught:
         encode(array)
     assert len(str(caught.value)) < 250
 
 
-def test_values_that_are_no_numbers() -> None:
+def test_nan_is_refused() -> None:
     with pytest.raises(InvalidImage, match="got float32"):
         encode(np.full((5, 7), np.nan, np.float32))
 
@@ -272,7 +275,7 @@ def encoded(image: Image.Image, kind: str, **arguments: Any) -> bytes:
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """A smooth one: red from left to right, green from top to bottom."""
+    """A gradient: red from left to right, green from top to bottom."""
     rows, columns = np.mgrid[0:height, 0:width]
     channels = [columns * 255 // width, rows * 255 // height, np.full((height, width), 128)]
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
@@ -289,7 +292,7 @@ def test_large_images_shrink_and_keep_their_shape(kind: str) -> None:
     assert difference.mean() < (8 if kind == "GIF" else 3)
 
 
-def test_images_that_are_small_enough_are_not_touched(jpeg: bytes) -> None:
+def test_small_images_are_sent_unchanged(jpeg: bytes) -> None:
     assert shrink(jpeg, 8) is jpeg
     tall = encoded(picture(5, 9), "PNG")
     assert shrink(tall, 9) is tall
@@ -318,7 +321,7 @@ def test_every_mode_shrinks(mode: str) -> None:
     assert ("A" in small.mode) == (mode in ("LA", "RGBA", "P"))
 
 
-def test_what_is_no_image_is_left_for_the_server_to_judge() -> None:
+def test_files_that_are_no_image_are_left_to_the_server() -> None:
     drawing = encoded(picture(600, 400), "EPS")  # PIL would call Ghostscript
     for wrong in (b"not an image", encoded(picture(600, 400), "JPEG")[:2000], drawing):
         assert shrink(wrong, 10) is wrong
@@ -333,7 +336,7 @@ def test_metadata_that_cannot_be_read_is_lost_in_shrinking() -> None:
     assert not small.getexif()
 
 
-def test_a_telephones_photograph_stays_jpeg() -> None:
+def test_a_phones_photograph_stays_jpeg() -> None:
     two = encoded(picture(600, 400), "MPO", save_all=True, append_images=[picture(60, 40)])
     assert Image.open(io.BytesIO(two)).format == "MPO"
     small = Image.open(io.BytesIO(shrink(two, 150)))

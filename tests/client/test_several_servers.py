@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two real servers, of which one dies in mid-run, or leaves and comes back."""
+"""Two real servers, one of which dies during the run, or stops and comes back."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ GRPC_AND_IN_FULL_HTTP = pytest.mark.parametrize("scheme", ["grpc", pytest.param(
 
 @pytest.fixture(scope="module")
 def start(artifacts: Path) -> Callable[[], TritonServer]:
-    """Makes another server of the same models, on ports of its own that it keeps when it is started again."""
+    """Makes another server with the same models. It keeps its ports when it is started again."""
     return lambda: TritonServer(repository=artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
 
 
@@ -45,7 +45,7 @@ def images(samples: dict[str, str], folder: Path) -> tuple[list[bytes], list[str
 
 
 def captions_of(server: TritonServer) -> int:
-    """How many captions the server says that it has given."""
+    """The server's count of captions."""
     with urllib.request.urlopen(server.metrics_url) as page:
         lines = page.read().decode().splitlines()
     return sum(int(line.split()[-1]) for line in lines if line.startswith('nv_inference_count{model="caption"'))
@@ -98,7 +98,7 @@ def test_the_only_one_goes_and_comes_back(
     with contextlib.ExitStack() as stack:
         only = stack.enter_context(start())
 
-        def restart() -> None:  # in a thread that outlives the server, as it has to
+        def restart() -> None:  # the thread that starts the server must outlive it
             gone.wait(60)
             if signal_ == signal.SIGKILL:
                 os.killpg(only.pid, signal.SIGKILL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions piece by piece, and what becomes of a stream when the network, the server or the client ends it."""
+"""Streams of captions, and how they end when the network, the server or the client ends them."""
 
 import asyncio
 import threading
@@ -26,15 +26,15 @@ from blipstream_client import (
     ServerUnreachable,
 )
 from blipstream_client._events import EventReader
-from tests.client.proxy import Proxy
-from tests.client.test_transport import serve_raw
-from tests.client.tiny_triton import FULL, Event, Inputs, Refusal, TinyTriton, word_by_word
+from tests.support.proxy import Proxy
+from tests.support.raw_http import serve_raw
+from tests.support.tiny_triton import FULL, Event, Inputs, Refusal, TinyTriton, word_by_word
 
 IMAGE = np.array([[b"12345"]], np.object_)
 
 
 def stream(kind: str, url: str, pieces: list[Piece], options: Any = None, **arguments: Any) -> None:
-    """Gather the pieces of what either client gives."""
+    """Add the pieces from either kind of client to `pieces`."""
 
     async def gather() -> None:
         async with AsyncClient(url, **arguments) as client:
@@ -50,7 +50,7 @@ def stream(kind: str, url: str, pieces: list[Piece], options: Any = None, **argu
 
 
 class Asked:
-    """A stream that counts how often it was asked for, and what with."""
+    """A stream that keeps the inputs of each request."""
 
     def __init__(self, events: list[Event | Refusal] | None = None, failures: int = 0) -> None:
         self.inputs: list[Inputs] = []
@@ -94,7 +94,7 @@ def test_wrong_options_are_raised_at_once() -> None:
             client.stream(b"image", timeout=0)
 
 
-def test_until_its_first_piece_a_stream_is_asked_for_again(tiny: TinyTriton, url: str, kind: str) -> None:
+def test_a_stream_is_retried_before_its_first_piece(tiny: TinyTriton, url: str, kind: str) -> None:
     tiny.grow = asked = Asked(failures=2)
     pieces: list[Piece] = []
     stream(kind, url, pieces)
@@ -119,7 +119,7 @@ def test_a_lost_connection_before_the_first_piece(tiny: TinyTriton, between: Pro
     assert len(asked.inputs) == len(pieces) == 2
 
 
-def test_a_broken_stream_is_not_asked_for_again(tiny: TinyTriton, between: Proxy, url: str, kind: str) -> None:
+def test_a_broken_stream_is_not_retried(tiny: TinyTriton, between: Proxy, url: str, kind: str) -> None:
     asked = Asked()
     shown = threading.Event()
 
@@ -187,8 +187,8 @@ def test_a_server_that_falls_silent(tiny: TinyTriton, url: str, kind: str, befor
     opened.set()
 
 
-def test_who_reads_slowly_has_time(tiny: TinyTriton, url: str, kind: str) -> None:
-    """The timeout is for the server."""
+def test_a_slow_reader_has_time(tiny: TinyTriton, url: str, kind: str) -> None:
+    """The timeout is for the server, not for the reader."""
 
     class Slow(list[Piece]):
         def append(self, piece: Piece) -> None:
@@ -201,7 +201,7 @@ def test_who_reads_slowly_has_time(tiny: TinyTriton, url: str, kind: str) -> Non
 
 
 def test_closing_ends_a_stream(tiny: TinyTriton, url: str, kind: str) -> None:
-    """Whether it is waited for or not."""
+    """Whether the caller waits for a piece or not."""
     opened = threading.Event()
 
     def pause(inputs: Inputs) -> Iterator[Event]:
@@ -242,7 +242,7 @@ def test_closing_ends_a_stream(tiny: TinyTriton, url: str, kind: str) -> None:
     opened.set()
 
 
-def test_what_fails_after_the_last_piece_does_no_harm(tiny: TinyTriton, url: str, kind: str) -> None:
+def test_an_error_after_the_last_piece_is_ignored(tiny: TinyTriton, url: str, kind: str) -> None:
     tiny.grow = Asked([*word_by_word({"image": IMAGE}), Refusal(grpc.StatusCode.INTERNAL, "too late")])
     pieces: list[Piece] = []
     stream(kind, url, pieces)

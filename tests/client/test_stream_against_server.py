@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams and the real server: what they say, and that whoever goes leaves nothing behind."""
+"""Streams from the real server: their text, and that a client that goes leaves nothing behind."""
 
 import asyncio
 import contextlib
@@ -59,7 +59,7 @@ def metric(server: TritonServer, name: str) -> float:
 
 @contextlib.contextmanager
 def rows_are_freed(server: TritonServer, most_tokens: float) -> Iterator[None]:
-    """What begins within ends soon after, long before all of its tokens are generated."""
+    """Work that begins in the block ends soon after it, long before all its tokens are generated."""
     before = metric(server, "blipstream_tokens_total")
     yield
     deadline = time.monotonic() + 30
@@ -85,19 +85,19 @@ def assert_equal(pieces: list[Piece], expected: Caption) -> None:
 
 @pytest.fixture(scope="module")
 def exact(f32_artifacts: Path) -> Iterator[TritonServer]:
-    """A server in f32, where a caption never depends on who else is in the batch. The last test stops it."""
+    """A server in f32, where a caption does not depend on the batch at all. The last test stops it."""
     with TritonServer(repository=f32_artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
 
 
 def stream(url: str, asked: list[tuple[bytes, Options]], together: int) -> list[list[Piece]]:
-    """The pieces of each, so many at once, by the client that waits."""
+    """The pieces of each image, so many at once, by Client."""
     with Client(url) as client, ThreadPoolExecutor(together) as threads:
         return list(threads.map(lambda each: list(client.stream(each[0], **each[1])), asked))
 
 
 def stream_async(url: str, asked: list[tuple[bytes, Options]], together: int) -> list[list[Piece]]:
-    """The same by the client that does not."""
+    """The same by AsyncClient."""
 
     async def gather() -> list[list[Piece]]:
         turn = asyncio.Semaphore(together)
@@ -114,7 +114,7 @@ def stream_async(url: str, asked: list[tuple[bytes, Options]], together: int) ->
 
 @pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.full), 16])
 def test_pieces_join_to_the_unary_caption(exact: TritonServer, images: list[bytes], together: int) -> None:
-    """One after the other, and 64 at once: 16 by each client over each protocol."""
+    """One after another, and 64 at once: 16 by each client over each protocol."""
     asked = [(images[i % len(images)], MIXED[i % len(MIXED)]) for i in range(max(together, len(MIXED)))]
     with Client(exact.grpc_url) as client:
         expected = [client.caption(image, **options) for image, options in asked]
@@ -137,7 +137,7 @@ def test_the_servers_errors(url: str, images: list[bytes]) -> None:
 
 
 def leave(client: Client, image: bytes) -> None:
-    """The loop, in each way that there is."""
+    """Leave the loop in each possible way."""
     for _ in client.stream(image, **LONG):
         break
     with contextlib.suppress(LookupError):
@@ -148,7 +148,7 @@ def leave(client: Client, image: bytes) -> None:
     pieces.close()
     forgotten: list[object] = [client.stream(image, **LONG)]
     next(forgotten[0])  # type: ignore[call-overload]
-    forgotten.append(forgotten)  # a cycle, which only the collector finds
+    forgotten.append(forgotten)  # a cycle, which only the garbage collector finds
     del forgotten
     gc.collect()
 
@@ -215,7 +215,7 @@ def test_a_client_that_is_killed(server: TritonServer, url: str) -> None:
         client.kill()
 
 
-def test_a_slow_reader_holds_nobody_up(url: str, images: list[bytes]) -> None:
+def test_a_slow_reader_delays_no_other(url: str, images: list[bytes]) -> None:
     with Client(url) as client, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(contextlib.closing(client.stream(images[0], **LONG))) for _ in range(4)]
         first = [next(pieces).text for pieces in slow]
@@ -227,7 +227,7 @@ def test_a_slow_reader_holds_nobody_up(url: str, images: list[bytes]) -> None:
 
 
 def test_a_server_that_is_stopped_answers_what_it_accepted(exact: TritonServer, images: list[bytes]) -> None:
-    """Over HTTP it accepts nothing new meanwhile."""
+    """Over HTTP it accepts no new request meanwhile."""
     ended: list[Caption | None] = []
     begun = threading.Barrier(9)
 
@@ -261,7 +261,7 @@ def processes(server: TritonServer) -> dict[str, psutil.Process]:
 def test_a_thousand_streams_dropped_at_random_points(
     server: TritonServer, images: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half of them over HTTP, sixteen at once: rows come back, memory does not grow, the next caption is right."""
+    """Half over HTTP, sixteen at once: rows are freed, memory does not grow, and the next caption is right."""
     rng = random.Random(0)
     memory, pieces = [], Counter[int]()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS with certificates of our own, over both protocols, through a proxy that ends it."""
+"""TLS over both protocols, with the tests' own certificates, through a proxy that ends TLS."""
 
 import ssl
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import pytest
 import trustme
 
 from blipstream_client import Client, InvalidCertificate, ServerUnreachable
-from tests.client.proxy import proxy
-from tests.client.test_failures import texts
-from tests.client.tiny_triton import TinyTriton
+from tests.support.clients import texts
+from tests.support.proxy import proxy
+from tests.support.tiny_triton import TinyTriton
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def files(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The authority, a client's certificate and key by it, and those of a stranger."""
+    """The authority, a client's certificate and key from it, and those of another authority."""
     folder = tmp_path_factory.mktemp("tls")
     stranger = trustme.CA()
     certificate, strangers = authority.issue_cert("client"), stranger.issue_cert("client")
@@ -46,7 +46,7 @@ def mutual(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def url(tiny: TinyTriton, scheme: str, authority: trustme.CA, mutual: bool) -> Iterator[str]:
-    """A server that shows a certificate for 127.0.0.1, and wants one if `mutual`."""
+    """A server with a certificate for 127.0.0.1. If `mutual`, clients need one, too."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     if mutual:
@@ -58,14 +58,14 @@ def url(tiny: TinyTriton, scheme: str, authority: trustme.CA, mutual: bool) -> I
         yield f"{scheme}s://127.0.0.1:{running.port}"
 
 
-@pytest.mark.parametrize("kind", ["waiting", "async"])
-def test_whom_to_trust_and_who_one_is(url: str, files: dict[str, Path], kind: str, mutual: bool) -> None:
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_both_certificates(url: str, files: dict[str, Path], kind: str, mutual: bool) -> None:
     own: dict[str, Any] = {"cert_file": files["cert"], "key_file": files["key"]} if mutual else {}
     assert texts(kind, url, [b"image"], ca_file=files["ca"], **own) == ["5 bytes"]
 
 
 def test_key_and_certificate_may_share_a_file(url: str, files: dict[str, Path]) -> None:
-    assert texts("waiting", url, [b"image"], ca_file=str(files["ca"]), cert_file=str(files["both"])) == ["5 bytes"]
+    assert texts("blocking", url, [b"image"], ca_file=str(files["ca"]), cert_file=str(files["both"])) == ["5 bytes"]
 
 
 @pytest.mark.parametrize("ca", [None, "other_ca"])
@@ -87,12 +87,12 @@ def test_a_client_that_is_not_trusted(url: str, files: dict[str, Path], mutual: 
                 assert client.caption(b"image").text == "5 bytes"
 
 
-def test_plain_talk_to_a_server_that_wants_tls(url: str, scheme: str) -> None:
+def test_no_tls_to_a_server_that_wants_it(url: str, scheme: str) -> None:
     with Client(url.replace(f"{scheme}s", scheme), retries=0) as client, pytest.raises(ServerUnreachable):
         client.caption(b"image")
 
 
-def test_files_of_no_use(files: dict[str, Path], scheme: str, tmp_path: Path) -> None:
+def test_files_that_cannot_be_used(files: dict[str, Path], scheme: str, tmp_path: Path) -> None:
     url, wrong = f"{scheme}s://localhost", tmp_path / "wrong.pem"
     wrong.write_text("no certificate")
     for arguments, words in [

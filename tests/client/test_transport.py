@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable
-from http.client import parse_headers
 from typing import Any
 
 import grpc
@@ -24,10 +22,11 @@ from blipstream_client import (
     ServerOverloaded,
     ServerUnreachable,
 )
-from blipstream_client._http import exchange
-from blipstream_client._questions import Infer
-from blipstream_client._transport import Deadline
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, tiny_triton
+from blipstream_client._deadline import Deadline
+from blipstream_client._http import http_request
+from blipstream_client._requests import InferRequest
+from tests.support.raw_http import http_answer, serve_raw
+from tests.support.tiny_triton import Answer, Inputs, Refusal, TinyTriton, tiny_triton
 
 
 def test_wrong_addresses_are_told_what_was_expected() -> None:
@@ -36,7 +35,7 @@ def test_wrong_addresses_are_told_what_was_expected() -> None:
 
 
 def test_http_bodies_carry_binary_tensors() -> None:
-    asked = exchange(Infer("caption", {"image": np.array([[b"\x00\xff"]], dtype=np.object_)}), Deadline(60))
+    asked = http_request(InferRequest("caption", {"image": np.array([[b"\x00\xff"]], dtype=np.object_)}), Deadline(60))
     length = int(dict(asked.headers)["Inference-Header-Content-Length"])
     header = json.loads(asked.body[:length])
     (tensor,) = header["inputs"]
@@ -51,7 +50,7 @@ def test_ipv6(scheme: str) -> None:
 
 
 def test_every_address_of_a_name_is_asked() -> None:
-    """As of Kubernetes' headless Services; here, localhost has one of each kind."""
+    """As a headless Service of Kubernetes has several. Here, localhost has an IPv4 and an IPv6 address."""
     with tiny_triton() as first:
         try:
             second = tiny_triton(f"[::1]:{first.grpc_port}")
@@ -114,7 +113,7 @@ def test_the_port_of_the_other_protocol(tiny: TinyTriton, scheme: str, other: st
         (grpc.StatusCode.INTERNAL, "Stub process is not healthy", ServerError),
     ],
 )
-def test_the_servers_own_words(
+def test_the_servers_messages(
     tiny: TinyTriton, client: Client, code: grpc.StatusCode, message: str, expected: type[Exception]
 ) -> None:
     def refuse(_: Inputs) -> Answer:
@@ -125,28 +124,6 @@ def test_the_servers_own_words(
         client.caption(b"image")
     assert type(caught.value) is expected
     assert str(caught.value) == message
-
-
-def serve_raw(*answers: bytes) -> tuple[int, Callable[[], None]]:
-    """A port that gives each connection one raw answer and hangs up; and a function that waits for its end."""
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with server:
-            for answer in answers:
-                connection, _ = server.accept()
-                with connection, connection.makefile("rb") as request:
-                    request.readline()
-                    request.read(int(parse_headers(request).get("Content-Length", 0)))
-                    connection.sendall(answer)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    return server.getsockname()[1], thread.join
-
-
-def http_answer(status: str, body: bytes) -> bytes:
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 LONGEST_MESSAGE = 500  # characters
@@ -245,7 +222,7 @@ def test_an_idle_http_connection_that_the_server_closed_is_replaced() -> None:
     port, join = serve_raw(ready, ready)
     with Client(f"http://127.0.0.1:{port}") as client:
         assert client.is_ready()
-        time.sleep(0.5)  # for the hang-up to come
+        time.sleep(0.5)  # for the end of the connection to arrive
         assert client.is_ready()
     join()
 

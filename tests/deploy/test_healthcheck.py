@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from blipstream.server.triton import TritonServer
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 from tests.conftest import ROOT
+from tests.support.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
 
 def healthcheck(url: str, timeout: float) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from blipstream_client._wire import from_raw
+from blipstream_client._tensors import from_raw
 from tests.fuzz.images import CORPUS
 
 SIDE, PATCHES, WIDTH = 192, 145, 192  # of the demo checkpoint

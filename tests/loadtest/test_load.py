@@ -21,8 +21,8 @@ import pytest
 
 from blipstream.server.triton import TritonServer
 from figures import LoadTest
-from tests.client.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
 from tests.conftest import ROOT
+from tests.support.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
 
 SVG = "data:image/svg+xml;base64,"
 MODELS = {"caption", "preprocess", "encoder", "decoder"}
@@ -254,7 +254,7 @@ def test_what_else_locust_is_told_changes_nothing(
 def test_errors_are_counted_by_kind(tmp_path: Path, tiny: TinyTriton) -> None:
     import grpc
 
-    from tests.client.tiny_triton import Refusal
+    from tests.support.tiny_triton import Refusal
 
     asked = 0
 

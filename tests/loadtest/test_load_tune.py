@@ -14,8 +14,8 @@ from PIL import Image
 
 import mix
 import tune
-from tests.client.tiny_triton import Answer, Inputs, Refusal, tiny_triton
 from tests.conftest import ROOT
+from tests.support.tiny_triton import Answer, Inputs, Refusal, tiny_triton
 from tune import Point, Settings, Trial
 
 START: Settings = {name: values[0] for name, values in tune.SPACE.items()}

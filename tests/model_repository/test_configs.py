@@ -12,7 +12,7 @@ from tritonclient.utils import triton_to_np_dtype
 
 from blipstream.options import DecodingOptions
 from blipstream.vision.tensorrt import PLAN_NAME
-from blipstream_client._contract import OPTIONS
+from blipstream_client._options import OPTIONS
 from tests.conftest import ROOT
 
 REPOSITORY = ROOT / "model_repository"
@@ -154,7 +154,7 @@ def test_engine_and_client_know_the_same_options() -> None:
     assert set(OPTIONS) == set(OPTION_INPUTS["caption"])
     for name, kind in OPTION_INPUTS["caption"].items():
         expected = triton_to_np_dtype("BYTES" if kind == "STRING" else kind)
-        assert np.dtype(OPTIONS[name].kind.dtype) == np.dtype(expected)
+        assert np.dtype(OPTIONS[name].type.dtype) == np.dtype(expected)
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: str(path.relative_to(REPOSITORY)))

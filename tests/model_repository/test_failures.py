@@ -140,7 +140,7 @@ def test_an_unexpected_error_is_one_sentence(
 ) -> None:
     """The file that the models share is truncated: the log has the traceback, and later requests succeed."""
     backpressure_file(server).write_bytes(b"")
-    expected = f"{FAILED} (error): try again, or see its log"  # struct.error
+    expected = f"[internal] {FAILED} (error): try again, or see its log"  # struct.error
     assert failure(triton, "decoder", image_embeds=EMBEDS) == expected
     assert failure(triton, "encoder", pixels=PIXELS) == expected
     assert failure(triton, "preprocess", image=words(images[0])) == expected

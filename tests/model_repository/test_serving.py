@@ -70,7 +70,7 @@ def test_samples(triton: InferenceServerClient, samples: dict[str, str]) -> None
 def test_an_option_does_not_stand_for_the_image(triton: InferenceServerClient) -> None:
     """Triton only counts the inputs."""
     for modes in (words(b"stretch"), words(b"stretch", b"zoom")):
-        assert refusal(triton, "preprocess", resize_mode=modes).startswith("image must be given")
+        assert refusal(triton, "preprocess", resize_mode=modes).startswith("[invalid_input] image must be given")
     assert "image_embeds must be given" in refusal(triton, "decoder", prompt=words(b"two"))
 
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Third-party errors in one sentence."""
+"""Other libraries' exceptions in one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from blipstream_client._exceptions import LONGEST_SENTENCE, BlipstreamError, InvalidRequest, excerpt
+from blipstream_client._exceptions import BlipstreamError, InvalidRequest
+from blipstream_client._text import LONGEST_SENTENCE, excerpt
 
 
 @contextmanager
 def translated(problem: str, errors: type[Exception] = Exception) -> Iterator[None]:
-    """Make these errors an InvalidRequest that begins with the problem.
+    """Turn these exceptions into an InvalidRequest that begins with `problem`.
 
-    By default all, since on damaged files tarfile and pyarrow raise nearly every built-in type.
+    The default is all exceptions: on damaged files, tarfile and pyarrow raise nearly every built-in type.
     """
     try:
         yield
@@ -22,7 +23,7 @@ def translated(problem: str, errors: type[Exception] = Exception) -> Iterator[No
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, on one line; of a file's name, no more than it takes to know it."""
+    """The message of an exception on one line, with long file names cut."""
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
         return f"[Errno {error.errno}] {error.strerror}: {excerpt(error.filename)!r}"
     return excerpt(error, LONGEST_SENTENCE) or type(error).__name__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Libraries that only some need: `pip install 'blipstream-client[bulk]'`."""
+"""Optional dependencies: `pip install 'blipstream-client[bulk]'`."""
 
 from importlib import import_module
 from types import ModuleType
@@ -8,7 +8,7 @@ from blipstream_client._exceptions import InvalidRequest
 
 
 def pyarrow(what: str) -> ModuleType:
-    """pyarrow with its Parquet part. Raises InvalidRequest."""
+    """pyarrow, with pyarrow.parquet. `what` needs it. Raises InvalidRequest if it is not installed."""
     try:
         import_module("pyarrow.parquet")
     except ImportError as exc:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run: what is asked for, checked against what was begun, done, and summed up."""
+"""A whole run: check the request, go on where an earlier run ended, and sum up."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from blipstream_client._base import DEFAULT_MODEL
-from blipstream_client._contract import Options, option_tensors
 from blipstream_client._exceptions import BlipstreamError, InvalidRequest
+from blipstream_client._options import Options, option_tensors
 from blipstream_client.bulk.captioner import Captioner, OtherCheckpoint
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.limit import Limit
@@ -18,14 +18,14 @@ from blipstream_client.bulk.sinks import open_sink
 from blipstream_client.bulk.sources import Sources
 
 DEFAULT_MAX_IN_FLIGHT = 128
-DEFAULT_TIMEOUT = 300.0  # seconds for an image, with all its retries: a server may be restarted meanwhile
+DEFAULT_TIMEOUT = 300.0  # seconds for an image, with all its retries: enough for a restart of the server
 DEFAULT_RETRIES = 100
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 class Interrupted(BlipstreamError):
-    """The run ended before its last image, and the same command goes on with it."""
+    """The run ended before its last image. The same command goes on with it."""
 
 
 def run(
@@ -38,8 +38,8 @@ def run(
     allow_local_paths: bool = False,
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
 ) -> Summary:
-    """Write a row for each image to the output, or those that it lacks. Raises BlipstreamError."""
-    option_tensors(options)  # refuses what is no value
+    """Write a row for each image to the output, unless an earlier run has written it. Raises BlipstreamError."""
+    option_tensors(options)  # raises InvalidRequest for a bad value
     sources = Sources(inputs, column, allow_local_paths)
     sources.check()
     sink, limit, summary = open_sink(output), Limit(max_in_flight), Summary()
@@ -71,9 +71,9 @@ def run(
 
 
 def share_one_heap() -> None:
-    """Have threads that start from now on take their memory from the heap that there is.
+    """Make threads that start from now on share one heap.
 
-    Else glibc gives them up to eight heaps for each core, all of which get holes and grow a little for hours.
+    Otherwise glibc gives them up to eight heaps for each core, which fragment, and grow for hours.
     """
     with suppress(AttributeError, TypeError):  # no glibc; on Windows not even CDLL(None)
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parquet files: what a column of images holds."""
+"""The images in a column of a Parquet file."""
 
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -8,26 +8,27 @@ from functools import partial
 from typing import Any, NoReturn, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from blipstream_client._exceptions import InvalidImage, InvalidRequest, excerpt
+from blipstream_client._exceptions import InvalidImage, InvalidRequest
 from blipstream_client._fetch import is_url
 from blipstream_client._files import MAX_BYTES, TOO_LARGE, open_regular
+from blipstream_client._text import excerpt
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, is_image
-from blipstream_client.bulk.rows import spelled
+from blipstream_client.bulk.rows import as_utf8
 
-COLUMNS = ("image", "jpg", "bytes", "url", "image_url", "path")  # the first that a file has
+COLUMNS = ("image", "jpg", "bytes", "url", "image_url", "path")  # the first one that a file has counts
 FIELDS = ("bytes", "path")  # of a struct, as `datasets` writes it
-TEXT = ("string", "large_string", "string_view")  # types, as pyarrow calls them
+TEXT = ("string", "large_string", "string_view")  # pyarrow's types
 BINARY = ("binary", "large_binary", "fixed_size_binary", "binary_view", "null")
-MAX_CELL = MAX_BYTES * 3 // 2  # bytes: base64 takes four for three, and lines
+MAX_CELL = MAX_BYTES * 3 // 2  # bytes: base64 is a third longer, and has line breaks
 READ_BYTES = 1 << 20  # at once
 
-Reader: TypeAlias = Callable[[bool], bytes | str]  # given whether local paths are allowed
+Reader: TypeAlias = Callable[[bool], bytes | str]  # takes whether local paths are allowed
 
 
 def parquet_items(path: str, column: str | None, allow_local_paths: bool) -> Iterator[Item]:
-    """The rows of a Parquet file. Raises InvalidRequest where it cannot be read."""
+    """An item for each row. Raises InvalidRequest if the file cannot be read."""
     with _opened(path) as file:
         found = _column(path, file, column)
         readers = (read for group in range(file.num_row_groups) for read in _group(file, group, found))
@@ -36,42 +37,42 @@ def parquet_items(path: str, column: str | None, allow_local_paths: bool) -> Ite
 
 
 def parquet_rows(path: str) -> int:
-    """How many there are."""
+    """The number of rows. Raises InvalidRequest if the file cannot be read."""
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 
 
 def check_parquet(path: str, column: str | None) -> None:
-    """Raises InvalidRequest if it has no column of images."""
+    """Raise InvalidRequest if the file has no column of images."""
     with _opened(path) as file:
         _column(path, file, column)
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    shown = excerpt(spelled(path))
+    shown = excerpt(as_utf8(path))
     parquet = pyarrow(f"Reading {shown}").parquet
     with (
         translated(f"Cannot read {shown}"),
-        open_regular(path) as file,  # here, since pyarrow takes no names but UTF-8
+        open_regular(path) as file,  # not by pyarrow, which takes only names in UTF-8
         parquet.ParquetFile(file, buffer_size=READ_BYTES) as opened,
     ):
         yield opened
 
 
 def _column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN401
-    """The column of images. Raises InvalidRequest."""
+    """The name of the column with images. Raises InvalidRequest."""
     schema = file.schema_arrow
     found = column or next((each for each in COLUMNS if each in schema.names), "")
     if found not in schema.names:
         raise InvalidRequest(
-            f"Expected a column {column or ' or '.join(COLUMNS)} in {excerpt(spelled(path))},"
+            f"Expected a column {column or ' or '.join(COLUMNS)} in {excerpt(as_utf8(path))},"
             f" got {excerpt(', '.join(schema.names))}: name it with --column"
         )
     kind = schema.field(found).type
     if not _can_hold_images(kind):
         raise InvalidRequest(
-            f"Expected images, URLs, base64 or paths in the column {excerpt(found)} of {excerpt(spelled(path))},"
+            f"Expected images, URLs, base64 or paths in the column {excerpt(found)} of {excerpt(as_utf8(path))},"
             f" got {excerpt(str(kind))}: name another with --column, or store each image's file as bytes"
         )
     return found
@@ -91,14 +92,14 @@ def _is_text(kind: Any) -> bool:  # noqa: ANN401
 
 
 def _group(file: Any, group: int, column: str) -> Iterator[Reader]:  # noqa: ANN401
-    """What reads each row of a group."""
+    """A reader for each row of a row group."""
     metadata = file.metadata.row_group(group)
     chunks = [metadata.column(index) for index in range(metadata.num_columns)]
     size = sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] == column)
-    if size > MAX_CELL * metadata.num_rows:  # on average each is too large, and to read one is to have it in memory
+    if size > MAX_CELL * metadata.num_rows:  # the average cell is too large, and reading one puts it in memory
         yield from [_refuse] * metadata.num_rows
         return
-    for batch in file.iter_batches(1, row_groups=[group], columns=[column]):  # as fast as 64, which take 64 times more
+    for batch in file.iter_batches(1, row_groups=[group], columns=[column]):  # as fast as 64 rows, with less memory
         yield partial(_read, batch.column(0)[0])
 
 
@@ -107,7 +108,7 @@ def _refuse(_allow_local_paths: bool) -> NoReturn:
 
 
 def _read(cell: Any, allow_local_paths: bool) -> bytes | str:  # noqa: ANN401
-    """The image of a cell, or where it is. Raises InvalidImage."""
+    """The image of a cell, or its path or URL. Raises InvalidImage."""
     content, is_text = _content(cell)
     if is_image(content[:SIGNATURE_BYTES]):
         return content
@@ -127,7 +128,7 @@ def _read(cell: Any, allow_local_paths: bool) -> bytes | str:  # noqa: ANN401
 
 
 def _content(cell: Any) -> tuple[bytes, bool]:  # noqa: ANN401
-    """What a cell holds, and whether that is text. Raises InvalidImage."""
+    """The bytes of a cell, and whether they are text. Raises InvalidImage."""
     arrow = pyarrow("Reading Parquet")
     if isinstance(cell, arrow.StructScalar):
         fields = [cell[name] for name in FIELDS if name in cell] if cell.is_valid else []
@@ -143,7 +144,7 @@ def _content(cell: Any) -> tuple[bytes, bool]:  # noqa: ANN401
 
 
 def _decoded(content: bytes) -> bytes | None:
-    """What a data URL or base64 stands for; None if it is neither. Raises ValueError."""
+    """The bytes in a data URL or base64. None if it is neither. Raises ValueError."""
     if content[:5].lower() == b"data:":
         head, _, body = content.partition(b",")
         return _from_base64(body) if head.lower().endswith(b";base64") else unquote_to_bytes(body)
@@ -155,7 +156,7 @@ def _decoded(content: bytes) -> bytes | None:
 
 
 def _from_base64(content: bytes) -> bytes:
-    """With lines, without padding, and of both alphabets. Raises ValueError."""
+    """Decode base64 in either alphabet, with or without line breaks and padding. Raises ValueError."""
     digits = b"".join(content.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
     return b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far it is: a bar on a terminal if rich is installed, else a line now and then."""
+"""Progress: a bar on a terminal if rich is installed, else a line every few seconds."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ Show = Callable[[], None]
 
 @contextmanager
 def progress(summary: Summary, limit: Limit, count: Callable[[], int | None]) -> Iterator[Show]:
-    """What to call after each row."""
+    """A function to call after each row."""
     if not sys.stderr.isatty():
         yield lines(summary, limit)
         return
@@ -46,7 +46,7 @@ def progress(summary: Summary, limit: Limit, count: Callable[[], int | None]) ->
 
 
 class Rate:
-    """Rows a second since the beginning."""
+    """Rows a second since the start."""
 
     def __init__(self, summary: Summary) -> None:
         self._summary = summary
@@ -54,7 +54,7 @@ class Rate:
         self._began = time.monotonic()
 
     def __call__(self) -> float:
-        """As of now."""
+        """The rate until now."""
         return (self._summary.rows - self._rows) / max(time.monotonic() - self._began, 1e-9)
 
 

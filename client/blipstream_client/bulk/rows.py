@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written of an image."""
+"""The output row of an image."""
 
 from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image, and its caption or the error it met. What is unknown is None."""
+    """An image and its caption or error. What is unknown is None."""
 
     name: str
     caption: str | None
@@ -22,6 +22,6 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
-def spelled(text: str) -> str:
-    r"""The same as UTF-8 can have it: \udcff is the byte ff of a file's name that is none."""
+def as_utf8(text: str) -> str:
+    r"""The text without characters that UTF-8 cannot hold: the byte ff of a file's name becomes \udcff in letters."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sources to a sink, in order, with as many requests in flight as the server likes."""
+"""Items -> rows in a sink, in order, with as many requests in flight as the server takes."""
 
 import os
 import time
@@ -9,39 +9,40 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from blipstream_client._base import without_frames
-from blipstream_client._exceptions import LONGEST_SENTENCE, InvalidImage, InvalidRequest, excerpt
+from blipstream_client._errors import without_frames
+from blipstream_client._exceptions import InvalidImage, InvalidRequest
 from blipstream_client._files import MAX_BYTES
+from blipstream_client._text import LONGEST_SENTENCE, excerpt
 from blipstream_client.bulk.captioner import Captioner, Finished
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.sinks import Sink
 
-ROWS_AHEAD = 2048  # that may be finished behind one that is not
-CONFIRM_SECONDS = 1.0  # between two looks at the server's checkpoint, until which rows are held back
-DRAIN_SECONDS = 5.0  # for what is in flight when no row can be written any more
+ROWS_AHEAD = 2048  # finished rows that may wait for an earlier one
+CONFIRM_SECONDS = 1.0  # between checks of the server's checkpoint: rows are held back until the next one
+DRAIN_SECONDS = 5.0  # for requests in flight when rows cannot be written any more
 
 
-Image: TypeAlias = bytes | str | InvalidImage  # or where it is, or why there is none
+Image: TypeAlias = bytes | str | InvalidImage  # bytes, a path or URL, or why there is no image
 
 
 @dataclass
 class Summary:
-    """What came of it so far."""
+    """The results so far."""
 
-    found: int = 0  # rows that an earlier run left
+    found: int = 0  # rows of an earlier run
     captions: int = 0
     failures: int = 0
     first_failure: str = ""
-    left_out: str = ""  # files that are no images, in a sentence
+    left_out: str = ""  # files that are not images, in one sentence
 
     @property
     def rows(self) -> int:
-        """All of them."""
+        """The number of rows."""
         return self.captions + self.failures
 
     def count(self, name: str, error: str | None) -> None:
-        """One row more."""
+        """Count one row."""
         if error is None:
             self.captions += 1
             return
@@ -50,7 +51,7 @@ class Summary:
 
 
 def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
-    """Pass over the items that the sink has rows of. Raises InvalidRequest if they are not the same."""
+    """Skip the items that have rows in the sink. Raises InvalidRequest if they are other items."""
     for name, succeeded in sink.recover():
         item = next(items, None)
         if item is None or item.name != name:
@@ -64,7 +65,7 @@ def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
 
 
 class Runner:
-    """Asks for what items there are, and writes their rows in order."""
+    """Has items captioned, and writes their rows in order."""
 
     def __init__(self, captioner: Captioner, limit: Limit, most: int, sink: Sink, summary: Summary) -> None:
         self._captioner = captioner
@@ -73,14 +74,14 @@ class Runner:
         self._sink = sink
         self._summary = summary
         self._pending: deque[Future[Finished]] = deque()
-        self._held: list[Finished] = []  # until their endpoints are seen to have the same checkpoint still
+        self._held: list[Finished] = []  # until their endpoints are confirmed
         self._confirmed = time.monotonic()
 
     def run(self, items: Iterable[Item], show: Callable[[], None]) -> None:
-        """Write a row for each item, and `show` after each.
+        """Write a row for each item, and call `show` after each.
 
-        Raises BlipstreamError if the server cannot be asked any more, or has another checkpoint. What is written is
-        kept; what is not confirmed is not written.
+        Raises BlipstreamError if the server cannot be reached any more, or has another checkpoint. Written rows stay.
+        Rows that are not confirmed are not written.
         """
         try:
             for item in items:
@@ -96,15 +97,15 @@ class Runner:
             while self._pending:
                 self._wait_and_collect(show)
             self._write_held(show)
-        except OSError:  # the answers would be lost, but a server that is well is not hung up on
+        except OSError:  # the captions are lost, but hanging up on a healthy server can harm it
             self._executor.shutdown(wait=False, cancel_futures=True)
             wait(self._pending, DRAIN_SECONDS)
             raise
         finally:
             try:
-                self._sink.close()  # first: who presses Ctrl-C may do so again
+                self._sink.close()  # first: Ctrl-C may be pressed again
             finally:
-                self._captioner.close()  # so that nobody waits for what is in flight
+                self._captioner.close()  # so that nothing waits for requests in flight
                 self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _work(self, name: str, image: Image, size: int) -> Finished:
@@ -118,7 +119,7 @@ class Runner:
         self._collect(show)
 
     def _collect(self, show: Callable[[], None]) -> None:
-        """Take what is finished, and write it now and then."""
+        """Take finished rows, and write them from time to time."""
         while self._pending and self._pending[0].done():
             self._held.append(self._pending.popleft().result())
         if len(self._held) >= ROWS_AHEAD or time.monotonic() - self._confirmed >= CONFIRM_SECONDS:
@@ -143,10 +144,10 @@ def _loaded(item: Item) -> Image:
 
 
 def _size(image: Image) -> int:
-    """Bytes that it takes; what is fetched is not known yet."""
+    """The image's size in bytes. 0 for a URL, whose size is not known yet."""
     if isinstance(image, bytes):
         return len(image)
     try:
         return min(os.path.getsize(str(image)), MAX_BYTES)  # noqa: PTH202
-    except (OSError, ValueError):  # an error, a URL, or a file that is not there
+    except (OSError, ValueError):  # an error, a URL, or a missing file
         return 0

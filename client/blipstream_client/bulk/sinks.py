@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where rows go. Each sink can be left at any moment, as a killed process does, and go on after its last whole row.
+"""The outputs that rows are written to. A process can be killed at any moment, and the next goes on after the last row.
 
-JSON lines and CSV are one file, whose half-written last row is cut off. Parquet is a folder of parts, each of which is
-there in full or not at all. Beside them lies what the rows were asked for with, so that nothing else is added to them.
+JSON lines and CSV are one file: an incomplete last row is cut off. Parquet is a folder of parts: each part is
+complete. A job file beside the rows says what was asked for, so that no rows of another job are added.
 """
 
 import csv
@@ -22,18 +22,18 @@ from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.rows import COLUMNS, Row
 
-PARQUET_JOB = "_job.json"  # readers skip names that begin so
+PARQUET_JOB = "_job.json"  # with an underscore, so that readers of Parquet skip it
 PART_ROWS = 10_000
-PART_SECONDS = 60.0  # after which a part is written however small it is
+PART_SECONDS = 60.0  # after which even a small part is written
 BLOCK = 1 << 20
 QUOTE = "'"
-FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", QUOTE)  # what a cell must not begin with, lest it be computed
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", QUOTE)  # a spreadsheet computes a cell that begins with one
 
 Written = tuple[str, bool]  # the name of a row, and whether it has a caption
 
 
 class Sink(ABC):
-    """A place for rows, of which only one process may hold the lock. Raises OSError if it cannot be written."""
+    """An output. Only one process may hold its lock. Methods raise OSError if it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,11 +41,11 @@ class Sink(ABC):
     @property
     @abstractmethod
     def job_path(self) -> Path:
-        """Where it is kept what the rows were asked for with."""
+        """The path of the job file."""
 
     @abstractmethod
     def _is_foreign(self) -> bool:
-        """Whether there is something already, where nothing was begun."""
+        """Whether something else is already there."""
 
     @abstractmethod
     def _has_begun(self) -> bool:
@@ -53,18 +53,18 @@ class Sink(ABC):
 
     @abstractmethod
     def recover(self) -> Iterator[Written]:
-        """Drop what is half-written, and give the rows that are there. Raises InvalidRequest if they are damaged."""
+        """Remove incomplete rows, and return the complete ones. Raises InvalidRequest if they are damaged."""
 
     @abstractmethod
     def write(self, row: Row) -> None:
-        """Add a row; it may lie in memory for a while."""
+        """Add a row. It may stay in memory for a while."""
 
     @abstractmethod
     def close(self) -> None:
-        """Have all rows on disk."""
+        """Write all rows to disk."""
 
     def lock(self) -> io.IOBase:
-        """Hold it for this process alone until what is returned is closed. Raises InvalidRequest."""
+        """Lock the output until the returned file is closed. Raises InvalidRequest if another process has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.with_name(f".{self.path.name}.lock").open("ab")
         try:
@@ -76,13 +76,13 @@ class Sink(ABC):
             raise InvalidRequest(
                 f"Another process is writing to {self.path}: wait for it, or use another --output"
             ) from exc
-        except (ImportError, OSError):  # where there are no locks, care is up to the user
+        except (ImportError, OSError):  # the system has no locks
             pass
         return file
 
     def begin(self, job: Mapping[str, Any]) -> None:
-        """Start, or go on with the same job. Raises InvalidRequest if it is another."""
-        if self.job_path.exists() and not self._has_begun():  # rows were deleted, or there never was one
+        """Start the job, or go on with it. Raises InvalidRequest if another job was begun."""
+        if self.job_path.exists() and not self._has_begun():  # the rows were deleted, or none was ever written
             self.job_path.unlink()
         try:
             begun = dict(json.loads(self.job_path.read_text(encoding="utf-8")))
@@ -97,7 +97,7 @@ class Sink(ABC):
                 raise self.differs(name, begun.get(name), job.get(name))
 
     def differs(self, name: str, begun: object, now: object) -> InvalidRequest:
-        """The error for a job of which this has changed."""
+        """The error for a job that differs in this from the one that was begun."""
         return InvalidRequest(
             f"{self.path} was begun with {name} {json.dumps(begun)}, not {json.dumps(now)}:"
             " use the same to go on, or another --output"
@@ -115,7 +115,7 @@ def _unchanged(value: object) -> object:
 
 
 def open_sink(output: str) -> Sink:
-    """The sink that the file's name says. Raises InvalidRequest."""
+    """The sink for the suffix of the file's name. Raises InvalidRequest."""
     path = Path(output)
     match path.suffix:
         case ".jsonl":
@@ -129,7 +129,7 @@ def open_sink(output: str) -> Sink:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Have a file with this content at the path, in full or not at all."""
+    """Write a file so that it is complete or not there."""
     unfinished = path.with_name(f".{path.name}.tmp")
     with unfinished.open("wb") as file:
         file.write(content)
@@ -149,7 +149,7 @@ class Lines(Sink):
 
     @property
     def job_path(self) -> Path:
-        """Where it is kept what the rows were asked for with."""
+        """The path of the job file."""
         return self.path.with_name(f"{self.path.name}.job.json")
 
     def _is_foreign(self) -> bool:
@@ -159,7 +159,7 @@ class Lines(Sink):
         return self.path.exists()
 
     def recover(self) -> Iterator[Written]:
-        """Cut off what is half-written, and give the rows that are there."""
+        """Cut off an incomplete last row, and return the others."""
         self.path.touch()
         with self.path.open("r+b") as file:
             file.truncate(self._whole_length(file))
@@ -170,13 +170,13 @@ class Lines(Sink):
             yield from self._read(file)
 
     def write(self, row: Row) -> None:
-        """Add a row at once."""
+        """Write a row at once."""
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8", newline="", buffering=1)
         self._file.write(self._format(row))
 
     def close(self) -> None:
-        """Have all rows on disk."""
+        """Write all rows to disk."""
         if self._file is not None:
             with self._file as file:
                 file.flush()
@@ -184,7 +184,7 @@ class Lines(Sink):
 
     @abstractmethod
     def _whole_length(self, file: io.BufferedRandom) -> int:
-        """Up to where the file has whole rows."""
+        """The length of the file up to its last complete row."""
 
     @abstractmethod
     def _read(self, file: io.BufferedReader) -> Iterator[Written]: ...
@@ -219,16 +219,16 @@ class JsonLines(Lines):
 
 
 class Csv(Lines):
-    """Comma-separated values with a header; what is unknown is empty.
+    """Comma-separated values with a header. What is unknown is empty.
 
-    Text that a spreadsheet would take for a formula begins with an apostrophe, as OWASP advises, and so does text that
-    begins with one itself: it is always the first apostrophe that has to go.
+    Text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP advises. So does text that
+    begins with an apostrophe: a reader can always remove the first one.
     """
 
     header = ",".join(COLUMNS) + "\r\n"
 
     def _whole_length(self, file: io.BufferedRandom) -> int:
-        """A row ends at a newline outside of quotes; inside, quotes come in pairs."""
+        """A row ends at a newline outside of quotes. Inside, quotes come in pairs."""
         whole, position, quotes = 0, 0, 0
         for line in file:
             position += len(line)
@@ -248,12 +248,12 @@ class Csv(Lines):
 
 
 def _as_text(value: Any) -> Any:  # noqa: ANN401
-    """The cell, so that no spreadsheet computes it."""
+    """The cell, in a form that no spreadsheet computes."""
     return f"{QUOTE}{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 class Parquet(Sink):
-    """A folder of Parquet files, which readers take for one table."""
+    """A folder of Parquet files, which readers open as one table."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -267,7 +267,7 @@ class Parquet(Sink):
 
     @property
     def job_path(self) -> Path:
-        """Where it is kept what the rows were asked for with."""
+        """The path of the job file."""
         return self.path / PARQUET_JOB
 
     def _has_begun(self) -> bool:
@@ -277,7 +277,7 @@ class Parquet(Sink):
         return self.path.exists() and not (self.path.is_dir() and not any(self.path.glob("[!.]*")))
 
     def recover(self) -> Iterator[Written]:
-        """Drop a part that is half-written, and give the rows that are there."""
+        """Remove an incomplete part, and return the rows of the others."""
         for unfinished in self.path.glob(".*.tmp"):
             unfinished.unlink()
         for part in sorted(self.path.glob("part-*.parquet")):
@@ -297,7 +297,7 @@ class Parquet(Sink):
             self._write_part()
 
     def close(self) -> None:
-        """Have all rows on disk."""
+        """Write all rows to disk."""
         if self._rows:
             self._write_part()
 
@@ -306,9 +306,9 @@ class Parquet(Sink):
         part = io.BytesIO()
         self._arrow.parquet.write_table(self._arrow.Table.from_pylist(self._rows, self._schema), part)
         replace(self.path / f"part-{number:06}.parquet", part.getvalue())
-        self._parts, self._rows = number, []  # last: after Ctrl-C, `close` writes the same part again
+        self._parts, self._rows = number, []  # last, so that after Ctrl-C `close` writes the same part again
 
 
 def is_result(folder: Path) -> bool:
-    """Whether it is a folder of parts."""
+    """Whether the folder is a Parquet output."""
     return folder.suffix == ".parquet" and (folder / PARQUET_JOB).exists()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What images there are: folders, globs, tar shards, Parquet files and lists, one image after the other.
+"""Finds images in folders, globs, tar shards, Parquet files and lists, one after another.
 
-The order is the same each time, since a run that goes on counts on it. Only names are ever held for a whole folder.
+The order is always the same, since a run that goes on relies on it. Of a whole folder, only names are held in memory.
 """
 
 import codecs
@@ -15,24 +15,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from blipstream_client._exceptions import InvalidRequest, excerpt
+from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._fetch import is_url
 from blipstream_client._files import NotRegular, open_regular
+from blipstream_client._text import excerpt
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, LeftOut, is_image, is_image_name, is_of_macos
 from blipstream_client.bulk.parquet import check_parquet, parquet_items, parquet_rows
-from blipstream_client.bulk.rows import spelled
+from blipstream_client.bulk.rows import as_utf8
 from blipstream_client.bulk.sinks import is_result
 from blipstream_client.bulk.tar import tar_items
 
 SHARD_SUFFIXES = (".parquet", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STANDARD_INPUT = "-"
-LONGEST_LINE = 1 << 16  # bytes of a list
+LONGEST_LINE = 1 << 16  # bytes, of a list
 
 
 @dataclass
 class Sources:
-    """Where images are, and what was left out so far since it is none."""
+    """The inputs, and the files left out so far because they are not images."""
 
     inputs: Sequence[str]
     column: str | None = None  # of Parquet files
@@ -40,22 +41,22 @@ class Sources:
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def check(self) -> None:
-        """Raises InvalidRequest where there is nothing, or the first Parquet file has no images."""
+        """Raise InvalidRequest if an input does not exist, or its first Parquet file has no images."""
         for name in self.inputs:
             if name == STANDARD_INPUT or is_url(name):
                 continue
-            with translated(f"Cannot read {excerpt(spelled(name))}"):
+            with translated(f"Cannot read {excerpt(as_utf8(name))}"):
                 exists = Path(name).exists()
             if not (exists or glob.has_magic(name)):
-                raise InvalidRequest(f"There is no file or folder {excerpt(spelled(name))}")
+                raise InvalidRequest(f"There is no file or folder {excerpt(as_utf8(name))}")
             first = name if exists else next(_glob(name), None)
             if first is None:
-                raise InvalidRequest(f"No file is like {excerpt(spelled(name))}")
+                raise InvalidRequest(f"No file is like {excerpt(as_utf8(name))}")
             if _shard_suffix(first) == ".parquet" and not Path(first).is_dir():
                 check_parquet(first, self.column)
 
     def items(self) -> Iterator[Item]:
-        """All images. Raises InvalidRequest where a shard cannot be read."""
+        """All images. Raises InvalidRequest if a shard cannot be read."""
         for name in self._names():
             match _shard_suffix(name):
                 case "":
@@ -66,27 +67,27 @@ class Sources:
                     yield from tar_items(name, self.left_out)
 
     def count(self) -> int | None:
-        """How many there are, if that can be known without reading them."""
+        """The number of images. None if it is unknown without reading them."""
         if STANDARD_INPUT in self.inputs:
             return None
         total = 0
-        unnoticed = replace(self, left_out=LeftOut())
-        with suppress(InvalidRequest):  # which the run meets again, after the images before it
-            for name in unnoticed._names():
+        counting = replace(self, left_out=LeftOut())  # so that nothing is counted as left out twice
+        with suppress(InvalidRequest):  # the run meets it again, after the images before it
+            for name in counting._names():
                 match _shard_suffix(name):
                     case "":
                         total += 1
                     case ".parquet":
                         total += parquet_rows(name)
                     case ".tar":
-                        total += sum(1 for _ in tar_items(name, unnoticed.left_out))
+                        total += sum(1 for _ in tar_items(name, counting.left_out))
                     case _:
                         return None
             return total
         return None
 
     def _names(self) -> Iterator[str]:
-        """Files and URLs."""
+        """The names of all files, and all URLs."""
         for name in self.inputs:
             if name == STANDARD_INPUT:
                 for line in _lines():
@@ -95,9 +96,9 @@ class Sources:
                 yield from self._named(name)
 
     def _named(self, name: str) -> Iterator[str]:
-        """What a name stands for; the name itself, if there is nothing."""
-        with translated(f"Cannot read {excerpt(spelled(name))}"):
-            if is_url(name) or os.path.isfile(name):  # noqa: PTH113  # a Path would raise for odd names
+        """The files that a name stands for. The name itself if there are none."""
+        with translated(f"Cannot read {excerpt(as_utf8(name))}"):
+            if is_url(name) or os.path.isfile(name):  # noqa: PTH113  # Path raises for odd names
                 yield name
             elif os.path.isdir(name):  # noqa: PTH112
                 yield from self._folder(name)
@@ -108,7 +109,7 @@ class Sources:
                     yield name
 
     def _folder(self, folder: str) -> Iterator[str]:
-        """The images, and shards of them, in a folder and below; behind links, too, but nothing twice."""
+        """The images and shards in a folder and below. Links are followed, and no folder is read twice."""
         seen = set()
         waiting = deque([folder])
         while waiting:
@@ -119,7 +120,7 @@ class Sources:
                     continue
                 seen.add((status.st_dev, status.st_ino))
                 folders[:] = sorted(each for each in folders if not is_result(Path(current, each)))
-                # linked folders last, so that images have the names that they have without links
+                # linked folders last, so that an image found twice has its name without the link
                 waiting += [path for each in folders if os.path.islink(path := os.path.join(current, each))]  # noqa: PTH114, PTH118
                 for path in (os.path.join(current, name) for name in sorted(names)):  # noqa: PTH118
                     is_shard = _shard_suffix(path) and not is_of_macos(path)
@@ -127,13 +128,13 @@ class Sources:
                         yield path
 
     def _is_image(self, path: str) -> bool:
-        """By its first bytes."""
+        """Whether the file's first bytes are an image's. Counts it as left out if not."""
         kind = ""
         try:
             with open_regular(path) as file:
-                if os.fstat(file.fileno()).st_size == 0:  # all of /proc is, and may wait
+                if os.fstat(file.fileno()).st_size == 0:  # so are all files in /proc, where reading may block
                     kind = "empty"
-                elif is_image(file.read(SIGNATURE_BYTES) or b""):  # None, where it would wait
+                elif is_image(file.read(SIGNATURE_BYTES) or b""):  # None if reading would block
                     return True
         except NotRegular:
             kind = "not regular"
@@ -146,9 +147,9 @@ class Sources:
 
 
 def _lines() -> Iterator[str]:
-    """The names on standard input, one a line. Raises InvalidRequest."""
+    """The names on standard input, one on each line. Raises InvalidRequest."""
     with translated("Cannot read the list on standard input"):
-        mark = codecs.BOM_UTF8  # which some editors write before the first line
+        mark = codecs.BOM_UTF8  # some editors write it before the first line
         while line := sys.stdin.buffer.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE:
                 raise InvalidRequest(
@@ -168,5 +169,5 @@ def _fail(error: OSError) -> NoReturn:
 
 
 def _shard_suffix(name: str) -> str:
-    """What a tar shard or a Parquet file ends in; images and URLs have none."""
+    """The suffix of a tar shard or Parquet file. "" for an image or a URL."""
     return "" if is_url(name) else next((each for each in SHARD_SUFFIXES if name.lower().endswith(each)), "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar shards: their images, one after the other, and whatever strangers wrote into their headers."""
+"""The images in a tar file, which may come from a stranger: its headers are not trusted."""
 
 import bz2
 import gzip
@@ -10,23 +10,24 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import IO, Any, BinaryIO, Self, cast
 
-from blipstream_client._exceptions import InvalidImage, excerpt
+from blipstream_client._exceptions import InvalidImage
 from blipstream_client._files import MAX_BYTES, TOO_LARGE, open_regular
+from blipstream_client._text import excerpt
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, LeftOut, is_image, is_image_name
-from blipstream_client.bulk.rows import spelled
+from blipstream_client.bulk.rows import as_utf8
 
 BLOCK = 1 << 20
-HEADER_BYTES = 1 << 20  # of one member, long names and all
-MOST_LINKS = 40  # one behind the other, as in Linux
-MOST_GLOBAL_HEADERS = 100  # which go into each member's
+HEADER_BYTES = 1 << 20  # of one member, with long names
+MOST_LINKS = 40  # in a chain, as in Linux
+MOST_GLOBAL_HEADERS = 100  # each is copied into every later member
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
 
 def tar_items(path: str, left_out: LeftOut) -> Iterator[Item]:
-    """The images in a tar file, and then its links to them. Raises InvalidRequest where it cannot be read."""
-    links: dict[str, list[str]] = {}  # what they lead to, and their names
-    with translated(f"Cannot read {excerpt(spelled(path))}"):
+    """The images in a tar file, and then its links to images. Raises InvalidRequest if it cannot be read."""
+    links: dict[str, list[str]] = {}  # names of links, by their target
+    with translated(f"Cannot read {excerpt(as_utf8(path))}"):
         for member in _members(path):
             if member.target is not None:
                 links.setdefault(member.target, []).append(member.name)
@@ -39,7 +40,7 @@ def tar_items(path: str, left_out: LeftOut) -> Iterator[Item]:
 
 
 def _linked(path: str, links: dict[str, list[str]], left_out: LeftOut) -> Iterator[Item]:
-    """What links lead to, once more from the beginning: nothing but their names is held."""
+    """The images that links lead to. The file is read again, so that only names are held in memory."""
     names = {posixpath.normpath(name): target for target, several in links.items() for name in several}
     wanted: dict[str, list[str]] = {}
     for target, several in links.items():
@@ -55,14 +56,14 @@ def _linked(path: str, links: dict[str, list[str]], left_out: LeftOut) -> Iterat
 
 
 def _end(target: str, links: dict[str, str]) -> str:
-    """Where a link to a link leads in the end."""
+    """The end of a chain of links."""
     for _ in range(MOST_LINKS):
         target = links.get(target, target)
     return target
 
 
 class Member:
-    """What lies in a tar file, to be read once while its turn is."""
+    """A member of a tar file. It can be read once, before the next member."""
 
     def __init__(self, tar: tarfile.TarFile, stream: "Stream", info: tarfile.TarInfo) -> None:
         self.name = info.name
@@ -73,33 +74,33 @@ class Member:
 
     @property
     def target(self) -> str | None:
-        """What a link leads to, if it is one."""
+        """The target of a link. None if it is no link."""
         if self._info.issym():
             return posixpath.normpath(posixpath.join(posixpath.dirname(self.name), self._info.linkname))
         return posixpath.normpath(self._info.linkname) if self._info.islnk() else None
 
     def item(self, path: str, name: str) -> Item:
-        """It, under this name in the tar file."""
+        """The member as an item of this name."""
         return Item(f"{path}/{name}", lambda: self.content)
 
     def is_image(self) -> bool:
-        """By its name, or else by its first bytes."""
+        """Whether its name or its first bytes are an image's."""
         return is_image_name(self.name) or (not self._info.issparse() and is_image(self._first_bytes))
 
     @cached_property
     def content(self) -> bytes:
-        """All of it. Raises InvalidImage."""
+        """The member's bytes. Raises InvalidImage."""
         for problem, is_there in (
             (TOO_LARGE, self._info.size > MAX_BYTES),
             ("expected a plain file, and it is stored with holes", self._info.issparse()),
         ):
             if is_there:
-                raise InvalidImage(f"Cannot read {excerpt(spelled(self.name))}: {problem}")
+                raise InvalidImage(f"Cannot read {excerpt(as_utf8(self.name))}: {problem}")
         return self._first_bytes + self._file.read()
 
     @cached_property
     def _first_bytes(self) -> bytes:
-        return self._file.read(SIGNATURE_BYTES)  # and on from there: a compressed file begins anew to go back
+        return self._file.read(SIGNATURE_BYTES)  # `content` reads on: seeking back is slow if compressed
 
     @cached_property
     def _file(self) -> IO[bytes]:
@@ -108,7 +109,7 @@ class Member:
 
 
 def _members(path: str) -> Iterator[Member]:
-    """Each in turn; none is remembered."""
+    """The members in turn."""
     with open_regular(path) as file:
         first_bytes = file.read(SIGNATURE_BYTES)
         file.seek(0)
@@ -121,7 +122,7 @@ def _members(path: str) -> Iterator[Member]:
                     raise tarfile.ReadError(f"it is damaged at byte {info.offset}")
                 begun_at = info.offset
                 yield Member(tar, stream, info)
-                tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+                tar.members = []  # type: ignore[attr-defined]  # else they all stay in memory
                 stream.allow(HEADER_BYTES)
             stream.allow(BLOCK)
             while block := stream.read(BLOCK):
@@ -131,7 +132,7 @@ def _members(path: str) -> Iterator[Member]:
 
 
 class Stream:
-    """What TarFile reads, which would take all the memory that a header asks for."""
+    """The stream for TarFile, which otherwise reads as many bytes as a header says."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -140,11 +141,11 @@ class Stream:
         self.allow(HEADER_BYTES)
 
     def allow(self, size: int) -> None:
-        """From now on, so many bytes may be read, and a block."""
+        """Let so many more bytes be read, and a block."""
         self._left = size + BLOCK
 
     def read(self, size: int) -> bytes:
-        """So many bytes. Raises ReadError."""
+        """The next bytes. Raises ReadError."""
         self._left -= size
         if size < 0 or self._left < 0:
             raise tarfile.ReadError(f"the header at byte {self.tell()} is damaged, or larger than {BLOCK >> 20} MiB")
@@ -152,11 +153,11 @@ class Stream:
 
 
 class Header(tarfile.TarInfo):
-    """What begins a member. TarFile takes a damaged one for the end of the file, which is a block of zeros."""
+    """The header of a member. TarFile takes a damaged one for the block of zeros that ends a file."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        """The next one. Raises ReadError."""
+        """The next header. Raises ReadError."""
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]

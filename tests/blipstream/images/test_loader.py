@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from blipstream.deadline import Deadline
-from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidInput, Overloaded, ServerError, error_of
+from blipstream.errors import (
+    FAILED,
+    BlipstreamError,
+    Gone,
+    InvalidInput,
+    Overloaded,
+    ServerError,
+    format_error,
+    parse_error,
+)
 from blipstream.images import loader
 from blipstream.images.loader import ImageLoader, ImageRequest, Loaded
 from blipstream.images.pixels import JPEG_SCALING, load_pixels
@@ -103,7 +112,7 @@ def test_slow_images_are_bounded(bound: str, monkeypatch: pytest.MonkeyPatch) ->
     first = images.load_requests([ImageRequest([SLOW] * count, deadline=waits_for(may_begin)) for count in (1, 2, 1)])
     assert [isinstance(each, Future) for each in first] == [True, True, False]
     assert isinstance(first[2], Overloaded)
-    assert isinstance(error_of("preprocess", str(first[2])), Overloaded)
+    assert isinstance(parse_error(format_error(first[2])), Overloaded)
     may_begin.set()
     for each in first[:2]:
         assert isinstance(each, Future)

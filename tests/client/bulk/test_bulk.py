@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command itself: what it writes, and that nothing that happens to it changes that."""
+"""The command `blipstream bulk`: its output, which interruptions do not change."""
 
 import io
 import json
@@ -25,11 +25,11 @@ import pytest
 from PIL import Image
 
 from blipstream.server.triton import TritonServer
-from blipstream_client._contract import OPTIONS
+from blipstream_client._options import OPTIONS
 from blipstream_client.bulk.extras import pyarrow
-from tests.client.bulk.test_sinks import read
-from tests.client.proxy import proxy
-from tests.client.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
+from tests.support.bulk_output import read
+from tests.support.proxy import proxy
+from tests.support.tiny_triton import Answer, Inputs, Refusal, TinyTriton, size_of_image, tiny_triton
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "blipstream_client", "bulk"]
@@ -104,7 +104,7 @@ def bulk(*arguments: str, stdin: str = "", command: Sequence[str] = COMMAND) -> 
 
 
 @pytest.mark.parametrize("output", ["a.jsonl", "a.csv", "a.parquet"])
-def test_a_row_an_image(tiny: TinyTriton, scheme: str, output: str) -> None:
+def test_one_row_for_each_image(tiny: TinyTriton, scheme: str, output: str) -> None:
     write_images(20)
     tiny.name = "demo@123"
     arguments = ["images", "--output", output, "--url", tiny.url(scheme), "--prompt", "a picture of"]
@@ -119,7 +119,7 @@ def test_a_row_an_image(tiny: TinyTriton, scheme: str, output: str) -> None:
     assert bulk(*arguments) == (0, f"20 rows in {output}, 20 of them from before\n")
 
 
-def test_what_is_no_image_is_left_out_and_counted(tiny: TinyTriton) -> None:
+def test_other_files_are_left_out_and_counted(tiny: TinyTriton) -> None:
     write_images(1)
     Path("images/a.jfif").write_bytes(jpeg(1))
     Path("images/b.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
@@ -147,7 +147,7 @@ def test_nothing_at_all_is_an_error(tiny: TinyTriton) -> None:
     assert bulk("empty", *arguments)[0] == 0
 
 
-def test_what_cannot_be_read_is_a_row(tiny: TinyTriton) -> None:
+def test_an_unreadable_image_is_a_row(tiny: TinyTriton) -> None:
     os.mkfifo("pipe.jpg")
     Path("zero.jpg").symlink_to("/dev/zero")
     with Path("large.jpg").open("wb") as file:
@@ -169,12 +169,12 @@ def test_what_cannot_be_read_is_a_row(tiny: TinyTriton) -> None:
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e39"])
-def test_numbers_that_are_none_are_refused(tiny: TinyTriton, value: str) -> None:
-    """They would be another option at each start."""
+def test_nan_is_refused(tiny: TinyTriton, value: str) -> None:
+    """NaN would differ from itself when the run goes on."""
     write_images(1)
     arguments = ["images", "--output", "a.jsonl", "--url", tiny.url("grpc")]
     for name, option in OPTIONS.items():
-        if option.kind.python is float:
+        if option.type.python is float:
             status, err = bulk(*arguments, f"--{name.replace('_', '-')}", value)
             assert (status, err.count("\n")) == (1, 1)
             assert err.startswith(f"Error: {name} must be between -3.4")
@@ -228,7 +228,7 @@ def test_names_that_are_not_utf_8(tiny: TinyTriton, output: str) -> None:
     assert rows[3]["name"] == "http://127.0.0.1/\\udcff"
 
 
-def test_odd_images_end_no_run(tiny: TinyTriton) -> None:
+def test_odd_images_do_not_end_the_run(tiny: TinyTriton) -> None:
     Path("images").mkdir()
     Image.new("RGB", (8, 6)).save("images/drawing.jpg", "EPS")
     surface = struct.pack("<4s7I44x8I20x", b"DDS ", 124, 0x1007, 6, 8, 0, 0, 0, 32, 4, 1, 0, 0, 0, 0, 0)
@@ -268,7 +268,7 @@ def test_a_disk_that_is_full(tiny: TinyTriton, output: str) -> None:
     assert [row["name"] for row in read(Path(output))] == [f"images/{number:06}.jpg" for number in range(40)]
 
 
-def test_a_run_goes_on_once_a_broken_shard_is_mended(tiny: TinyTriton) -> None:
+def test_a_run_goes_on_after_a_broken_shard_is_replaced(tiny: TinyTriton) -> None:
     write_images(3)
     with tarfile.open("shard.tar", "w") as tar:
         tar.add("images/000000.jpg")
@@ -284,13 +284,13 @@ def test_a_run_goes_on_once_a_broken_shard_is_mended(tiny: TinyTriton) -> None:
 
 
 def on_a_terminal(*arguments: str) -> tuple[int, str]:
-    """Exit status and all that was shown."""
+    """Exit status and everything on the terminal."""
     controller, terminal = pty.openpty()
     with os.fdopen(controller, "rb", buffering=0) as screen:
         with os.fdopen(terminal, "wb", buffering=0) as stderr:
             process = subprocess.Popen([*COMMAND, *arguments], stderr=stderr)
         shown = b""
-        with suppress(OSError):  # in place of an end
+        with suppress(OSError):  # at the end of a terminal's output
             while piece := screen.read(1 << 16):
                 shown += piece
     return process.wait(), shown.decode()
@@ -340,7 +340,7 @@ def test_changed_images_and_options_are_refused(tiny: TinyTriton) -> None:
     assert "begun with checkpoint null" in bulk(*arguments)[1]
 
 
-def test_a_server_that_is_gone_ends_the_run_and_keeps_its_rows(tiny: TinyTriton) -> None:
+def test_a_lost_server_ends_the_run_and_keeps_the_rows(tiny: TinyTriton) -> None:
     write_images(40)
     with proxy(tiny.grpc_port) as between:
         tiny.answer = lambda inputs: gone(inputs, between)
@@ -364,8 +364,8 @@ def gone(inputs: Inputs, between: Any) -> Answer:
     return size_of_image(inputs)
 
 
-def test_a_checkpoint_that_is_replaced_in_mid_run_ends_it(tiny: TinyTriton, scheme: str) -> None:
-    """No caption of another is written, and going on gives the rest."""
+def test_another_checkpoint_ends_the_run(tiny: TinyTriton, scheme: str) -> None:
+    """No caption of another checkpoint is written, and the next run writes the rest."""
     write_images(40)
     tiny.name = "demo@1"
 
@@ -400,7 +400,7 @@ def test_endpoints_of_different_checkpoints_end_the_run(tiny: TinyTriton, scheme
     assert len(other.headers) == 0
 
 
-def test_a_server_that_comes_back_as_another_is_not_asked(tiny: TinyTriton, scheme: str) -> None:
+def test_a_server_that_comes_back_with_another_checkpoint_is_not_used(tiny: TinyTriton, scheme: str) -> None:
     write_images(4)
     tiny.name = "demo@1"
     with tiny_triton() as other, proxy(tiny.port(scheme)) as between:
@@ -420,7 +420,7 @@ def test_a_server_that_comes_back_as_another_is_not_asked(tiny: TinyTriton, sche
 
 
 class Narrow:
-    """A server that takes so many requests at once and refuses the others."""
+    """A server that accepts so many requests at once and refuses the others."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -442,7 +442,7 @@ class Narrow:
         return size_of_image(inputs)
 
 
-def test_a_server_that_is_overloaded_is_asked_less(tiny: TinyTriton) -> None:
+def test_an_overloaded_server_gets_fewer_requests(tiny: TinyTriton) -> None:
     write_images(400)
     tiny.answer = narrow = Narrow(12)
     assert bulk("images", "--output", "a.jsonl", "--url", tiny.url("grpc"))[0] == 0
@@ -451,7 +451,7 @@ def test_a_server_that_is_overloaded_is_asked_less(tiny: TinyTriton) -> None:
 
 
 def run_with_kills(arguments: list[str], kills: int, longest: float, part_rows: int = 20) -> int:
-    """Start the command, kill it at random moments, and start it again until it ends; how often it was killed."""
+    """Start the command, kill it at random moments, and start it again until it ends. Returns the number of kills."""
     moments = random.Random(0)
     killed = 0
     command = [sys.executable, "-c", SMALL_PARTS.format(part_rows=part_rows), "bulk", *arguments]
@@ -472,9 +472,7 @@ def run_with_kills(arguments: list[str], kills: int, longest: float, part_rows: 
 @pytest.mark.parametrize(
     "output", ["parquet", *(pytest.param(each, marks=pytest.mark.full) for each in ("jsonl", "csv"))]
 )
-def test_killed_at_any_moment_it_goes_on(
-    server: TritonServer, samples: dict[str, str], samples_folder: Path, output: str
-) -> None:
+def test_a_killed_run_goes_on(server: TritonServer, samples: dict[str, str], samples_folder: Path, output: str) -> None:
     """Real captions of a few hundred demo images."""
     names = list(samples)
     Path("images").mkdir()
@@ -493,7 +491,7 @@ def test_killed_at_any_moment_it_goes_on(
 
 
 def peak_memory(arguments: list[str]) -> int:
-    """Of one run, in bytes."""
+    """The memory of one run, in bytes."""
     process = subprocess.Popen([*COMMAND, *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -502,7 +500,7 @@ def peak_memory(arguments: list[str]) -> int:
 
 
 def test_threads_share_one_heap(tiny: TinyTriton) -> None:
-    """Each of many would get holes of its own, and grow for hours."""
+    """Many heaps would each fragment, and grow for hours."""
     write_images(100)
     command = [sys.executable, "-c", COUNT_HEAPS, "bulk"]
     status, said = bulk("images", "--url", tiny.url("grpc"), "--output", "a.jsonl", command=command)

@@ -10,29 +10,29 @@ def test_it_doubles_until_the_first_refusal() -> None:
     limits = []
     for _ in range(4):
         for _ in range(limit.current):
-            limit.taken()
+            limit.accepted()
         limits.append(limit.current)
     assert limits == [2 * FIRST_LIMIT, 4 * FIRST_LIMIT, 8 * FIRST_LIMIT, 100]
 
 
-def test_then_it_grows_by_one_for_as_many_as_are_in_flight() -> None:
+def test_then_it_grows_by_one_for_each_round() -> None:
     limit = Limit(100)
     for _ in range(FIRST_LIMIT):
-        limit.taken()
+        limit.accepted()
     limit.refused()
     assert limit.current == FIRST_LIMIT
     limits = []
     for _ in range(4):
         for _ in range(limit.current + 1):
-            limit.taken()
+            limit.accepted()
         limits.append(limit.current)
     assert limits == [FIRST_LIMIT + 1, FIRST_LIMIT + 2, FIRST_LIMIT + 3, FIRST_LIMIT + 4]
 
 
-def test_it_has_an_upper_and_a_lower_end() -> None:
+def test_it_has_an_upper_and_a_lower_bound() -> None:
     limit = Limit(10)
     for _ in range(1000):
-        limit.taken()
+        limit.accepted()
     assert limit.current == 10
     for _ in range(1000):
         limit.refused()
@@ -40,10 +40,10 @@ def test_it_has_an_upper_and_a_lower_end() -> None:
     assert Limit(3).current == 3
 
 
-def test_refusals_of_one_moment_count_once() -> None:
+def test_refusals_of_one_round_count_once() -> None:
     limit = Limit(64)
     for _ in range(5000):
-        limit.taken()
+        limit.accepted()
     for _ in range(64):
         limit.acquire()
     for _ in range(60):
@@ -54,7 +54,7 @@ def test_refusals_of_one_moment_count_once() -> None:
     assert limit.current == 16
 
 
-def test_no_more_are_let_in_than_it_says() -> None:
+def test_acquire_keeps_the_limit() -> None:
     limit = Limit(2)
     limit.acquire()
     limit.acquire()
@@ -67,8 +67,8 @@ def test_no_more_are_let_in_than_it_says() -> None:
     thread.join()
 
 
-def test_large_images_are_fewer() -> None:
-    """However many the server takes."""
+def test_large_images_lower_the_limit() -> None:
+    """However many requests the server accepts."""
     limit = Limit(64)
     for _ in range(8):
         limit.acquire()
@@ -76,7 +76,7 @@ def test_large_images_are_fewer() -> None:
     entered = threading.Event()
     thread = threading.Thread(target=lambda: (limit.acquire(), entered.set()))  # type: ignore[func-returns-value]
     thread.start()
-    limit.taken()
+    limit.accepted()
     assert not entered.wait(0.1)
     limit.release(MAX_BYTES)
     assert entered.wait(10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parquet files: what cells may hold, and which columns."""
+"""Parquet files: which columns and cells have images."""
 
 from base64 import b64encode, encodebytes, urlsafe_b64encode
 from pathlib import Path
@@ -17,7 +17,7 @@ pq = pa.parquet
 
 
 def loaded(path: Path, allow_local_paths: bool = False) -> list[bytes | str | InvalidImage]:
-    """What each row holds, or why it cannot be read."""
+    """The content of each row, or why it cannot be read."""
     found: list[bytes | str | InvalidImage] = []
     for item in parquet_items(str(path), None, allow_local_paths):
         try:
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
     "kind", ["binary", "large_binary", "binary_view", "string", "large_string", "string_view", "dictionary", "struct"]
 )
 def test_base64_and_data_urls(path: Path, jpeg: bytes, kind: str) -> None:
-    """In columns of every kind."""
+    """In columns of every type."""
     images = [jpeg + bytes(number) for number in range(6)]
     cells = [
         b64encode(images[0]),
@@ -58,7 +58,7 @@ def test_base64_and_data_urls(path: Path, jpeg: bytes, kind: str) -> None:
     assert loaded(path) == images
 
 
-def test_local_paths_by_permission_only(path: Path, jpeg: bytes) -> None:
+def test_local_paths_need_permission(path: Path, jpeg: bytes) -> None:
     cells = ["/etc/hostname", "a.jpg", "http://a/b.jpg", "Qk05/abc", "", None]
     pq.write_table(pa.table({"path": cells}), path)
     assert loaded(path, allow_local_paths=True) == [*cells[:4], b"", b""]
@@ -80,7 +80,7 @@ def test_cells_that_cannot_be_read_fail_alone(path: Path, jpeg: bytes) -> None:
     cells = [b"\xff\xfe", b"data:image/png;base64,*", b64encode(jpeg) + b"*", b"x" * 18_000, jpeg]
     pq.write_table(pa.table({"image": cells}), path)
     odd, *wrong, long, whole = loaded(path)
-    assert (odd, long, whole) == (cells[0], cells[3], jpeg)  # the server's to judge
+    assert (odd, long, whole) == (cells[0], cells[3], jpeg)  # the server decides
     assert all(isinstance(each, InvalidImage) for each in wrong)
     text = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff"))
     pq.write_table(pa.table({"path": pa.concat_arrays([text, pa.array(["x" * 18_000])])}), path)
@@ -91,7 +91,7 @@ def test_cells_that_cannot_be_read_fail_alone(path: Path, jpeg: bytes) -> None:
 
 @pytest.mark.parametrize("dictionary", [True, False])
 def test_nothing_larger_than_an_image(path: Path, jpeg: bytes, dictionary: bool) -> None:
-    """Not even into memory, if its row group says so."""
+    """It is not even read into memory if the metadata of its row group gives its size."""
     with pq.ParquetWriter(path, pa.schema([("image", pa.binary())]), use_dictionary=dictionary) as writer:
         writer.write_table(pa.table({"image": [jpeg]}))
         writer.write_table(pa.table({"image": [bytes(4 * MAX_BYTES)]}))
@@ -113,7 +113,7 @@ def test_nothing_larger_than_an_image(path: Path, jpeg: bytes, dictionary: bool)
         ([{f"field{number}": 1 for number in range(100)}], "struct<field0: int64, field1"),
     ],
 )
-def test_columns_that_hold_no_images(path: Path, values: list[Any], kind: str) -> None:
+def test_columns_without_images(path: Path, values: list[Any], kind: str) -> None:
     pq.write_table(pa.table({"image": values}), path)
     for _ in range(2):
         with pytest.raises(

@@ -15,17 +15,17 @@ from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.runner import Runner, Summary
 from blipstream_client.bulk.sinks import open_sink
-from tests.client.proxy import proxy
-from tests.client.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
+from tests.support.proxy import proxy
+from tests.support.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
 
 pq = pyarrow("This test").parquet
 
 
 @pytest.mark.timeout(60)
-def test_ctrl_c_waits_for_nobody_and_loses_no_row(
+def test_ctrl_c_does_not_wait_and_loses_no_row(
     tiny: TinyTriton, tmp_path: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not for a web server either that has taken the connection and says nothing."""
+    """Not even for a web server that has accepted the connection and says nothing."""
     monkeypatch.setattr("blipstream_client._base.MAX_SECONDS", 600)
     fetches: list[socket.socket] = []
     sink = open_sink(str(tmp_path / "captions.parquet"))
@@ -44,12 +44,12 @@ def test_ctrl_c_waits_for_nobody_and_loses_no_row(
         with pytest.raises(KeyboardInterrupt):
             Runner(captioner, limit, 1, sink, Summary()).run(items, interrupt)
         with fetches[0]:
-            assert fetches[0].recv(1) == b""  # it was hung up on
+            assert fetches[0].recv(1) == b""  # the client hung up
             assert pq.read_table(sink.path)["name"].to_pylist() == ["a.jpg"]
 
 
-def test_a_server_that_is_away_is_waited_for_and_looked_at(tiny: TinyTriton, scheme: str, jpeg: bytes) -> None:
-    """What it answered before is confirmed only by itself."""
+def test_a_lost_server_is_waited_for_and_checked(tiny: TinyTriton, scheme: str, jpeg: bytes) -> None:
+    """Only the endpoint itself can confirm the rows that it has answered."""
     tiny.name = "demo@1"
     with proxy(tiny.port(scheme)) as between:
         captioner = Captioner(Limit(1), {}, f"{scheme}://127.0.0.1:{between.port}", retries=100)
@@ -67,7 +67,7 @@ def test_a_server_that_is_away_is_waited_for_and_looked_at(tiny: TinyTriton, sch
 
 
 class Recorder(Captioner):
-    """Which rows it gave."""
+    """The rows that it made."""
 
     def row(self, name: str, image: bytes | str | InvalidImage) -> Finished:
         row = super().row(name, image)
@@ -75,10 +75,10 @@ class Recorder(Captioner):
         return row
 
 
-def test_a_full_disk_cancels_nothing_that_is_in_flight(
+def test_a_full_disk_cancels_no_request(
     tiny: TinyTriton, tmp_path: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server is well, and is not hung up on."""
+    """The server is healthy, so the client does not hang up on it."""
     is_full, second_is_asked = threading.Event(), threading.Event()
 
     def answer(inputs: Inputs) -> Answer:

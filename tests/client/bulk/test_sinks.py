@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import errno
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ from blipstream_client.bulk import sinks
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.rows import COLUMNS, Row
 from blipstream_client.bulk.sinks import open_sink, replace
+from tests.support.bulk_output import read
 
 pq = pyarrow("This test").parquet
 
@@ -42,7 +42,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def write(output: Path, rows: list[Row], job: dict[str, Any] = JOB) -> list[tuple[str, bool]]:
-    """What a run finds and adds."""
+    """Add rows as a run does. Returns the rows that were there."""
     sink = open_sink(str(output))
     sink.begin(job)
     found = list(sink.recover())
@@ -50,18 +50,6 @@ def write(output: Path, rows: list[Row], job: dict[str, Any] = JOB) -> list[tupl
         sink.write(each)
     sink.close()
     return found
-
-
-def read(output: Path) -> list[dict[str, Any]]:
-    match output.suffix:
-        case ".jsonl":
-            return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        case ".csv":
-            with output.open(encoding="utf-8", newline="") as file:
-                return list(csv.DictReader(file))
-        case _:
-            table: list[dict[str, Any]] = pq.read_table(output).to_pylist()
-            return table
 
 
 def test_rows_come_back(output: Path) -> None:
@@ -81,7 +69,7 @@ def test_going_on_adds_to_what_is_there(output: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_a_row_that_is_half_written_is_cut_off(suffix: str, tmp_path: Path) -> None:
+def test_an_incomplete_row_is_cut_off(suffix: str, tmp_path: Path) -> None:
     """Wherever the file ends."""
     whole = tmp_path / f"whole{suffix}"
     write(whole, ROWS)
@@ -114,7 +102,7 @@ def test_long_json_lines_are_cut_off_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert write(output, []) == [("0.jpg", True)]
 
 
-def test_a_part_that_is_half_written_is_dropped(tmp_path: Path) -> None:
+def test_an_incomplete_part_is_removed(tmp_path: Path) -> None:
     output = tmp_path / "captions.parquet"
     write(output, ROWS[:1])
     (output / ".part-000002.parquet.tmp").write_bytes(b"half")
@@ -122,7 +110,7 @@ def test_a_part_that_is_half_written_is_dropped(tmp_path: Path) -> None:
     assert sorted(path.name for path in output.iterdir()) == ["_job.json", "part-000001.parquet", "part-000002.parquet"]
 
 
-def test_parts_are_written_along_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_written_during_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "PART_ROWS", 2)
     output = tmp_path / "captions.parquet"
     write(output, [row(number) for number in range(5)])
@@ -210,7 +198,7 @@ def test_another_job_is_refused(output: Path, changes: dict[str, Any], words: st
 
 
 @pytest.mark.parametrize("job", [json.dumps(JOB), "{"])
-def test_where_the_rows_were_deleted_another_job_begins_anew(output: Path, job: str) -> None:
+def test_after_the_rows_were_deleted_another_job_may_begin(output: Path, job: str) -> None:
     write(output, ROWS)
     open_sink(str(output)).job_path.write_text(job)
     for rows in output.glob("part-*") if output.is_dir() else [output]:
@@ -227,14 +215,14 @@ def test_a_checkpoint_is_known_by_its_revision(output: Path) -> None:
         open_sink(str(output)).begin(JOB | {"checkpoint": "x@2"})
 
 
-def test_what_others_wrote_is_left_alone(output: Path) -> None:
+def test_other_files_are_not_overwritten(output: Path) -> None:
     output.write_text("precious")
     with pytest.raises(InvalidRequest, match="exists and was not begun by this command"):
         open_sink(str(output)).begin(JOB)
     assert output.read_text() == "precious"
 
 
-def test_a_folder_that_was_only_just_made_is_taken(tmp_path: Path) -> None:
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").mkdir()
     (tmp_path / "a.parquet" / "._job.json.tmp").write_text("{")
     assert write(tmp_path / "a.parquet", ROWS) == []
@@ -249,7 +237,7 @@ def test_a_job_that_cannot_be_read(output: Path, job: str) -> None:
 
 
 def test_only_one_process_at_a_time(output: Path) -> None:
-    """Also before there is anything."""
+    """Even before the output exists."""
     for _ in range(2):
         with (
             open_sink(str(output)).lock(),
@@ -260,7 +248,7 @@ def test_only_one_process_at_a_time(output: Path) -> None:
         write(output, ROWS)
 
 
-def test_where_there_are_no_locks_care_is_up_to_the_user(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_without_locks(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -276,7 +264,7 @@ def test_other_kinds_of_output(name: str) -> None:
 
 
 def test_no_cell_is_a_formula(tmp_path: Path) -> None:
-    """To a spreadsheet; numbers stay numbers, and whoever takes the first apostrophe away has what there was."""
+    """Numbers stay numbers, and without the first apostrophe, text is as it was."""
     texts = ["=1+1", "+a", "-b", "@c", "\td", "\re", "\nf", "'g", "''h", "i=1", "-1.5"]
     rows = [row(number, name=text, caption=text) for number, text in enumerate(texts)]
     output = tmp_path / "a.csv"

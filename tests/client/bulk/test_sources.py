@@ -21,7 +21,7 @@ pq = pa.parquet
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Images at several depths, and what is none."""
+    """Images at several depths, and other files."""
     for name in ("b.jpg", "a.PNG", "notes.txt", "deep/c.webp", "deep/er/d.jpeg"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def test_a_list_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_is_not_there() -> None:
+def test_missing_files() -> None:
     Sources(["images", "images/b.jpg", "images/*.jpg", "-", "https://example.com/a.jpg"]).check()
     with pytest.raises(InvalidRequest, match="There is no file or folder nowhere"):
         Sources(["images", "nowhere"]).check()
@@ -194,11 +194,11 @@ def test_what_is_not_there() -> None:
 
 
 def test_names_in_a_shard_are_not_interned(folder: Path) -> None:
-    """Python's table of interned strings grows with all that were ever in it."""
+    """Python's table of interned strings never shrinks."""
     write_tar(folder / "a.tar")
     for number, _ in enumerate(Sources(["a.tar"]).items()):
         name = f"{number:05}.jpg"
-        assert sys.intern(name) is name  # which was not there
+        assert sys.intern(name) is name  # so it was not there before
 
 
 def test_images_are_known_by_their_first_bytes(folder: Path, jpeg: bytes) -> None:
@@ -221,7 +221,7 @@ def test_images_are_known_by_their_first_bytes(folder: Path, jpeg: bytes) -> Non
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_macos_keeps_beside_files_is_left_out(jpeg: bytes) -> None:
+def test_macos_metadata_is_left_out(jpeg: bytes) -> None:
     found = names("images")
     beside = Path("images/__MACOSX")
     beside.mkdir()
@@ -234,8 +234,8 @@ def test_what_macos_keeps_beside_files_is_left_out(jpeg: bytes) -> None:
     assert sorted(names("a.tar")) == [f"a.tar/{name}" for name in ("images/._true.jpg", *found)]
 
 
-def test_what_the_server_reads_is_known(jpeg: bytes) -> None:
-    """Whatever PIL writes of its formats, and nothing else."""
+def test_all_formats_of_the_server_are_known(jpeg: bytes) -> None:
+    """All files that PIL writes in the server's formats, and no others."""
     for kind in (*FORMATS, "MPO"):
         buffer = io.BytesIO()
         Image.open(io.BytesIO(jpeg)).save(buffer, kind, big_tiff=True)
@@ -246,7 +246,7 @@ def test_what_the_server_reads_is_known(jpeg: bytes) -> None:
         assert not is_image(buffer.getvalue()[:SIGNATURE_BYTES]), kind
 
 
-def test_the_kinds_that_were_left_out_are_not_without_number() -> None:
+def test_the_number_of_kinds_left_out_is_bounded() -> None:
     left_out = LeftOut()
     for number in range(1000):
         left_out.add(f"a.{number}")
@@ -272,7 +272,7 @@ def test_links_are_followed_once(folder: Path) -> None:
     assert names("linked") == [f"linked/{name}" for name in images]
 
 
-def test_a_list_has_whatever_may_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_may_have_any_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(folder / "shard.tar")
     (folder / "[b].jpg").touch()
     lines = ["images/deep", "shard.tar", "images/*.jpg", "[b].jpg", "*.gif", "-", "a" * 5000, "http://a/b.jpg"]
@@ -284,7 +284,7 @@ def test_a_list_has_whatever_may_be_named(folder: Path, monkeypatch: pytest.Monk
     ]
 
 
-def test_a_list_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_that_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/zero").open() as zeros:
         monkeypatch.setattr("sys.stdin", zeros)
         with pytest.raises(InvalidRequest, match="Expected a name a line on standard input, got a line of more than"):
@@ -298,7 +298,7 @@ def test_a_shard_that_is_a_pipe(folder: Path, name: str) -> None:
         names(name)
 
 
-def test_the_type_of_a_column_is_told_before_the_run(folder: Path) -> None:
+def test_the_type_of_a_column_is_checked_before_the_run(folder: Path) -> None:
     pq.write_table(pa.table({"image": [[1.0, 2.0]]}), folder / "a.parquet")
     for pattern in ("a.parquet", "*.parquet"):
         with pytest.raises(InvalidRequest, match=r"in the column image of a\.parquet, got list<element: double>"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tar files: what is taken up, and what strangers cannot do by their headers."""
+"""Tar files: which members are images, and headers that a stranger has damaged on purpose."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ def link(tar: tarfile.TarFile, name: str, target: str, kind: bytes = tarfile.SYM
 
 
 def loaded(path: Path) -> tuple[list[tuple[str, bytes | str]], str]:
-    """Names in the tar file, with what they hold, and what was left out."""
+    """Names and contents of the items, and the files that were left out."""
     left_out = LeftOut()
     found = [(item.name.removeprefix(f"{path}/"), item.load()) for item in tar_items(str(path), left_out)]
     return found, str(left_out)
@@ -59,7 +59,7 @@ def test_images_are_known_by_their_first_bytes(path: Path, jpeg: bytes, mode: st
     )
 
 
-def test_links_lead_to_what_is_in_the_tar_file(path: Path, jpeg: bytes, mode: str) -> None:
+def test_links_lead_to_members_of_the_tar_file(path: Path, jpeg: bytes, mode: str) -> None:
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         link(tar, "early.jpg", "deep/a.jpg")
         member(tar, "deep/a.jpg", jpeg + b"a")
@@ -87,7 +87,7 @@ def test_links_lead_to_what_is_in_the_tar_file(path: Path, jpeg: bytes, mode: st
 
 
 def test_a_compressed_tar_file_is_read_once(path: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To go back by a byte is to decompress it all again."""
+    """Seeking back by one byte would decompress everything again."""
     with tarfile.open(path, "w:gz") as tar:
         for number in range(20):
             member(tar, f"{number}.jfif", jpeg + bytes(100_000))
@@ -96,7 +96,7 @@ def test_a_compressed_tar_file_is_read_once(path: Path, jpeg: bytes, monkeypatch
 
 
 def test_large_members_fail_alone(path: Path, jpeg: bytes) -> None:
-    """Without being read: there are no such bytes."""
+    """They are not read: the file does not have so many bytes."""
     with tarfile.open(path, "w") as tar:
         member(tar, "a.jpg", jpeg)
         sparse = tarfile.TarInfo("large.jpg")
@@ -124,14 +124,14 @@ def test_large_members_fail_alone(path: Path, jpeg: bytes) -> None:
 
 
 def pax_header(file: io.BufferedIOBase, kind: bytes) -> None:
-    """One of 64 MiB."""
+    """A header of 64 MiB."""
     info = tarfile.TarInfo("header")
     info.type, info.size = kind, 2**26
     file.write(info.tobuf() + bytes(2**26))
 
 
 def old_sparse(file: io.BufferedIOBase) -> None:
-    """A map of holes that goes on for 64 MiB."""
+    """A map of a sparse file's holes that is 64 MiB long."""
     header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
     header[156:157], header[257:265] = tarfile.GNUTYPE_SPARSE, b"ustar  \0"
     header[482] = 1
@@ -141,7 +141,7 @@ def old_sparse(file: io.BufferedIOBase) -> None:
 
 
 def backwards(file: io.BufferedIOBase) -> None:
-    """A file that ends before it begins, after which the same header would come for ever."""
+    """A member with a negative size, after which the same header would come for ever."""
     info = tarfile.TarInfo("a.jpg")
     info.size = -1024
     file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))

@@ -7,6 +7,7 @@ import grpc
 import httpcore2
 import pytest
 
+import blipstream.errors
 from blipstream_client import (
     AccessDenied,
     BlipstreamError,
@@ -17,11 +18,12 @@ from blipstream_client import (
     ServerError,
     ServerOverloaded,
     ServerUnreachable,
+    _errors,
+    _exceptions,
     _grpc,
     _http,
 )
-from blipstream_client._exceptions import error_from_status, translated_errors
-from blipstream_client._transport import StatusError
+from blipstream_client._errors import StatusError, error_from_status, translated_errors
 
 URL = "grpc://captions:8001"
 TIMEOUT = 2.5
@@ -86,12 +88,75 @@ def test_every_http_status_has_its_error() -> None:
         ("[request id: 7] Request timeout expired", RequestTimeout),
         ("Request for unknown model: 'caption' version 1 is not at ready state", ModelNotReady),
         ("This protocol is restricted, expecting header 'key'", AccessDenied),
-        ("512 requests wait already: try again later", ServerOverloaded),
         ("Stub process 'caption_stream_0_0' is not healthy.", ServerError),
     ],
 )
-def test_what_the_status_does_not_tell_the_words_do(status: str, message: str, expected: type[Exception]) -> None:
+def test_tritons_message_counts_more_than_the_status(status: str, message: str, expected: type[Exception]) -> None:
     assert type(error(status, message)) is expected
+
+
+@pytest.mark.parametrize("status", ["INTERNAL", "UNAVAILABLE", "500", "503", "400", ""])
+@pytest.mark.parametrize("prefix", ["", "in ensemble 'caption', ", "in ensemble 'caption', [request id: a b] "])
+@pytest.mark.parametrize(
+    ("code", "expected", "transient"),
+    [
+        ("invalid_input", InvalidRequest, False),
+        ("overloaded", ServerOverloaded, True),
+        ("stopping", ServerUnreachable, True),
+        ("timeout", RequestTimeout, False),
+        ("cancelled", RequestCancelled, False),
+        ("internal", ServerError, False),
+        ("backend_died", ServerError, True),
+        ("artifact_error", ServerError, False),
+        ("server_error", ServerError, False),
+    ],
+)
+def test_the_servers_code_counts_most(
+    status: str, prefix: str, code: str, expected: type[BlipstreamError], transient: bool
+) -> None:
+    """More than the status and more than any words, which are the sender's where they repeat a value."""
+    message = "prompt must be text, not 'Exceeds maximum queue size [timeout] Stub process'"
+    found = error(status, f"{prefix}[{code}] {message}")
+    assert (type(found), found.code, found.transient) == (expected, code, transient)
+    assert message in str(found)
+    assert code not in str(found).replace(message, "")
+
+
+def test_every_code_of_the_server_is_known() -> None:
+    def below(kind: type[blipstream.errors.BlipstreamError]) -> list[type[blipstream.errors.BlipstreamError]]:
+        return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
+
+    assert {kind.code for kind in below(blipstream.errors.BlipstreamError)} == _errors._BY_CODE.keys()
+
+
+def test_what_the_server_writes_the_client_reads() -> None:
+    text = blipstream.errors.format_error(blipstream.errors.Overloaded("512 requests wait already"))
+    found = error("INTERNAL", f"in ensemble 'caption', {text}")
+    assert (type(found), str(found)) == (ServerOverloaded, "512 requests wait already")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected", "code"),
+    [
+        ("UNAVAILABLE", "32 requests wait already", ServerUnreachable, "unreachable"),
+        ("INVALID_ARGUMENT", "num_beams must be between 1 and 10, not 99", InvalidRequest, "invalid_input"),
+        ("500", "the server failed at this request", ServerError, "internal"),
+        ("400", "[of_the_future] no such word", InvalidRequest, "of_the_future"),
+        ("503", "[of_the_future] Exceeds maximum queue size", ServerUnreachable, "of_the_future"),
+        ("429", "", ServerOverloaded, "overloaded"),
+    ],
+)
+def test_older_and_newer_servers(status: str, text: str, expected: type[BlipstreamError], code: str) -> None:
+    """Without a code that is known, the status decides."""
+    found = error(status, text)
+    assert (type(found), found.code) == (expected, code)
+
+
+def test_each_error_has_a_code_of_its_own() -> None:
+    kinds = [
+        each for each in vars(_exceptions).values() if isinstance(each, type) and issubclass(each, BlipstreamError)
+    ]
+    assert len({kind.code for kind in kinds}) == len(kinds) > 10
 
 
 @pytest.mark.parametrize(
@@ -116,7 +181,7 @@ def test_messages_say_where_why_and_how_long() -> None:
     assert str(error("418", "")) == f"The server at {URL} answered 418 without a message"
 
 
-def test_what_may_succeed_later_is_transient() -> None:
+def test_transient_errors() -> None:
     assert error("UNAVAILABLE").transient
     assert error("UNAVAILABLE", "Exceeds maximum queue size").transient
     assert error("503", "Model 'caption' is not at ready state").transient
@@ -167,7 +232,7 @@ UNUSED = {httpcore2.ConnectionNotAvailable, httpcore2.ProxyError, httpcore2.Unsu
 
 
 @pytest.mark.parametrize("odd", [ValueError("not JSON"), KeyError("outputs"), TypeError("not a list")])
-def test_an_answer_that_makes_no_sense(odd: Exception) -> None:
+def test_a_response_that_makes_no_sense(odd: Exception) -> None:
     with pytest.raises(ServerError, match="not one that Triton gives"), errors():
         raise odd
 
@@ -186,7 +251,7 @@ def test_our_own_errors_and_bugs_pass_unchanged() -> None:
         assert caught.value is own
 
 
-def test_whatever_fails_after_closing_was_cancelled() -> None:
+def test_any_error_after_closing_is_a_cancellation() -> None:
     closed = Event()
     around = errors(closed)
     around.__enter__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server of both of Triton's protocols without a model, for what a real one cannot be made to do on demand."""
+"""A server for both of Triton's protocols, for failures that a real server cannot produce on demand."""
 
 import base64
 import json
@@ -49,7 +49,7 @@ FULL = Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
 
 @dataclass
 class TinyTriton:
-    """Where it listens, and what it says to a request's inputs; `answer` and `grow` may be replaced at any time."""
+    """Its ports, and the functions that answer requests: `answer` and `grow`, which may be replaced at any time."""
 
     answer: Callable[[Inputs], Answer]
     grow: Callable[[Inputs], Iterable[Event]]
@@ -71,8 +71,27 @@ def size_of_image(inputs: Inputs) -> Answer:
     return f"{len(inputs['image'][0, 0])} bytes", -1.5, 2
 
 
+class Gate:
+    """An answer that waits until the gate is opened. It counts the requests that wait."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.waiting = 0
+        self.most_waiting = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Inputs) -> Answer:
+        with self._lock:
+            self.waiting += 1
+            self.most_waiting = max(self.most_waiting, self.waiting)
+        self.opened.wait(30)
+        with self._lock:
+            self.waiting -= 1
+        return size_of_image(inputs)
+
+
 def word_by_word(inputs: Inputs) -> Iterator[Event]:
-    """The default stream: "12", and in the end " bytes" and all that `size_of_image` says."""
+    """The default stream: "12", and then " bytes" with the outputs of `size_of_image`."""
     caption, score, num_tokens = size_of_image(inputs)
     first, space, rest = caption.partition(" ")
     yield {"text": first, "score": score / num_tokens}
@@ -87,7 +106,7 @@ def word_by_word(inputs: Inputs) -> Iterator[Event]:
 
 
 def event_outputs(event: Event) -> list[tuple[str, str, bytes]]:
-    """An event as gRPC has it: name, datatype and raw bytes of each output."""
+    """An event for gRPC: name, datatype and raw bytes of each output."""
     found = []
     for name, value in event.items():
         values = value if isinstance(value, list) else [value]
@@ -102,7 +121,7 @@ def event_outputs(event: Event) -> list[tuple[str, str, bytes]]:
 
 
 def outputs(answer: Answer) -> list[tuple[str, str, bytes]]:
-    """Name, Triton datatype and raw bytes of each output, all of shape [1, 1] but the tokens' scores: [1, 1, T]."""
+    """Name, Triton datatype and raw bytes of each output. Shapes are [1, 1], and [1, 1, T] for token_scores."""
     caption, score, num_tokens = answer
     return [
         ("caption", "BYTES", serialize_byte_tensor(np.array([[caption.encode()]], dtype=np.object_)).item()),
@@ -229,7 +248,7 @@ def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
             self.send_event(None, next(statuses, None))
 
         def send_event(self, event: Event | None, status: int | None) -> None:
-            """An event or the end, and before the first of them the status."""
+            """Send an event or the end, and before the first one the status."""
             if status:
                 self.send_response(status)
                 self.send_header("Transfer-Encoding", "chunked")
@@ -256,12 +275,12 @@ class HttpServer(ThreadingHTTPServer):
     request_queue_size = MAX_REQUESTS
 
     def handle_error(self, *_: object) -> None:
-        """A client that hung up is what some tests are about."""
+        """Ignore clients that hang up."""
 
 
 @contextmanager
 def tiny_triton(grpc_address: str = "127.0.0.1:0") -> Iterator[TinyTriton]:
-    """One that listens over gRPC and HTTP."""
+    """A server that listens over gRPC and HTTP."""
     tiny = TinyTriton(size_of_image, word_by_word)
     http_server = HttpServer(("127.0.0.1", 0), http_handler(tiny))
     tiny.http_port = http_server.server_address[1]

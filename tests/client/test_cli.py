@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from blipstream_client import Client, __version__
-from blipstream_client._contract import OPTIONS
-from blipstream_client._program import main
-from tests.client.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
+from blipstream_client._cli import main
+from blipstream_client._options import OPTIONS
+from tests.support.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "blipstream_client"]
@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-m", "blipstream_client"]
 
 @pytest.fixture
 def environment(tiny: TinyTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with two images, and a server that the command line knows of."""
+    """A folder with two images, and the URL of a server in the environment."""
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "b.png").write_bytes(b"22")
     monkeypatch.chdir(tmp_path)
@@ -38,13 +38,13 @@ def blipstream(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_line_an_image(scheme: str, tiny: TinyTriton) -> None:
+def test_one_line_for_each_image(scheme: str, tiny: TinyTriton) -> None:
     expected = (0, "a.jpg: 1 bytes\nb.png: 2 bytes\n", "")
     assert blipstream("caption", "a.jpg", "b.png", "--url", tiny.url(scheme)) == expected
 
 
 @pytest.mark.usefixtures("environment")
-def test_one_failure_ends_no_other() -> None:
+def test_a_failure_does_not_affect_the_others() -> None:
     status, out, err = blipstream("caption", "a.jpg", "nowhere.jpg", "b.png")
     assert (status, out) == (1, "a.jpg: 1 bytes\nb.png: 2 bytes\n")
     assert err == "nowhere.jpg: Cannot read the image file 'nowhere.jpg': No such file or directory\n"
@@ -77,10 +77,10 @@ def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
     values = {int: 7, float: 0.5, str: b"words", bool: True}
     flags = []
     for name, option in OPTIONS.items():
-        flags += [f"--{name.replace('_', '-')}", *words[option.kind.python]]
+        flags += [f"--{name.replace('_', '-')}", *words[option.type.python]]
     assert blipstream("caption", "a.jpg", *flags)[0] == 0
     assert {name: tensor[0, 0] for name, tensor in seen[0].items()} == {"image": b"1"} | {
-        name: values[option.kind.python] for name, option in OPTIONS.items()
+        name: values[option.type.python] for name, option in OPTIONS.items()
     }
 
 
@@ -99,7 +99,7 @@ def test_a_wrong_url_is_one_sentence() -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_no_server_is_one_sentence_an_image(scheme: str, closed_port: int) -> None:
+def test_without_a_server_each_image_has_one_sentence(scheme: str, closed_port: int) -> None:
     status, out, err = blipstream("caption", "a.jpg", "b.png", "--url", f"{scheme}://127.0.0.1:{closed_port}")
     assert (status, out) == (1, "")
     assert [line.split(" at ")[0] for line in err.splitlines()] == [
@@ -176,9 +176,9 @@ runpy.run_module("blipstream_client", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["_program", "_client", "_fetch", "_images", "_tls", "bulk.job", "bulk.tar"])
+@pytest.mark.parametrize("module", ["_cli", "_client", "_fetch", "_images", "_tls", "bulk.job", "bulk.tar"])
 def test_ctrl_c_while_it_is_imported_ends_it_quietly(module: str) -> None:
-    """By the signal itself, for which shells say 130."""
+    """The signal ends the process, for which shells say 130."""
     command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, f"blipstream_client.{module}"]
     done = subprocess.run(command, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
@@ -187,7 +187,7 @@ def test_ctrl_c_while_it_is_imported_ends_it_quietly(module: str) -> None:
 ANOTHER_THREAD_GETS_IT = """
 import os, signal, threading
 from pathlib import Path
-from blipstream_client._program import main
+from blipstream_client._cli import main
 
 def interrupt():
     while "pipe" not in Path(f"/proc/self/task/{os.getpid()}/wchan").read_text():
@@ -200,8 +200,8 @@ main()
 
 
 @pytest.mark.usefixtures("environment")
-def test_ctrl_c_that_does_not_interrupt_the_reading_is_heard() -> None:
-    """As one that comes just before it begins, or, as here, one that the kernel gives to another thread."""
+def test_ctrl_c_that_does_not_interrupt_the_reading_works() -> None:
+    """A signal that comes just before the reading begins, or, as here, that the kernel gives to another thread."""
     command, pipe = [sys.executable, "-c", ANOTHER_THREAD_GETS_IT, "caption", "-"], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         try:
@@ -214,14 +214,14 @@ def test_ctrl_c_that_does_not_interrupt_the_reading_is_heard() -> None:
 
 PATIENT = """
 from blipstream_client import _base
-from blipstream_client._program import main
+from blipstream_client._cli import main
 _base.MAX_SECONDS = 600
 main()
 """
 
 
 @pytest.mark.usefixtures("environment")
-def test_ctrl_c_waits_for_no_url() -> None:
+def test_ctrl_c_does_not_wait_for_a_url() -> None:
     with socket.create_server(("127.0.0.1", 0)) as web:
         web.settimeout(20)
         arguments = ["caption", f"http://127.0.0.1:{web.getsockname()[1]}/a.jpg", "--allow-private-urls"]
@@ -259,7 +259,7 @@ def test_word_by_word(scheme: str, tiny: TinyTriton) -> None:
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("end", ["Ctrl-C", "error"])
 def test_words_come_at_once(scheme: str, tiny: TinyTriton, end: str) -> None:
-    """And the line is ended, whatever ends it."""
+    """The line is ended in any case."""
     shown = threading.Event()
 
     def pause(inputs: Inputs) -> Iterator[Event]:
@@ -283,7 +283,7 @@ def test_words_come_at_once(scheme: str, tiny: TinyTriton, end: str) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_how_to_talk_to_the_server(tiny: TinyTriton, closed_port: int) -> None:
+def test_connection_flags(tiny: TinyTriton, closed_port: int) -> None:
     url = f"grpc://127.0.0.1:{closed_port},{tiny.url('grpc').removeprefix('grpc://')}"
     flags = ["--url", url, "--timeout", "20", "--retries", "2", "--header", "Authorization: Bearer a:b"]
     assert blipstream("caption", "a.jpg", "b.png", *flags) == (0, "a.jpg: 1 bytes\nb.png: 2 bytes\n", "")
@@ -336,7 +336,7 @@ def test_wrong_flags_are_one_sentence(flags: list[str], status: int, words: str)
 def test_extreme_numbers_are_numbers(scheme: str, tiny: TinyTriton, flags: list[str]) -> None:
     status, out, err = blipstream("caption", "a.jpg", "--url", tiny.url(scheme), *flags)
     if flags[0] == "--timeout" and float(flags[1]) < 1:
-        assert (out + err).startswith(("a.jpg: No answer from ", "a.jpg: 1 bytes"))  # over HTTP it may come in time
+        assert (out + err).startswith(("a.jpg: No answer from ", "a.jpg: 1 bytes"))  # over HTTP it may be in time
         assert (out + err).count("\n") == 1
     else:
         assert (status, out, err) == (0, "a.jpg: 1 bytes\n", "")
@@ -346,7 +346,7 @@ def test_extreme_numbers_are_numbers(scheme: str, tiny: TinyTriton, flags: list[
 @pytest.mark.parametrize(
     "arguments", [["caption", "a.jpg"], ["caption", "--stream", "a.jpg"], ["info"], ["--help"], ["--version"]], ids=str
 )
-def test_an_output_that_takes_no_more(arguments: list[str]) -> None:
+def test_an_output_that_is_full(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "Error: Cannot write the output: No space left on device\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections of httpcore2 with something more to them."""
+"""Network backends and streams for httpcore2 that another thread can abort."""
 
 import socket
 import ssl
@@ -12,17 +12,17 @@ from httpcore2 import SOCKET_OPTION, NetworkStream, SyncBackend
 
 
 class Stream(NetworkStream):
-    """A connection like the one it wraps; a subclass says what is different."""
+    """A connection that wraps another. Subclasses change what they need."""
 
     def __init__(self, stream: NetworkStream) -> None:
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What came next, or nothing at the end."""
+        """The next bytes, or none at the end."""
         return self._stream.read(max_bytes, timeout)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it."""
+        """Send all bytes."""
         self._stream.write(buffer, timeout)
 
     def close(self) -> None:
@@ -32,7 +32,7 @@ class Stream(NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> NetworkStream:
-        """The same connection, encrypted from here on."""
+        """Encrypt the connection from here on."""
         try:
             self._stream = self._stream.start_tls(ssl_context, server_hostname, timeout)
         except BaseException:
@@ -41,22 +41,22 @@ class Stream(NetworkStream):
         return self
 
     def get_extra_info(self, info: str) -> Any:  # noqa: ANN401
-        """Such as its socket."""
+        """A property of the connection, such as "socket"."""
         return self._stream.get_extra_info(info)
 
-    def cut(self) -> None:
-        """Hang up from another thread, which wakes the one that waits on it."""
+    def abort(self) -> None:
+        """Hang up from another thread. A thread that waits for the connection wakes."""
         with suppress(OSError):
             self.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
-class CuttableBackend(SyncBackend):
-    """Connects as httpcore2 does, and can end all of its connections while threads wait on them."""
+class AbortableBackend(SyncBackend):
+    """Connects as httpcore2 does, and can end all its connections while threads wait for them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._open: set[Stream] = set()
-        self._cut = False
+        self._aborted = False
 
     def connect_tcp(
         self,
@@ -66,28 +66,28 @@ class CuttableBackend(SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[SOCKET_OPTION] | None = None,
     ) -> NetworkStream:
-        """A connection that `cut` ends."""
-        stream = CuttableStream(super().connect_tcp(host, port, timeout, local_address, socket_options), self._forget)
+        """A connection that `abort` ends."""
+        stream = AbortableStream(super().connect_tcp(host, port, timeout, local_address, socket_options), self._forget)
         with self._lock:
             self._open.add(stream)
-            if self._cut:
-                stream.cut()
+            if self._aborted:
+                stream.abort()
         return stream
 
-    def cut(self) -> None:
-        """End every connection, and those that are just being made."""
+    def abort(self) -> None:
+        """End every connection, and each that is made from now on."""
         with self._lock:
-            self._cut = True
+            self._aborted = True
             for stream in self._open:
-                stream.cut()
+                stream.abort()
 
     def _forget(self, stream: Stream) -> None:
         with self._lock:
             self._open.discard(stream)
 
 
-class CuttableStream(Stream):
-    """A connection that says when it is closed."""
+class AbortableStream(Stream):
+    """A connection that tells its backend when it is closed."""
 
     def __init__(self, stream: NetworkStream, forget: Callable[[Stream], None]) -> None:
         super().__init__(stream)

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 
-from blipstream_client import Caption, InvalidRequest, Options, ServerError
-from blipstream_client._contract import OPTIONS, Tensors, image_tensor, option_tensors, parse_caption
+from blipstream.images.pixels import DEFAULT_RESIZE_MODE
+from blipstream.options import INPUT_NAMES, DecodingOptions
+from blipstream_client import InvalidRequest, Options
+from blipstream_client._options import OPTIONS, option_tensors
 
 
-def test_an_image_is_one_string_of_a_batch_of_one() -> None:
-    tensor = image_tensor(b"\x89PNG\0\0")
-    assert tensor.shape == (1, 1)
-    assert tensor.dtype == np.object_
-    assert tensor[0, 0] == b"\x89PNG\0\0"  # trailing zeros and all
-
-
-def test_only_options_that_are_given_travel() -> None:
+def test_only_given_options_are_sent() -> None:
     assert option_tensors({}) == {}
     tensors = option_tensors({"prompt": "ein Bär", "max_tokens": 20, "min_tokens": None})
     assert list(tensors) == ["prompt", "max_tokens"]
@@ -27,6 +23,27 @@ def test_only_options_that_are_given_travel() -> None:
 def test_the_table_lists_every_option_with_its_help() -> None:
     assert list(OPTIONS) == list(Options.__annotations__)
     assert all(option.help.endswith(".") for option in OPTIONS.values())
+
+
+def test_options_are_those_of_the_server() -> None:
+    assert OPTIONS.keys() == set(INPUT_NAMES) - {"image"}
+    hints = get_type_hints(DecodingOptions)
+    for field in fields(DecodingOptions):
+        option = OPTIONS[field.name]
+        assert option.type.python is hints[field.name], field.name
+        assert option.default == field.default, field.name
+        assert type(option.default) is option.type.python, field.name
+    assert OPTIONS["resize_mode"].default == DEFAULT_RESIZE_MODE
+
+
+def test_annotations_are_the_types_that_travel() -> None:
+    for name, hint in get_type_hints(Options).items():
+        assert hint == OPTIONS[name].type.python | None
+
+
+def test_the_largest_seed_fits() -> None:
+    largest = DecodingOptions(do_sample=True, seed=2**63 - 1).seed
+    assert option_tensors({"seed": largest})["seed"].item() == largest
 
 
 def test_numpy_numbers_are_numbers() -> None:
@@ -55,39 +72,6 @@ def test_options_that_do_not_exist() -> None:
         option_tensors({"max_token": 7})  # type: ignore[typeddict-unknown-key]
 
 
-def outputs(**changes: Any) -> Tensors:
-    tensors: Tensors = {
-        "caption": np.array([[b"a bear", b"a cup"]], dtype=np.object_),
-        "score": np.array([[-1.5, -2.5]], dtype=np.float32),
-        "num_tokens": np.array([[2, 3]], dtype=np.int32),
-        "token_scores": np.array([[[-1, -0.5, 0], [-1, -1, -0.5]]], dtype=np.float32),
-    }
-    return {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
-
-
-def test_the_best_caption_has_the_others_as_alternatives() -> None:
-    caption = parse_caption(outputs())
-    other = Caption("a cup", -2.5, 3, (-1.0, -1.0, -0.5))
-    assert caption == Caption("a bear", -1.5, 2, (-1.0, -0.5), (other,))
-    assert (type(caption.score), type(caption.num_tokens)) == (float, int)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"score": None},
-        {"num_tokens": np.zeros((1, 0), np.int32)},
-        {"token_scores": np.zeros((1, 2), np.float32)},
-        {"score": np.zeros(1, np.float32)},
-        {"caption": np.array([[b"\xff"]], dtype=np.object_)},
-    ],
-    ids=["missing", "empty", "scores without tokens", "flat", "not UTF-8"],
-)
-def test_answers_of_another_model(changes: dict[str, Any]) -> None:
-    with pytest.raises(ServerError, match="Expected caption, score and num_tokens"):
-        parse_caption(outputs(**changes))
-
-
 @pytest.mark.parametrize("value", [0.01, np.float32(0.01), 1, np.int64(1), 3e38, -3e38])
 def test_numbers_that_fp32_holds(value: float) -> None:
     tensor = option_tensors({"temperature": value})["temperature"]
@@ -101,6 +85,6 @@ def test_numbers_that_fp32_does_not_hold(value: float) -> None:
         option_tensors({"temperature": value})
 
 
-def test_numbers_are_shown_as_they_were_given() -> None:
+def test_errors_show_numbers_as_they_were_given() -> None:
     with pytest.raises(InvalidRequest, match=r"max_tokens must be int, got (np\.float32\()?0\.01\)?$"):
         option_tensors({"max_tokens": np.float32(0.01)})  # type: ignore[typeddict-item]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP proxy between client and server that can be made to misbehave."""
+"""A TCP proxy between client and server that fails when a test tells it to."""
 
 import contextlib
 import socket
@@ -14,22 +14,22 @@ RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: closing sends RST instead of F
 
 @dataclass
 class Heard:
-    """What one client said."""
+    """What one client sent."""
 
     data: bytearray = field(default_factory=bytearray)
-    ended: str = ""  # "orderly" or "reset", once it has
+    ended: str = ""  # then "orderly" or "reset"
 
 
 class Proxy:
-    """Passes bytes on to a port, and counts connections. Everything may be changed while it runs."""
+    """Forwards bytes to a port, and counts connections. Attributes may be changed while it runs."""
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.target = target
-        self.delay = 0.0  # seconds by which every piece is late
-        self.deaf = False  # takes bytes and connections and passes nothing on, as a cable that was pulled
+        self.delay = 0.0  # seconds before each chunk is forwarded
+        self.deaf = False  # accepts bytes and connections and forwards nothing, as after a cable was pulled
         self.connections = 0
         self.heard: list[Heard] = []  # of each connection
-        self._tls = tls  # ends TLS here; the target is spoken to in plain
+        self._tls = tls  # TLS ends here: the connection to the target has none
         self._ends: list[socket.socket] = []
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -39,7 +39,7 @@ class Proxy:
         self._start(self._accept)
 
     def cut(self, *, reset: bool = False) -> None:
-        """End all connections there are; `reset` does it without a goodbye."""
+        """End all connections. With `reset`, by RST instead of FIN."""
         with self._lock:
             ends, self._ends = self._ends, []
         for end in ends:
@@ -78,7 +78,7 @@ class Proxy:
             if self._tls:
                 near = self._tls.wrap_socket(accepted, server_side=True)
             far = socket.create_connection(("127.0.0.1", self.target))
-        except OSError:  # a handshake that failed, or nobody there
+        except OSError:  # the handshake failed, or no process listens there
             near.close()
             return
         with self._lock:
@@ -89,8 +89,8 @@ class Proxy:
         self.heard.append(heard)
         there = self._start(self._pass_on, near, far, heard)
         self._pass_on(far, near)
-        # Closed only once nobody reads them: the next connection may get the same file descriptor, and a thread that is
-        # about to read would take the bytes of that one.
+        # Closed only when no thread reads them: the next connection may get the same file descriptor, and a thread that
+        # is about to read would take its bytes.
         there.join()
         near.close()
         far.close()
@@ -100,7 +100,7 @@ class Proxy:
         with contextlib.suppress(OSError, ValueError):
             while data := self._receive(source, heard):
                 self._stopped.wait(self.delay)
-                if source not in self._ends:  # it was cut; what still comes in is lost
+                if source not in self._ends:  # it was cut: what still comes in is lost
                     break
                 if not self.deaf:
                     sink.sendall(data)

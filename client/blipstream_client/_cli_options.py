@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags that several commands share: the options of a caption, and the arguments of `Client`."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from blipstream_client._base import DEFAULT_MODEL, DEFAULT_URL, BaseClient
+from blipstream_client._options import OPTIONS, Option
+
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+
+FILE = click.Path(dir_okay=False)
+
+IMAGE_OPTIONS: Sequence[Decorator] = [
+    click.option("--max-side", type=int, help="Scale larger images down to so many pixels before they are sent."),
+    click.option("--allow-private-urls", is_flag=True, help="Fetch images from private networks, too."),
+]
+
+
+def caption_options(command: Command) -> Command:
+    """Add a flag for each option of a caption."""
+    for name, option in reversed(OPTIONS.items()):
+        flag = name.replace("_", "-")
+        is_switch = option.type.python is bool
+        declaration = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
+        add = click.option(declaration, type=option.type.python, default=None, help=_help(name, option))
+        command = add(command)
+    return command
+
+
+def _help(name: str, option: Option) -> str:
+    """The option's help, with the server's default, which click does not know."""
+    match option.default:
+        case "":
+            return option.help
+        case bool():
+            shown = f"{'' if option.default else 'no-'}{name.replace('_', '-')}"
+        case _:
+            shown = f"{option.default}"
+    return f"{option.help}  [default: {shown}]"
+
+
+def connection_options(timeout: float, retries: int) -> Sequence[Decorator]:
+    """Flags for the arguments of `Client` that concern the connection, with these defaults."""
+    return [
+        click.option(
+            "--url",
+            envvar="BLIPSTREAM_URL",
+            default=DEFAULT_URL,
+            show_default=True,
+            show_envvar=True,
+            help="The server. Several take turns: grpc://a:8001,b:8001.",
+        ),
+        click.option("--model", default=DEFAULT_MODEL, show_default=True, help="The server's name for the model."),
+        click.option("--timeout", default=timeout, show_default=True, help="Seconds for an image, with all retries."),
+        click.option(
+            "--retries",
+            default=retries,
+            show_default=True,
+            help="If the server is overloaded, or it or a URL cannot be reached.",
+        ),
+        click.option(
+            "--header", "headers", multiple=True, metavar="NAME:VALUE", callback=_headers, help="Sent with requests."
+        ),
+        click.option("--ca-file", type=FILE, help="TLS: certificates to trust instead of the well-known ones."),
+        click.option("--cert-file", type=FILE, help="TLS: the client's own certificate."),
+        click.option("--key-file", type=FILE, help="TLS: its key, if not in the same file."),
+        click.option(
+            "--keepalive", type=float, help="Seconds of silence before a connection is checked; a third of --timeout."
+        ),
+    ]
+
+
+def client_options(*groups: Sequence[Decorator]) -> Decorator:
+    """Add flags whose values the command gets as one argument `connection`: the arguments of `Client`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collect(**arguments: Any) -> None:  # noqa: ANN401
+            names = inspect.signature(BaseClient).parameters.keys() & arguments.keys()
+            command(connection={name: arguments.pop(name) for name in names}, **arguments)
+
+        decorated: Command = collect
+        for option in reversed([option for group in groups for option in group]):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def _headers(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition(":") for value in values]
+    if wrong := [name for name, colon, _ in pairs if not colon]:
+        raise click.BadParameter(f"expected NAME:VALUE, got {wrong[0]!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}

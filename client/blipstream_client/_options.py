@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a caption request, for the client's methods and the command line.
+
+The server declares them in blipstream/options.py, and `make configs` copies them here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from blipstream_client._exceptions import InvalidRequest
+from blipstream_client._tensors import Tensors
+from blipstream_client._text import quoted
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """The type of an option in Python and in a tensor."""
+
+    python: type
+    dtype: type[np.generic]
+
+
+INT32 = OptionType(int, np.int32)
+INT64 = OptionType(int, np.int64)
+FP32 = OptionType(float, np.float32)
+BOOL = OptionType(bool, np.bool_)
+BYTES = OptionType(str, np.object_)
+
+LIMITS: dict[type, Callable[[Any], Any]] = {int: np.iinfo, float: np.finfo}  # the range of a dtype
+
+
+@dataclass(frozen=True)
+class Option:
+    """An optional input of the model."""
+
+    type: OptionType
+    default: Any  # the server's, for --help: the client sends only what it is given
+    help: str
+
+
+class Options(TypedDict, total=False):
+    """Options of a caption. An option that is absent or None has the server's default."""
+
+    # options: `make configs` writes these lines
+    # fmt: off
+    prompt: Annotated[str | None, Option(
+        BYTES, "", "The caption begins with these words.",
+    )]
+    include_prompt: Annotated[bool | None, Option(
+        BOOL, True, "Whether the returned text includes the prompt.",
+    )]
+    max_tokens: Annotated[int | None, Option(
+        INT32, 30, "Tokens to generate at most. The end token counts, the prompt does not.",
+    )]
+    min_tokens: Annotated[int | None, Option(
+        INT32, 0, "Tokens to generate before the caption may end.",
+    )]
+    num_captions: Annotated[int | None, Option(
+        INT32, 1, "Captions to return, best first. Without do_sample, at most num_beams.",
+    )]
+    repetition_penalty: Annotated[float | None, Option(
+        FP32, 1.0, "Above 1, tokens that have occurred become less likely.",
+    )]
+    no_repeat_ngram_size: Annotated[int | None, Option(
+        INT32, 0, "No sequence of this many tokens occurs twice. 0: off.",
+    )]
+    num_beams: Annotated[int | None, Option(
+        INT32, 1, "Beams to search with. 1: no beam search.",
+    )]
+    length_penalty: Annotated[float | None, Option(
+        FP32, 1.0, "Beam search: scores are divided by length to this power: above 0 favours long captions.",
+    )]
+    early_stopping: Annotated[bool | None, Option(
+        BOOL, False, "Beam search: stop as soon as num_beams captions are complete.",
+    )]
+    do_sample: Annotated[bool | None, Option(
+        BOOL, False, "Draw each token at random instead of taking the likeliest.",
+    )]
+    temperature: Annotated[float | None, Option(
+        FP32, 1.0, "Sampling: below 1, likely tokens become likelier; above 1, less likely.",
+    )]
+    top_k: Annotated[int | None, Option(
+        INT32, 0, "Sampling: draw from the k likeliest tokens. 0: from all.",
+    )]
+    top_p: Annotated[float | None, Option(
+        FP32, 1.0, "Sampling: draw from the likeliest tokens that together have at least this probability.",
+    )]
+    seed: Annotated[int | None, Option(
+        INT64, 0, "Sampling: the same seed gives the same captions.",
+    )]
+    # fmt: on
+    # end of options
+    resize_mode: Annotated[str | None, Option(BYTES, "stretch", "stretch, center_crop or letterbox.")]
+
+
+OPTIONS: dict[str, Option] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Options, include_extras=True).items()
+}
+
+
+def option_tensors(options: Options) -> Tensors:
+    """An input tensor [1, 1] for each option that is not None.
+
+    Raises InvalidRequest for a value of the wrong type, TypeError for an option that does not exist.
+    """
+    tensors: Tensors = {}
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise TypeError(f"There is no option {quoted(name)}; the options are {', '.join(OPTIONS)}")
+        if value is not None:
+            tensors[name] = _option_tensor(name, value, OPTIONS[name].type)
+    return tensors
+
+
+def _option_tensor(name: str, value: object, kind: OptionType) -> npt.NDArray[Any]:
+    got = quoted(value)  # before it becomes a Python number: 0.01 in FP32 is 0.009999999776482582
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) is not kind.python and not (kind.python is float and type(value) is int):
+        raise InvalidRequest(f"{name} must be {kind.python.__name__}, got {got}")
+    if isinstance(value, int | float) and kind.python in LIMITS:
+        limits = LIMITS[kind.python](kind.dtype)
+        if not limits.min <= value <= limits.max:
+            raise InvalidRequest(f"{name} must be between {limits.min} and {limits.max}, got {got}")
+    if isinstance(value, str):
+        try:
+            value = value.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidRequest(f"{name} must be text that UTF-8 can hold: {exc}") from exc
+    return np.array([[value]], dtype=kind.dtype)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which failed requests are sent again, and when. A caption may be asked for twice, since asking changes nothing.
+
+gRPC's own retry policy does not do: it cannot tell Triton's reasons for UNAVAILABLE apart, nor go to another endpoint.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from threading import Event
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception, stop_before_delay
+from tenacity import wait_random_exponential as random_exponential
+
+from blipstream_client._deadline import Deadline
+from blipstream_client._endpoints import RoundRobin, is_endpoint_failure
+from blipstream_client._errors import cancelled, client_closed
+from blipstream_client._exceptions import BlipstreamError
+
+FIRST_WAIT = 0.2  # seconds at most before the first retry, and twice as many before each further one
+LONGEST_WAIT = 5.0
+RESTART_SECONDS = 20.0  # a server that its supervisor restarts is back after 5 to 12
+
+RetryingT = TypeVar("RetryingT", Retrying, AsyncRetrying)
+
+back_off = random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Transient errors are retried, with longer and longer waits, up to `retries` times and never after the deadline.
+
+    A server that has responded before and now fails is probably being restarted: it is waited for, if there are any
+    retries, for RESTART_SECONDS.
+    """
+
+    retries: int
+    endpoints: RoundRobin  # shared by all transports of a client, so that each learns from the others
+
+    @contextmanager
+    def attempts(self, kind: type[RetryingT], sleep: Callable[[float], Any], deadline: Deadline) -> Iterator[RetryingT]:
+        """A caller that calls a function again as the policy says."""
+        stop_at_deadline = stop_before_delay(deadline.left())
+        retrying = kind(
+            sleep=sleep,
+            retry=retry_if_exception(lambda exc: isinstance(exc, BlipstreamError) and exc.transient),
+            stop=lambda state: self._is_enough(state) or stop_at_deadline(state),
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            yield retrying
+        finally:
+            retrying.iter_state.reset()  # it refers to itself, which would keep it until a full garbage collection
+
+    def blocking(self, deadline: Deadline, closed: Event) -> AbstractContextManager[Retrying]:
+        """The same for a thread. Waits end with RequestCancelled when `closed` is set."""
+        if closed.is_set():
+            raise client_closed()
+
+        def sleep(seconds: float) -> None:
+            if closed.wait(seconds):
+                raise cancelled()
+
+        return self.attempts(Retrying, sleep, deadline)
+
+    def _is_enough(self, state: RetryCallState) -> bool:
+        if state.attempt_number <= self.retries:
+            return False
+        restarting = self.endpoints.have_responded and is_endpoint_failure(_error(state))
+        return not (restarting and self.retries) or (state.seconds_since_start or 0.0) >= RESTART_SECONDS
+
+    def _wait(self, state: RetryCallState) -> float:
+        if is_endpoint_failure(_error(state)) and self.endpoints.is_any_rested():
+            return 0.0  # another endpoint can be asked at once
+        return back_off(state)
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
