@@ -5,7 +5,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 
-from blipstream.images.pixels import DEFAULT_RESIZE_MODE
+from blipstream.images.resize import DEFAULT_RESIZE_MODE
 from blipstream.options import INPUT_NAMES, DecodingOptions
 from blipstream_client import InvalidRequest, Options
 from blipstream_client._options import OPTIONS, option_tensors

@@ -120,9 +120,9 @@ PATIENT = "dynamic_batching { preferred_batch_size: 8 max_queue_delay_microsecon
 class ExplicitTriton(TritonServer):
     """Loads models when it is told to, as Kubernetes and others have it."""
 
-    def _options(self, *arguments: Any) -> list[str]:
+    def _command_line(self, *arguments: Any) -> list[str]:
         more = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in MODELS if name != "slow")]
-        return [each for each in super()._options(*arguments) if "model-control-mode" not in each] + more
+        return [each for each in super()._command_line(*arguments) if "model-control-mode" not in each] + more
 
 
 @pytest.fixture(scope="module")
