@@ -77,7 +77,7 @@ class TritonRequest:
     @property
     def trace_context(self) -> str:
         """The W3C trace headers as JSON; empty if Triton does not trace the request."""
-        return str(self._request.trace().get_context())
+        return self._request.trace().get_context() or ""
 
     @cached_property
     def deadline(self) -> Deadline:
