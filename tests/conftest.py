@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,6 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from blipstream.decoding import Engine
-from blipstream.decoding.graphed import GraphedEngine
-from blipstream.decoding.rows import RowEngine
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
 from build_repository import build
@@ -73,26 +72,26 @@ def f32_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.requires_cuda)]
+LoadEngine = Callable[..., Engine]
 ENGINES = [
-    pytest.param((RowEngine, "cpu"), id="rows"),
-    pytest.param((GraphedEngine, "cpu"), id="graphed-without-graphs"),
-    pytest.param((GraphedEngine, "cuda"), id="graphed", marks=pytest.mark.requires_cuda),
+    pytest.param(partial(Engine.load, device="cpu"), id="cpu"),
+    pytest.param(partial(Engine.load, device="cpu", fixed_shapes=True), id="cpu-with-fixed-shapes"),
+    pytest.param(partial(Engine.load, device="cuda"), id="cuda", marks=pytest.mark.requires_cuda),
 ]
 
 
 # with scope session, pytest would run each module's tests in parts, and set the module up for each
 @pytest.fixture(scope="module", params=ENGINES)
-def engine_kind(request: pytest.FixtureRequest) -> tuple[type[Engine], str]:
-    """Each engine, and the device that it runs on."""
-    kind: tuple[type[Engine], str] = request.param
-    return kind
+def load(request: pytest.FixtureRequest) -> LoadEngine:
+    """Engine.load on each device, and on the CPU by the GPU's way, too."""
+    load: LoadEngine = request.param
+    return load
 
 
 @pytest.fixture(scope="module")
-def engine(f32_artifacts: Path, engine_kind: tuple[type[Engine], str]) -> Engine:
-    """The decoder in f32, in each engine."""
-    kind, device = engine_kind
-    return kind.load(f32_artifacts / "decoder/1/artifact", device)
+def engine(f32_artifacts: Path, load: LoadEngine) -> Engine:
+    """The decoder in f32, in each way."""
+    return load(f32_artifacts / "decoder/1/artifact")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every engine shares: requests, captions, and running to completion."""
+"""The decoding engine: it brings all requests that run one token further, step by step.
+
+Requests of one strategy and width share a batch. On a CPU, one forward runs over the rows of all batches. On a GPU, a
+batch's step is one CUDA graph, and the host waits once for the reports of all batches.
+"""
 
 import time
-from abc import ABC, abstractmethod
-from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,86 +17,83 @@ import torch
 from torch import Tensor
 
 from blipstream.config import CheckpointConfig, DType
-from blipstream.decoding.strategies import Draft, Sequence
+from blipstream.cuda_graphs import WARM_UP_SIZES
+from blipstream.decoding.batch import Batch
+from blipstream.decoding.request import Caption, Request
+from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
 from blipstream.options import DecodingOptions
-from blipstream.text.decoder import TextDecoder
+from blipstream.text.decoder import Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
 
 WEIGHTS_NAME = "decoder.safetensors"
-YIELDING = 2  # rows that others may have first, for each of those that a sender asked for at once
+MAX_ROWS = {"cpu": 64, "cuda": 512}
+# tokens that buffers may have room for; with more, batches give back what they do not use before one grows
+ROOM_TO_KEEP = {"cpu": 2**12, "cuda": 2**16}  # on base 0.3 GB in f32, 2.4 GB in f16
 
 
-@dataclass(frozen=True)
-class Caption:
-    """What comes out of a request, once for each caption that it asked for."""
+class Engine:
+    """Captions from image embeddings. Not thread-safe: one thread drives it, though any may make requests."""
 
-    text: str
-    score: float  # what captions are ranked by: the summed log-probability, length-normalised by beam search
-    num_tokens: int  # generated, the end token included
-    token_scores: list[float]  # the log-probability of each of them
-
-
-@dataclass(eq=False)
-class Request:
-    """One image to be captioned: its embeddings [N, E] and its prompt's ids."""
-
-    image_embeds: Tensor
-    options: DecodingOptions
-    prompt_ids: list[int]
-    draft: Draft | None = None  # the caption so far, unless several are under way
-    sequences: list[Sequence] = field(default_factory=list)  # best first, once it is finished
-    captions: list[Caption] = field(default_factory=list)  # the same in words
-    arrived: int = field(default_factory=time.time_ns)  # nanoseconds since 1970
-    admitted: int = 0  # when it was taken up; 0: not yet
-    before: int = 0  # rows that its sender asked for at once and that come before it
-    turn: int = 0  # rows that may have been taken up, ever, before those that come later let it pass
-    id: str = ""  # who sent it calls it so
-    trace_context: str = ""  # JSON of W3C's headers, if it is traced
-
-    @property
-    def max_length(self) -> int:
-        """Positions that its rows may come to fill."""
-        return self.options.max_length(len(self.prompt_ids))
-
-
-class Engine(ABC):
-    """Captions from image embeddings. Not thread-safe: one thread drives it."""
-
-    max_rows: int  # in flight at once; requests beyond them wait
-    warm_up_counts: tuple[int, ...] = (1,)
-
-    def __init__(self, decoder: TextDecoder, tokenizer: Tokenizer, config: CheckpointConfig, dtype: str) -> None:
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        tokenizer: Tokenizer,
+        config: CheckpointConfig,
+        dtype: str,
+        max_rows: int | None = None,
+        fixed_shapes: bool | None = None,
+    ) -> None:
+        """`max_rows` may run at once. `fixed_shapes`: steps that can be CUDA graphs, as by default on a GPU."""
         self.config = config
         self.dtype = dtype  # what it computes in: bf16, f16 or f32
         self._decoder = decoder.eval().requires_grad_(False)
         self._tokenizer = tokenizer
+        self._device = decoder.head_bias.device
+        has_graphs = self._device.type == "cuda"
+        self.max_rows = max_rows or MAX_ROWS[self._device.type]
+        self._fixed_shapes = has_graphs if fixed_shapes is None else fixed_shapes
         self._num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
         self.image_embeds_shape = (self._num_patches, config.text.encoder_hidden_size)
-        self._waiting: deque[Request] = deque()  # in the order of their turns
-        self._taken_up = 0  # rows, ever
+        self._warm_up_counts = WARM_UP_SIZES if has_graphs else (1,)
+        if has_graphs:
+            # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
+            self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
+        self._running: list[Request] = []
+        self._joining: list[Request] = []  # of those that run: they get their slots with the next step
+        self._batches: dict[tuple[str, int], Batch] = {}  # by strategy and width
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", dtype: DType | None = None, max_rows: int | None = None) -> Self:
-        """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError where it is broken."""
+    def load(
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        dtype: DType | None = None,
+        max_rows: int | None = None,
+        fixed_shapes: bool | None = None,
+    ) -> Self:
+        """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError if it is broken."""
         config = CheckpointConfig.load(folder)
         with torch.device("meta"):
             decoder = TextDecoder(config.text)
         load_weights(decoder, folder / WEIGHTS_NAME)
         name = resolve(dtype or config.dtype, torch.device(device).type)
         decoder = decoder.to(device, TORCH_DTYPES[name]).pack()
-        engine = cls(decoder, Tokenizer(folder, config.text), config, name)
-        if max_rows:
-            engine.max_rows = max_rows
-        return engine
+        return cls(decoder, Tokenizer(folder, config.text), config, name, max_rows, fixed_shapes)
 
     def options(self, tensors: Mapping[str, Any], images: int) -> list[DecodingOptions]:
-        """`DecodingOptions.from_rows`, as far as this model can tell before there is more than that."""
+        """The options of each image, by `DecodingOptions.from_rows`, checked against the positions of this model."""
         return DecodingOptions.from_rows(tensors, images, self.config.text.max_positions)
 
-    def request(self, image_embeds: Tensor, options: DecodingOptions) -> Request:
+    def request(
+        self,
+        image_embeds: Tensor,
+        options: DecodingOptions,
+        request_id: str = "",
+        trace_context: str = "",
+    ) -> Request:
         """A request for one image, image_embeds [N, E] of any float dtype on any device, of which it keeps a copy.
 
         Raises InvalidInput if it cannot be met.
@@ -105,126 +104,174 @@ class Engine(ABC):
                 f"image_embeds must have shape {list(self.image_embeds_shape)}, not {list(image_embeds.shape)}: "
                 "do they come from another checkpoint's encoder?"
             )
-        # on a GPU this would wait for the step under way; there, as here, what is no number harms its own request alone
+        # on a GPU this would wait for the step under way; and a NaN harms only the request that brings it
         if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
-        request = Request(self._copy(image_embeds), options, self._tokenizer.encode(options.prompt))
-        if max(request.prompt_ids) >= text.vocab_size:  # on a GPU it would end the process
+        prompt_ids = self._tokenizer.encode(options.prompt)
+        request = Request(self._copy(image_embeds), options, prompt_ids, request_id, trace_context)
+        if max(prompt_ids) >= text.vocab_size:  # on a GPU it would end the process
             raise InvalidInput(
                 f"prompt must be of the model's {text.vocab_size:,} tokens, and its tokenizer makes others of it: "
                 "leave words out, or build the model anew with its own tokenizer"
             )
-        options.check_fits(text.max_positions, len(request.prompt_ids))
+        options.check_fits(text.max_positions, len(prompt_ids))
         return request
 
-    def requests(self, image_embeds: Tensor, options: Iterable[DecodingOptions]) -> list[Request]:
-        """One for each image of a sender, image_embeds [B, N, E]. Raises InvalidInput if any of them cannot be met."""
-        requests, before = [], 0
-        for embeds, its in zip(image_embeds, options, strict=True):
-            requests.append(self.request(embeds, its))
-            requests[-1].before = before
-            before += its.max_rows
+    def requests(
+        self,
+        image_embeds: Tensor,
+        options: Iterable[DecodingOptions],
+        request_id: str = "",
+        trace_context: str = "",
+    ) -> list[Request]:
+        """One for each image of a call, image_embeds [B, N, E]. Raises InvalidInput if any of them cannot be met."""
+        requests, rows = [], 0
+        for embeds, each in zip(image_embeds, options, strict=True):
+            requests.append(self.request(embeds, each, request_id, trace_context))
+            requests[-1].rows_before = rows
+            rows += each.max_rows
         return requests
 
     @torch.inference_mode()
     def logits(self, ids: Tensor, image_embeds: Tensor) -> Tensor:
-        """f32 [R, V]: what follows ids [R, T], looking at image_embeds [R, N, E]. Outside of all requests."""
+        """f32 [R, V]: what follows ids [R, T], looking at image_embeds [R, N, E]. Apart from all requests."""
         rows, length = ids.shape
         weights = self._decoder.head_bias
-        keys, values = self._decoder.new_cache(rows, length)
         past = torch.zeros(rows, dtype=torch.int64, device=weights.device)
-        logits: Tensor = self._decoder(
-            ids.to(weights.device), past, past + length, image_embeds.to(weights), [(rows, 1)], keys, values
-        )
+        cache = self._decoder.new_cache(rows, length)
+        segment = Segment(ids.to(weights.device), past, length, image_embeds.to(weights), [(rows, 1)], *cache)
+        logits: Tensor = self._decoder([segment])[0]
         return logits
 
-    def add(self, request: Request) -> None:
-        """Queue a request; a later `step` takes it up.
-
-        First come, first served, but who asks for much at once lets others pass, up to YIELDING times as much. So
-        nobody waits for all of it, nor does it wait for ever (start-time fair queueing, Goyal et al. 1996).
-        """
-        request.turn = self._taken_up + YIELDING * request.before
-        insort(self._waiting, request, key=lambda each: each.turn)
-
-    def cancel(self, request: Request) -> None:
-        """Forget a request, waiting or taken up: its rows are free for the next step."""
-        if request in self._waiting:
-            self._waiting.remove(request)
-        else:
-            self._drop(request)
-
     @property
-    def num_waiting(self) -> int:
-        """Requests that were not taken up yet."""
-        return len(self._waiting)
+    def rows(self) -> int:
+        """Rows in use: the captions that grow, each beam counted. 0 if no request runs."""
+        return sum(request.max_rows for request in tuple(self._running))  # other threads ask, too
+
+    def can_admit(self, request: Request) -> bool:
+        """Whether there are rows for it. A request that is alone always gets its rows."""
+        return not self._running or self.rows + request.max_rows <= self.max_rows
+
+    def admit(self, request: Request) -> None:
+        """Let a request run from the next step on."""
+        request.admitted = time.time_ns()
+        self._running.append(request)
+        self._joining.append(request)
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """Bring every row one token further, and return the requests that are finished now."""
+        self._join()
+        batches = [batch for batch in self._batches.values() if batch.rows]
+        reports = self._fixed_steps(batches) if self._fixed_shapes else self._shared_step(batches)
+        finished = []
+        for batch, report in zip(batches, reports, strict=True):
+            finished += batch.collect(report)
+        for request in finished:
+            request.captions = [
+                Caption(self.text(request, each.ids), each.score, len(each.ids), each.token_scores)
+                for each in request.sequences
+            ]
+            self._running.remove(request)
+        return finished
+
+    @torch.inference_mode()
+    def cancel(self, request: Request) -> None:
+        """Forget a request that runs: its rows are free for the next step."""
+        if request in self._running:
+            self._running.remove(request)
+        if request in self._joining:
+            self._joining.remove(request)
+        for batch in self._batches.values():
+            batch.remove(request)
+
+    def reset(self) -> None:
+        """Forget all requests."""
+        self._running.clear()
+        self._joining.clear()
+        self._batches.clear()
 
     def generate(self, requests: Iterable[Request]) -> None:
-        """Run to completion: every request has its captions afterwards."""
-        for request in requests:
-            self.add(request)
+        """Run requests, and all that run already, until they have their captions."""
+        waiting = deque(requests)
         try:
-            while self._waiting or self.rows:
+            while waiting or self._running:
+                while waiting and self.can_admit(waiting[0]):
+                    self.admit(waiting.popleft())
                 self.step()
         except BaseException:
             self.reset()  # what failed must not fail those who come next
             raise
 
     def warm_up(self) -> None:
-        """Do what would make the first requests wait: greedy captions in each number that comes up."""
+        """Do what would make the first requests wait: greedy captions, in each number that comes up."""
         image_embeds = torch.zeros(self.image_embeds_shape)
         options = DecodingOptions(max_tokens=2)
-        for count in self.warm_up_counts:
+        for count in self._warm_up_counts:
             self.generate(self.request(image_embeds, options) for _ in range(count))
 
     def text(self, request: Request, ids: list[int]) -> str:
         """The caption of generated `ids`, with the prompt if the request wants it."""
         return self._tokenizer.decode(request.prompt_ids + ids if request.options.include_prompt else ids)
 
-    @property
-    @abstractmethod
-    def rows(self) -> int:
-        """Captions under way, each beam counted; 0 if no request is."""
+    def _join(self) -> None:
+        """Give new requests a slot in their batch."""
+        joining: dict[Batch, list[Request]] = {}
+        for request in self._joining:
+            joining.setdefault(self._batch(request.options), []).append(request)
+        self._joining.clear()
+        room_to_keep = ROOM_TO_KEEP[self._device.type]
+        for batch, requests in joining.items():
+            if not batch.has_room(requests) and sum(each.room for each in self._batches.values()) > room_to_keep:
+                for each in self._batches.values():
+                    each.shrink()
+            batch.add(requests)
 
-    @abstractmethod
-    def step(self) -> list[Request]:
-        """Bring every row one token further, take up what waits, and return the requests that this finished."""
+    def _batch(self, options: DecodingOptions) -> Batch:
+        key = (options.strategy, options.max_rows)
+        if key not in self._batches:
+            self._batches[key] = Batch(self._decoder, *key, self._num_patches, fixed_shapes=self._fixed_shapes)
+        return self._batches[key]
 
-    def reset(self) -> None:
-        """Forget all requests."""
-        self._waiting.clear()
+    def _shared_step(self, batches: list[Batch]) -> list[StepReport]:
+        """One forward over all batches."""
+        segments = [batch.segments() for batch in batches]
+        logits = iter(self._decoder([*chain(*segments)]) if segments else [])
+        return [batch.advance([*islice(logits, len(own))]) for batch, own in zip(batches, segments, strict=True)]
+
+    def _fixed_steps(self, batches: list[Batch]) -> list[StepReport]:
+        """A forward for each batch. The host waits once."""
+        reports = [batch.fixed_step() for batch in batches]
+        if self._device.type != "cuda":
+            return reports
+        copies = [
+            StepReport(
+                *(
+                    torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
+                    for part in report
+                )
+            )
+            for report in reports
+        ]
+        torch.cuda.current_stream(self._device).synchronize()
+        return copies
 
     def _copy(self, image_embeds: Tensor) -> Tensor:
-        """A request's own, on the engine's device."""
+        """A request's own, on the engine's device. What lies on a GPU must be written already, as Triton ensures."""
+        if self._device.type == "cuda":
+            # Triton takes the original back at once, and on the engine's stream the copy would wait for the step
+            # under way
+            with torch.cuda.stream(self._copies):
+                copy = image_embeds.to(self._decoder.head_bias, copy=True)
+            self._copies.synchronize()
+            return copy  # the request keeps it until the step that reads it has ended, so its memory is not reused
         if image_embeds.device.type != "cpu" or image_embeds.dtype == torch.bfloat16:
             return image_embeds.to("cpu", copy=True)
         return torch.from_numpy(image_embeds.numpy().copy())
 
-    def _admit(self, rows: int) -> list[Request]:
-        """Take up waiting requests, in their turn, beside those that may come to have `rows`."""
-        admitted: list[Request] = []
-        while self._waiting and (not rows or rows + self._waiting[0].options.max_rows <= self.max_rows):
-            admitted.append(self._waiting.popleft())
-            admitted[-1].admitted = time.time_ns()
-            rows += admitted[-1].options.max_rows
-            self._taken_up += admitted[-1].options.max_rows
-        return admitted
 
-    @abstractmethod
-    def _drop(self, request: Request) -> None:
-        """Forget a request that was taken up, if it is unfinished."""
-
-    def _finish(self, request: Request, sequences: list[Sequence]) -> None:
-        """Put a request's results where its sender looks for them."""
-        request.sequences = sequences
-        request.captions = [
-            Caption(self.text(request, each.ids), each.sequence_score, len(each.ids), each.token_scores)
-            for each in sequences
-        ]
-
-
-# Requests are made in another thread than the engine's. What torch computes there calls upon OpenMP, to the detriment
-# of the engine's thread (see load_engine), so f16, in which all requests come over the network, is numpy's.
+# Requests are made in another thread than the engine's. What torch computes there makes OpenMP start helpers, which
+# slow the engine's thread down (see load_engine). So f16 is left to numpy: all requests over the network come in it.
 
 
 def _is_finite(tensor: Tensor) -> bool:

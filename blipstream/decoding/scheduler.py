@@ -1,57 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In-flight batching: a thread that owns an engine, which requests enter and leave between steps."""
+"""In-flight batching: requests enter and leave the engine between its steps."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import chain
 from queue import Empty, SimpleQueue
 from threading import Condition, Event, Thread
-from typing import Literal
 
-from blipstream.decoding import Engine, Request
+from blipstream.decoding.engine import Engine
+from blipstream.decoding.queue import RequestQueue
+from blipstream.decoding.request import FinishReason, Request, TextDelta
 from blipstream.errors import BlipstreamError, Gone, Overloaded, report
 
-MAX_WAITING = 512  # requests beyond those under way; more are refused
-WATCH_SECONDS = 0.05  # how long a sender may be gone before its rows are freed, beyond the step under way
-
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a request has come to since the last piece."""
-
-    text: str  # all pieces joined are the caption
-    token_scores: tuple[float, ...]  # log-probabilities of the new tokens
-    finish_reason: FinishReason | None = None  # with the last piece, when the request has its captions
-    error: BlipstreamError | None = None  # why it has none
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A submitted request."""
-
-    request: Request
-    listener: Callable[[Piece], None]
-    is_cancelled: Callable[[], bool]
-    streams: bool  # whether the listener wants every token at once
-    text: str = ""  # sent so far
-    ids: list[int] = field(default_factory=list)  # whose tokens were sent so far
-    ended: bool = False  # the last piece was sent
-    gone: bool = False  # nobody listens any more
+MAX_WAITING = 512  # requests beside those that run; more are refused
+WATCH_SECONDS = 0.05  # how long a client may be gone before its rows are freed, beyond the step under way
 
 
 class Scheduler:
-    """Takes requests from any thread and hands them to the engine, which takes them up as it has rows for them.
+    """Takes requests from any thread, keeps those that wait, and hands them to the engine when it has rows for them.
 
-    Where a step fails, those who took part begin anew, one half at a time, until a request is found that fails alone.
+    If a step fails, the requests that took part begin anew, one half at a time, until one is found that fails alone.
     Nobody else notices: the same request gets the same tokens, and a stream goes on where it was.
 
-    Listeners, `on_end` for each request that has ended, and now and then `on_watch`, are called from one other thread,
-    so that a slow one holds up no step.
+    One thread drives the engine. Another one calls the listeners, `on_end` for each request that has ended, and
+    `on_watch` now and then, so that a slow one of these holds up no step.
     """
 
     def __init__(
@@ -63,41 +37,45 @@ class Scheduler:
     ) -> None:
         self.engine = engine
         self.num_steps = 0
-        self.num_tokens = 0  # sent on to listeners
+        self.num_tokens = 0  # sent to listeners
         self._max_waiting = max_waiting
         self._on_watch = on_watch
         self._on_end = on_end
-        self._entering: deque[Ticket] = deque()
-        self._apart: deque[list[Ticket]] = deque()  # groups that have the engine to themselves, one after the other
-        self._tickets: dict[Request, Ticket] = {}  # in the engine
+        self._waiting = RequestQueue()
+        self._retries: deque[list[Request]] = deque()  # groups whose step failed: each gets the engine to itself
+        self._running: dict[Request, None] = {}  # in the engine, in the order of their admission
         self._changed = Condition()  # guards the three above
         self._closed = Event()
-        self._pieces: SimpleQueue[tuple[Ticket, Piece] | None] = SimpleQueue()
+        self._deltas: SimpleQueue[tuple[Request, TextDelta] | None] = SimpleQueue()
         self._threads = [Thread(target=target, daemon=True) for target in (self._run, self._deliver)]
         for thread in self._threads:
             thread.start()
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have no rows yet."""
-        return len(self._entering) + sum(map(len, self._apart)) + self.engine.num_waiting
+        """Requests that have no rows."""
+        return len(self._waiting) + sum(map(len, tuple(self._retries)))
 
     def submit(
         self,
         request: Request,
-        listener: Callable[[Piece], None],
+        listener: Callable[[TextDelta], None],
         is_cancelled: Callable[[], bool] = lambda: False,
         *,
         streams: bool = False,
     ) -> None:
-        """Take up a request as soon as there is room. Raises Overloaded where too many wait already."""
+        """Run a request as soon as there are rows for it. Raises Overloaded if too many wait already.
+
+        `streams`: the listener hears of each token at once, instead of all at the end.
+        """
+        request.listener, request.is_cancelled, request.streams = listener, is_cancelled, streams
         with self._changed:
             self.check_room()
-            self._entering.append(Ticket(request, listener, is_cancelled, streams))
+            self._waiting.add(request)
             self._changed.notify_all()
 
     def check_room(self) -> None:
-        """Raise Overloaded where too many wait already."""
+        """Raise Overloaded if too many wait already."""
         if self.is_full:
             raise Overloaded(f"{self._max_waiting} requests wait already: try again later")
 
@@ -119,121 +97,150 @@ class Scheduler:
         for thread in self._threads:
             thread.join()
 
+    # the thread that drives the engine
+
     def _run(self) -> None:
-        """The thread that owns the engine."""
         while self._await_work():
             try:
+                self._drop_cancelled()
                 self._admit()
                 self._step()
             except Exception as exc:
-                self._part(report(exc))
-        self._pieces.put(None)
+                self._split(report(exc))
+        self._deltas.put(None)
 
     def _await_work(self) -> bool:
-        """Return once there is some, or False once all is done and closed."""
+        """Return True once there is work, or False once all is done and closed."""
+
+        def has_work() -> bool:
+            return bool(self._waiting or self._retries or self._running)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._entering or self._apart or self._tickets or self._closed.is_set())
-            return bool(self._entering or self._apart or self._tickets)
+            self._changed.wait_for(lambda: has_work() or self._closed.is_set())
+            return has_work()
+
+    def _drop_cancelled(self) -> None:
+        """End the requests whose clients have gone, wherever they are."""
+        with self._changed:
+            for request in [request for request in self._all() if request.has_gone]:
+                if request in self._running:
+                    with self._blamed_on(request):
+                        self.engine.cancel(request)
+                        self._end(request, TextDelta("", (), "cancelled", Gone()))
+                else:
+                    self._end(request, TextDelta("", (), "cancelled", Gone()))
 
     def _admit(self) -> None:
-        """Hand the engine what was submitted, take from it what was cancelled."""
+        """Hand the engine the requests whose turn it is."""
         with self._changed:
-            entering: list[Ticket] = []
-            if not self._apart:
-                entering = list(self._entering)
-                self._entering.clear()
-            elif not self._tickets:
-                entering = self._apart.popleft()
-            self._tickets |= {ticket.request: ticket for ticket in entering}
-        for ticket in entering:
-            with self._charged_to(ticket):
-                self.engine.add(ticket.request)
-        for ticket in [ticket for ticket in self._tickets.values() if ticket.gone]:
-            with self._charged_to(ticket):
-                self.engine.cancel(ticket.request)
-                self._leave(ticket, Piece("", (), "cancelled", Gone()))
+            if self._retries:
+                admitted = [] if self._running else self._retries.popleft()
+                for request in admitted:
+                    self._start(request)
+                return
+            while (first := self._waiting.first()) and self.engine.can_admit(first):
+                self._start(self._waiting.take_first())
+
+    def _start(self, request: Request) -> None:
+        self._running[request] = None
+        with self._blamed_on(request):
+            self.engine.admit(request)
 
     def _step(self) -> None:
-        """Bring all one token further, and send what is new."""
+        """Bring all that run one token further, and send what is new."""
         finished = self.engine.step()
         self.num_steps += 1
-        for ticket in filter(None, map(self._tickets.get, finished)):  # None: it has an error already
-            with self._charged_to(ticket):
-                self._send_end(ticket)
-        for ticket in list(self._tickets.values()):
-            if ticket.streams:
-                with self._charged_to(ticket):
-                    self._send_draft(ticket)
+        for request in finished:
+            if request in self._running:  # else it has had an error already
+                with self._blamed_on(request):
+                    self._send_end(request)
+        for request in list(self._running):
+            if request.streams:
+                with self._blamed_on(request):
+                    self._send_draft(request)
         with self._changed:
-            self._changed.notify_all()  # whoever waited for rows may have them
+            self._changed.notify_all()  # there may be room now
 
-    def _part(self, error: BlipstreamError) -> None:
-        """A step failed, and nobody knows at whom: tell the only one, or let one half begin anew, then the other."""
-        tickets = list(self._tickets.values())
-        if len(tickets) == 1:
-            self._leave(tickets[0], Piece("", (), error=error))
+    def _split(self, error: BlipstreamError) -> None:
+        """A step failed, and nobody knows which request is to blame: if there is one, end it; else try two halves."""
+        running = list(self._running)
+        if len(running) == 1:
+            self._end(running[0], TextDelta("", (), error=error))
         else:
-            half = len(tickets) // 2
+            half = len(running) // 2
             with self._changed:
-                self._tickets.clear()
-                self._apart.extendleft(filter(None, (tickets[half:], tickets[:half])))
-        for ticket in tickets:
-            ticket.request.draft = None
+                self._running.clear()
+                self._retries.extendleft(filter(None, (running[half:], running[:half])))
+        for request in running:
+            request.draft = None
         try:
             self.engine.reset()
         except Exception as exc:  # steps will go on failing, and be answered
             report(exc)
 
     @contextmanager
-    def _charged_to(self, ticket: Ticket) -> Iterator[None]:
-        """What fails within is this request's fault, which leaves with it."""
+    def _blamed_on(self, request: Request) -> Iterator[None]:
+        """End a request with the error that is raised within."""
         try:
             yield
         except Exception as exc:
-            self._leave(ticket, Piece("", (), error=report(exc)))
-            with suppress(Exception):  # its rows are taken up by nobody, and end with their caption
-                self.engine.cancel(ticket.request)
+            self._end(request, TextDelta("", (), error=report(exc)))
+            with suppress(Exception):  # then its rows end with its caption
+                self.engine.cancel(request)
 
-    def _leave(self, ticket: Ticket, last: Piece) -> None:
+    def _end(self, request: Request, last: TextDelta) -> None:
+        """Forget a request, wherever it is, and send its last delta."""
         with self._changed:
-            del self._tickets[ticket.request]
+            if request in self._running:
+                del self._running[request]
+            elif request in self._waiting:
+                self._waiting.remove(request)
+            else:
+                for group in self._retries:
+                    if request in group:
+                        group.remove(request)
+                self._retries = deque(filter(None, self._retries))
             self._changed.notify_all()
-        self._pieces.put((ticket, last))
+        self._deltas.put((request, last))
 
-    def _send_draft(self, ticket: Ticket) -> None:
-        draft = ticket.request.draft
-        if draft and len(draft.ids) > len(ticket.ids):
-            text = self.engine.text(ticket.request, draft.ids)
-            if text.startswith(ticket.text):  # a token that changes what was sent is sent with the next one
-                self._pieces.put((ticket, self._piece(ticket, text, draft.ids, draft.token_scores)))
+    def _send_draft(self, request: Request) -> None:
+        draft = request.draft
+        if draft and len(draft.ids) > len(request.sent_ids):
+            text = self.engine.text(request, draft.ids)
+            if text.startswith(request.sent_text):  # a token that changes what was sent is sent with the next one
+                self._deltas.put((request, self._delta(request, text, draft.ids, draft.token_scores)))
 
-    def _send_end(self, ticket: Ticket) -> None:
-        best = ticket.request.sequences[0]
+    def _send_end(self, request: Request) -> None:
+        best = request.sequences[0]
         reason: FinishReason = "stop" if best.ids[-1] == self.engine.config.text.end_token_id else "length"
-        text = ticket.request.captions[0].text
-        self._leave(ticket, self._piece(ticket, text, best.ids, best.token_scores, reason))
+        self._end(request, self._delta(request, request.captions[0].text, best.ids, best.token_scores, reason))
 
-    def _piece(
-        self, ticket: Ticket, text: str, ids: list[int], token_scores: list[float], reason: FinishReason | None = None
-    ) -> Piece:
-        """What is new. Raises BlipstreamError where what was sent is not how this begins."""
-        known = len(ticket.ids)
-        if ids[:known] != ticket.ids:  # a step failed, and on some processors numbers are less than exact
+    def _delta(
+        self, request: Request, text: str, ids: list[int], token_scores: list[float], reason: FinishReason | None = None
+    ) -> TextDelta:
+        """What is new. Raises BlipstreamError if the text does not begin with what was sent."""
+        known = len(request.sent_ids)
+        if ids[:known] != request.sent_ids:  # a step failed, and on some processors numbers depend on the batch
             raise BlipstreamError("the caption came out otherwise when it was begun anew: ask for it again")
-        piece = Piece(text.removeprefix(ticket.text), tuple(token_scores[known:]), reason)
-        ticket.text, ticket.ids = text, list(ids)
-        self.num_tokens += len(piece.token_scores)
-        return piece
+        delta = TextDelta(text.removeprefix(request.sent_text), tuple(token_scores[known:]), reason)
+        request.sent_text, request.sent_ids = text, list(ids)
+        self.num_tokens += len(delta.token_scores)
+        return delta
+
+    def _all(self) -> list[Request]:
+        return [*self._running, *chain(*self._retries), *self._waiting]
+
+    # the thread that talks to clients
 
     def _deliver(self) -> None:
-        """The thread that talks to senders. Whatever one of them, or a report, comes to, it goes on.
+        """Whatever a listener, or a report, comes to, it goes on.
 
-        All of it in one: to ask for a sender who was sent the last piece meanwhile can bring Triton down.
+        One thread does both: to ask whether a client is there that was sent its last delta can bring Triton down.
         """
         watch_at = time.monotonic()
         while True:
             with suppress(Empty):
-                item = self._pieces.get(timeout=max(watch_at - time.monotonic(), 0))
+                item = self._deltas.get(timeout=max(watch_at - time.monotonic(), 0))
                 if item is None:
                     break
                 self._tell(*item)
@@ -242,24 +249,24 @@ class Scheduler:
                 watch_at = time.monotonic() + WATCH_SECONDS
         self._watch()
 
-    def _tell(self, ticket: Ticket, piece: Piece) -> None:
-        ticket.ended = bool(piece.finish_reason or piece.error)
+    def _tell(self, request: Request, delta: TextDelta) -> None:
+        request.has_ended = delta.is_last
         try:
-            ticket.listener(piece)
+            request.listener(delta)
         except Exception as exc:
-            ticket.gone = True  # whoever cannot be told has gone
-            if ticket.ended and not piece.error:  # if it has not, it would wait for ever
-                self._tell(ticket, Piece("", (), error=report(exc)))
+            request.has_gone = True  # a client that cannot be told has gone
+            if delta.is_last and not delta.error:  # if it has not, it would wait for ever
+                self._tell(request, TextDelta("", (), error=report(exc)))
                 return
-        if ticket.ended:
+        if request.has_ended:
             with suppress(Exception):
-                self._on_end(ticket.request, piece.finish_reason or "error")
+                self._on_end(request, delta.finish_reason or "error")
 
     def _watch(self) -> None:
         with self._changed:
-            tickets = [*self._tickets.values(), *chain(*self._apart), *self._entering]
-        for ticket in tickets:
-            with suppress(Exception):  # whoever cannot be asked stays
-                ticket.gone = ticket.gone or (not ticket.ended and ticket.is_cancelled())
+            requests = self._all()
+        for request in requests:
+            with suppress(Exception):  # a client that cannot be asked stays
+                request.has_gone = request.has_gone or (not request.has_ended and request.is_cancelled())
         with suppress(Exception):
             self._on_watch(self)

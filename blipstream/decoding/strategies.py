@@ -1,272 +1,201 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategies read their rows' logits and say what comes next; they know no model.
+"""The three strategies, each for many requests at once, as pure functions of logits and state.
 
-Each does what transformers' `generate` does, to the token: its logits processors in their order, its beam search
-with its stopping rules. A strategy sees its own request's rows only, so no request depends on another.
+A strategy sees only numbers of a request's own slot, so no request depends on another.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override  # in typing from Python 3.12 on
 
-from blipstream.options import DecodingOptions
+from blipstream.decoding.beams import Beams, beam_step
+from blipstream.decoding.constraints import constrain
+from blipstream.decoding.features import Features
+from blipstream.decoding.history import History
+from blipstream.decoding.request import Request
+from blipstream.decoding.sampling import draw, filter_distribution, uniforms
+from blipstream.decoding.slots import OptionColumns, SlotTensors
 
-NEVER = -1.0e9  # the score of what must not win, as in transformers
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """A finished caption: the generated tokens, without the prompt, and their log-probabilities."""
-
-    ids: list[int]
-    token_scores: list[float]
-    sequence_score: float  # what captions are ranked by: beam search divides the sum by length ** length_penalty
+State = TypeVar("State", bound=SlotTensors)
 
 
-@dataclass
-class Draft:
-    """A caption in the making."""
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a strategy chooses from, beside its own state."""
 
-    ids: list[int] = field(default_factory=list)
-    token_scores: list[float] = field(default_factory=list)
-    total: float = 0.0
-
-    def append(self, token: int, score: float) -> None:
-        """Add a token and its log-probability."""
-        self.ids.append(token)
-        self.token_scores.append(score)
-        self.total += score
-
-    def extended(self, token: int, score: float, total: float) -> "Draft":
-        """Another one, a token longer, with a total of its own."""
-        return Draft([*self.ids, token], [*self.token_scores, score], total)
-
-    def finished(self, sequence_score: float | None = None) -> Sequence:
-        """What it has come to."""
-        return Sequence(self.ids, self.token_scores, self.total if sequence_score is None else sequence_score)
+    logits: Tensor  # f32 [S, W, V]; a strategy may overwrite them
+    history: History
+    options: OptionColumns
+    features: Features
 
 
-@dataclass(frozen=True)
-class Step:
-    """How the next forward goes on: for each row its token, and which row of this one it continues."""
+class Choice(NamedTuple, Generic[State]):
+    """What each row goes on with."""
 
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
+    tokens: Tensor  # int64 [S, W]
+    token_scores: Tensor  # f32 [S, W], their log-probabilities
+    parents: Tensor | None  # int64 [S, W], the row that each continues; None: itself
+    done: Tensor  # bool [S], whether a request has all its captions
+    state: State
 
 
-class Strategy(ABC):
-    """Owned by one request. It starts with one row, the prompt, and may come to have up to `options.max_rows`."""
+class StepReport(NamedTuple):
+    """What the host reads after a step: the captions of each slot so far."""
 
-    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        self.draft: Draft | None = None  # the caption so far, where there is just one and nothing in it will change
-        self.sequences: list[Sequence] = []  # best first; filled once `advance` has returned a step without rows
-        self._options = options
-        self._prompt_ids = prompt_ids
-        self._end_token_id = end_token_id
+    done: Tensor  # bool [S], as in Choice
+    lengths: Tensor  # int64 [S, W], generated tokens
+    scores: Tensor  # f64 [S, W], what captions are ranked by
+    ids: Tensor  # int64 [S, W, H], prompt and caption
+    token_scores: Tensor  # f32 [S, W, H], as in History
+
+
+class Strategy(ABC, Generic[State]):
+    """How tokens are chosen."""
+
+    tokens_are_final = False  # whether a row's tokens stay as they were chosen
+
+    def __init__(self, end_token_id: int) -> None:
+        self.end_token_id = end_token_id
 
     @abstractmethod
-    def advance(self, logits: Tensor) -> Step:
-        """From logits, f32 [rows, V], which it may overwrite, what each row goes on with."""
+    def new_state(self, requests: Sequence[Request], width: int, positions: int) -> State:
+        """The state that each request begins with, on the CPU."""
 
-    def _constrain(self, scores: Tensor, draft: Draft) -> Tensor:
-        """Apply the constraints to the scores, f32 [V], of what may follow `draft`, in place."""
-        return constrain(scores, self._options, self._prompt_ids, draft.ids, self._end_token_id)
+    @abstractmethod
+    def choose(self, inputs: Inputs, state: State) -> Choice[State]:
+        """The next token of each row."""
 
-    def _is_complete(self, draft: Draft) -> bool:
-        return draft.ids[-1] == self._end_token_id or len(draft.ids) == self._options.max_tokens
+    @abstractmethod
+    def report(self, done: Tensor, history: History, state: State) -> StepReport:
+        """The captions so far: views of the history and the state after a step."""
+
+    def growing(self, state: State) -> Tensor | None:  # noqa: ARG002
+        """The rows that a forward has to run over, bool [S, W]; None: all."""
+        return None
 
 
-def strategy_for(options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> Strategy:
-    """The strategy that the options ask for."""
-    kinds: dict[str, type[Strategy]] = {"greedy": Greedy, "sample": Sample, "beam": BeamSearch}
-    return kinds[options.strategy](options, prompt_ids, end_token_id)
+@dataclass(eq=False)
+class Rows(SlotTensors):
+    """Rows that grow apart from each other, each until its caption ends."""
+
+    growing: Tensor  # bool [S, W]
+    lengths: Tensor  # int64 [S, W], generated tokens
+    totals: Tensor  # f64 [S, W], their summed log-probabilities
 
 
-class Greedy(Strategy):
+@dataclass(eq=False)
+class SampledRows(Rows):
+    """Rows with what decides their draws."""
+
+    uniforms: Tensor  # f32 [S, W, H], a random number in [0, 1) for each token
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
+
+
+class _EachRow(Strategy[RowsT]):
+    """Each row becomes a caption."""
+
+    tokens_are_final = True
+
+    @abstractmethod
+    def draw(self, inputs: Inputs, state: RowsT) -> tuple[Tensor, Tensor]:
+        """The next token of each row, from constrained logits, and its log-probability: int64 and f32 [S, W]."""
+
+    @override
+    def choose(self, inputs: Inputs, state: RowsT) -> Choice[RowsT]:
+        constrain(inputs.logits, inputs.history, inputs.options, self.end_token_id, inputs.features)
+        tokens, token_scores = self.draw(inputs, state)
+        lengths, totals = state.lengths + state.growing, state.totals + token_scores * state.growing
+        full = inputs.history.generated + 1 == inputs.options["max_tokens"]
+        growing = state.growing & ~((tokens == self.end_token_id) | full[:, None])
+        state = replace(state, growing=growing, lengths=lengths, totals=totals)
+        return Choice(tokens, token_scores, None, ~growing.any(1), state)
+
+    @override
+    def report(self, done: Tensor, history: History, state: RowsT) -> StepReport:
+        return StepReport(done, state.lengths, state.totals, history.ids, history.token_scores)
+
+    @override
+    def growing(self, state: RowsT) -> Tensor:
+        return state.growing
+
+
+class Greedy(_EachRow[Rows]):
     """The most probable token, each time."""
 
-    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        super().__init__(options, prompt_ids, end_token_id)
-        self.draft = self._caption = Draft()
+    @override
+    def new_state(self, requests: Sequence[Request], width: int, positions: int) -> Rows:
+        return _new_rows(len(requests), width)
 
-    def advance(self, logits: Tensor) -> Step:
-        """See Strategy."""
-        scores = self._constrain(logits[0], self._caption)
-        token = int(scores.argmax())
-        self._caption.append(token, float(scores[token] - scores.logsumexp(0)))
-        if self._is_complete(self._caption):
-            self.sequences = [self._caption.finished()]
-            return Step()
-        return Step([token], [0])
+    @override
+    def draw(self, inputs: Inputs, state: Rows) -> tuple[Tensor, Tensor]:
+        tokens = inputs.logits.argmax(-1)
+        return tokens, inputs.logits.gather(2, tokens[:, :, None])[:, :, 0] - inputs.logits.logsumexp(-1)
 
 
-class Sample(Strategy):
-    """Tokens drawn from the filtered distribution, one row a caption; equal seeds give equal captions."""
+class Sample(_EachRow[SampledRows]):
+    """Tokens drawn from the filtered distribution."""
 
-    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        super().__init__(options, prompt_ids, end_token_id)
-        self._filters = filters(options)
-        self._uniforms = uniforms(options)
-        self._drawn = 0  # tokens, for each caption
-        self._drafts = dict(enumerate(Draft() for _ in range(options.num_captions)))  # of the rows still growing
-        if options.num_captions == 1:
-            self.draft = self._drafts[0]
-        self._complete: list[Sequence] = []
+    @override
+    def new_state(self, requests: Sequence[Request], width: int, positions: int) -> SampledRows:
+        numbers = torch.zeros(len(requests), width, positions)
+        for slot, request in enumerate(requests):
+            numbers[slot, :, : request.options.max_tokens] = uniforms(request.options)
+        rows = _new_rows(len(requests), width)
+        return SampledRows(rows.growing, rows.lengths, rows.totals, numbers)
 
-    def advance(self, logits: Tensor) -> Step:
-        """See Strategy."""
-        # the first time there is one row, the prompt's, from which all captions start
-        parents = range(len(logits)) if len(logits) == len(self._drafts) else [0] * len(self._drafts)
-        scores = logits[list(parents)]
-        for row, draft in zip(scores, self._drafts.values(), strict=True):
-            self._constrain(row, draft)
-        probabilities = filter_distribution(scores, *self._filters)
-        drawn = draw(probabilities, self._uniforms[list(self._drafts), self._drawn])
-        self._drawn += 1
-        token_scores = probabilities.gather(1, drawn[:, None])[:, 0].log()
-        step = Step()
-        growing: dict[int, Draft] = {}
-        for (index, draft), row, token, score in zip(
-            self._drafts.items(), parents, drawn.tolist(), token_scores.tolist(), strict=True
-        ):
-            draft.append(token, score)
-            if self._is_complete(draft):
-                self._complete.append(draft.finished())
-                continue
-            growing[index] = draft
-            step.tokens.append(token)
-            step.parents.append(row)
-        self._drafts = growing
-        if not growing:
-            self.sequences = sorted(self._complete, key=lambda sequence: -sequence.sequence_score)
-        return step
+    @override
+    def draw(self, inputs: Inputs, state: SampledRows) -> tuple[Tensor, Tensor]:
+        shape = state.growing.shape
+
+        def by_row(name: str) -> Tensor:
+            return inputs.options[name][:, None].expand(shape)
+
+        probabilities = filter_distribution(
+            inputs.logits.flatten(0, 1),
+            by_row("temperature").reshape(-1, 1),
+            (by_row("top_k") * state.growing).view(-1, 1),  # rows that have ended need no filter
+            torch.where(state.growing, by_row("top_p"), 1).view(-1, 1),
+            some=inputs.features.filters,
+        )
+        uniform = state.uniforms.gather(2, inputs.history.generated[:, None, None].expand(*shape, 1))
+        tokens = draw(probabilities, uniform.view(-1))
+        token_scores = probabilities.gather(1, tokens[:, None]).log()
+        return tokens.view(shape), token_scores.view(shape)
 
 
-class BeamSearch(Strategy):
-    """transformers' beam search, `GenerationMixin._beam_search`, for one image."""
-
-    def __init__(self, options: DecodingOptions, prompt_ids: list[int], end_token_id: int) -> None:
-        super().__init__(options, prompt_ids, end_token_id)
-        self._running = [Draft()]
-        self._finished: list[Sequence] = []  # at most num_beams, best first
-
-    def advance(self, logits: Tensor) -> Step:
-        """See Strategy."""
-        options, length = self._options, len(self._running[0].ids) + 1
-        log_probs = logits.log_softmax(-1)
-        for row, draft in enumerate(self._running):
-            self._constrain(log_probs[row], draft)
-        totals = torch.tensor([draft.total for draft in self._running])
-        # twice as many as beams: even if every beam ends, enough are left to go on with
-        candidates = (log_probs + totals[:, None]).flatten().topk(2 * options.num_beams)
-        vocabulary = log_probs.shape[-1]
-        step = Step()
-        running: list[Draft] = []
-        ended: list[tuple[float, Draft]] = []
-        for rank, (total, index) in enumerate(zip(*(part.tolist() for part in candidates), strict=True)):
-            row, token = divmod(index, vocabulary)
-            draft = self._running[row].extended(token, float(log_probs[row, token]), total)
-            if self._is_complete(draft):
-                if rank < options.num_beams:  # the others are there to go on, not to win
-                    ended.append((total / length**options.length_penalty, draft))
-            elif len(running) < options.num_beams:
-                running.append(draft)
-                step.tokens.append(token)
-                step.parents.append(row)
-        self._finish(ended)
-        if running and self._may_improve(running[0].total, length):
-            self._running = running
-            return step
-        self.sequences = self._finished[: options.num_captions]
-        return Step()
-
-    def _finish(self, ended: list[tuple[float, Draft]]) -> None:
-        if self._options.early_stopping and len(self._finished) == self._options.num_beams:
-            return
-        self._finished += [draft.finished(score) for score, draft in ended]
-        self._finished.sort(key=lambda sequence: -sequence.sequence_score)
-        del self._finished[self._options.num_beams :]
-
-    def _may_improve(self, best_total: float, length: int) -> bool:
-        """Whether a running beam could still win: a heuristic where long captions are favoured, as there."""
-        if len(self._finished) < self._options.num_beams:
-            return True
-        if self._options.early_stopping:
-            return False
-        best_score: float = best_total / length**self._options.length_penalty
-        return best_score > self._finished[-1].sequence_score
+def _new_rows(slots: int, width: int) -> Rows:
+    lengths = torch.zeros(slots, width, dtype=torch.int64)
+    return Rows(torch.ones(slots, width, dtype=torch.bool), lengths, torch.zeros(slots, width, dtype=torch.float64))
 
 
-def constrain(
-    scores: Tensor, options: DecodingOptions, prompt_ids: list[int], ids: list[int], end_token_id: int
-) -> Tensor:
-    """Apply the constraints that hold for every strategy to one row's scores, f32 [V], in place.
+class BeamSearch(Strategy[Beams]):
+    """Each row is a beam."""
 
-    transformers' RepetitionPenaltyLogitsProcessor, NoRepeatNGramLogitsProcessor and
-    MinNewTokensLengthLogitsProcessor, in its order.
-    """
-    if options.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*prompt_ids, *ids}))
-        chosen = scores[seen]
-        penalty = options.repetition_penalty
-        scores[seen] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
-    if options.no_repeat_ngram_size and (banned := _repeating(prompt_ids + ids, options.no_repeat_ngram_size)):
-        scores[banned] = -float("inf")
-    if len(ids) < options.min_tokens:
-        scores[end_token_id] = -float("inf")
-    return scores
+    @override
+    def new_state(self, requests: Sequence[Request], width: int, positions: int) -> Beams:
+        return Beams.new(len(requests), width, positions)
 
+    @override
+    def choose(self, inputs: Inputs, state: Beams) -> Choice[Beams]:
+        log_probs = inputs.logits.log_softmax(-1)
+        constrain(log_probs, inputs.history, inputs.options, self.end_token_id, inputs.features)
+        step = beam_step(log_probs, inputs.history, inputs.options, state, self.end_token_id)
+        return Choice(step.tokens, step.token_scores, step.parents, step.done, step.beams)
 
-def _repeating(ids: list[int], size: int) -> list[int]:
-    """The tokens that would complete a run of `size` tokens that is there already."""
-    last = ids[len(ids) - size + 1 :]
-    return [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == last]
+    @override
+    def report(self, done: Tensor, history: History, state: Beams) -> StepReport:
+        return StepReport(done, state.lengths, state.scores, state.ids, state.token_scores)
 
 
-def filters(options: DecodingOptions) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A request's temperature, top_k and top_p as `filter_distribution` takes them."""
-    return (
-        torch.tensor([[options.temperature]], dtype=torch.float64),
-        torch.tensor([[options.top_k]]) if options.top_k else None,
-        torch.tensor([[options.top_p]], dtype=torch.float64) if options.top_p < 1 else None,
-    )
-
-
-def filter_distribution(
-    scores: Tensor, temperature: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None
-) -> Tensor:
-    """The distributions, f32 [R, V], that are drawn from: temperature, then the k likeliest, then the nucleus.
-
-    The three are [R, 1] or [1, 1]; top_k 0 and top_p 1 filter nothing, and neither does None, which saves the sorting.
-    transformers' TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper, in its order; the nucleus is that
-    of Holtzman et al., arXiv:1904.09751.
-    """
-    scores = scores / temperature.float()
-    if top_k is None and top_p is None:
-        return scores.softmax(-1)
-    ascending, order = scores.sort(-1)
-    if top_k is not None:
-        last = scores.shape[-1] - 1
-        threshold = ascending.gather(-1, (last + 1 - top_k).clamp(0, last).expand(len(scores), 1))
-        ascending = ascending.masked_fill((ascending < threshold) & (top_k > 0), -float("inf"))
-    if top_p is not None:
-        outside = (ascending.softmax(-1).cumsum(-1) <= (1 - top_p).float()) & (top_p < 1)
-        outside[:, -1] = False  # the likeliest token always stays
-        ascending = ascending.masked_fill(outside, -float("inf"))
-    return torch.empty_like(scores).scatter(-1, order, ascending).softmax(-1)
-
-
-def uniforms(options: DecodingOptions) -> Tensor:
-    """What settles a request's draws: numbers in [0, 1), f32 [num_captions, max_tokens], from its seed alone."""
-    generator = torch.Generator().manual_seed(options.seed)
-    # by token, then by caption: with fewer tokens, those that are left are the same
-    return torch.rand(options.max_tokens, options.num_captions, generator=generator).T
-
-
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row, int64 [R], from probabilities, f32 [R, V], by inverting their sums at uniform, f32 [R]."""
-    sums = probabilities.double().cumsum(-1)  # in f32 the tail of a large vocabulary would be lost
-    drawn = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)[:, 0]
-    return drawn.clamp(max=sums.shape[-1] - 1)  # where the probabilities are no numbers
+STRATEGIES: dict[str, type[Strategy[Any]]] = {  # by options.strategy
+    "greedy": Greedy,
+    "sample": Sample,
+    "beam": BeamSearch,
+}

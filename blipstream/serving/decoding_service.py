@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from blipstream.decoding import Engine, Request
-from blipstream.decoding.scheduler import MAX_WAITING, Piece, Scheduler
+from blipstream.decoding import Engine, Request, TextDelta
+from blipstream.decoding.scheduler import MAX_WAITING, Scheduler
 from blipstream.serving.adapter import ModelInstance, TritonRequest
 from blipstream.serving.backpressure import Backpressure
 from blipstream.serving.metrics import DecodingMetrics, TextTimer
@@ -45,12 +45,11 @@ class DecodingService:
         self,
         request: TritonRequest,
         image: Request,
-        listener: Callable[[Piece], None],
+        listener: Callable[[TextDelta], None],
         *,
         streams: bool = False,
     ) -> None:
         """Submit one image of a Triton request; `listener` gets its captions. Raises Overloaded if there is no room."""
-        image.id, image.trace_context = request.id, request.trace_context
         self._scheduler.submit(image, listener, request.is_cancelled, streams=streams)
 
     def text_timer(self) -> TextTimer:

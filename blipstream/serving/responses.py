@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blipstream.decoding import Caption
-from blipstream.decoding.scheduler import Piece
+from blipstream.decoding import Caption, TextDelta
 
 
 def caption_outputs(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDArray[Any]]:
@@ -26,7 +25,7 @@ def caption_outputs(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDAr
     }
 
 
-def delta_outputs(delta: Piece, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:
+def delta_outputs(delta: TextDelta, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:
     """The outputs for what is new in one image's caption: text BYTES [1, 1] and its score FP32 [1, 1].
 
     With the last delta come the outputs of the K captions in place of that score, and finish_reason BYTES [1, 1].

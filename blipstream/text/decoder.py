@@ -11,6 +11,8 @@ since q b_kᵀ is the same for every patch and cancels in the softmax, and its w
 identity serves multi-head latent attention in DeepSeek-V2 (arXiv:2405.04434).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -53,6 +55,33 @@ def can_pack(weight: Tensor) -> bool:
     return True
 
 
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Rows that lie in one cache, each with as many new tokens T. A forward runs over several segments at once."""
+
+    ids: Tensor  # int64 [R, T], new tokens
+    past: Tensor  # int64 [R], tokens that each row's cache holds already
+    length: int  # tokens of the cache to look at; past + T fits in it
+    image_embeds: Tensor  # [I, N, E], in the order of the rows that look at them
+    groups: Groups  # how many rows look at each image
+    keys: Tensor  # [layers, rows, heads, capacity, head size], written in place
+    values: Tensor  # the same
+    rows: Tensor | None = None  # int64 [R], where the rows lie in the cache; None: they are its first
+    counts: Tensor | None = None  # int64 [R], how many of a row's T tokens count; None: all
+
+
+Places = tuple[Tensor, Tensor, Tensor]  # where new tokens go: rows [R, 1], positions [R, T]; the mask [R, 1, T, length]
+
+
+def _places(segment: Segment) -> Places:
+    rows, tokens = segment.ids.shape
+    device = segment.ids.device
+    index = torch.arange(rows, device=device) if segment.rows is None else segment.rows
+    positions = segment.past[:, None] + torch.arange(tokens, device=device)
+    mask = torch.arange(segment.length, device=device) <= positions[:, None, :, None]
+    return index[:, None], positions, mask
+
+
 class DecoderLayer(nn.Module):
     """One post-norm layer: self-attention over the cache, absorbed cross-attention, feed-forward."""
 
@@ -72,52 +101,60 @@ class DecoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, width)
         self.mlp_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        image_embeds: Tensor,
-        groups: Groups,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-        mask: Tensor,
-    ) -> Tensor:
-        """Hidden [R, T, h] -> [R, T, h], writing this layer's keys and values at `positions` [R, T].
+    def forward(self, hidden: Tensor, layer: int, segments: Sequence[Segment], places: Sequence[Places]) -> Tensor:
+        """Hidden [n, h] -> [n, h]: the new tokens of all segments in a row.
 
-        `keys` and `values` are [R, heads, length, head size], `mask` [R, 1, T, length], `image_embeds` [I, N, E],
-        `groups` as TextDecoder has them.
+        Writes their keys and values to the segments' caches of this `layer`.
         """
-        hidden = self.self_norm(hidden + self._self_attention(hidden, keys, values, positions, mask))
-        hidden = self.cross_norm(hidden + self._cross_attention(hidden, image_embeds, groups))
+        hidden = self.self_norm(hidden + self._self_attention(hidden, layer, segments, places))
+        hidden = self.cross_norm(hidden + self._cross_attention(hidden, segments))
         output: Tensor = self.mlp_norm(hidden + self.fc2(F.gelu(self.fc1(hidden))))
         return output
 
-    def _self_attention(self, hidden: Tensor, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # [R, T, heads, head size]
-        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        keys[rows, :, positions] = k
-        values[rows, :, positions] = v
-        length = mask.shape[-1]
-        context = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys[:, :, :length], values[:, :, :length], attn_mask=mask
-        )
-        output: Tensor = self.self_output(context.transpose(1, 2).flatten(2))
+    def _self_attention(
+        self, hidden: Tensor, layer: int, segments: Sequence[Segment], places: Sequence[Places]
+    ) -> Tensor:
+        contexts = []
+        qkv = _split(self.qkv(hidden), segments)
+        for new, segment, (rows, positions, mask) in zip(qkv, segments, places, strict=True):
+            q, k, v = new.view(*positions.shape, 3, self.num_heads, -1).unbind(2)  # [R, T, heads, head size]
+            keys, values = segment.keys[layer], segment.values[layer]
+            keys[rows, :, positions] = k
+            values[rows, :, positions] = v
+            if segment.rows is None:
+                keys, values = keys[: len(q)], values[: len(q)]
+            else:
+                keys, values = keys[segment.rows, :, : segment.length], values[segment.rows, :, : segment.length]
+            context = F.scaled_dot_product_attention(
+                q.transpose(1, 2), keys[:, :, : segment.length], values[:, :, : segment.length], attn_mask=mask
+            )
+            contexts.append(context.transpose(1, 2).reshape(q.shape[0] * q.shape[1], -1))
+        output: Tensor = self.self_output(_joined(contexts))
         return output
 
-    def _cross_attention(self, hidden: Tensor, image_embeds: Tensor, groups: Groups) -> Tensor:
-        rows, tokens, _ = hidden.shape
-        q = self.cross_query(hidden).view(rows * tokens, self.num_heads, self.head_size)
-        absorbed = torch.bmm(q.transpose(0, 1), self.cross_key)  # [heads, R T, E]
-        mixes, image, query = [], 0, 0
-        for images, rows_per_image in groups:
-            queries = images * rows_per_image * tokens
-            x = image_embeds[image : image + images]
-            mixes.append(_attend(absorbed[:, query : query + queries], x))
-            image, query = image + images, query + queries
-        mix = mixes[0] if len(mixes) == 1 else torch.cat(mixes, dim=1)  # [heads, R T, E]
-        context = torch.bmm(mix, self.cross_value)  # [heads, R T, head size]
-        output: Tensor = self.cross_output(context.transpose(0, 1).reshape(rows, tokens, -1))
+    def _cross_attention(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
+        q = self.cross_query(hidden).view(-1, self.num_heads, self.head_size)
+        absorbed = torch.bmm(q.transpose(0, 1), self.cross_key)  # [heads, n, E]
+        mixes, query = [], 0
+        for segment in segments:
+            image = 0
+            for images, rows_per_image in segment.groups:
+                queries = images * rows_per_image * segment.ids.shape[1]
+                x = segment.image_embeds[image : image + images]
+                mixes.append(_attend(absorbed[:, query : query + queries], x))
+                image, query = image + images, query + queries
+        context = torch.bmm(_joined(mixes, dim=1), self.cross_value)  # [heads, n, head size]
+        output: Tensor = self.cross_output(context.transpose(0, 1).flatten(1))
         return output
+
+
+def _split(hidden: Tensor, segments: Sequence[Segment]) -> Sequence[Tensor]:
+    """The part of each segment, of hidden [n, h]."""
+    return [hidden] if len(segments) == 1 else torch.split(hidden, [segment.ids.numel() for segment in segments])
+
+
+def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def _attend(queries: Tensor, x: Tensor) -> Tensor:
@@ -174,49 +211,26 @@ class TextDecoder(nn.Module):
         keys = self.word_embedding.weight.new_zeros(self.config.num_layers, rows, heads, length, head_size)
         return keys, torch.zeros_like(keys)
 
-    def forward(
-        self,
-        ids: Tensor,
-        past: Tensor,
-        counts: Tensor,
-        image_embeds: Tensor,
-        groups: Groups,
-        keys: Tensor,
-        values: Tensor,
-    ) -> Tensor:
-        """The logits, f32 [R, V], of what follows each row's last token.
+    def forward(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """The logits, f32 [R, V] of each segment, of what follows each row's last new token."""
+        hidden = [
+            hidden[:, -1]
+            if segment.counts is None
+            else hidden[torch.arange(len(hidden), device=hidden.device), segment.counts - 1]
+            for segment, hidden in zip(segments, self.hidden(segments), strict=True)
+        ]
+        return list(torch.split(self.logits(_joined(hidden)), [len(rows) for rows in hidden]))
 
-        counts: int64 [R]; row r's new tokens are the first counts[r] of ids[r]. The other arguments as in `hidden`.
-        """
-        length = int(past.max()) + ids.shape[1]
-        hidden = self.hidden(ids, past, length, image_embeds, groups, keys, values)
-        return self.logits(hidden[torch.arange(len(ids), device=ids.device), counts - 1])  # the others need none
-
-    def hidden(
-        self,
-        ids: Tensor,
-        past: Tensor,
-        length: int,
-        image_embeds: Tensor,
-        groups: Groups,
-        keys: Tensor,
-        values: Tensor,
-    ) -> Tensor:
-        """The last layer's output [R, T, h].
-
-        ids: int64 [R, T], new tokens
-        past: int64 [R], tokens that each row's cache holds already
-        length: of the cache that is looked at; past + T fits in it
-        image_embeds: [I, N, E], in the order of the rows that look at them
-        groups: how many rows look at each image
-        keys, values: [layers, R, heads, capacity, head size], written in place
-        """
-        positions = past[:, None] + torch.arange(ids.shape[1], device=ids.device)  # [R, T]
-        mask = torch.arange(length, device=ids.device) <= positions[:, None, :, None]  # [R, 1, T, length]
+    def hidden(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """The last layer's output, [R, T, h] of each segment. Writes the keys and values of all new tokens."""
+        places = [_places(segment) for segment in segments]
+        ids = _joined([segment.ids.reshape(-1) for segment in segments])
+        positions = _joined([positions.reshape(-1) for _, positions, _ in places])
         hidden: Tensor = self.embedding_norm(self.word_embedding(ids) + self.position_embedding(positions))
-        for layer, layer_keys, layer_values in zip(self.layers, keys, values, strict=True):
-            hidden = layer(hidden, image_embeds, groups, layer_keys, layer_values, positions, mask)
-        return hidden
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, number, segments, places)
+        parts = _split(hidden, segments)
+        return [part.view(*segment.ids.shape, -1) for part, segment in zip(parts, segments, strict=True)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The language-modelling head: [R, h] -> f32 [R, V]."""

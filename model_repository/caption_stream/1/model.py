@@ -39,7 +39,8 @@ class TritonPythonModel:
         finally:
             self.service.count_arrived(1)
         request.deadline.left()
-        image = self.engine.request(as_torch(image_embeds)[0], options)
+        image_embeds = as_torch(image_embeds)[0]
+        image = self.engine.request(image_embeds, options, request.id, request.trace_context)
         self.service.submit(request, image, partial(self.send, request, image, timer), streams=True)
 
     def send(self, request, image, timer, delta):

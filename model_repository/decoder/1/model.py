@@ -31,7 +31,8 @@ class TritonPythonModel:
         image_embeds = self.image_embeds(request)
         self.service.count_arrived(len(image_embeds))
         options = DecodingOptions.from_rows(request.arrays(*OPTION_NAMES), len(image_embeds))
-        images, deltas = self.engine.requests(image_embeds, options), []
+        images = self.engine.requests(image_embeds, options, request.id, request.trace_context)
+        deltas = []
         for image in images:
             self.service.wait_for_room()
             self.service.submit(request, image, partial(self.receive, request, images, deltas))

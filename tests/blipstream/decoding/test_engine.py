@@ -14,6 +14,7 @@ from blipstream.options import DecodingOptions
 from build_repository import build
 from random_checkpoint import save_random_checkpoint
 from tests.blipstream.decoding.test_strategies import assert_equal, theirs
+from tests.conftest import LoadEngine
 from tests.reference import Reference
 
 GRID: list[dict[str, Any]] = [
@@ -33,11 +34,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(checkpoint: Path, engine_kind: tuple[type[Engine], str]) -> Engine:
+def base(checkpoint: Path, load: LoadEngine) -> Engine:
     repository = checkpoint.parent / "repository"
     build(str(checkpoint), "f32", repository)
-    kind, device = engine_kind
-    return kind.load(repository / "decoder/1/artifact", device)
+    return load(repository / "decoder/1/artifact")
 
 
 @pytest.fixture(scope="module")

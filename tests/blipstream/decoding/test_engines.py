@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from blipstream.decoding import Engine, Request, load_engine
 from blipstream.errors import ArtifactError, InvalidInput
 from blipstream.options import DecodingOptions
 from blipstream.server.installation import ROOT
+from tests.conftest import LoadEngine
 from tests.reference import Generated, Reference, relative_error
 
 PROMPTS = ["", "a", "a key to the left", "two strawberries on a", "zebra quark 7"]  # the last in many pieces
@@ -124,22 +126,18 @@ def test_loading_leaves_no_threads(f32_artifacts: Path) -> None:
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "0\n"
 
 
-def test_rows_join_and_leave(
-    f32_artifacts: Path, engine_kind: tuple[type[Engine], str], reference: Reference, other_embeds: Tensor
-) -> None:
+def test_rows_join_and_leave(f32_artifacts: Path, load: LoadEngine, reference: Reference, other_embeds: Tensor) -> None:
     """Few rows, requests of very different length that arrive between steps: places are reused all the time."""
-    kind, device = engine_kind
-    engine = kind.load(f32_artifacts / "decoder/1/artifact", device, max_rows=3)
+    engine = load(f32_artifacts / "decoder/1/artifact", max_rows=3)
     lengths = [1, 17, 3, 40, 2, 9, 1, 30, 5, 4, 12, 8]
     requests = [
         engine.request(embeds, DecodingOptions(max_tokens=length, min_tokens=length))
         for embeds, length in zip(other_embeds, lengths, strict=True)
     ]
-    finished: list[Request] = []
-    for request in requests:
-        engine.add(request)
-        finished += engine.step()
+    waiting, finished = deque(requests), list[Request]()
     while len(finished) < len(requests):
+        if waiting and engine.can_admit(waiting[0]):
+            engine.admit(waiting.popleft())
         finished += engine.step()
     assert not engine.step()
     assert {id(request) for request in finished} == {id(request) for request in requests}
@@ -203,24 +201,3 @@ def test_a_token_that_the_model_has_not(artifacts: Path) -> None:
     with pytest.raises(InvalidInput, match="prompt must be of the model's 478 tokens, and its tokenizer makes others"):
         engine.request(torch.zeros(145, 192), DecodingOptions(prompt="a quokka"))
     generate(engine, torch.zeros(1, 145, 192), [DecodingOptions(prompt="a zebra")])
-
-
-def test_who_asks_for_much_lets_others_pass_and_comes_to_its_turn(
-    f32_artifacts: Path, engine_kind: tuple[type[Engine], str], scene_embeds: Tensor
-) -> None:
-    """Eight images with four beams each come first; then, before every step, two that want one caption."""
-    kind, device = engine_kind
-    engine = kind.load(f32_artifacts / "decoder/1/artifact", device, max_rows=8)
-    many = engine.requests(scene_embeds[:8], [DecodingOptions(num_beams=4, max_tokens=2)] * 8)
-    few: list[Request] = []
-    for request in many:
-        engine.add(request)
-    engine.step()
-    while not all(request.captions for request in many):  # nobody waits for ever
-        for _ in range(2):
-            few.append(engine.request(scene_embeds[8], DecodingOptions(max_tokens=2)))
-            engine.add(few[-1])
-        engine.step()
-    taken_up = sorted(filter(lambda request: request.admitted, many + few), key=lambda request: request.admitted)
-    assert [request for request in taken_up if request in many] == many
-    assert taken_up[:4] == [*many[:2], *few[:2]]  # nor for all of what came before

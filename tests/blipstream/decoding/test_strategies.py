@@ -22,8 +22,12 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from blipstream.decoding import Caption, Engine
-from blipstream.decoding.strategies import constrain, filter_distribution, filters
+from blipstream.decoding import Caption, Engine, Request
+from blipstream.decoding.constraints import constrain
+from blipstream.decoding.features import Features
+from blipstream.decoding.history import History
+from blipstream.decoding.sampling import filter_distribution
+from blipstream.decoding.slots import OptionColumns
 from blipstream.options import DecodingOptions
 from tests.reference import Reference
 
@@ -169,6 +173,25 @@ def test_prompt_may_be_left_out(engine: Engine, embeds: Tensor) -> None:
     assert whole.token_scores == rest.token_scores
 
 
+def constrained(logits: Tensor, options: DecodingOptions, prompt_ids: list[int], ids: list[int], end: int) -> Tensor:
+    """Logits [V] of what follows `ids`, which follow the prompt."""
+    request = Request(torch.zeros(0), options, prompt_ids)
+    history = History.of([request], 1, 64)
+    for token in ids:
+        history.append(torch.tensor([[token]]), torch.zeros(1, 1), ngrams=True)
+        history.lengths += 1
+    scores = logits.clone()
+    constrain(scores[None, None], history, OptionColumns.of([options]), end, Features.of([options]))
+    return scores
+
+
+def filtered(scores: Tensor, options: DecodingOptions) -> Tensor:
+    """The distributions, [R, V], that a request draws from."""
+    columns = OptionColumns.of([options] * len(scores))
+    names = ("temperature", "top_k", "top_p")
+    return filter_distribution(scores, *(columns[name][:, None] for name in names), some=True)
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -202,8 +225,7 @@ def test_filtered_distribution(values: dict[str, Any]) -> None:
     for _ in range(20):
         logits = 3 * torch.randn(100)
         expected = processors(torch.tensor([prompt_ids + ids]), logits[None].clone())[0].softmax(0)
-        scores = constrain(logits.clone(), options, prompt_ids, ids, end_token_id)
-        ours = filter_distribution(scores[None], *filters(options))[0]
+        ours = filtered(constrained(logits, options, prompt_ids, ids, end_token_id)[None], options)[0]
         torch.testing.assert_close(ours, expected)
         assert torch.equal(ours == 0, expected == 0)
 
@@ -212,7 +234,7 @@ def test_draws_follow_the_distribution(engine: Engine, embeds: Tensor) -> None:
     """Chi-square of 3,000 first tokens, drawn by 300 requests with a seed each."""
     options = DecodingOptions(do_sample=True, temperature=2.5, top_k=8, max_tokens=1, num_captions=10)
     start = torch.tensor([[engine.config.text.start_token_id]])
-    probabilities = filter_distribution(engine.logits(start, embeds[5, None]), *filters(options))[0]
+    probabilities = filtered(engine.logits(start, embeds[5, None]), options)[0]
     requests = [engine.request(embeds[5], DecodingOptions(**(vars(options) | {"seed": seed}))) for seed in range(300)]
     engine.generate(requests)
     drawn = [sequence.ids[0] for request in requests for sequence in request.sequences]

@@ -38,9 +38,7 @@ def own_engine(f32_artifacts: Path) -> Engine:
 def decode(engine: Engine, **facts: str) -> Request:
     """Generate three tokens for an image of zeros, by a scheduler with telemetry; then close both."""
     options = DecodingOptions(max_tokens=3, min_tokens=3)
-    request, done = engine.request(torch.zeros(engine.image_embeds_shape), options), Event()
-    for name, value in facts.items():
-        setattr(request, name, value)
+    request, done = engine.request(torch.zeros(engine.image_embeds_shape), options, **facts), Event()
     telemetry = Telemetry("decoder")
     scheduler = Scheduler(engine, on_end=telemetry.record_decoding)
     scheduler.submit(request, lambda piece: done.set() if piece.finish_reason else None)
@@ -56,14 +54,14 @@ def test_nothing_is_written_by_default(
     with collector() as running:
         monkeypatch.delenv(ENDPOINT, raising=False)
         monkeypatch.delenv(LOG_REQUESTS, raising=False)
-        decode(own_engine, id="a", trace_context=CONTEXT)
+        decode(own_engine, request_id="a", trace_context=CONTEXT)
     assert capfd.readouterr().out == ""
     assert running.spans == []
 
 
 def test_lines(own_engine: Engine, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LOG_REQUESTS, "1")
-    decode(own_engine, id="a")
+    decode(own_engine, request_id="a")
     Telemetry("preprocess").record_refusal("b", InvalidInput('no "image"'))
     Telemetry("encoder").record_response("c", images=2, seconds=0.0125)
     ended, refused, answered = (json.loads(line) for line in capfd.readouterr().out.splitlines())
@@ -110,7 +108,7 @@ def test_results_are_counted(own_engine: Engine) -> None:
 
 def test_spans(own_engine: Engine, traces: Collector) -> None:
     """They continue the sender's trace, one after the other."""
-    request = decode(own_engine, id="a", trace_context=CONTEXT)
+    request = decode(own_engine, request_id="a", trace_context=CONTEXT)
     assert traces.services == {"blipstream"}
     assert [span.name for span in traces.spans] == ["wait for rows", "decode"]
     waiting, decoding = traces.spans

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from blipstream.config import TextConfig
 from blipstream.dtypes import cpu_has_bf16
-from blipstream.text.decoder import PackedLinear, TextDecoder, can_pack
+from blipstream.text.decoder import PackedLinear, Segment, TextDecoder, can_pack
 from tests.conftest import ROOT
 from tests.reference import relative_error
 
@@ -54,8 +54,9 @@ def forward(decoder: TextDecoder, images: int, rows_per_image: int, tokens: int)
     x = torch.randn(images, 7, CONFIG.encoder_hidden_size, generator=generator).to(dtype)
     shape = (CONFIG.num_layers, rows, CONFIG.num_heads, 8, CONFIG.hidden_size // CONFIG.num_heads)
     keys, values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
-    past, counts = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), tokens)
-    return decoder(ids, past, counts, x, [(images, rows_per_image)], keys, values), keys, values
+    past = torch.zeros(rows, dtype=torch.int64)
+    (logits,) = decoder([Segment(ids, past, tokens, x, [(images, rows_per_image)], keys, values)])
+    return logits, keys, values
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)

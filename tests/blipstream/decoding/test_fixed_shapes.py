@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU's engine does what the CPU's does, whatever is asked of it at once."""
+"""Steps of fixed shapes, for the GPU, give what steps over what grows give, for the CPU, whatever runs at once."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blipstream.decoding import Request, graphed
-from blipstream.decoding.graphed import ROOM_TO_KEEP, GraphedEngine
-from blipstream.decoding.rows import RowEngine
+from blipstream.decoding import Engine, Request, engine
 from blipstream.options import DecodingOptions
 from tests.conftest import DEVICES
 from tests.reference import Reference
@@ -51,7 +49,7 @@ def random_options(rng: Random) -> DecodingOptions:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("max_rows", "room_to_keep"), [(7, 0), (512, ROOM_TO_KEEP)])
+@pytest.mark.parametrize(("max_rows", "room_to_keep"), [(7, 0), (512, 2**16)])
 def test_equals_the_cpu_engine(
     f32_artifacts: Path,
     embeds: Tensor,
@@ -60,49 +58,48 @@ def test_equals_the_cpu_engine(
     room_to_keep: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Mixed strategies that join and leave, more than fit at once: lanes grow, fill, empty, shrink and close gaps."""
-    monkeypatch.setattr(graphed, "ROOM_TO_KEEP", room_to_keep)
+    """Mixed strategies that join and leave, more than fit at once: batches grow, fill, empty, shrink and close gaps."""
+    monkeypatch.setattr(engine, "ROOM_TO_KEEP", dict.fromkeys(engine.ROOM_TO_KEEP, room_to_keep))
     rng = Random(max_rows)
     asked = [(embed, random_options(rng)) for embed in embeds for _ in range(2)]
     folder = f32_artifacts / "decoder/1/artifact"
-    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, device, max_rows=max_rows)
+    theirs, ours = Engine.load(folder), Engine.load(folder, device, max_rows=max_rows, fixed_shapes=True)
     expected = [theirs.request(*each) for each in asked]
     theirs.generate(expected)
     requests = [ours.request(*each) for each in asked]
-    arrivals = iter(requests)
-    finished = 0
+    waiting, finished = deque(requests), 0
     while finished < len(requests):
         for _ in range(rng.randint(0, 3)):
-            if (request := next(arrivals, None)) is not None:
-                ours.add(request)
+            if waiting and ours.can_admit(waiting[0]):
+                ours.admit(waiting.popleft())
         finished += len(ours.step())
     for request, other in zip(requests, expected, strict=True):
         assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
         for sequence, theirs_too in zip(request.sequences, other.sequences, strict=True):
             assert sequence.token_scores == pytest.approx(theirs_too.token_scores, rel=1e-4, abs=1e-4)
-            assert sequence.sequence_score == pytest.approx(theirs_too.sequence_score, rel=1e-4, abs=1e-4)
+            assert sequence.score == pytest.approx(theirs_too.score, rel=1e-4, abs=1e-4)
         assert [caption.text for caption in request.captions] == [caption.text for caption in other.captions]
 
 
 def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
     """Whatever number of requests of whatever length is under way, few shapes of a step come up: each is a graph."""
-    engine = GraphedEngine.load(f32_artifacts / "decoder/1/artifact")
+    ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
     keys = set()
     for count in range(1, 17):
         requests = [
-            engine.request(embed, DecodingOptions(max_tokens=3 + i, min_tokens=3 + i))
+            ours.request(embed, DecodingOptions(max_tokens=3 + i, min_tokens=3 + i))
             for i, embed in enumerate(embeds[:count])
         ]
-        engine.generate(requests)
-        (lane,) = engine._lanes.values()
-        keys |= lane._graphs._seen
+        ours.generate(requests)
+        (batch,) = ours._batches.values()
+        keys |= batch._graphs._seen
     assert keys == {(slots, 32, True, False) for slots in (1, 2, 4, 8, 16)}
 
 
 def test_what_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
     """A long prompt, for which the others' buffers grow; what these then hold must not be taken for tokens."""
     folder = f32_artifacts / "decoder/1/artifact"
-    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder)
+    theirs, ours = Engine.load(folder), Engine.load(folder, fixed_shapes=True)
     for num_beams in (1, 3):
         options = DecodingOptions(
             num_beams=num_beams, max_tokens=20, min_tokens=20, repetition_penalty=0.01, no_repeat_ngram_size=1
@@ -111,25 +108,25 @@ def test_what_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) 
         theirs.generate(expected)
         requests = [ours.request(embed, options) for embed in embeds[24:28]]
         for request in requests:
-            ours.add(request)
+            ours.admit(request)
         ours.step()
         ours.generate([ours.request(embeds[0], replace(options, prompt="a key to the left of " * 6))])
         assert_same(requests, expected)
 
 
-def test_lanes_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that hold more than they need, once there is much of it and another grows."""
     folder = f32_artifacts / "decoder/1/artifact"
-    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder)
+    theirs, ours = Engine.load(folder), Engine.load(folder, fixed_shapes=True)
     short, long = DecodingOptions(max_tokens=5, min_tokens=5), DecodingOptions(max_tokens=40, min_tokens=40)
     beams = DecodingOptions(num_beams=2, max_tokens=40, min_tokens=40)
 
     def run(*options: DecodingOptions) -> None:
         """The last one joins the others midway."""
         asked = list(zip(embeds, options, strict=False))
-        expected, requests = ([engine.request(*each) for each in asked] for engine in (theirs, ours))
+        expected, requests = ([each.request(*one) for one in asked] for each in (theirs, ours))
         for request in requests[:-1]:
-            ours.add(request)
+            ours.admit(request)
         for _ in range(10):
             ours.step()
         ours.generate(requests[-1:])
@@ -137,17 +134,17 @@ def test_lanes_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: 
         assert_same(requests, expected)
 
     def rooms() -> list[int]:
-        return [lane.room for lane in ours._lanes.values()]
+        return [batch.room for batch in ours._batches.values()]
 
     run(*[short] * 7, long)
-    (greedy,) = ours._lanes.values()
-    buffer = greedy._keys
+    (greedy,) = ours._batches.values()
+    buffer = greedy._buffers.keys
     run(beams)
     run(*[short] * 8)
     assert rooms() == [8 * 64, 2 * 64]
-    assert greedy._keys is buffer  # what fits into memory anyway stays in place, and so do graphs
+    assert greedy._buffers.keys is buffer  # what fits into memory anyway stays in place, and so do graphs
 
-    monkeypatch.setattr(graphed, "ROOM_TO_KEEP", 8 * 64)
+    monkeypatch.setattr(engine, "ROOM_TO_KEEP", dict.fromkeys(engine.ROOM_TO_KEEP, 8 * 64))
     run(long, beams, beams)
     assert rooms() == [64, 2 * 2 * 64]
     run(*[beams] * 3)
@@ -157,17 +154,17 @@ def test_lanes_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: 
 
 
 def test_failure_leaves_nothing_behind(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = GraphedEngine.load(f32_artifacts / "decoder/1/artifact")
-    request = engine.request(embeds[0], DecodingOptions())
+    ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
+    request = ours.request(embeds[0], DecodingOptions())
 
     def fail(hidden: Tensor) -> Tensor:
         raise RuntimeError(f"no memory for {hidden.shape}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._decoder, "logits", fail)
+        patch.setattr(ours._decoder, "logits", fail)
         with pytest.raises(RuntimeError, match="no memory"):
-            engine.generate([request])
-    engine.generate([request])
+            ours.generate([request])
+    ours.generate([request])
     assert request.captions
 
 
@@ -175,7 +172,7 @@ def test_failure_leaves_nothing_behind(f32_artifacts: Path, embeds: Tensor, monk
 def test_what_is_no_number_harms_nobody_else(f32_artifacts: Path, embeds: Tensor, device: str) -> None:
     """Neither those beside it nor those who come into its place."""
     folder = f32_artifacts / "decoder/1/artifact"
-    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, device)
+    theirs, ours = Engine.load(folder), Engine.load(folder, device, fixed_shapes=True)
     for options in (DecodingOptions(max_tokens=9), DecodingOptions(do_sample=True), DecodingOptions(num_beams=3)):
         expected = [theirs.request(embed, options) for embed in embeds[:4]]
         theirs.generate(expected)
@@ -198,7 +195,7 @@ def assert_same(requests: list[Request], expected: list[Request]) -> None:
 @pytest.mark.requires_cuda
 def test_a_copy_does_not_wait_for_a_step(f32_artifacts: Path, embeds: Tensor) -> None:
     """Triton's buffer may hold another image as soon as the request is made."""
-    ours = GraphedEngine.load(f32_artifacts / "decoder/1/artifact", "cuda")
+    ours = Engine.load(f32_artifacts / "decoder/1/artifact", "cuda")
     image_embeds = embeds[0].cuda()
     torch.cuda.synchronize()
     torch.cuda._sleep(10**9)  # type: ignore[no-untyped-call] # a step under way, of half a second
@@ -212,7 +209,7 @@ def test_a_copy_does_not_wait_for_a_step(f32_artifacts: Path, embeds: Tensor) ->
 @pytest.mark.requires_cuda
 def test_image_embeds_of_any_device_and_dtype(f32_artifacts: Path, embeds: Tensor) -> None:
     folder = f32_artifacts / "decoder/1/artifact"
-    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, "cuda")
+    theirs, ours = Engine.load(folder), Engine.load(folder, "cuda")
     options = DecodingOptions()
     expected = [theirs.request(embeds[0].to(dtype), options) for dtype in (torch.float32, torch.float16)]
     theirs.generate(expected)
@@ -223,8 +220,8 @@ def test_image_embeds_of_any_device_and_dtype(f32_artifacts: Path, embeds: Tenso
 
 @pytest.mark.requires_cuda
 def test_requests_arrive_while_a_graph_is_recorded(f32_artifacts: Path, embeds: Tensor) -> None:
-    """In another thread: lanes of many widths record while images are copied, for which memory is asked."""
-    ours = GraphedEngine.load(f32_artifacts / "decoder/1/artifact", "cuda")
+    """In another thread: batches of many widths record while images are copied, for which memory is asked."""
+    ours = Engine.load(f32_artifacts / "decoder/1/artifact", "cuda")
     arrived: deque[Request] = deque(maxlen=1000)
     done = Event()
 
@@ -247,7 +244,7 @@ def test_requests_arrive_while_a_graph_is_recorded(f32_artifacts: Path, embeds: 
 @pytest.mark.requires_cuda
 def test_f16(f32_artifacts: Path, embeds: Tensor) -> None:
     folder = f32_artifacts / "decoder/1/artifact"
-    theirs, ours = RowEngine.load(folder), GraphedEngine.load(folder, "cuda", "f16")
+    theirs, ours = Engine.load(folder), Engine.load(folder, "cuda", "f16")
     for options in (DecodingOptions(), DecodingOptions(num_beams=3)):
         expected = [theirs.request(embed, options) for embed in embeds[:24]]
         requests = [ours.request(embed, options) for embed in embeds[:24]]

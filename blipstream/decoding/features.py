@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the requests of a batch ask for, so that a step leaves out what nobody does."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+from blipstream.options import DecodingOptions
+
+
+class Features(NamedTuple):
+    """Whether any of some requests asks for it."""
+
+    repetition_penalty: bool
+    ngrams: bool  # no_repeat_ngram_size
+    min_tokens: bool
+    filters: bool  # top_k or top_p
+
+    @classmethod
+    def of(cls, options: Iterable[DecodingOptions]) -> Self:
+        """Of requests with these options."""
+        every = list(options)
+        return cls(
+            repetition_penalty=any(each.repetition_penalty != 1 for each in every),
+            ngrams=any(each.no_repeat_ngram_size for each in every),
+            min_tokens=any(each.min_tokens for each in every),
+            filters=any(each.top_k or each.top_p < 1 for each in every),
+        )
+
+    @property
+    def constraints(self) -> bool:
+        """Whether there are any."""
+        return self.repetition_penalty or self.ngrams or self.min_tokens
