@@ -199,7 +199,7 @@ class Batch:
     def _growing_rows(self, slots: int, length: int) -> Segment:
         buffers, growing = self._buffers, self._growing(slots)
         history = buffers.history.first(slots, length)
-        ids, past = history.newest().view(-1, 1), (history.lengths - 1).repeat_interleave(self._width)
+        ids, past = history.newest().view(-1, 1), (history.lengths - 1)[:, None].expand(-1, self._width).reshape(-1)
         groups, rows = [(slots, self._width)], None
         if growing is not None:
             groups = [(len(list(equal)), rows) for rows, equal in groupby(growing.sum(1).tolist())]
@@ -251,7 +251,7 @@ class Batch:
         buffers, history = self._buffers, self._buffers.history.first(slots, length + 1)
         segment = Segment(
             history.newest().view(-1, 1),
-            (history.lengths - 1).repeat_interleave(self._width, output_size=slots * self._width),
+            (history.lengths - 1)[:, None].expand(-1, self._width).reshape(-1),
             length,
             buffers.image_embeds[:slots],
             [(slots, self._width)],
@@ -287,7 +287,7 @@ class Batch:
         history = self._buffers.history.first(slots, positions)
         options = self._buffers.options.first(slots, positions)
         state = self._buffers.state.first(slots, positions)
-        choice = self._strategy.choose(Inputs(logits, history, options, features), state)
+        choice = self._strategy.choose(Inputs(logits, history, options, features, self._fixed_shapes), state)
         state.store(choice.state)
         if choice.parents is not None:
             self._reorder(choice.parents, length)

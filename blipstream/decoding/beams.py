@@ -44,8 +44,19 @@ class BeamStep(NamedTuple):
     beams: Beams
 
 
-def beam_step(log_probs: Tensor, history: History, options: OptionColumns, beams: Beams, end_token_id: int) -> BeamStep:
-    """One step of beam search, from constrained log-probabilities, f32 [S, W, V]."""
+def beam_step(
+    log_probs: Tensor,
+    history: History,
+    options: OptionColumns,
+    beams: Beams,
+    end_token_id: int,
+    *,
+    fixed_shapes: bool,
+) -> BeamStep:
+    """One step of beam search, from constrained log-probabilities, f32 [S, W, V].
+
+    Without `fixed_shapes`, a step in which no caption is complete is made shorter.
+    """
     width, vocabulary = log_probs.shape[1:]
     # twice as many as beams: even if every beam ends, enough are left to go on with
     totals, index = (log_probs + beams.totals[:, :, None]).flatten(1).topk(2 * width)
@@ -57,7 +68,7 @@ def beam_step(log_probs: Tensor, history: History, options: OptionColumns, beams
     norm = generated.double() ** options["length_penalty"]
     early = options["early_stopping"] > 0
 
-    if log_probs.device.type == "cpu" and not bool(complete.any()):  # which a CUDA graph cannot ask
+    if not fixed_shapes and not bool(complete.any()):
         parents, tokens, token_scores = parents[:, :width], tokens[:, :width], token_scores[:, :width]
         beams = replace(beams, totals=totals[:, :width])
     else:

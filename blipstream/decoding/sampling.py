@@ -7,19 +7,21 @@ from torch import Tensor
 from blipstream.options import DecodingOptions
 
 
-def filter_distribution(scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *, some: bool) -> Tensor:
+def filter_distribution(
+    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *, some: bool, fixed_shapes: bool
+) -> Tensor:
     """The distributions to draw from, f32 [R, V]: temperature, then the k likeliest tokens, then the nucleus.
 
-    The three options are [R, 1]. top_k 0 and top_p 1 filter nothing. `some`: whether any row is filtered; else nothing
-    needs to be sorted. As TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper of transformers, in its order;
-    the nucleus is that of Holtzman et al., arXiv:1904.09751.
+    The three options are [R, 1]. top_k 0 and top_p 1 filter nothing; `some`: whether any row is filtered. Without
+    `fixed_shapes`, only those rows are sorted. As TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper of
+    transformers, in its order; the nucleus is that of Holtzman et al., arXiv:1904.09751.
     """
     scores = scores / temperature.float()
-    if some and scores.device.type == "cpu":  # sorting takes a CPU long, so only the rows that need it
+    if some and fixed_shapes:
+        scores = _filtered(scores, top_k, top_p)
+    elif some:
         rows = ((top_k > 0) | (top_p < 1))[:, 0]
         scores[rows] = _filtered(scores[rows], top_k[rows], top_p[rows])
-    elif some:  # a CUDA graph cannot tell how many rows that would be
-        scores = _filtered(scores, top_k, top_p)
     return scores.softmax(-1)
 
 

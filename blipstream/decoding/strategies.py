@@ -32,6 +32,7 @@ class Inputs:
     history: History
     options: OptionColumns
     features: Features
+    fixed_shapes: bool  # whether no shape may depend on the numbers in a tensor, as in a CUDA graph
 
 
 class Choice(NamedTuple, Generic[State]):
@@ -160,9 +161,10 @@ class Sample(_EachRow[SampledRows]):
         probabilities = filter_distribution(
             inputs.logits.flatten(0, 1),
             by_row("temperature").reshape(-1, 1),
-            (by_row("top_k") * state.growing).view(-1, 1),  # rows that have ended need no filter
-            torch.where(state.growing, by_row("top_p"), 1).view(-1, 1),
+            by_row("top_k").masked_fill(~state.growing, 0).reshape(-1, 1),  # rows that have ended need no filter
+            by_row("top_p").masked_fill(~state.growing, 1).reshape(-1, 1),
             some=inputs.features.filters,
+            fixed_shapes=inputs.fixed_shapes,
         )
         uniform = state.uniforms.gather(2, inputs.history.generated[:, None, None].expand(*shape, 1))
         tokens = draw(probabilities, uniform.view(-1))
@@ -186,7 +188,9 @@ class BeamSearch(Strategy[Beams]):
     def choose(self, inputs: Inputs, state: Beams) -> Choice[Beams]:
         log_probs = inputs.logits.log_softmax(-1)
         constrain(log_probs, inputs.history, inputs.options, self.end_token_id, inputs.features)
-        step = beam_step(log_probs, inputs.history, inputs.options, state, self.end_token_id)
+        step = beam_step(
+            log_probs, inputs.history, inputs.options, state, self.end_token_id, fixed_shapes=inputs.fixed_shapes
+        )
         return Choice(step.tokens, step.token_scores, step.parents, step.done, step.beams)
 
     @override

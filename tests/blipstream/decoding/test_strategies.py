@@ -185,11 +185,13 @@ def constrained(logits: Tensor, options: DecodingOptions, prompt_ids: list[int],
     return scores
 
 
-def filtered(scores: Tensor, options: DecodingOptions) -> Tensor:
+def filtered(scores: Tensor, options: DecodingOptions, *, fixed_shapes: bool = False) -> Tensor:
     """The distributions, [R, V], that a request draws from."""
     columns = OptionColumns.of([options] * len(scores))
     names = ("temperature", "top_k", "top_p")
-    return filter_distribution(scores, *(columns[name][:, None] for name in names), some=True)
+    return filter_distribution(
+        scores, *(columns[name][:, None] for name in names), some=True, fixed_shapes=fixed_shapes
+    )
 
 
 @pytest.mark.parametrize(
