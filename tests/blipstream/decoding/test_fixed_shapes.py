@@ -48,22 +48,29 @@ def random_options(rng: Random) -> DecodingOptions:
     return DecodingOptions(**options)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+WAYS = [
+    pytest.param(("cpu", False), id="cpu"),
+    pytest.param(("cpu", True), id="cpu-with-fixed-shapes"),
+    pytest.param(("cuda", True), id="cuda", marks=pytest.mark.requires_cuda),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("max_rows", "room_to_keep"), [(7, 0), (512, 2**16)])
-def test_equals_the_cpu_engine(
+def test_mixed_requests_that_join_and_leave(
     f32_artifacts: Path,
     embeds: Tensor,
-    device: str,
+    way: tuple[str, bool],
     max_rows: int,
     room_to_keep: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Mixed strategies that join and leave, more than fit at once: batches grow, fill, empty, shrink and close gaps."""
+    """Held against all of them at once on a CPU: batches grow, fill, empty, shrink and close gaps."""
     monkeypatch.setattr(engine, "ROOM_TO_KEEP", dict.fromkeys(engine.ROOM_TO_KEEP, room_to_keep))
     rng = Random(max_rows)
     asked = [(embed, random_options(rng)) for embed in embeds for _ in range(2)]
     folder = f32_artifacts / "decoder/1/artifact"
-    theirs, ours = Engine.load(folder), Engine.load(folder, device, max_rows=max_rows, fixed_shapes=True)
+    theirs, ours = Engine.load(folder), Engine.load(folder, way[0], max_rows=max_rows, fixed_shapes=way[1])
     expected = [theirs.request(*each) for each in asked]
     theirs.generate(expected)
     requests = [ours.request(*each) for each in asked]

@@ -188,12 +188,11 @@ def constrained(logits: Tensor, options: DecodingOptions, prompt_ids: list[int],
 def filtered(scores: Tensor, options: DecodingOptions, *, fixed_shapes: bool = False) -> Tensor:
     """The distributions, [R, V], that a request draws from."""
     columns = OptionColumns.of([options] * len(scores))
-    names = ("temperature", "top_k", "top_p")
-    return filter_distribution(
-        scores, *(columns[name][:, None] for name in names), some=True, fixed_shapes=fixed_shapes
-    )
+    values = (columns[name][:, None] for name in ("temperature", "top_k", "top_p"))
+    return filter_distribution(scores, *values, some=True, fixed_shapes=fixed_shapes)
 
 
+@pytest.mark.parametrize("fixed_shapes", [False, True])
 @pytest.mark.parametrize(
     "values",
     [
@@ -206,7 +205,7 @@ def filtered(scores: Tensor, options: DecodingOptions, *, fixed_shapes: bool = F
         {"temperature": 3.0, "top_k": 40, "top_p": 0.8},
     ],
 )
-def test_filtered_distribution(values: dict[str, Any]) -> None:
+def test_filtered_distribution(values: dict[str, Any], fixed_shapes: bool) -> None:
     """The whole chain on the same logits, as transformers' processors have it."""
     options = DecodingOptions(do_sample=True, min_tokens=4, repetition_penalty=1.2, no_repeat_ngram_size=2, **values)
     torch.manual_seed(0)
@@ -227,7 +226,8 @@ def test_filtered_distribution(values: dict[str, Any]) -> None:
     for _ in range(20):
         logits = 3 * torch.randn(100)
         expected = processors(torch.tensor([prompt_ids + ids]), logits[None].clone())[0].softmax(0)
-        ours = filtered(constrained(logits, options, prompt_ids, ids, end_token_id)[None], options)[0]
+        scores = constrained(logits, options, prompt_ids, ids, end_token_id)
+        ours = filtered(scores[None], options, fixed_shapes=fixed_shapes)[0]
         torch.testing.assert_close(ours, expected)
         assert torch.equal(ours == 0, expected == 0)
 
