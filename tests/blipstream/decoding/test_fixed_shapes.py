@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of fixed shapes, for the GPU, give what steps over what grows give, for the CPU, whatever runs at once."""
+"""Steps of fixed shapes, as on a GPU, give the same captions as steps over growing rows, as on a CPU."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +89,7 @@ def test_mixed_requests_that_join_and_leave(
 
 
 def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
-    """Whatever number of requests of whatever length is under way, few shapes of a step come up: each is a graph."""
+    """Each shape of a step is a graph, so few come up, whatever the number and the length of requests."""
     ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
     keys = set()
     for count in range(1, 17):
@@ -103,8 +103,8 @@ def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
     assert keys == {(slots, 32, True, False) for slots in (1, 2, 4, 8, 16)}
 
 
-def test_what_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
-    """A long prompt, for which the others' buffers grow; what these then hold must not be taken for tokens."""
+def test_a_request_that_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
+    """For a long prompt the buffers grow. What lies behind the others' tokens must not be taken for tokens."""
     folder = f32_artifacts / "decoder/1/artifact"
     theirs, ours = Engine.load(folder), Engine.load(folder, fixed_shapes=True)
     for num_beams in (1, 3):
@@ -122,7 +122,7 @@ def test_what_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) 
 
 
 def test_batches_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that hold more than they need, once there is much of it and another grows."""
+    """If much room is taken and a batch grows, those that hold more than they need shrink."""
     folder = f32_artifacts / "decoder/1/artifact"
     theirs, ours = Engine.load(folder), Engine.load(folder, fixed_shapes=True)
     short, long = DecodingOptions(max_tokens=5, min_tokens=5), DecodingOptions(max_tokens=40, min_tokens=40)
@@ -176,8 +176,8 @@ def test_failure_leaves_nothing_behind(f32_artifacts: Path, embeds: Tensor, monk
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_is_no_number_harms_nobody_else(f32_artifacts: Path, embeds: Tensor, device: str) -> None:
-    """Neither those beside it nor those who come into its place."""
+def test_nan_harms_no_other_request(f32_artifacts: Path, embeds: Tensor, device: str) -> None:
+    """Neither the requests beside it nor those that get its slot later."""
     folder = f32_artifacts / "decoder/1/artifact"
     theirs, ours = Engine.load(folder), Engine.load(folder, device, fixed_shapes=True)
     for options in (DecodingOptions(max_tokens=9), DecodingOptions(do_sample=True), DecodingOptions(num_beams=3)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose turn it is."""
+"""The queue is fair to calls for many images and to single ones."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from blipstream.options import DecodingOptions
 from tests.conftest import LoadEngine
 
 
-def test_who_asks_for_much_lets_others_pass_and_comes_to_its_turn(f32_artifacts: Path, load: LoadEngine) -> None:
-    """Eight images with four beams each come first; then, before every step, two that want one caption."""
+def test_a_call_for_many_images_lets_others_pass(f32_artifacts: Path, load: LoadEngine) -> None:
+    """Eight images with four beams each come first. Then two greedy requests come before each step."""
     engine = load(f32_artifacts / "decoder/1/artifact", max_rows=8)
     embeds: Tensor = torch.randn(9, *engine.image_embeds_shape, generator=torch.Generator().manual_seed(0))
     queue = RequestQueue()
@@ -28,17 +28,17 @@ def test_who_asks_for_much_lets_others_pass_and_comes_to_its_turn(f32_artifacts:
     for request in many:
         queue.add(request)
     step()
-    while not all(request.captions for request in many):  # nobody waits for ever
+    while not all(request.captions for request in many):  # none of them waits for ever
         for _ in range(2):
             few.append(engine.request(embeds[8], DecodingOptions(max_tokens=2)))
             queue.add(few[-1])
         step()
     admitted = sorted(filter(lambda request: request.admitted, many + few), key=lambda request: request.admitted)
     assert [request for request in admitted if request in many] == many
-    assert admitted[:4] == [*many[:2], *few[:2]]  # nor for all of what came before
+    assert admitted[:4] == [*many[:2], *few[:2]]  # and the others do not wait for all of them
 
 
-def test_a_request_can_leave(f32_artifacts: Path, load: LoadEngine) -> None:
+def test_a_request_can_leave_the_queue(f32_artifacts: Path, load: LoadEngine) -> None:
     engine = load(f32_artifacts / "decoder/1/artifact")
     first, second = engine.requests(torch.zeros(2, *engine.image_embeds_shape), [DecodingOptions()] * 2)
     queue = RequestQueue()

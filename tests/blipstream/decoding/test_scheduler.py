@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In-flight batching: pieces join to the caption, rows are freed, order and bounds hold, nobody is forgotten."""
+"""In-flight batching: deltas join to the caption, rows are freed, and every request gets an answer."""
 
 import threading
 import time
@@ -23,24 +23,24 @@ FAILED = "the server failed at this request (RuntimeError): try again, or see it
 
 
 class Listener:
-    """Keeps what it is told."""
+    """Keeps all deltas."""
 
     def __init__(self) -> None:
-        self.pieces: list[TextDelta] = []
+        self.deltas: list[TextDelta] = []
         self.done = threading.Event()
 
-    def __call__(self, piece: TextDelta) -> None:
-        self.pieces.append(piece)
-        if piece.finish_reason or piece.error:
+    def __call__(self, delta: TextDelta) -> None:
+        self.deltas.append(delta)
+        if delta.finish_reason or delta.error:
             self.done.set()
 
     def wait(self) -> TextDelta:
         assert self.done.wait(60)
-        return self.pieces[-1]
+        return self.deltas[-1]
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        return "".join(delta.text for delta in self.deltas)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_pieces_join_to_the_caption(scheduler: Scheduler, engine: Engine, embeds: Tensor) -> None:
+def test_deltas_join_to_the_caption(scheduler: Scheduler, engine: Engine, embeds: Tensor) -> None:
     """More streams than rows, of every strategy."""
     kinds = [
         DecodingOptions(),
@@ -93,21 +93,21 @@ def test_pieces_join_to_the_caption(scheduler: Scheduler, engine: Engine, embeds
         best = request.captions[0]
         assert [caption.text for caption in request.captions] == [caption.text for caption in other.captions]
         assert listener.text == best.text
-        assert [score for piece in listener.pieces for score in piece.token_scores] == best.token_scores
+        assert [score for delta in listener.deltas for score in delta.token_scores] == best.token_scores
         assert last.finish_reason == ("length" if len(best.token_scores) == request.options.max_tokens else "stop")
         single = request.options.max_rows == 1
-        assert len(listener.pieces) == (best.num_tokens if single else 1)
+        assert len(listener.deltas) == (best.num_tokens if single else 1)
 
 
-def test_who_does_not_stream_hears_once(scheduler: Scheduler, embeds: Tensor) -> None:
+def test_a_request_that_does_not_stream_gets_one_delta(scheduler: Scheduler, embeds: Tensor) -> None:
     request, listener = submit(scheduler, embeds[0], DecodingOptions())
     assert listener.wait().text == request.captions[0].text
-    assert len(listener.pieces) == 1
+    assert len(listener.deltas) == 1
 
 
 def test_a_short_caption_passes_a_long_one(scheduler: Scheduler, embeds: Tensor) -> None:
     _, long = submit(scheduler, embeds[0], LONG, streams=True)
-    wait_until(lambda: len(long.pieces) > 2)
+    wait_until(lambda: len(long.deltas) > 2)
     _, short = submit(scheduler, embeds[1], DecodingOptions(max_tokens=2))
     short.wait()
     assert not long.done.is_set()
@@ -115,11 +115,11 @@ def test_a_short_caption_passes_a_long_one(scheduler: Scheduler, embeds: Tensor)
 
 
 def test_first_come_first_served(scheduler: Scheduler, embeds: Tensor) -> None:
-    """A wide request waits for room, and nobody behind it slips past."""
+    """A wide request waits for rows, and nobody behind it overtakes it."""
     order: list[str] = []
 
     def listener(name: str) -> Callable[[TextDelta], None]:
-        return lambda piece: order.append(name) if piece.finish_reason else None
+        return lambda delta: order.append(name) if delta.finish_reason else None
 
     engine = scheduler.engine
     for i in range(12):
@@ -133,11 +133,11 @@ def test_first_come_first_served(scheduler: Scheduler, embeds: Tensor) -> None:
     assert 6 <= order.index("last") < order.index("wide")
 
 
-def test_whoever_goes_frees_rows(scheduler: Scheduler, embeds: Tensor, engine: Engine) -> None:
+def test_cancelled_requests_free_their_rows(scheduler: Scheduler, embeds: Tensor, engine: Engine) -> None:
     gone = threading.Event()
     streams = [submit(scheduler, embed, LONG, is_cancelled=gone.is_set, streams=True) for embed in embeds]
     waiting = submit(scheduler, embeds[0], LONG, is_cancelled=gone.is_set)
-    wait_until(lambda: all(listener.pieces for _, listener in streams))
+    wait_until(lambda: all(listener.deltas for _, listener in streams))
     gone.set()
     for _, listener in [*streams, waiting]:
         assert listener.wait().finish_reason == "cancelled"
@@ -149,7 +149,7 @@ def test_whoever_goes_frees_rows(scheduler: Scheduler, embeds: Tensor, engine: E
     assert request.captions[0].text == expected.captions[0].text
 
 
-def test_a_few_go_and_the_others_stay_right(scheduler: Scheduler, embeds: Tensor, engine: Engine) -> None:
+def test_cancellations_change_no_other_caption(scheduler: Scheduler, embeds: Tensor, engine: Engine) -> None:
     options = [DecodingOptions(max_tokens=40, min_tokens=40 - i) for i in range(16)]
     expected = [engine.request(*each) for each in zip(embeds, options, strict=True)]
     engine.generate(expected)
@@ -158,7 +158,7 @@ def test_a_few_go_and_the_others_stay_right(scheduler: Scheduler, embeds: Tensor
         submit(scheduler, *each, is_cancelled=gone.is_set if i % 3 == 0 else lambda: False, streams=True)
         for i, each in enumerate(zip(embeds, options, strict=True))
     ]
-    wait_until(lambda: len(streams[1][1].pieces) > 3)
+    wait_until(lambda: len(streams[1][1].deltas) > 3)
     gone.set()
     for i, ((request, listener), other) in enumerate(zip(streams, expected, strict=True)):
         if listener.wait().finish_reason != "cancelled":
@@ -167,11 +167,11 @@ def test_a_few_go_and_the_others_stay_right(scheduler: Scheduler, embeds: Tensor
             assert i % 3 == 0
 
 
-def test_a_listener_that_fails_counts_as_gone(scheduler: Scheduler, embeds: Tensor) -> None:
+def test_a_listener_that_fails_cancels_its_request(scheduler: Scheduler, embeds: Tensor) -> None:
     heard: list[TextDelta] = []
 
-    def broken(piece: TextDelta) -> None:
-        heard.append(piece)
+    def broken(delta: TextDelta) -> None:
+        heard.append(delta)
         raise OSError("closed")
 
     scheduler.submit(scheduler.engine.request(embeds[0], LONG), broken, streams=True)
@@ -179,7 +179,7 @@ def test_a_listener_that_fails_counts_as_gone(scheduler: Scheduler, embeds: Tens
     assert scheduler.engine.rows == 0
 
 
-def test_too_many_wait(own_engine: Engine, embeds: Tensor) -> None:
+def test_a_full_queue_refuses_requests(own_engine: Engine, embeds: Tensor) -> None:
     scheduler = Scheduler(own_engine, max_waiting=2)
     listeners = []
 
@@ -192,14 +192,14 @@ def test_too_many_wait(own_engine: Engine, embeds: Tensor) -> None:
     scheduler.wait_for_room()
     submit(scheduler, embeds[0], DecodingOptions())[1].wait()
     scheduler.close()
-    assert all(listener.pieces[-1].finish_reason == "length" for listener in listeners)
+    assert all(listener.deltas[-1].finish_reason == "length" for listener in listeners)
 
 
-def test_closing_answers_what_was_accepted(own_engine: Engine, embeds: Tensor) -> None:
+def test_closing_answers_all_requests(own_engine: Engine, embeds: Tensor) -> None:
     scheduler = Scheduler(own_engine)
     streams = [submit(scheduler, embeds[i % 16], LONG, streams=True) for i in range(40)]
     scheduler.close()
-    assert all(listener.pieces[-1].finish_reason == "length" for _, listener in streams)
+    assert all(listener.deltas[-1].finish_reason == "length" for _, listener in streams)
 
 
 def fail(*_: object) -> Any:
@@ -207,14 +207,14 @@ def fail(*_: object) -> Any:
 
 
 @pytest.mark.parametrize("method", ["admit", "step", "text", "cancel"])
-def test_a_failing_engine_is_told_and_forgotten(
+def test_an_engine_that_fails_once_is_used_again(
     scheduler: Scheduler,
     embeds: Tensor,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     method: str,
 ) -> None:
-    """Its users hear one sentence, the log all."""
+    """The client gets one sentence, the log gets the traceback."""
     with monkeypatch.context() as patch:
         patch.setattr(scheduler.engine, method, fail)
         _, listener = submit(scheduler, embeds[0], LONG, is_cancelled=lambda: method == "cancel", streams=True)
@@ -224,7 +224,7 @@ def test_a_failing_engine_is_told_and_forgotten(
     assert listener.wait().finish_reason == "stop"
 
 
-def test_an_engine_that_fails_for_good_is_told_to_everyone(
+def test_all_requests_of_a_broken_engine_fail(
     scheduler: Scheduler, embeds: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -236,24 +236,22 @@ def test_an_engine_that_fails_for_good_is_told_to_everyone(
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_whoever_cannot_be_told_the_end_is_told_of_an_error_once(
-    scheduler: Scheduler, embeds: Tensor, failures: int
-) -> None:
+def test_a_listener_that_fails_at_the_end_is_told_so_once(scheduler: Scheduler, embeds: Tensor, failures: int) -> None:
     heard: list[TextDelta] = []
 
-    def listener(piece: TextDelta) -> None:
-        heard.append(piece)
+    def listener(delta: TextDelta) -> None:
+        heard.append(delta)
         if len(heard) <= failures:
             fail()
 
     scheduler.submit(scheduler.engine.request(embeds[0], DecodingOptions()), listener)
     assert submit(scheduler, embeds[1], LONG)[1].wait().finish_reason == "length"
-    assert [piece.finish_reason for piece in heard] == ["stop", None]
+    assert [delta.finish_reason for delta in heard] == ["stop", None]
     assert str(heard[1].error) == FAILED
 
 
-def test_the_watch_goes_on_whatever_fails(own_engine: Engine, embeds: Tensor) -> None:
-    """Who cannot be asked whether they are there, and metrics that cannot be told."""
+def test_the_watch_survives_failures(own_engine: Engine, embeds: Tensor) -> None:
+    """One client cannot be asked whether it is there, and metrics cannot be written."""
     gone, asked = threading.Event(), threading.Event()
 
     def is_cancelled() -> bool:
@@ -285,7 +283,7 @@ def test_steps_are_counted(own_engine: Engine, embeds: Tensor) -> None:
 
 
 class Cursed(Request):
-    """Fails whatever step it ends in."""
+    """A request that fails the step in which it ends."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "captions" and value:
@@ -298,16 +296,16 @@ def curse(request: Request) -> Request:
 
 
 def spoil(request: Request) -> Request:
-    """Fails the step that takes it up."""
+    """Make a request fail the step that it joins."""
     request.image_embeds = request.image_embeds[:1, :7]
     return request
 
 
 @pytest.mark.parametrize("harm", [curse, spoil])
-def test_who_fails_a_step_fails_alone(
+def test_a_request_that_fails_a_step_fails_alone(
     scheduler: Scheduler, engine: Engine, embeds: Tensor, harm: Callable[[Request], Request]
 ) -> None:
-    """Everyone else gets the same caption as ever, streams without a gap, though some were under way already."""
+    """All others get their usual captions, and streams that were under way have no gap."""
     kinds = [
         DecodingOptions(min_tokens=20),
         DecodingOptions(do_sample=True, temperature=2.0, seed=7, min_tokens=12),
@@ -320,7 +318,7 @@ def test_who_fails_a_step_fails_alone(
     guilty: list[Listener] = []
     for i, each in enumerate(asked):
         if i in (10, 11, 30):
-            wait_until(lambda: bool(innocent[0][1].pieces))
+            wait_until(lambda: bool(innocent[0][1].deltas))
             guilty.append(Listener())
             scheduler.submit(harm(scheduler.engine.request(embeds[0], DecodingOptions(max_tokens=9))), guilty[-1])
         innocent.append(submit(scheduler, *each, streams=True))
@@ -329,7 +327,7 @@ def test_who_fails_a_step_fails_alone(
         assert listener.wait().error is None
         assert [caption.text for caption in request.captions] == [caption.text for caption in other.captions]
         assert listener.text == request.captions[0].text
-        assert [score for piece in listener.pieces for score in piece.token_scores] == pytest.approx(
+        assert [score for delta in listener.deltas for score in delta.token_scores] == pytest.approx(
             request.captions[0].token_scores, abs=1e-4
         )
     assert scheduler.engine.rows == scheduler.num_waiting == 0
@@ -338,7 +336,7 @@ def test_who_fails_a_step_fails_alone(
 def test_a_step_that_fails_once_fails_nobody(
     scheduler: Scheduler, embeds: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where memory was short for a moment, or for so many."""
+    """For example, memory was short for a moment, or for so many requests."""
     step, failed = scheduler.engine.step, threading.Event()
 
     def fails_once() -> list[Request]:
@@ -353,15 +351,15 @@ def test_a_step_that_fails_once_fails_nobody(
     assert failed.is_set()
 
 
-def test_a_stream_that_goes_on_otherwise_than_it_began_is_told_so(
+def test_a_stream_whose_caption_changes_fails(
     scheduler: Scheduler, embeds: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where numbers depend on what else is in a batch, which they may in bf16."""
+    """In bf16, numbers may depend on what else is in a batch."""
     request, listener = scheduler.engine.request(embeds[0], LONG), Listener()
     other = scheduler.engine.request(embeds[1], DecodingOptions(max_tokens=60, min_tokens=60, prompt="two"))
     scheduler.submit(request, listener, streams=True)
     submit(scheduler, embeds[1], LONG)
-    wait_until(lambda: len(listener.pieces) > 2)
+    wait_until(lambda: len(listener.deltas) > 2)
     step = scheduler.engine.step
 
     def fails_once() -> list[Request]:
