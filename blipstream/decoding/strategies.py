@@ -112,7 +112,8 @@ class _EachRow(Strategy[RowsT]):
     def choose(self, inputs: Inputs, state: RowsT) -> Choice[RowsT]:
         constrain(inputs.logits, inputs.history, inputs.options, self.end_token_id, inputs.features)
         tokens, token_scores = self.draw(inputs, state)
-        lengths, totals = state.lengths + state.growing, state.totals + token_scores * state.growing
+        lengths = state.lengths + state.growing
+        totals = state.totals + token_scores.masked_fill(~state.growing, 0)
         full = inputs.history.generated + 1 == inputs.options["max_tokens"]
         growing = state.growing & ~((tokens == self.end_token_id) | full[:, None])
         state = replace(state, growing=growing, lengths=lengths, totals=totals)
