@@ -62,7 +62,7 @@ class SlotTensors:
                 mine.copy_(new)
 
 
-NUMBERS = tuple(field.name for field in fields(DecodingOptions) if field.type in (int, float, bool))
+NUMBERS = tuple(field.name for field in fields(DecodingOptions) if isinstance(field.default, (int, float)))  # and bool
 
 
 @dataclass(eq=False)
