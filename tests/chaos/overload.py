@@ -17,11 +17,12 @@ from typing import Any
 
 import click
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "client")]
+sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "loadtest")]
 
+import raw_requests  # noqa: E402
 from blipstream.server.proc import processes_of_group, stub_model  # noqa: E402
 from blipstream.server.triton import TritonServer  # noqa: E402
 
@@ -34,15 +35,9 @@ STAGES = ("preprocess", "encoder", "decoder")
 
 
 def caption_request(tokens: int, timeout: float = 0) -> Any:
-    """One image and how long its caption is; Triton hears for how many seconds its sender waits, or that for ever."""
-    image = min(SAMPLES.glob("*.jpg")).read_bytes()
-    request = service_pb2.ModelInferRequest(model_name="caption")
-    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
-    request.raw_input_contents.append(len(image).to_bytes(4, "little") + image)
-    if tokens:
-        for name in ("min_tokens", "max_tokens"):
-            request.inputs.add(name=name, datatype="INT32", shape=[1, 1])
-            request.raw_input_contents.append(tokens.to_bytes(4, "little"))
+    """A request for a caption of so many tokens, or of its own length if that is 0; `timeout` seconds, if any."""
+    lengths = {"min_tokens": tokens, "max_tokens": tokens} if tokens else {}
+    request = raw_requests.caption_request(min(SAMPLES.glob("*.jpg")).read_bytes(), **lengths)
     if timeout:
         request.parameters["timeout"].int64_param = int(timeout * 1e6)
     return request

@@ -7,10 +7,8 @@ What this machine does not permit is not run, and the table says so.
 """
 
 import gzip
-import http.client
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -24,22 +22,28 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import click
-import grpc
-from tritonclient.grpc import service_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "client")]
+sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "loadtest")]
 
 from blipstream.server import proc, workspace  # noqa: E402
 from blipstream_client import BlipstreamError, Client  # noqa: E402
-from tests.chaos.overload import caption_request  # noqa: E402
-from tests.security.hang_ups import hang_up  # noqa: E402
+from difficult_clients import (  # noqa: E402
+    ask_for_much,
+    connect_idly,
+    give_up,
+    hang_up,
+    post,
+    post_chunks,
+    send_slow_images,
+)
+from raw_requests import FORM  # noqa: E402
 
 SHARED_MEMORY = str(workspace.SHARED_MEMORY)
 SAMPLES = ROOT / "build/demo/samples"
@@ -50,10 +54,6 @@ STEADY_SECONDS = 1.0  # of load before and after
 SET_CLOCK = "CHAOS_SET_CLOCK"
 IDLE_CONNECTIONS = 1100  # more than the usual limit of open files
 JUMP_SECONDS = 100
-HANG_UPS = 500
-GIVE_UP_SECONDS, GIVE_UPS = 20.0, 80  # for which requests are given up, and how many a second
-SHORT_PATIENCE = 0.05, 0.2  # seconds, after which they are
-HUGE_IMAGES, HUGE_BEAMS, HUGE_SECONDS = 64, 10, 120.0  # of one request, and how long it may take
 TMPFS = "mount -t tmpfs -o size={size} none {folder} && "
 
 
@@ -296,81 +296,6 @@ def jump_back(_: Served) -> float:
     return time.monotonic()
 
 
-def hang_ups(served: Served) -> float:
-    """Clients that go while their answers come."""
-    hang_up(served.grpc_url, next(SAMPLES.glob("*.jpg")).read_bytes(), times=HANG_UPS)
-    return time.monotonic()
-
-
-def give_up(served: Served) -> float:
-    """Ask for captions, and hang up before they come."""
-    with grpc.insecure_channel(served.grpc_url.removeprefix("grpc://")) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        began, asked = time.monotonic(), 0
-        calls: list[tuple[float, grpc.Future]] = []
-        while (now := time.monotonic()) < began + GIVE_UP_SECONDS or calls:
-            for over, call in calls:
-                if now > over:
-                    call.cancel()
-            calls = [(over, call) for over, call in calls if now <= over]
-            while asked < min(now - began, GIVE_UP_SECONDS) * GIVE_UPS:
-                calls.append((now + random.uniform(*SHORT_PATIENCE), stub.ModelInfer.future(caption_request(0))))
-                asked += 1
-            time.sleep(0.005)
-    return time.monotonic()
-
-
-def ask_for_much(served: Served) -> float:
-    """One request that keeps the decoder busy for a while, on a slow machine for longer than anyone waits."""
-    request = caption_request(0)
-    request.inputs[0].shape[0] = HUGE_IMAGES
-    request.raw_input_contents[0] *= HUGE_IMAGES
-    request.inputs.add(name="num_beams", datatype="INT32", shape=[HUGE_IMAGES, 1])
-    request.raw_input_contents.append(HUGE_BEAMS.to_bytes(4, "little") * HUGE_IMAGES)
-    with grpc.insecure_channel(served.grpc_url.removeprefix("grpc://")) as channel, suppress(grpc.RpcError):
-        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=HUGE_SECONDS)
-    return time.monotonic()
-
-
-def post(served: Served, body: bytes, times: int = 1, **headers: str) -> float:
-    """Send a body so often, each over a connection of its own; what is answered does not matter."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    for _ in range(times):
-        connection = http.client.HTTPConnection(served.http_url.removeprefix("http://"), timeout=60)
-        with suppress(OSError, http.client.HTTPException):
-            connection.request("POST", "/v2/models/caption/infer", body, named)
-            connection.getresponse().read()
-        connection.close()
-    return time.monotonic()
-
-
-def post_chunks(served: Served, chunks: int) -> float:
-    """A body in chunks of one byte."""
-    host, port = served.http_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection, suppress(OSError):
-        connection.sendall(b"POST /v2/models/caption/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        connection.sendall(b"1\r\n{\r\n" * chunks + b"0\r\n\r\n")
-        connection.recv(1)
-    return time.monotonic()
-
-
-def connect_idly(served: Served) -> float:
-    """Many connections to each port, of which nobody hears more than a byte now and then."""
-    with ExitStack() as stack:
-        others = []
-        for url in (served.http_url, served.grpc_url, served.metrics_url, served.health_url):
-            host, port = url.partition("://")[2].split(":")
-            for _ in range(IDLE_CONNECTIONS):
-                with suppress(OSError):
-                    others.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=5)))
-        for _ in range(5):
-            time.sleep(1)
-            for other in others:
-                with suppress(OSError):
-                    other.send(b"x")
-    return time.monotonic()
-
-
 class Experiment(NamedTuple):
     """A fault and what it takes."""
 
@@ -378,6 +303,21 @@ class Experiment(NamedTuple):
     before: str = ""  # shell that runs before the server
     restarts: int = 1  # that are due; if none is, none may come
     reason: str = ""  # for all of them, if it must be a certain one
+
+
+def beside(client: Callable[[Served], object]) -> Experiment:
+    """A difficult client, for which the server may not be restarted."""
+
+    def harm(served: Served) -> float:
+        client(served)
+        return time.monotonic()
+
+    return Experiment(harm, restarts=0)
+
+
+def image() -> bytes:
+    """One of the samples."""
+    return min(SAMPLES.glob("*.jpg")).read_bytes()
 
 
 STUBS = ("preprocess", "encoder", "decoder", "caption_stream")
@@ -395,20 +335,25 @@ EXPERIMENTS = {
     "disk of log and temporary files full": Experiment(
         fill("/mnt", again=False), TMPFS.format(size="16m", folder="/mnt") + "export TMPDIR=/mnt; "
     ),
-    "clients hang up": Experiment(hang_ups, restarts=0),
     "clock jumps ahead": Experiment(jump_ahead, reason="clock"),
     "clock jumps back": Experiment(jump_back, reason="clock"),
-    "give-ups": Experiment(give_up, restarts=0),
-    "a huge request": Experiment(ask_for_much, restarts=0),
-    "images that are sent as forms": Experiment(
-        lambda served: post(served, bytes(40_000_000), 5, Content_Type="application/x-www-form-urlencoded"), restarts=0
+    "clients hang up": beside(lambda served: hang_up(served.grpc_url, image(), times=500)),
+    "give-ups": beside(lambda served: give_up(served.grpc_url, image(), seconds=20, rate=80)),
+    "a huge request": beside(lambda served: ask_for_much(served.grpc_url, image(), rows=64, beams=10)),
+    "slow images": beside(lambda served: send_slow_images(served.grpc_url)),
+    "images that are sent as forms": beside(lambda served: post(served.http_url, bytes(40_000_000), FORM, times=5)),
+    "a body in a million chunks": beside(lambda served: post_chunks(served.http_url, 1_000_000)),
+    "JSON nested a million deep": beside(lambda served: post(served.http_url, b"[" * 1_000_000, {})),
+    "compressed bodies that are no JSON": beside(
+        lambda served: post(
+            served.http_url, gzip.compress(b"{" + bytes(50_000_000)), {"Content-Encoding": "gzip"}, times=5
+        )
     ),
-    "a body in a million chunks": Experiment(lambda served: post_chunks(served, 1_000_000), restarts=0),
-    "JSON nested a million deep": Experiment(lambda served: post(served, b"[" * 1_000_000), restarts=0),
-    "compressed bodies that are no JSON": Experiment(
-        lambda served: post(served, gzip.compress(b"{" + bytes(50_000_000)), 5, Content_Encoding="gzip"), restarts=0
+    "idle connections": beside(
+        lambda served: connect_idly(
+            (served.http_url, served.grpc_url, served.metrics_url, served.health_url), IDLE_CONNECTIONS, seconds=5
+        )
     ),
-    "idle connections": Experiment(connect_idly, restarts=0),
 }
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from tests.support.image_files import run_length_encoded_bmp
+from slow_images import run_length_encoded_bmp, slow_images
 
 EDGES = (0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -72,24 +72,6 @@ def _corpus() -> dict[str, bytes]:
     signature, header, *rest = split_png(corpus["png"])
     return corpus | {
         "png metadata": join_png([signature, header, *metadata, b"zTXt" + exif_text, *rest[:-1], *metadata, rest[-1]])
-    }
-
-
-def _slow() -> dict[str, bytes]:
-    """Files that take seconds, or would if they were let; damaged like the others, but few are sent."""
-    jpeg, png, gif = (_encode(Image.new("L", (64, 64)), kind, {}) for kind in ("JPEG", "PNG", "GIF"))
-    progressive = _encode(Image.new("L", (1500, 1000)), "JPEG", {"progressive": True})
-    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
-    palette_end = 13 + 3 * 256
-    return {
-        "slow bmp": run_length_encoded_bmp(65_535, 1_525),
-        "slow webp": _encode(Image.new("RGBA", (5_000, 5_000)), "WEBP", {"lossless": True, "quality": 0, "method": 0}),
-        "slow tiff": _encode(Image.new("L", (4_000, 4_000)), "TIFF", {"compression": "tiff_lzw"}),
-        "slow png": _encode(Image.new("1", (6_000, 6_000)), "PNG", {}),
-        "slow progressive jpeg": progressive[:-2] + scan * 900 + progressive[-2:],
-        "slow jpeg": jpeg[:2] + b"\xff\xfe\0\2" * 500_000 + jpeg[2:],
-        "slow png chunks": png[:33] + join_png([b"", b"abCd"]) * 200_000 + png[33:],
-        "slow gif": gif[:palette_end] + b"!\xfe" + b"\1a" * 1_000_000 + b"\0" + gif[palette_end:],
     }
 
 
@@ -166,7 +148,7 @@ STRUCTURES: dict[bytes, Split] = {
 
 CORPUS = _corpus()
 NAMES = sorted(CORPUS)
-SLOW = _slow()
+SLOW = slow_images()  # damaged like the others, but few are sent
 SLOW_SHARE = 1 / 500  # of the images that are sent
 
 

@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "build"), str(ROOT / "loadtest")]
 
 from blipstream.server.proc import stub_model  # noqa: E402
 from blipstream.server.triton import TritonServer  # noqa: E402
+from raw_requests import caption_request  # noqa: E402
 from soak import meet_batches  # noqa: E402
 from tests.fuzz.images import broken_image  # noqa: E402
 from tests.fuzz.requests import as_http, broken_generate, broken_request, garble  # noqa: E402
@@ -100,11 +101,8 @@ def ask_http(port: int, path: str, body: bytes, headers: dict[str, str]) -> tupl
 async def send_image(_: TritonServer, channel: grpc.aio.Channel, report: Report, seed: int, number: int) -> None:
     """One broken image, to be captioned in a word."""
     name, image = broken_image(seed, number)
-    request = service_pb2.ModelInferRequest(model_name="caption")
-    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
-    request.inputs.add(name="max_tokens", datatype="INT32", shape=[1, 1])
-    request.raw_input_contents.extend([len(image).to_bytes(4, "little") + image, b"\1\0\0\0"])
-    report.note(f"image {seed} {number} ({name})", await ask(channel, request.SerializeToString()), FINE)
+    request = caption_request(image, max_tokens=1).SerializeToString()
+    report.note(f"image {seed} {number} ({name})", await ask(channel, request), FINE)
 
 
 async def send_request(server: TritonServer, channel: grpc.aio.Channel, report: Report, seed: int, number: int) -> None:

@@ -3,13 +3,28 @@
 
 import json
 import tarfile
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from soak import Sample, Weight, around, check_rows, compare, main, write_shards
+from blipstream.server.triton import TritonServer
+from soak import (
+    IMAGE_WORKERS,
+    Difficult,
+    Footprint,
+    Sample,
+    Visits,
+    check_rows,
+    compare,
+    compared_pauses,
+    main,
+    medians,
+    write_shards,
+)
 
 ROW: dict[str, Any] = {"caption": "a key", "error": None}
 
@@ -44,23 +59,50 @@ def test_rows(rows: list[dict[str, Any]], wrong: str, tmp_path: Path) -> None:
     assert check_rows(write_rows(tmp_path / "rows.jsonl", rows), images=4, pictures=2) == wrong
 
 
-def test_median_of_a_span() -> None:
-    samples = [Sample(captions, {"a": Weight(mb)}) for captions, mb in ((5, 99), (10, 1), (11, 2), (12, 7), (20, 99))]
-    assert around(samples, 10, 5) == {"a": Weight(2)}
-    assert around(samples, 30, 5) == {}
+def sample(pause: int, captions: int, mb: float) -> Sample:
+    return Sample(pause, captions, {"a": Footprint(mb)})
+
+
+def test_the_pauses_that_are_compared() -> None:
+    """The first that begins after so many captions, by the median of its samples, and the last."""
+    samples = [sample(0, 9, 99), sample(0, 11, 99), sample(1, 12, 1), sample(1, 13, 2), sample(1, 14, 7)]
+    samples += [sample(2, 20, 99), sample(3, 30, 4)]
+    first, last = compared_pauses(samples, 10)
+    assert medians(first) == {"a": Footprint(2)}
+    assert medians(last) == {"a": Footprint(4)}
+    assert compared_pauses(samples, 30) == ([], [])
+    assert medians([]) == {}
+
+
+def test_what_is_not_there_all_the_time_has_no_median() -> None:
+    both = Sample(0, 0, {"a": Footprint(1), "b": Footprint(2)})
+    assert medians([both, sample(0, 0, 1)]) == {"a": Footprint(1)}
 
 
 @pytest.mark.parametrize(
-    ("after", "wrong"),
+    ("after", "held"),
     [
-        (Weight(10.1, 3, 2), []),
-        (Weight(10.3, 3, 2), ["a holds 10.3 MB, 3 files and 2 threads at the end, 10.0, 3 and 2 near the beginning"]),
-        (Weight(9, 4, 2), ["a holds 9.0 MB, 4 files and 2 threads at the end, 10.0, 3 and 2 near the beginning"]),
-        (Weight(9, 3, 3), ["a holds 9.0 MB, 3 files and 3 threads at the end, 10.0, 3 and 2 near the beginning"]),
+        (Footprint(10.1, 3, 2), None),
+        (Footprint(10.3, 3, 2), "10.3 MB, 3 files and 2 threads"),
+        (Footprint(9, 4, 2), "9.0 MB, 4 files and 2 threads"),
+        (Footprint(9, 3, 3), "9.0 MB, 3 files and 3 threads"),
     ],
 )
-def test_growth(after: Weight, wrong: list[str]) -> None:
-    assert compare({"a": Weight(10, 3, 2)}, {"a": after, "new": Weight(1)}, growth=0.02) == wrong
+def test_growth(after: Footprint, held: str | None) -> None:
+    wrong = [f"a holds {held} at the end, 10.0, 3 and 2 near the beginning"] if held else []
+    assert compare({"a": Footprint(10, 3, 2)}, {"a": after, "new": Footprint(1)}, growth=0.02) == wrong
+
+
+def test_image_workers_come_and_go() -> None:
+    assert compare({IMAGE_WORKERS: Footprint(1)}, {IMAGE_WORKERS: Footprint(9)}, growth=0.02) == []
+
+
+def test_answers_that_are_not_due(server: TritonServer) -> None:
+    kinds = {"a": Difficult(lambda _, image: Counter({image.decode(): 2, "late": 1}), {"OK"})}
+    with Visits(server, kinds, b"OK") as visits:
+        while not visits.answers["a"]:
+            time.sleep(0.01)
+    assert visits.undue() == ["a got late 1 times"]
 
 
 def test_too_few_images() -> None:

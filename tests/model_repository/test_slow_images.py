@@ -9,9 +9,10 @@ from PIL import Image
 from blipstream.images.limits import TOO_SLOW
 from blipstream.server.triton import TritonServer
 from blipstream_client import Client, InvalidRequest
+from slow_images import run_length_encoded_bmp
 from tests.conftest import SAMPLES
 from tests.deploy.programs import wait_for
-from tests.support.image_files import encode, run_length_encoded_bmp
+from tests.support.image_files import encode
 
 
 def decoders(server: TritonServer) -> list[psutil.Process]:

@@ -91,15 +91,6 @@ def sixteen_bit_file(kind: str) -> bytes:
     return encode(Image.fromarray(samples), "TIFF")
 
 
-def run_length_encoded_bmp(width: int, height: int) -> bytes:
-    """A BMP file of a few bytes a row: one pixel and an end of line. PIL decodes it in Python and fills each row up."""
-    palette = b"".join(bytes([value, 255 - value, 0, 0]) for value in range(256))
-    pixels = height * b"\1\1\0\0"
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(pixels), 0, 0, 256, 0)
-    start = 14 + len(header) + len(palette)
-    return b"BM" + struct.pack("<III", start + len(pixels), 0, start) + header + palette + pixels
-
-
 def tiff_of_one_strip(rows: int) -> bytes:
     """A TIFF file of 8 pixels a row, in which all rows share one strip of bytes."""
     tags = {256: 8, 257: rows, 258: 8, 259: 1, 262: 1, 273: 8 + 2 + 12 * 9 + 4, 277: 1, 278: 1, 279: 0}

@@ -14,12 +14,12 @@ from blipstream.errors import InvalidInput
 from blipstream.images.decode import open_image
 from blipstream.images.limits import DEFAULT_LIMITS, TOO_SLOW, ImageLimits, MayBeSlow
 from blipstream.images.pixels import load_pixels
+from slow_images import run_length_encoded_bmp
 from tests.support.image_files import (
     encode,
     ignore_pil_warnings,
     png,
     png_chunk,
-    run_length_encoded_bmp,
     tiff_of_one_strip,
 )
 from tests.support.photographs import ASTRONAUT, CHINA, ENCODINGS, SMALL

@@ -17,8 +17,9 @@ from blipstream.images.limits import TOO_SLOW, ImageLimits
 from blipstream.images.pixels import JPEG_SCALING, load_pixels
 from blipstream.images.resize import RESIZE_MODES
 from blipstream.images.worker import MAX_MEMORY, ImageWorker
+from slow_images import run_length_encoded_bmp
 from tests.support.bad_images import BAD_IMAGES
-from tests.support.image_files import encode, ignore_pil_warnings, noise, run_length_encoded_bmp
+from tests.support.image_files import encode, ignore_pil_warnings, noise
 
 pytestmark = ignore_pil_warnings
 
