@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs of this folder share on the command line."""
+"""Command-line options that the programs of this folder share."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def repository(what: str) -> Decorator:
-    """--repository, and what is done with it."""
+    """The option --repository; `what` is its help."""
     return click.option(
         "--repository",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -36,20 +36,20 @@ MIX: Decorator = click.option(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=mix.DEFAULT,
     show_default="loadtest/mix.yaml",
-    help="What is asked for.",
+    help="YAML file that says what to ask for.",
 )
-NAME: Decorator = click.option("--name", help="Of the folder with the results; by default the time.")
+NAME: Decorator = click.option("--name", help="Name of the folder for the results. Default: the time.")
 OUTPUT: Decorator = click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=RESULTS,
     show_default="loadtest/results",
-    help="Where that folder is made.",
+    help="Where to make that folder.",
 )
 
 
 def stop_on_signals() -> None:
-    """Have Ctrl-C and SIGTERM end the program quietly, with what it started, and neither interrupt that."""
+    """Let Ctrl-C and SIGTERM end the program without a traceback; further ones do not interrupt the cleaning up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server says and takes while it is under load, a line of JSON every second.
+"""Record the server's statistics, processor time and memory under load, as a line of JSON every second.
 
-Triton's statistics API counts since its start, so what happened between two lines is their difference.
+Triton counts since its start, so what happened between two lines is their difference.
 """
 
 import ipaddress
@@ -24,16 +24,16 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 PERIOD = 1.0  # seconds
-TIMEOUT = 5.0  # seconds for the statistics
-SERVER = "tritonserver"  # the process's name
+TIMEOUT = 5.0  # seconds for one reading of the statistics
+SERVER = "tritonserver"  # name of the process
 
 
 class Unavailable(Exception):
-    """The server's statistics cannot be had; the text is one sentence."""
+    """The server gave no statistics; the text is one sentence."""
 
 
 class Statistics:
-    """Triton's statistics and metadata, by whichever protocol the load takes."""
+    """Triton's statistics and metadata, over the protocol of the URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -45,13 +45,13 @@ class Statistics:
         )
 
     def version(self) -> str:
-        """The server's. Raises Unavailable."""
+        """The server's version. Raises Unavailable."""
         if self._grpc:
             return str(self._ask_grpc(self._grpc.get_server_metadata)["version"])
         return str(self._ask_http("/v2")["version"])
 
     def ensembles(self) -> list[str]:
-        """The models that only pass on what others do. Raises Unavailable."""
+        """The models that are ensembles of others. Raises Unavailable."""
         return [name for name in self.models() if self._metadata(name).get("platform") == "ensemble"]
 
     def _metadata(self, model: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Statistics:
 
 
 def _compact(model: dict[str, Any]) -> dict[str, Any]:
-    """The counters that the report needs. gRPC's JSON leaves zeros out and writes large numbers as strings."""
+    """Pick the counters that the report needs. gRPC's JSON leaves out zeros and writes large numbers as strings."""
     stats = model.get("inference_stats", {})
 
     def read(name: str, part: str) -> int:
@@ -106,17 +106,17 @@ def _compact(model: dict[str, Any]) -> dict[str, Any]:
 
 
 class Usage:
-    """Processor time and memory of a changing set of processes."""
+    """Processor time and memory of processes that come and go."""
 
     def __init__(self) -> None:
         self._known: dict[int, psutil.Process] = {}
 
     def read(self, pids: Iterable[int]) -> dict[str, float]:
-        """Cores used since the last reading, and memory in MB that is theirs, shared pages divided among sharers."""
+        """Cores used since the last reading, and memory in MB; shared pages are divided among their processes."""
         cores = memory = 0.0
         known = {}
         for pid in pids:
-            with suppress(psutil.Error):  # it may end meanwhile
+            with suppress(psutil.Error):  # the process may have ended
                 process = known[pid] = self._known.get(pid) or psutil.Process(pid)
                 cores += process.cpu_percent() / 100
                 memory += _memory(process) / 2**20
@@ -127,12 +127,12 @@ class Usage:
 def _memory(process: psutil.Process) -> int:
     try:
         return int(process.memory_full_info().pss)
-    except psutil.AccessDenied:  # another user's
+    except psutil.AccessDenied:  # another user's process
         return int(process.memory_info().rss)
 
 
 def local_server(url: str) -> int | None:
-    """The process group of the tritonserver that listens at an address of this machine, if one can be seen."""
+    """The process group of the tritonserver that listens at an address, or None if it is not visible from here."""
     parts = urlsplit(url)
     if not parts.hostname or not _is_local(parts.hostname):
         return None
@@ -155,13 +155,13 @@ def _is_local(host: str) -> bool:
 def group_members(group: int) -> Iterator[int]:
     """The processes of a process group."""
     for pid in psutil.pids():
-        with suppress(OSError):  # it may end meanwhile
+        with suppress(OSError):  # the process may have ended
             if os.getpgid(pid) == group:
                 yield pid
 
 
 def family(pids: Iterable[int]) -> Iterator[int]:
-    """Processes and what they started."""
+    """The processes and their descendants."""
     for pid in pids:
         with suppress(psutil.Error):
             yield pid
@@ -169,13 +169,13 @@ def family(pids: Iterable[int]) -> Iterator[int]:
 
 
 class Collector:
-    """Writes a line a second to a file, in a thread, while it is entered."""
+    """Writes a line a second to a file, in a thread, inside a `with` block."""
 
     def __init__(self, path: Path, statistics: Statistics, group: int | None, load: list[int]) -> None:
         self._path = path
         self._statistics = statistics
-        self._group = group  # the server's process group, if it is here
-        self._load = load  # Locust's processes
+        self._group = group  # the server's process group, if it is on this machine
+        self._load = load  # pids of Locust's processes
         self._usage = {"server": Usage(), "load": Usage()}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="collector")
@@ -194,7 +194,7 @@ class Collector:
         with self._path.open("w", encoding="utf-8") as file:
             due = time.monotonic()
             while True:
-                stopping = self._stop.is_set()  # one more line after the end
+                stopping = self._stop.is_set()  # then this line is the last
                 file.write(json.dumps(self._line()) + "\n")
                 file.flush()
                 if stopping:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In-flight batching against batches that run to completion: one engine, the same Poisson arrivals, turn by turn.
+"""Compare in-flight batching with batches that run to completion: one engine, the same Poisson arrivals, in turns.
 
 python loadtest/inflight.py --rate 40
 
-Short captions are many and long ones few, as in `LENGTHS`. Latency is from a request's arrival to its captions.
+Most captions are short and few are long, as in `LENGTHS`. Latency is the time from a request's arrival to its caption.
 """
 
 import random
@@ -27,8 +27,8 @@ from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import BlipstreamError
 from blipstream.options import DecodingOptions
 
-LENGTHS = (4,) * 7 + (12,) * 2 + (60,)  # tokens; drawn evenly
-MAX_BATCH = 64  # requests that run to completion together
+LENGTHS = (4,) * 7 + (12,) * 2 + (60,)  # tokens, of which each request draws one evenly
+MAX_BATCH = 64  # requests in a batch that runs to completion
 
 Arrival = tuple[float, int]  # seconds from the start, tokens
 
@@ -38,30 +38,30 @@ class Driver(ABC):
 
     @abstractmethod
     def submit(self, request: Request, done: Callable[[], None]) -> None:
-        """From any thread."""
+        """Take a request, from any thread; call `done` when its caption is there."""
 
     @abstractmethod
     def close(self) -> None:
-        """Once all are done."""
+        """Let go of everything. All requests must be done."""
 
 
 class InFlight(Driver):
-    """As Triton's decoder works here."""
+    """Requests join and leave the batch at any step, as in our decoder."""
 
     def __init__(self, engine: Engine) -> None:
         self._scheduler = Scheduler(engine, max_waiting=1 << 20)
 
     def submit(self, request: Request, done: Callable[[], None]) -> None:
-        """See Driver."""
+        """Give the request to the scheduler."""
         self._scheduler.submit(request, lambda piece: done() if piece.finish_reason else None)
 
     def close(self) -> None:
-        """See Driver."""
+        """Close the scheduler."""
         self._scheduler.close()
 
 
 class ToCompletion(Driver):
-    """As a dynamic batcher and a model's `execute` work: who comes later waits for the whole batch."""
+    """A batch runs until its last caption, as with Triton's dynamic batcher. Later requests wait for that."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -72,13 +72,13 @@ class ToCompletion(Driver):
         self._thread.start()
 
     def submit(self, request: Request, done: Callable[[], None]) -> None:
-        """See Driver."""
+        """Put the request into the next batch."""
         with self._changed:
             self._waiting.append((request, done))
             self._changed.notify()
 
     def close(self) -> None:
-        """See Driver."""
+        """End the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -100,7 +100,7 @@ DRIVERS: dict[str, Callable[[Engine], Driver]] = {"to completion": ToCompletion,
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> Iterator[Arrival]:
-    """A Poisson process of mixed lengths."""
+    """Draw arrivals of a Poisson process, `rate` a second; the same ones for a seed."""
     rng = random.Random(seed)  # noqa: S311
     moment = rng.expovariate(rate)
     while moment < seconds:
@@ -108,8 +108,8 @@ def arrivals(rate: float, seconds: float, seed: int) -> Iterator[Arrival]:
         moment += rng.expovariate(rate)
 
 
-def measure(driver: Driver, engine: Engine, plan: list[Arrival]) -> tuple[dict[int, list[float]], float]:
-    """Seconds that each caption took, by its length, and captions a second until the last one."""
+def measure(driver: Driver, engine: Engine, expected: list[Arrival]) -> tuple[dict[int, list[float]], float]:
+    """Run the arrivals; return the seconds that each caption took, by its length, and captions a second."""
     latencies: dict[int, list[float]] = defaultdict(list)
     left = threading.Semaphore(0)
     embeds = torch.randn(engine.image_embeds_shape, generator=torch.Generator().manual_seed(0))
@@ -119,25 +119,25 @@ def measure(driver: Driver, engine: Engine, plan: list[Arrival]) -> tuple[dict[i
         left.release()
 
     began = time.monotonic()
-    for moment, length in plan:
+    for moment, length in expected:
         time.sleep(max(began + moment - time.monotonic(), 0))
         options = DecodingOptions(max_tokens=length, min_tokens=length)
         driver.submit(engine.request(embeds, options), partial(done, length, began + moment))
-    for _ in plan:
+    for _ in expected:
         left.acquire()
-    rate = len(plan) / (time.monotonic() - began)
+    rate = len(expected) / (time.monotonic() - began)
     driver.close()
     return latencies, rate
 
 
 @click.command(context_settings=cli.SETTINGS)
-@cli.repository("Models.")
+@cli.repository("Model repository with the decoder.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--rate", default=40.0, help="Requests a second.")
-@click.option("--seconds", default=20.0, help="Of each turn.")
-@click.option("--rounds", default=2, help="Turns of each.")
+@click.option("--seconds", default=20.0, help="Length of a turn.")
+@click.option("--rounds", default=2, help="Turns of each way to batch.")
 def main(repository: Path, device: str, rate: float, seconds: float, rounds: int) -> None:
-    """Show latency by length, and throughput, of both ways to batch."""
+    """Show throughput, and latency by length, for both ways to batch."""
     try:
         engine = load_engine(repository / "decoder/1/artifact", device, served=True)
     except BlipstreamError as exc:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A load test: Locust against a server, which is watched meanwhile, and a report for capacity planning.
+"""The load test: run Locust against a server, record the server meanwhile, and write a report for capacity planning.
 
 python loadtest/load.py --shape steps --users 16 --p95-ms 500
 
-Without --host it serves the demo checkpoint itself.
-Exit status 0 if the SLO is met, 1 if it is missed, 2 if there is no result, 130 after Ctrl-C.
+Without --host, it starts a server of its own. The exit status is 0 if the SLO is met, 1 if it is missed, 2 if there is
+no result, and 130 after Ctrl-C.
 """
 
 import json
@@ -23,22 +23,22 @@ from typing import Any
 import click
 
 import cli
+import load_report
 import mix
-import page
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from collector import Collector, Statistics, Unavailable, local_server
-from figures import RecordError, Slo
+from load_results import RecordError, Slo
 from machine import machine, versions
 from shapes import DEFAULT_SECONDS, SHAPES
 
 LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
 PROTOCOLS = {"grpc": ("grpc",), "http": ("http",), "both": ("grpc", "http")}
 PACKAGES = ("locust", "blipstream", "blipstream-client", "tritonclient", "grpcio")
-DRAIN_SECONDS = 60.0  # beyond a request's timeout, that Locust may take to end
+DRAIN_SECONDS = 60.0  # that Locust may take to end, beyond the timeout of a request
 
 
 class LoadTestError(Exception):
@@ -46,8 +46,8 @@ class LoadTestError(Exception):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be run."""
+class LoadPlan:
+    """The load to run."""
 
     shape: str
     users: int
@@ -55,28 +55,28 @@ class Plan:
     rate: float  # requests a second; 0: closed-loop users
     timeout: float
     mix: Path
-    workers: int  # processes here
-    remote_workers: int  # processes elsewhere, which connect by themselves
-    master_port: int  # for workers; 0: any free one
+    workers: int  # Locust processes on this machine beside the master
+    remote_workers: int  # Locust processes on other machines, which connect to the master
+    master_port: int  # where workers connect; 0: any free port
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be loaded."""
+    """The server to load."""
 
     urls: tuple[str, ...]  # users take them in turn
-    what: str  # in words
-    group: int | None  # the server's processes, if they can be seen from here
+    what: str  # the server in words, for the report
+    group: int | None  # the server's process group, if it is visible from here
 
     @property
     def host(self) -> str:
-        """As Locust has it."""
+        """The URLs as Locust's --host takes them."""
         return ",".join(self.urls)
 
 
 @contextmanager
 def embedded(repository: Path, config: str, protocol: str) -> Iterator[Target]:
-    """A server of our own."""
+    """Start a server for the load test."""
     with TritonServer(repository, config=config, http_port=0, grpc_port=0, metrics_port=0) as server:
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         chosen = tuple(urls[each] for each in PROTOCOLS[protocol])
@@ -85,7 +85,10 @@ def embedded(repository: Path, config: str, protocol: str) -> Iterator[Target]:
 
 
 def warm_up(target: Target, timeout: float, path: Path) -> None:
-    """Ask for one of each, so that the load does not pay for first times, nor meet a mix that is refused."""
+    """Send one request of each kind and size, so that no first request is measured and a refused mix is found out.
+
+    Raises LoadTestError if one fails.
+    """
     for url in target.urls:
         with Client(url, timeout=timeout) as client:
             for request in mix.load(path).one_of_each():
@@ -95,8 +98,8 @@ def warm_up(target: Target, timeout: float, path: Path) -> None:
                     raise LoadTestError(f"the first {request.kind!r} request of {path} failed: {exc}") from exc
 
 
-def run(plan: Plan, target: Target, folder: Path) -> None:
-    """Run Locust, and watch the server meanwhile."""
+def run(plan: LoadPlan, target: Target, folder: Path) -> None:
+    """Run Locust and record the server meanwhile. Raises LoadTestError if Locust fails."""
     port = plan.master_port or _free_port()
     options = [
         *("--host", target.host, "--shape", plan.shape, "--users", str(plan.users)),
@@ -129,7 +132,7 @@ def run(plan: Plan, target: Target, folder: Path) -> None:
 
 @contextmanager
 def _locust(options: list[str], folder: Path, log: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
-    """With our options alone: Locust would take others from the environment, and from files here and at home."""
+    """Start Locust with these options alone, without those that it would read from the environment and from files."""
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
     environment["HOME"] = str(folder)
@@ -155,8 +158,8 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def conditions(plan: Plan, target: Target, slo: Slo, name: str) -> dict[str, Any]:
-    """What the figures hold for."""
+def conditions(plan: LoadPlan, target: Target, slo: Slo, name: str) -> dict[str, Any]:
+    """Everything that the figures depend on, for the report."""
     statistics = Statistics(target.urls[0])
     try:
         server = {"what": target.what, "tritonserver": statistics.version(), "ensembles": statistics.ensembles()}
@@ -180,24 +183,24 @@ def conditions(plan: Plan, target: Target, slo: Slo, name: str) -> dict[str, Any
 
 
 @click.command(context_settings=cli.SETTINGS)
-@click.option("--host", help="URL of a running server, grpc:// or http://; several with commas. Else one is started.")
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="grpc", help="To the server started here.")
-@cli.repository("What the server started here serves.")
-@click.option("--config", default="cpu", help="Its configuration.")
+@click.option("--host", help="URLs of running servers, grpc:// or http://, with commas. Default: start a server.")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="grpc", help="Protocol, without --host.")
+@cli.repository("Model repository to serve, without --host.")
+@click.option("--config", default="cpu", help="Configuration to serve, without --host.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="steady", help="How the load changes over time.")
-@click.option("--users", type=click.IntRange(min=1), default=8, help="At most at once.")
-@click.option("--duration", type=click.FloatRange(min=1), help="Seconds; by default it depends on the shape.")
+@click.option("--users", type=click.IntRange(min=1), default=8, help="The most users at once.")
+@click.option("--duration", type=click.FloatRange(min=1), help="Seconds. Default: depends on the shape.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0), default=0.0, help="Open loop: requests a second at most. 0: closed loop."
+    "--rate", type=click.FloatRange(min=0), default=0.0, help="Open loop: the most requests a second. 0: closed loop."
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, help="Seconds for a request.")
 @cli.MIX
-@click.option("--workers", type=click.IntRange(min=0), default=0, help="Locust processes here beside their master.")
-@click.option("--remote-workers", type=click.IntRange(min=0), default=0, help="Those on other machines, waited for.")
-@click.option("--master-port", type=click.IntRange(0, 65535), default=5557, help="Where workers connect; 0: any.")
-@click.option("--p95-ms", type=click.FloatRange(min=0), help="SLO: 95 % of answers within so many ms.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Locust processes beside the master.")
+@click.option("--remote-workers", type=click.IntRange(min=0), default=0, help="Workers on other machines to wait for.")
+@click.option("--master-port", type=click.IntRange(0, 65535), default=5557, help="Port for workers; 0: any free port.")
+@click.option("--p95-ms", type=click.FloatRange(min=0), help="SLO: 95 % of answers come within so many ms.")
 @click.option("--error-rate", type=click.FloatRange(0, 1), default=0.01, help="SLO: share of requests that may fail.")
-@click.option("--min-rps", type=click.FloatRange(min=0), help="SLO: answers a second.")
+@click.option("--min-rps", type=click.FloatRange(min=0), help="SLO: answers a second, at least.")
 @cli.NAME
 @cli.OUTPUT
 def main(
@@ -225,7 +228,7 @@ def main(
     if remote_workers and not master_port:
         raise click.UsageError("--remote-workers need a --master-port that they know, not 0")
     seconds = duration or DEFAULT_SECONDS[shape]
-    plan = Plan(shape, users, seconds, rate, timeout, mix_path, workers, remote_workers, master_port)
+    plan = LoadPlan(shape, users, seconds, rate, timeout, mix_path, workers, remote_workers, master_port)
     slo = Slo(p95_ms, error_rate, min_rps)
     name = name or datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = (output / name).resolve()
@@ -246,7 +249,7 @@ def main(
             (folder / "run.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
             click.echo(f"{shape} load with up to {users} users for {seconds:g} s ...")
             run(plan, target, folder)
-        test = page.write(folder)
+        test = load_report.write(folder)
     except (BlipstreamError, ClientError, LoadTestError, OSError, RecordError, mix.MixError) as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(2)

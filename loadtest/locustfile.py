@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Locust runs: users, a load that changes in stages, and a record of every request.
+"""The file that Locust runs: users, a load that changes in stages, and a record of every request.
 
 locust -f loadtest/locustfile.py --headless --host grpc://localhost:8001 --users 8 --run-time 60s --shape steps
 
-`make loadtest` does that and writes the report. For workers on other machines see loadtest/README.md.
+`make loadtest` does that and writes the report. loadtest/README.md tells how to add workers on other machines.
 """
 
 import csv
@@ -21,36 +21,36 @@ import mix
 from shapes import DEFAULT_SECONDS, END, SHAPES, Stage, stage_at
 from users import COLUMNS, ClosedUser, OpenUser, row
 
-__all__ = ["ClosedUser", "OpenUser", "StagedShape"]  # what Locust looks for
+__all__ = ["ClosedUser", "OpenUser", "StagedShape"]  # Locust looks for them
 
 STAGE_COLUMNS = ["name", "users", "started"]
-ROWS = "blipstream_requests"  # of a worker's report to its master
-STOPPING_SECONDS = 5.0  # beyond the timeout of a request
+ROWS = "blipstream_requests"  # key in a worker's report to its master
+STOPPING_SECONDS = 5.0  # that users have to stop, beyond the timeout of a request
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    """Ours beside Locust's own."""
+    """Add our options to those of Locust."""
     parser.add_argument("--shape", choices=list(SHAPES), default="steady", help="How the load changes over time.")
     parser.add_argument(
         "--rate-per-user",
         type=float,
         default=0.0,
-        help="Requests a second that each user sends, answered or not. 0: each waits for its answer.",
+        help="Requests a second of each user, who does not wait for answers. 0: users wait for answers.",
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="Seconds that a request may take.")
-    parser.add_argument("--mix", default=str(mix.DEFAULT), help="YAML file: what is asked for.")
+    parser.add_argument("--mix", default=str(mix.DEFAULT), help="YAML file that says what to ask for.")
     parser.add_argument("--record", default="", help="Folder for requests.csv and stages.csv.")
 
 
 class StagedShape(LoadTestShape):
-    """The stages of --shape for --users and --run-time, and then nobody until all answers are there."""
+    """Runs the stages of --shape with --users for --run-time, then waits without users until all answers are there."""
 
     abstract = False
     use_common_options = True
 
     def reset_time(self) -> None:
-        """The start."""
+        """Begin with the first stage."""
         super().reset_time()
         options = self._options()
         self._seconds = options.run_time or DEFAULT_SECONDS[options.shape]
@@ -61,7 +61,7 @@ class StagedShape(LoadTestShape):
             write_rows(Path(options.record, "stages.csv"), [STAGE_COLUMNS], "w")
 
     def tick(self) -> tuple[int, float, list[Any]] | None:
-        """Users, users to start a second, and their kind."""
+        """The number of users, how many of them to start in a second, and their classes; None at the end."""
         stage = stage_at(self._stages, self.get_run_time()) or Stage(END, 0, 0)
         options = self._options()
         if stage != self._stage and options.record:
@@ -84,10 +84,10 @@ def write_rows(path: Path, rows: list[list[Any]], mode: str) -> None:
 
 
 class Recorder:
-    """Writes each request to requests.csv; on a worker, sends it to the master, who does."""
+    """Writes each request to requests.csv. On a worker, sends it to the master, which writes it."""
 
     def __init__(self, environment: Environment) -> None:
-        self._rows: list[list[Any]] = []  # a worker's, until its next report
+        self._rows: list[list[Any]] = []  # of a worker, until its next report
         self._file: Path | None = None
         hooks = environment.events
         hooks.request.add_listener(self.record)
@@ -109,7 +109,7 @@ class Recorder:
         exception: BaseException | None,
         **_: object,
     ) -> None:
-        """One request; the entries for a stream's texts have no context."""
+        """Record one request. The entries for a stream's texts have no context and are left out."""
         if not context:
             return
         rows = [row(context, request_type, name, response_time, exception)]
@@ -119,11 +119,11 @@ class Recorder:
             self._rows += rows
 
     def report(self, data: dict[str, Any], **_: object) -> None:
-        """A worker's report to its master."""
+        """Add the rows to a worker's report to its master."""
         data[ROWS], self._rows = self._rows, []
 
     def receive(self, data: dict[str, Any], **_: object) -> None:
-        """A worker's report at its master."""
+        """Take the rows from a worker's report, at its master."""
         self._write(data.pop(ROWS, []))
 
     def _write(self, rows: list[list[Any]]) -> None:
@@ -133,5 +133,5 @@ class Recorder:
 
 @events.init.add_listener
 def start_recording(environment: Environment, **_: object) -> None:
-    """Once Locust knows whether it is a worker."""
+    """Start to record once Locust knows whether it is a worker."""
     Recorder(environment)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What figures were measured on, and with what: they mean nothing without it."""
+"""Describe the machine and the software, without which figures mean nothing."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """This machine's processor, memory and operating system."""
+    """The processor, memory and operating system of this machine."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
     flags = set(fields.get("flags", "").split())
@@ -25,5 +25,5 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Python's version and those of installed packages."""
+    """The versions of Python and of installed packages."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the users of a load test ask for: images, sizes, options and prompts, drawn by weight from a YAML file."""
+"""The mix of requests of a load test: a YAML file with images, sizes and options, from which users draw by weight."""
 
 import random
 import time
@@ -27,7 +27,7 @@ class MixError(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class CaptionRequest:
     """One request to send."""
 
     kind: str
@@ -37,7 +37,10 @@ class Request:
     stream: bool = False
 
     def ask(self, client: Client) -> list[float]:
-        """Send it and wait. The times of a stream's texts, by the performance counter. Raises BlipstreamError."""
+        """Send the request and wait for the answer. Raises BlipstreamError.
+
+        Returns when the texts of a stream came, by time.perf_counter(), and nothing for other requests.
+        """
         if not self.stream:
             client.caption(self.image, **self.options)
             return []
@@ -46,31 +49,31 @@ class Request:
 
 @dataclass(frozen=True)
 class Mix:
-    """What may be asked, and how often each."""
+    """The requests that users send, and how often."""
 
     images: dict[str, list[bytes]]  # by size
     sizes: dict[str, float]  # weights
     kinds: dict[str, float]  # weights
-    options: dict[str, dict[str, Any]]  # by kind; a list stands for one of its values
+    options: dict[str, dict[str, Any]]  # by kind; of a list, each request has one value
     streams: frozenset[str] = frozenset()  # kinds that are answered word by word
 
-    def draw(self, rng: random.Random) -> Request:
-        """A request as the weights have it."""
+    def draw(self, rng: random.Random) -> CaptionRequest:
+        """A random request; kind and size are drawn by weight."""
         return self._request(_by_weight(rng, self.kinds), _by_weight(rng, self.sizes), rng)
 
-    def one_of_each(self) -> Iterator[Request]:
-        """As few requests as have each kind and each size, to warm up with."""
+    def one_of_each(self) -> Iterator[CaptionRequest]:
+        """The fewest requests that have each kind and each size, to warm up with."""
         rng = random.Random(0)  # noqa: S311
         kinds, sizes = list(self.kinds), list(self.sizes)
         for i in range(max(len(kinds), len(sizes))):
             yield self._request(kinds[i % len(kinds)], sizes[i % len(sizes)], rng)
 
-    def _request(self, kind: str, size: str, rng: random.Random) -> Request:
+    def _request(self, kind: str, size: str, rng: random.Random) -> CaptionRequest:
         options = {
             name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
         }
         image = rng.choice(self.images[size])
-        return Request(kind, size, image, options, kind in self.streams)
+        return CaptionRequest(kind, size, image, options, kind in self.streams)
 
 
 def load(path: Path) -> Mix:
@@ -125,7 +128,7 @@ def _switch(value: object, path: Path, kind: str) -> bool:
 
 
 def _options(options: object, path: Path, kind: str) -> dict[str, Any]:
-    """Checked by name; the client checks the values when they are sent."""
+    """Check the names of options; the client checks the values when it sends them."""
     known = set(Options.__annotations__)
     options = _mapping(options, path, f"requests.{kind}.options", known) if options else {}
     for name, value in options.items():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's own load generator, perf_analyzer, on the same mix of requests.
+"""Run perf_analyzer, Triton's own load generator, on the mix of requests of a load test.
 
 python loadtest/perf_analyzer.py --host grpc://localhost:8001 --kind beams -- --concurrency-range 1:16:5
 
-It is part of NVIDIA's Triton SDK container. Where there is none, it is fetched once from the wheel of tritonclient
-that was the last to carry it, which finds its libraries beside the embedded server's.
+perf_analyzer is part of NVIDIA's Triton SDK container. Elsewhere, this program takes it once from the last wheel of
+tritonclient that has it. It finds its libraries beside those of the embedded server.
 """
 
 import base64
@@ -28,33 +28,33 @@ import mix
 from blipstream.server.network import bypass_proxies
 
 CACHE = Path(__file__).resolve().parent / ".perf_analyzer_cache"
-WHEEL = "tritonclient==2.51.0"  # of Triton 24.10, as the embedded server
-LIBRARIES = ("libb64", "libcudart")  # that it links to, in nvidia_pytriton.libs under names of their own
+WHEEL = "tritonclient==2.51.0"  # of Triton 24.10, like the embedded server
+LIBRARIES = ("libb64", "libcudart")  # it links to them; nvidia_pytriton.libs has them with a hash in their names
 STEPS = 32  # different requests, sent in turn
 
 
 class PerfAnalyzerError(Exception):
-    """It cannot be run; the text is one sentence."""
+    """perf_analyzer cannot run; the text is one sentence."""
 
 
 def input_data(chosen: mix.Mix, kind: str) -> dict[str, Any]:
-    """What --input-data reads: requests of one kind, with images and sizes as the mix draws them.
+    """Requests of one kind, drawn from the mix, in the JSON that perf_analyzer's --input-data reads.
 
-    perf_analyzer sends the bytes of base64 as they are, so that an element of BYTES needs its length before it.
+    perf_analyzer decodes base64 and sends the bytes as they are, so an element of BYTES needs its length before it.
     """
     rng = random.Random(0)  # noqa: S311
     only = mix.Mix(chosen.images, chosen.sizes, {kind: 1.0}, chosen.options)
     return {"data": [_step(only.draw(rng)) for _ in range(STEPS)]}
 
 
-def _step(request: mix.Request) -> dict[str, Any]:
+def _step(request: mix.CaptionRequest) -> dict[str, Any]:
     element = len(request.image).to_bytes(4, "little") + request.image
     options = {name: {"content": [value], "shape": [1]} for name, value in request.options.items()}
     return {"image": {"content": {"b64": base64.b64encode(element).decode()}, "shape": [1]}, **options}
 
 
 def find() -> tuple[Path, dict[str, str]]:
-    """The program, and the environment that it needs. Raises PerfAnalyzerError."""
+    """Find or fetch the program; return its path and the environment that it needs. Raises PerfAnalyzerError."""
     installed = shutil.which("perf_analyzer")
     if installed:
         return Path(installed), dict(os.environ)
@@ -65,7 +65,7 @@ def find() -> tuple[Path, dict[str, str]]:
 
 
 def fetch() -> None:
-    """Take the program out of its wheel, and link the libraries beside it. Raises PerfAnalyzerError."""
+    """Take the program out of the wheel and link its libraries beside it. Raises PerfAnalyzerError."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.origin:
         raise PerfAnalyzerError(
@@ -101,12 +101,14 @@ def fetch() -> None:
 
 @click.command(context_settings=cli.SETTINGS)
 @click.option("--host", default="grpc://localhost:8001", help="URL of the server, grpc:// or http://.")
-@click.option("--kind", default="greedy", help="Of the mix's requests.")
+@click.option("--kind", default="greedy", help="Kind of request in the mix.")
 @cli.MIX
-@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Write the input data there, and end.")
+@click.option(
+    "--write", type=click.Path(path_type=Path, dir_okay=False), help="Only write the input data to this file."
+)
 @click.argument("arguments", nargs=-1)
 def main(host: str, kind: str, mix_path: Path, write: Path | None, arguments: tuple[str, ...]) -> None:
-    """Run perf_analyzer against a server. ARGUMENTS, after --, are its own."""
+    """Run perf_analyzer against a server. ARGUMENTS, after --, go to perf_analyzer."""
     bypass_proxies()
     try:
         chosen = mix.load(mix_path)

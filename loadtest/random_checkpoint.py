@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLIP captioners of the real shapes with random weights: as fast as the real ones, and exact to compare.
+"""BLIP captioners of the real shapes with random weights: as fast as the real ones, and as good for comparing outputs.
 
 save_random_checkpoint(Path("checkpoint"), "base")
 """
@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipTextConfig, BlipVisionConfig
-
 DEMO = Path(__file__).resolve().parent.parent / "build" / "demo" / "checkpoint"
 IMAGE_SIZE = 384  # pixels, both sides
-STANDARD_DEVIATION = 0.02  # BLIP's own 1e-10 for the vision tower becomes zeros in fp16
+STANDARD_DEVIATION = 0.02  # the default for the vision tower, 1e-10, becomes zeros in fp16
 VOCABULARY = 30524
-# where BERT's vocabulary, which BLIP's is, has them; every other id is a word of its own, so that texts tell ids apart
+# As in BERT's vocabulary, which BLIP uses. Every other id is a word of its own, so different ids give different texts
 SPECIAL_TOKENS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "[DEC]": 30522, "[ENC]": 30523}
-WORDS = {  # by which a build knows that vocabulary
+WORDS = {  # the build recognises that vocabulary by them
     "a": 1037,
     "the": 1996,
     "on": 2006,
@@ -46,7 +43,13 @@ ARCHITECTURES = {"base": Vision(768, 3072, 12, 12), "large": Vision(1024, 4096, 
 
 
 def save_random_checkpoint(folder: Path, architecture: str, layers: int | None = None, seed: int = 0) -> Path:
-    """Write a checkpoint of that architecture into `folder`, in transformers' format; `layers` makes it shallow."""
+    """Write a checkpoint of an architecture into `folder`, in transformers' format, and return the folder.
+
+    `layers` replaces the number of layers in the vision tower and in the text decoder.
+    """
+    import torch  # here, because both are slow to import
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipTextConfig, BlipVisionConfig
+
     vision = ARCHITECTURES[architecture]
     config = BlipConfig(
         text_config=BlipTextConfig(
@@ -78,7 +81,7 @@ def save_random_checkpoint(folder: Path, architecture: str, layers: int | None =
 
 
 def tokenizer_settings() -> dict[str, Any]:
-    """The tokenizer.json of the demo, with a vocabulary of the real size."""
+    """The content of the demo's tokenizer.json with a vocabulary of the real size."""
     settings = _read(DEMO / "tokenizer.json")
     by_id = {number: token for token, number in (SPECIAL_TOKENS | WORDS).items()}
     settings["model"]["vocab"] = {by_id.get(number, f"w{number}"): number for number in range(VOCABULARY)}

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the load changes over time: a shape is a list of stages, each so many users for so many seconds."""
+"""Shapes: how the load changes over time. A shape is a list of stages, each of some users for some seconds."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 STEPS = 5
-END = "end"  # what comes after the last stage
-SPIKE_FACTOR = 4  # how many times the usual load
+END = "end"  # name of what comes after the last stage
+SPIKE_FACTOR = 4  # the spike as a multiple of the usual load
 
 
 class Stage(NamedTuple):
-    """So many users for a while."""
+    """A number of users for a while."""
 
     name: str
     users: int
@@ -24,13 +24,13 @@ def steady(users: int, seconds: float) -> list[Stage]:
 
 
 def steps(users: int, seconds: float) -> list[Stage]:
-    """Ever more load, in equal steps: how much is too much."""
+    """The load grows in equal steps, which shows how much is too much."""
     loads = sorted({max(1, round(users * step / STEPS)) for step in range(1, STEPS + 1)})
     return [Stage(f"{load} user" if load == 1 else f"{load} users", load, seconds / len(loads)) for load in loads]
 
 
 def spike(users: int, seconds: float) -> list[Stage]:
-    """A quarter of the load, all of it for a fifth of the time, and a quarter again: does it recover."""
+    """A quarter of the load, then all of it for a fifth of the time, then a quarter: does the server recover?"""
     usual = max(1, users // SPIKE_FACTOR)
     return [
         Stage("before", usual, seconds * 0.3),
@@ -40,7 +40,7 @@ def spike(users: int, seconds: float) -> list[Stage]:
 
 
 def soak(users: int, seconds: float) -> list[Stage]:
-    """The same load for long, in quarters: does memory grow, do answers slow down."""
+    """The same load for long, in quarters: does memory grow, do answers slow down?"""
     return [Stage(f"quarter {number}", users, seconds / 4) for number in range(1, 5)]
 
 

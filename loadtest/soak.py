@@ -41,7 +41,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import cli
 import difficult_clients
-from blipstream.errors import BlipstreamError
+from blipstream.errors import BlipstreamError, ServerError
 from blipstream.images import worker
 from blipstream.server.installation import ROOT
 from blipstream.server.network import bypass_proxies
@@ -145,6 +145,7 @@ class Visits:
     kinds: dict[str, Difficult]
     image: bytes
     pause: int = 0  # the number of the present pause, or of the one that comes next
+    present: str = ""  # the kind that is there now, or was before the present pause
     answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     _calm_since: float | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -176,6 +177,7 @@ class Visits:
     def _run(self) -> None:
         while not self._stop.is_set():
             for name, kind in self.kinds.items():
+                self.present = name
                 try:
                     self.answers[name] += kind.visit(self.server, self.image)
                 except (grpc.RpcError, grpc.FutureTimeoutError, OSError) as error:
@@ -368,13 +370,17 @@ def bulk(server: TritonServer, images: Path, rows: Path) -> subprocess.Popen[byt
     return subprocess.Popen([*command, "--url", server.grpc_url, "--output", str(rows)])
 
 
-def wait(client: subprocess.Popen[bytes], server: TritonServer) -> int:
-    """The client's exit status. Raises ServerError if the server dies before."""
+def wait(client: subprocess.Popen[bytes], server: TritonServer, visits: Visits) -> int:
+    """Wait for bulk and return its exit status. Raises ServerError if the server dies before."""
     while True:
         try:
             return client.wait(PERIOD)
         except subprocess.TimeoutExpired:
-            server.check()
+            present = visits.present
+            try:
+                server.check()
+            except ServerError as error:
+                raise ServerError(f"{error}; round {visits.pause + 1}, at or after: {present}") from error
 
 
 @click.command(context_settings=cli.SETTINGS)
@@ -413,7 +419,7 @@ def main(
                 with bulk(server, folder, rows) as client:
                     try:
                         with Visits(server, kinds, image) as visits, Sampler(server, client.pid, visits) as sampler:
-                            status = wait(client, server)
+                            status = wait(client, server, visits)
                     finally:
                         client.terminate()
                 seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: transformers, the bare engine, and Blipstream through Triton, all with one surface.
+"""The systems that the benchmark compares, with one interface: transformers, the engine alone, and Triton.
 
-Each captions JPEG bytes with `NEW_TOKENS` new tokens an image, and lives in a process of its own.
+Each captions JPEG bytes with `NEW_TOKENS` new tokens for an image, in a process of its own.
 """
 
 import json
@@ -21,6 +21,7 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from bench_plans import NEW_TOKENS
 from blipstream.decoding import load_engine
 from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
@@ -28,15 +29,14 @@ from blipstream.server.triton import TritonServer
 from blipstream.vision import load_encoder
 from blipstream.weights import TORCH_DTYPES
 from blipstream_client import BlipstreamError, Client
-from report import NEW_TOKENS
 
 RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
 TIMEOUT = 600.0  # seconds for a request
-MIN_LATENCIES = 3  # images timed alone, however slow
+MIN_LATENCIES = 3  # images to time alone, however slow they are
 
 
 class System(ABC):
-    """A captioner of JPEG bytes, from a checkpoint or from what was built of it, on one device in one dtype."""
+    """A captioner of JPEG bytes, from a checkpoint or its artifacts, on one device and in one dtype."""
 
     name: str
 
@@ -52,15 +52,15 @@ class System(ABC):
 
     @abstractmethod
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
-        """The caption of each image, `batch` of them worked on at once."""
+        """Yield the caption of each image; `batch` images are in work at a time."""
 
     def prepare(self, images: list[bytes], beams: int) -> list[str]:
-        """Warm up, alone and together; the captions, so that systems can be held against each other."""
+        """Warm up with one image and with all of them; return the captions, so that systems can be compared."""
         list(self.caption(images[:1], beams, 1))
         return list(self.caption(images, beams, len(images)))
 
     def latency(self, images: list[bytes], beams: int, seconds: float) -> list[float]:
-        """How many milliseconds each image takes alone, for about so many seconds."""
+        """Caption one image at a time for about so many seconds; return the milliseconds that each took."""
         times: list[float] = []
         began = time.perf_counter()
         for image in cycle(images):
@@ -72,26 +72,26 @@ class System(ABC):
         return times
 
     def throughput(self, images: list[bytes], beams: int, batch: int, seconds: float) -> float:
-        """Images a second in batches of `batch`, for about so many seconds and at least one batch."""
+        """Caption batches for about so many seconds, at least one; return images a second."""
         began = time.perf_counter()
         count = sum(1 for _ in self.caption(_until(images, batch, began + seconds), beams, batch))
         return count / (time.perf_counter() - began)
 
     def peak_mb(self) -> float:
-        """The most memory that it ever took."""
+        """The most memory that the system has taken, in MB."""
         return _peak_mb(os.getpid())
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Leave nothing running."""
+        """Stop whatever the system has started."""
 
 
 class Transformers(System):
-    """What a user's loop does: PIL, the reference's processor, `generate`, the tokenizer."""
+    """What a user writes with transformers: PIL, the processor, `generate` and the tokenizer."""
 
     name = "transformers"
 
     def load(self) -> None:
-        """From the checkpoint."""
+        """Load the checkpoint."""
         transformers.utils.logging.disable_progress_bar()
         self._torch_dtype = TORCH_DTYPES[self.dtype]
         model = BlipForConditionalGeneration.from_pretrained(self.checkpoint, dtype=self._torch_dtype)
@@ -101,7 +101,7 @@ class Transformers(System):
 
     @torch.inference_mode()
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
-        """In batches, one after the other."""
+        """Caption one batch after the other."""
         for group in _batches(images, batch):
             opened = [Image.open(BytesIO(image)).convert("RGB") for image in group]
             pixels = self._processor(opened, return_tensors="pt")["pixel_values"]
@@ -116,19 +116,19 @@ class Transformers(System):
 
 
 class BareEngine(System):
-    """Blipstream without Triton: pixels, encoder and decoder in one process."""
+    """Blipstream without Triton: image loading, encoder and decoder in one process."""
 
     name = "engine"
 
     def load(self) -> None:
-        """From the artifacts."""
+        """Load the artifacts."""
         runtime = RUNTIMES[self.device]
         self._encoder = load_encoder(runtime, self.repository / "encoder/1" / runtime, self.device)
         self._engine = load_engine(self.repository / "decoder/1/artifact", self.device)
         self._image_size = self._engine.config.vision.image_size
 
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
-        """In batches, one after the other."""
+        """Caption one batch after the other."""
         options = DecodingOptions(num_beams=beams, min_tokens=NEW_TOKENS, max_tokens=NEW_TOKENS)
         for group in _batches(images, batch):
             pixels = np.stack([load_pixels(image, self._image_size) for image in group])
@@ -139,7 +139,7 @@ class BareEngine(System):
 
 
 class Triton(System):
-    """Blipstream as it is served: Triton over gRPC, one image a request, many requests in flight."""
+    """Blipstream as it is served: Triton over gRPC, with one image in each request and many requests in flight."""
 
     name = "blipstream-triton"
 
@@ -155,7 +155,7 @@ class Triton(System):
         self._client = Client(self._server.grpc_url, timeout=TIMEOUT)
 
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
-        """As many requests in flight as a batch has images."""
+        """Keep `batch` requests in flight."""
         captions = self._client.caption_many(
             images, max_in_flight=batch, num_beams=beams, min_tokens=NEW_TOKENS, max_tokens=NEW_TOKENS
         )
@@ -165,13 +165,13 @@ class Triton(System):
             yield caption.text
 
     def peak_mb(self) -> float:
-        """Of the server and its models' processes, each counted whole: what they share counts several times."""
-        from collector import group_members  # here, since what that imports is not the other systems' memory
+        """The sum over the server's processes. What they share is counted several times."""
+        from collector import group_members  # here, so that its imports are not counted as memory of other systems
 
         return sum(_peak_mb(pid) for pid in group_members(self._server.pid))
 
     def version(self) -> str:
-        """What the server says that it is."""
+        """The version of tritonserver."""
         with urllib.request.urlopen(f"{self._server.http_url}/v2") as answer:  # noqa: S310 - our own server
             return str(json.load(answer)["version"])
 
@@ -185,14 +185,14 @@ SYSTEMS: dict[str, type[System]] = {system.name: system for system in (Transform
 
 
 def _batches(images: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """So many images at a time; the next are taken when these are done."""
+    """Group images; the next ones are taken when the group before is done."""
     remaining = iter(images)
     while group := list(islice(remaining, size)):
         yield group
 
 
 def _until(images: list[bytes], batch: int, deadline: float) -> Iterator[bytes]:
-    """The images over and over, in whole batches, until the deadline has passed."""
+    """Repeat the images, in whole batches, until the deadline has passed."""
     endless = cycle(images)
     while True:
         for _ in range(batch):
@@ -202,6 +202,6 @@ def _until(images: list[bytes], batch: int, deadline: float) -> Iterator[bytes]:
 
 
 def _peak_mb(pid: int) -> float:
-    """The most resident memory that a process had. Not getrusage's, which counts what ran before exec, too."""
+    """The most resident memory that a process had. getrusage's would count what ran before exec, too."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search the batching settings that answer most requests a second within an SLO, on this machine.
+"""Search for the batching settings that answer the most requests a second within an SLO, on this machine.
 
 python loadtest/tune.py --p95-ms 500 --budget 900
 
-Each trial writes the settings as a configuration `tuned` of a copy of the model repository, serves it, and asks with
-ever more requests in flight. The search changes one setting at a time and keeps what gains; at the end the winner and
-the settings it began with are measured in turns, and the winner has to win again. Exit status 1 if no settings meet
-the SLO, 2 if there is no result.
+Each trial writes the settings as the configuration `tuned` of a copy of the model repository, serves it, and measures
+it with more and more requests in flight. The search changes one setting at a time and keeps each gain. At the end, the
+best settings and those from the start are measured in turns, and the best have to win again. The exit status is 1 if
+no settings meet the SLO, and 2 if there is no result.
 """
 
 import json
@@ -44,19 +44,19 @@ from blipstream_client import Client
 from machine import machine, versions
 
 VARIANT = "tuned"
-SPACE: dict[str, list[int]] = {  # what is tried, the most influential first
+SPACE: dict[str, list[int]] = {  # the values to try, with the most influential setting first
     "decoder.max_queue_delay_us": [0, 1000, 2000, 5000, 10000],
-    "encoder.preferred_batch": [0, 4, 8, 16],  # 0: none
+    "encoder.preferred_batch": [0, 4, 8, 16],  # 0: no preference
     "encoder.max_queue_delay_us": [0, 1000, 2000, 5000, 10000],
     "preprocess.instances": [1, 2, 4],
     "decoder.instances": [1, 2],
     "encoder.instances": [1, 2],
 }
 IN_FLIGHT = (1, 2, 4, 8, 16, 32, 64)
-WARM_UP = 0.25  # of a measurement's time, not counted
-MIN_GAIN = 1.03  # less is taken for noise
-CONFIRMATIONS = 3  # rounds in which winner and baseline take turns
-HOPELESS = 2.0  # times the SLO's p95: with more in flight it only grows
+WARM_UP = 0.25  # of a measurement's time, added to it and not counted
+MIN_GAIN = 1.03  # the score's smallest ratio that is no noise
+CONFIRMATIONS = 3  # rounds at the end, in which the best settings and those from the start take turns
+HOPELESS = 2.0  # multiple of the SLO's p95 that ends a trial: with more requests in flight, p95 only grows
 TIMEOUT = 60.0  # seconds for a request
 
 Settings = dict[str, int]
@@ -68,17 +68,17 @@ class TuneError(Exception):
 
 @dataclass(frozen=True)
 class Point:
-    """What came with so many requests in flight."""
+    """What was measured with so many requests in flight."""
 
     in_flight: int
     rps: float
-    p95_ms: float  # of the answers, 0 without any
+    p95_ms: float  # of the answers; 0 if there are none
     errors: int
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of some settings."""
+    """What was measured of some settings."""
 
     settings: Settings
     points: list[Point] = field(default_factory=list)
@@ -89,24 +89,24 @@ class Trial:
         return [point for point in self.points if not point.errors]
 
     def best(self, p95_ms: float) -> Point | None:
-        """The most requests a second within the SLO."""
+        """The point with the most requests a second within the SLO, or None."""
         good = [point for point in self.whole if point.p95_ms <= p95_ms]
         return max(good, key=lambda point: point.rps, default=None)
 
     def score(self, p95_ms: float) -> float:
-        """Requests a second within the SLO; below zero, the nearer to it the higher, if there are none."""
+        """Requests a second within the SLO. If no point meets it, the lowest p95, with a minus sign."""
         best = self.best(p95_ms)
         return best.rps if best else -min((point.p95_ms for point in self.whole), default=math.inf)
 
 
 def config_path(repository: Path, model: str, config: str) -> Path:
-    """Where Triton reads a model's configuration from."""
+    """The file from which Triton reads a model's configuration."""
     variant = repository / model / "configs" / f"{config}.pbtxt"
     return variant if variant.exists() else repository / model / "config.pbtxt"
 
 
 def read_config(repository: Path, model: str, config: str) -> Any:  # noqa: ANN401
-    """A model's configuration, parsed. Raises TuneError."""
+    """Parse a model's configuration. Raises TuneError."""
     path = config_path(repository, model, config)
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
@@ -115,7 +115,7 @@ def read_config(repository: Path, model: str, config: str) -> Any:  # noqa: ANN4
 
 
 def read_settings(repository: Path, config: str) -> Settings:
-    """The settings that a configuration has now."""
+    """Read the settings from a configuration. Raises TuneError."""
     settings = {}
     for name in SPACE:
         model, _, setting = name.partition(".")
@@ -131,7 +131,7 @@ def read_settings(repository: Path, config: str) -> Settings:
 
 
 def write_settings(repository: Path, config: str, settings: Settings) -> None:
-    """Write configs/tuned.pbtxt of every model that has a say in them, or had a variant of its own."""
+    """Write configs/tuned.pbtxt for each model with a setting, or with a configs/`config`.pbtxt. Raises TuneError."""
     models = {name.partition(".")[0] for name in SPACE}
     models |= {path.parent.parent.name for path in repository.glob(f"*/configs/{config}.pbtxt")}
     for model in models:
@@ -159,7 +159,7 @@ def _set(config: Any, setting: str, value: int) -> None:  # noqa: ANN401
 
 
 def measure(url: str, chosen: mix.Mix, in_flight: int, seconds: float) -> Point:
-    """Ask with so many requests in flight at all times, for so many seconds beside the warm-up."""
+    """Keep so many requests in flight for so many seconds, after a warm-up."""
     latencies: list[float] = []
     errors: list[ClientError] = []
     with Client(url, timeout=TIMEOUT) as client:
@@ -184,7 +184,7 @@ def measure(url: str, chosen: mix.Mix, in_flight: int, seconds: float) -> Point:
             thread.start()
         for thread in threads:
             thread.join()
-    # those that end last are counted with the time they took, lest slow ones be left out
+    # The time goes on until the last answer, and that answer counts; else slow ones would be left out
     elapsed = time.perf_counter() - began
     return Point(in_flight, len(latencies) / elapsed, float(np.percentile(latencies or [0], 95)), len(errors))
 
@@ -192,7 +192,7 @@ def measure(url: str, chosen: mix.Mix, in_flight: int, seconds: float) -> Point:
 def run_trial(
     repository: Path, config: str, settings: Settings, chosen: mix.Mix, p95_ms: float, seconds: float, most: int
 ) -> Trial:
-    """Serve the settings and measure them with ever more requests in flight."""
+    """Serve the settings and measure them with more and more requests in flight, up to `most`."""
     write_settings(repository, config, settings)
     points: list[Point] = []
     with TritonServer(repository, config=VARIANT, http_port=0, grpc_port=0, metrics_port=0) as server:
@@ -207,16 +207,16 @@ def run_trial(
 
 
 def is_gain(score: float, before: float) -> bool:
-    """Whether one score is above another by more than noise."""
+    """Whether a score is above another one by more than noise."""
     return score > before * (MIN_GAIN if before > 0 else 2 - MIN_GAIN)
 
 
 def search(
     start: Settings, run: Callable[[Settings], Trial], score: Callable[[Trial], float], go_on: Callable[[], bool]
 ) -> list[Trial]:
-    """Change one setting at a time, keep what gains, and begin anew until nothing does or time is up.
+    """Change one setting at a time and keep each gain, until a pass over all settings has none or time is up.
 
-    The first trial is the start's, and the best is the one with the highest score.
+    The first trial is of the settings at the start. The best trial is the one with the highest score.
     """
     trials = [run(start)]
     best, best_score = trials[0], score(trials[0])
@@ -238,13 +238,13 @@ def search(
 
 
 def confirm(first: Settings, other: Settings, run: Callable[[Settings], Trial]) -> list[list[Trial]]:
-    """Trials of both, in turns."""
+    """Run trials of both settings in turns; return those of each."""
     pairs = [[run(first), run(other)] for _ in range(CONFIRMATIONS)]
     return [[pair[0] for pair in pairs], [pair[1] for pair in pairs]]
 
 
 def chart(trials: list[Trial], start: Settings, winner: Settings, p95_ms: float, path: Path) -> None:
-    """Every point without errors, the frontier that none of them surpasses, and the two settings that matter."""
+    """Draw every point without errors, their Pareto frontier, and the lines of the first and the best settings."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     points = sorted((point.rps, point.p95_ms) for trial in trials for point in trial.whole)
     axes.scatter(
@@ -269,12 +269,12 @@ def chart(trials: list[Trial], start: Settings, winner: Settings, p95_ms: float,
 
 
 @click.command(context_settings=cli.SETTINGS)
-@click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), required=True, help="SLO that must hold.")
-@cli.repository("Built already; it is copied, not changed.")
-@click.option("--config", default="cpu", help="Configuration to begin with.")
+@click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), required=True, help="SLO to meet.")
+@cli.repository("Model repository with artifacts. It is copied, not changed.")
+@click.option("--config", default="cpu", help="Configuration to start from.")
 @click.option("--budget", type=click.FloatRange(min=0), default=900.0, help="Seconds for the search.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, help="Of each measurement.")
-@click.option("--max-in-flight", type=click.IntRange(min=1), default=64, help="Requests at once.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, help="Length of a measurement.")
+@click.option("--max-in-flight", type=click.IntRange(min=1), default=64, help="The most requests in flight.")
 @cli.MIX
 @cli.NAME
 @cli.OUTPUT
@@ -289,7 +289,7 @@ def main(
     name: str | None,
     output: Path,
 ) -> None:
-    """Search the batching settings that answer most requests a second within an SLO, on this machine."""
+    """Search for the batching settings that answer the most requests a second within an SLO, on this machine."""
     bypass_proxies()
     folder = output.resolve() / (name or datetime.now().astimezone().strftime("tune-%Y%m%d-%H%M%S"))
     copy = folder / "repository"
@@ -303,18 +303,18 @@ def main(
 
         def run(settings: Settings) -> Trial:
             trial = run_trial(copy, config, settings, chosen, p95_ms, seconds, max_in_flight)
-            click.echo(f"{time.monotonic() - began:6.0f} s  {_words(trial, p95_ms)}  {_changes(settings, start)}")
+            click.echo(f"{time.monotonic() - began:6.0f} s  {_trial_line(trial, p95_ms)}  {_changes(settings, start)}")
             return trial
 
         trials = search(start, run, lambda trial: trial.score(p95_ms), lambda: time.monotonic() - began < budget)
         winner = max(trials, key=lambda trial: trial.score(p95_ms)).settings
         if winner != start:
-            click.echo("the winner and the settings before, in turns:")
+            click.echo("the best settings and those from the start, in turns:")
             before, after = confirm(start, winner, run)
             trials += [*before, *after]
             scores = [statistics.median(trial.score(p95_ms) for trial in each) for each in (after, before)]
             if not is_gain(*scores):
-                click.echo("it did not win again, so its gain was noise: the settings stay as they were")
+                click.echo("they did not win again, so the gain was noise: the settings stay as they were")
                 winner = start
         write_settings(copy, config, winner)
     except (BlipstreamError, ClientError, OSError, TuneError, mix.MixError) as exc:
@@ -337,7 +337,7 @@ def main(
     sys.exit(0 if any(trial.best(p95_ms) for trial in trials if trial.settings == winner) else 1)
 
 
-def _words(trial: Trial, p95_ms: float) -> str:
+def _trial_line(trial: Trial, p95_ms: float) -> str:
     best = trial.best(p95_ms)
     if best:
         return f"{best.rps:8.2f}/s, {best.in_flight:2} in flight, p95 {best.p95_ms:6.0f} ms"
@@ -352,7 +352,7 @@ def _changes(settings: Settings, start: Settings) -> str:
 
 
 def _link(source: str, target: str) -> None:
-    """Share large files with the original; copy what is written anew here, and all across file systems."""
+    """Hard-link a file. Copy it if it is a configuration, which the trials write, or if links are impossible."""
     if not source.endswith(".pbtxt"):
         with suppress(OSError):
             os.link(source, target)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The users of a load test: closed-loop ones, who wait for their answer, and open-loop ones, who do not.
+"""The users of a load test: closed-loop users wait for their answers, open-loop users do not.
 
-A closed-loop user sends the next request when the last is answered, so a slow server is asked less, and what would
-have waited meanwhile is never measured. An open-loop user sends at random times whatever the server does, and its
-latencies count from the moment that a request was due, late or not. Several are a Poisson process at their rates' sum.
+A closed-loop user sends the next request when the last one is answered. So a slow server gets fewer requests, and
+those that would have waited are never measured. An open-loop user sends at random times, whatever the server does. Its
+latencies count from the time that a request was due, even if it was sent late. Together, open-loop users are a Poisson
+process whose rate is the sum of theirs.
 """
 
 import random
@@ -21,35 +22,35 @@ from locust import User, task
 import mix
 from blipstream_client import BlipstreamError, Client
 
-grpc.experimental.gevent.init_gevent()  # importing locust has patched the standard library
+grpc.experimental.gevent.init_gevent()  # because importing locust has patched the standard library
 
-EPOCH = time.time() - time.perf_counter()  # turns one clock into the other
+EPOCH = time.time() - time.perf_counter()  # added to the performance counter, it gives the time of day
 
 
 @cache
 def client(url: str, timeout: float) -> Client:
-    """The connection that all users of a process share. It hides no failure by asking again."""
+    """The client that all users of a process share. It does not retry, since that would hide failures."""
     return Client(url, timeout=timeout, retries=0)
 
 
 @cache
 def load_mix(path: str) -> mix.Mix:
-    """What all users of a process draw from."""
+    """The mix that all users of a process share."""
     return mix.load(Path(path))
 
 
 class CaptionUser(User):
-    """Asks one of the servers for captions, as the mix has it."""
+    """Asks one of the servers for captions, drawn from the mix."""
 
     abstract = True
-    _numbers = 0  # of users in this process, who take the servers in turn
+    _count = 0  # of users in this process, who take the servers in turn
 
     def on_start(self) -> None:
-        """Read the options, which a worker has from its master."""
+        """Read the options, which a worker gets from its master."""
         options = self.environment.parsed_options
         urls = str(self.environment.host).split(",")
-        url = urls[CaptionUser._numbers % len(urls)]
-        CaptionUser._numbers += 1
+        url = urls[CaptionUser._count % len(urls)]
+        CaptionUser._count += 1
         self._protocol = url.partition(":")[0]
         self._timeout: float = options.timeout
         self._client = client(url, self._timeout)
@@ -57,7 +58,7 @@ class CaptionUser(User):
         self._random = random.Random()  # noqa: S311
 
     def ask(self, due: float) -> None:
-        """Send one request that was due at a time of the performance counter, and tell Locust how it went."""
+        """Send one request, which was due at that time of the performance counter, and tell Locust the outcome."""
         request = self._mix.draw(self._random)
         began = time.perf_counter()
         error: BlipstreamError | None = None
@@ -79,7 +80,7 @@ class CaptionUser(User):
             self._tell(f"{request.kind}: {'next' if number else 'first'} text", after - before, None, {})
 
     def _tell(self, name: str, milliseconds: float, error: BlipstreamError | None, context: dict[str, Any]) -> None:
-        """An entry in Locust's own report; those without a context are not requests."""
+        """Add an entry to Locust's own report. An entry without a context is not a request."""
         self.environment.events.request.fire(
             request_type=self._protocol,
             name=name,
@@ -91,23 +92,23 @@ class CaptionUser(User):
 
 
 class ClosedUser(CaptionUser):
-    """Sends the next request as soon as the last is answered."""
+    """Sends the next request as soon as the last one is answered."""
 
     def wait_time(self) -> float:
-        """None."""
+        """No time passes between an answer and the next request."""
         return 0
 
     @task
     def caption(self) -> None:
-        """Ask and wait."""
+        """Send a request and wait for the answer."""
         self.ask(time.perf_counter())
 
 
 class OpenUser(CaptionUser):
-    """Sends requests at random times, whether or not earlier ones are answered."""
+    """Sends requests at random times, whether earlier ones are answered or not."""
 
     def on_start(self) -> None:
-        """Wait for the first time."""
+        """Wait until the first request is due."""
         super().on_start()
         self._rate: float = self.environment.parsed_options.rate_per_user
         self._asking = Group()
@@ -115,22 +116,22 @@ class OpenUser(CaptionUser):
         gevent.sleep(self.wait_time())
 
     def wait_time(self) -> float:
-        """Until the next request is due, which may have been a while ago on a machine that cannot keep up."""
+        """The time until the next request is due; 0 if it is overdue, as on a machine that cannot keep up."""
         self._due += self._random.expovariate(self._rate)
         return max(0.0, self._due - time.perf_counter())
 
     @task
     def caption(self) -> None:
-        """Ask without waiting."""
+        """Send a request and do not wait for the answer."""
         self._asking.spawn(self.ask, self._due)
 
     def on_stop(self) -> None:
-        """Wait for the answers that are still to come, lest the slowest be left out."""
+        """Wait for the answers that are still to come; else the slowest would be left out."""
         self._asking.join(self._timeout)
 
 
 def row(context: dict[str, Any], protocol: str, kind: str, latency_ms: float, error: BaseException | None) -> list[Any]:
-    """A request as it is recorded, under `COLUMNS`."""
+    """A request as it is recorded, in the order of `COLUMNS`."""
     return [
         round(context["due"], 6),
         round(context["late_ms"], 3),

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from blipstream.server.triton import TritonServer
-from figures import LoadTest
+from load_results import LoadTest
 from tests.conftest import ROOT
 from tests.support.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
 
@@ -207,7 +207,7 @@ def test_page_can_be_written_anew(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "index.html").unlink()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "loadtest/page.py"), str(copy)], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "loadtest/load_report.py"), str(copy)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert (copy / "index.html").read_text() == (folder / "index.html").read_text()

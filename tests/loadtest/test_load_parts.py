@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import mix
-from figures import LoadTest, RecordError, Slo
+from load_results import LoadTest, RecordError, Slo
 from shapes import SHAPES, stage_at
 from tests.conftest import ROOT
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a load test found: its record of requests and of the server, turned into the figures of the report."""
+"""The results of a load test: read the files that it wrote, and compute the figures of the report."""
 
 import csv
 import json
@@ -17,26 +17,26 @@ import numpy.typing as npt
 from shapes import END
 
 PERCENTILES = (50, 90, 95, 99)
-SLICES = 60  # at most, in charts over time
-REQUESTS_A_SLICE = 5  # on average at least, lest its percentiles mean nothing
+SLICES = 60  # of the time axis in charts, at most
+REQUESTS_A_SLICE = 5  # on average, at least: percentiles of fewer mean nothing
 
 
 class RecordError(Exception):
-    """A folder holds no load test; the text is one sentence."""
+    """A folder has no complete load test; the text is one sentence."""
 
 
 @dataclass(frozen=True)
 class Slo:
-    """What is asked of the service; None asks nothing."""
+    """The service level objective: bounds that the service must keep. None sets no bound."""
 
     p95_ms: float | None = None
     error_rate: float | None = None
     min_rps: float | None = None
 
     def misses(self, window: "Window") -> list[str]:
-        """What a window falls short of, a few words each."""
+        """The bounds that a window breaks, a few words each."""
         found = []
-        if self.p95_ms is not None and not window.p95_ms <= self.p95_ms:  # NaN, too: nothing succeeded
+        if self.p95_ms is not None and not window.p95_ms <= self.p95_ms:  # NaN breaks it: nothing succeeded
             found.append(f"p95 {window.p95_ms:.0f} ms is above {self.p95_ms:g} ms")
         if self.error_rate is not None and not window.error_rate <= self.error_rate:
             found.append(f"error rate {window.error_rate:.2%} is above {self.error_rate:.2%}")
@@ -47,16 +47,16 @@ class Slo:
 
 @dataclass(frozen=True)
 class Window:
-    """What happened in a stretch of time."""
+    """The figures of a stretch of time."""
 
     name: str
     users: int
     start: float  # seconds since the first stage's start
     end: float
-    requests: int  # that were due in it
-    errors: int  # of them
-    rps: float  # answers a second that came in it, errors left out
-    p50_ms: float  # of those that were due in it and succeeded
+    requests: int  # that were due in this time
+    errors: int  # of these requests
+    rps: float  # answers a second in this time, without errors
+    p50_ms: float  # of the requests that were due in this time and succeeded
     p90_ms: float
     p95_ms: float
     p99_ms: float
@@ -64,23 +64,23 @@ class Window:
 
     @property
     def error_rate(self) -> float:
-        """The share of requests that failed; all of them if there were none."""
+        """The share of requests that failed; 1 if there were none."""
         return self.errors / self.requests if self.requests else 1.0
 
 
 @dataclass(frozen=True)
 class Streams:
-    """How fast a kind of request was answered, text by text; both are PERCENTILES in ms."""
+    """How fast the texts of one kind of stream came. Both lists are PERCENTILES."""
 
     name: str
     streams: int
-    first_text_ms: list[float]  # from when a request was due
+    first_text_ms: list[float]  # from the time that a request was due to its first text
     next_text_ms: list[float]  # from each text to the next
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the load test met the SLO, and why."""
+    """Whether the load test met the SLO, and a text that says why."""
 
     passed: bool
     text: str
@@ -93,20 +93,20 @@ class ModelFigures:
     name: str
     requests: int
     failed: int
-    total_ms: float  # a request, on average
+    total_ms: float  # mean of a request, as the next two
     queue_ms: float
     compute_ms: float
     batches: dict[int, int]  # executions by batch size
 
     @property
     def mean_batch(self) -> float:
-        """Images an execution."""
+        """The mean batch size of an execution."""
         executions = sum(self.batches.values())
         return sum(size * count for size, count in self.batches.items()) / executions if executions else 0.0
 
 
-class Requests:
-    """Every request of a load test, as columns."""
+class RequestLog:
+    """All requests of a load test, in columns."""
 
     def __init__(self, path: Path, origin: float) -> None:
         with path.open(encoding="utf-8", newline="") as file:
@@ -118,24 +118,24 @@ class Requests:
         self.size = np.array([row["size"] for row in rows], dtype=np.object_)
         self.error = np.array([row["error"] for row in rows], dtype=np.object_)
         self.message = np.array([row["message"] for row in rows], dtype=np.object_)
-        # of streams: when each text came, since it was due
+        # for streams: when each text came, in ms since the request was due
         self.texts_ms = [[float(text) for text in (row.get("texts_ms") or "").split()] for row in rows]
 
     @cached_property
     def done(self) -> npt.NDArray[np.float64]:
-        """When each was answered."""
+        """When each request was answered, in seconds since the origin."""
         times: npt.NDArray[np.float64] = self.due + self.latency_ms / 1000
         return times
 
     @cached_property
     def ok(self) -> npt.NDArray[np.bool_]:
-        """Which succeeded."""
+        """Which requests succeeded."""
         return np.asarray(self.error == "", dtype=np.bool_)
 
     def window(
         self, name: str, users: int, start: float, end: float, only: npt.NDArray[np.bool_] | None = None
     ) -> Window:
-        """What happened between two times, to those chosen by a mask if there is one."""
+        """The figures of a stretch of time; of the requests that the mask `only` chooses, if there is one."""
         chosen = np.ones(len(self.due), dtype=np.bool_) if only is None else only
         due = chosen & (self.due >= start) & (self.due < end)
         answered = chosen & self.ok & (self.done >= start) & (self.done < end)
@@ -157,7 +157,7 @@ class Requests:
         )
 
     def streams(self) -> "list[Streams]":
-        """How fast texts came, for each kind of request that was answered in texts."""
+        """How fast texts came, for each kind of stream."""
         found = []
         for kind in sorted(set(self.kind)):
             texts = [self.texts_ms[i] for i in np.flatnonzero(self.kind == kind) if self.texts_ms[i]]
@@ -168,12 +168,12 @@ class Requests:
         return found
 
     def groups(self, column: npt.NDArray[np.object_], end: float) -> list[Window]:
-        """The whole time, for each value of a column."""
+        """The figures of the whole time for each value of a column."""
         return [self.window(str(value), 0, 0.0, end, column == value) for value in sorted(set(column))]
 
 
 class LoadTest:
-    """A folder that a load test left, read."""
+    """The results in the folder of a load test. Raises RecordError if they are not complete."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -181,7 +181,7 @@ class LoadTest:
             with (folder / "stages.csv").open(encoding="utf-8", newline="") as file:
                 marks = [(row["name"], int(row["users"]), float(row["started"])) for row in csv.DictReader(file)]
             self.origin = marks[0][2]
-            self.requests = Requests(folder / "requests.csv", self.origin)
+            self.requests = RequestLog(folder / "requests.csv", self.origin)
             self.lines = [
                 json.loads(line) for line in (folder / "server.jsonl").read_text(encoding="utf-8").splitlines()
             ]
@@ -201,7 +201,7 @@ class LoadTest:
 
     @cached_property
     def windows(self) -> list[Window]:
-        """Slices of at least a second, in which a few requests fell."""
+        """Equal slices of at least a second, long enough for a few requests each."""
         count = max(1, min(SLICES, int(self.end), len(self.requests.due) // REQUESTS_A_SLICE))
         edges = np.linspace(0, self.end, count + 1)
         return [
@@ -213,22 +213,22 @@ class LoadTest:
 
     @cached_property
     def by_kind(self) -> list[Window]:
-        """The whole time, for each kind of request."""
+        """The figures of the whole time for each kind of request."""
         return self.requests.groups(self.requests.kind, self.end)
 
     @cached_property
     def by_size(self) -> list[Window]:
-        """The whole time, for each size of images."""
+        """The figures of the whole time for each image size."""
         return self.requests.groups(self.requests.size, self.end)
 
     @cached_property
     def streams(self) -> list[Streams]:
-        """The whole time, for each kind of request that was answered in texts."""
+        """How fast texts came over the whole time, for each kind of stream."""
         return self.requests.streams()
 
     @cached_property
     def errors(self) -> list[tuple[str, str, int, str]]:
-        """Kind of error, kind of request, how often, and what the first one said."""
+        """For each kind of error and of request: both, how many there were, and the message of the first."""
         found = self.requests
         failed = np.flatnonzero(~found.ok)
         counts = Counter((str(found.error[i]), str(found.kind[i])) for i in failed)
@@ -237,12 +237,12 @@ class LoadTest:
 
     @cached_property
     def late_p99_ms(self) -> float:
-        """How late requests were sent: much, and it is the load's machine that was measured."""
+        """How late requests were sent. If that is much, the load's own machine was the bottleneck."""
         return float(np.percentile(self.requests.late_ms, 99))
 
     @cached_property
     def verdict(self) -> Verdict:
-        """A load in steps passes if one step meets the SLO; any other, if the whole of it does."""
+        """Whether the SLO is met: in the shape "steps" by one step, in any other by the whole time."""
         if self.conditions["shape"] == "steps":
             good = [stage for stage in self.stages if not self.slo.misses(stage)]
             if good:
@@ -257,18 +257,18 @@ class LoadTest:
 
     @cached_property
     def unavailable(self) -> str | None:
-        """Why there are no statistics of the server, if so."""
+        """Why statistics of the server are missing, or None if they are not."""
         return next((str(line["unavailable"]) for line in self.lines if "unavailable" in line), None)
 
     @cached_property
     def models(self) -> list[ModelFigures]:
-        """What each model did in all, by the server's own count."""
+        """What each model did in all, from the server's statistics."""
         readings = [line["models"] for line in self.lines if "models" in line]
         return list(_differences(readings[0], readings[-1])) if len(readings) > 1 else []
 
     @cached_property
     def models_over_time(self) -> list[tuple[float, dict[str, ModelFigures]]]:
-        """The same in slices: the middle of each in seconds, and each model's figures."""
+        """What each model did in slices of time: the middle of each in seconds, and the figures by model."""
         readings = [(line["time"] - self.origin, line["models"]) for line in self.lines if "models" in line]
         readings = readings[:: max(1, len(readings) // SLICES)]
         return [
@@ -277,7 +277,7 @@ class LoadTest:
         ]
 
     def usage(self, who: str) -> list[tuple[float, float, float]]:
-        """Seconds, cores and MB of memory of the "server" or of the "load"; the first reading knows no cores."""
+        """Seconds, cores and MB of memory of the "server" or the "load", without the first line, which has no cores."""
         return [
             (line["time"] - self.origin, line[who]["cores"], line[who]["memory_mb"])
             for line in self.lines[1:]
@@ -285,14 +285,14 @@ class LoadTest:
         ]
 
     def usage_in(self, who: str, stage: Window) -> tuple[float, float] | None:
-        """Cores on average and memory at most in a stage."""
+        """The mean of cores and the most memory in MB in a stage, or None if nothing was read."""
         inside = [(cores, memory) for seconds, cores, memory in self.usage(who) if stage.start <= seconds < stage.end]
         if not inside:
             return None
         return sum(cores for cores, _ in inside) / len(inside), max(memory for _, memory in inside)
 
     def summary(self) -> dict[str, Any]:
-        """All figures, for a program to read."""
+        """All figures, in types that JSON has."""
         return {
             "passed": self.verdict.passed,
             "verdict": self.verdict.text,
@@ -316,26 +316,26 @@ class LoadTest:
 
 
 def _percentiles(values: Sequence[float] | npt.NDArray[np.float64]) -> list[float]:
-    """PERCENTILES of them; NaN if there are none."""
+    """PERCENTILES of the values; NaN if there are none."""
     if not len(values):
         return [np.nan] * len(PERCENTILES)
     return [float(value) for value in np.percentile(values, PERCENTILES)]
 
 
 def _named(what: str, percentiles: list[float]) -> dict[str, float | None]:
-    """Percentiles for JSON."""
+    """Percentiles by the names that they have in JSON."""
     names = [f"{what}_p{number}_ms" for number in PERCENTILES]
     return {name: _finite(value) for name, value in zip(names, percentiles, strict=True)}
 
 
 def _plain(window: Window) -> dict[str, Any]:
-    """A window for JSON."""
+    """A window in types that JSON has."""
     values = asdict(window) | {"error_rate": window.error_rate}
     return {name: _finite(value) for name, value in values.items()}
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401
-    """JSON has no NaN."""
+    """None instead of NaN, which JSON lacks."""
     return None if isinstance(value, float) and np.isnan(value) else value
 
 

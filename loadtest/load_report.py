@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a load test: one page that needs no network, index.html, and summary.json for programs.
+"""The report of a load test: index.html, a page that needs no network, and summary.json for programs.
 
-python loadtest/page.py loadtest/results/FOLDER    writes both anew
+python loadtest/load_report.py loadtest/results/FOLDER    writes both again
 """
 
 import base64
@@ -23,9 +23,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import PERCENTILES, LoadTest, ModelFigures, RecordError, Window
+from load_results import PERCENTILES, LoadTest, ModelFigures, RecordError, Window
 
-TEMPLATE = "page.html"
+TEMPLATE = "load_report.html"
 COLOURS = {"p50": "#9ecae1", "p95": "#3182bd", "p99": "#08306b", "queue": "#fdae6b", "compute": "#31a354"}
 NEUTRAL = "#6e6e6e"
 WRONG = "#c0392b"
@@ -38,13 +38,13 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keep text as text
     "svg.hashsalt": "blipstream",  # the same figures give the same file
 }
 
 
 def write(folder: Path) -> LoadTest:
-    """Read what a load test left in a folder, and write its report there. Raises RecordError."""
+    """Read the results in a folder and write the report there. Raises RecordError."""
     test = LoadTest(folder)
     text = json.dumps(test.summary(), indent=2, allow_nan=False) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
@@ -53,7 +53,7 @@ def write(folder: Path) -> LoadTest:
 
 
 def render(test: LoadTest) -> str:
-    """The page."""
+    """The page, as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
         autoescape=True,
@@ -76,7 +76,7 @@ def render(test: LoadTest) -> str:
 
 
 def throughput_chart(test: LoadTest) -> str:
-    """Latency percentiles against throughput: a point a stage, and the p95 of every slice behind them."""
+    """Latency percentiles against throughput: one point for each stage, and behind them the p95 of each slice."""
     figure, axes = _figure(3.6)
     axes.scatter(
         *_columns(test.windows, "rps", "p95_ms"), s=12, color=COLOURS["p95"], alpha=0.25, label="p95 of a slice"
@@ -121,8 +121,8 @@ def time_chart(test: LoadTest) -> str:
 
 
 def models_chart(test: LoadTest) -> str | None:
-    """Time in queue and in compute, over time, of each model that did something."""
-    names = [model.name for model in _workers(test)]
+    """Time in queue and in compute of each model, over time; None if there are no statistics."""
+    names = [model.name for model in _busy_models(test)]
     if not names or len(test.models_over_time) < 2:
         return None
     figure, all_axes = plt.subplots(1, len(names), figsize=(WIDTH, 2.8), layout="constrained", squeeze=False)
@@ -140,8 +140,8 @@ def models_chart(test: LoadTest) -> str | None:
 
 
 def batches_chart(test: LoadTest) -> str | None:
-    """How many executions had which batch size."""
-    models = _workers(test)
+    """Executions by batch size, for each model; None if there are no statistics."""
+    models = _busy_models(test)
     if not models:
         return None
     figure, all_axes = plt.subplots(1, len(models), figsize=(WIDTH, 2.6), layout="constrained", squeeze=False)
@@ -156,7 +156,7 @@ def batches_chart(test: LoadTest) -> str | None:
 
 
 def usage_chart(test: LoadTest) -> str:
-    """Processor and memory of the server, if it is here, and of the load's own processes."""
+    """Processor and memory of the load's own processes, and of the server if it is on this machine."""
     figure, (cores, memory) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), layout="constrained")
     for who, label, colour in (("server", "server", COLOURS["p95"]), ("load", "Locust", NEUTRAL)):
         usage = test.usage(who)
@@ -177,8 +177,8 @@ def usage_chart(test: LoadTest) -> str:
     return _data_url(figure)
 
 
-def _workers(test: LoadTest) -> list[ModelFigures]:
-    """The models that did something themselves."""
+def _busy_models(test: LoadTest) -> list[ModelFigures]:
+    """The models that computed something, without ensembles."""
     ensembles = test.conditions["server"]["ensembles"]
     return [model for model in test.models if model.requests and model.name not in ensembles]
 
@@ -190,7 +190,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 def _columns(
     windows: Iterable[Window], x: str, y: str, xs: list[float] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Two figures of windows, without those where nothing succeeded."""
+    """Two attributes of windows, without the windows in which nothing succeeded."""
     chosen = list(windows)
     positions = xs if xs is not None else [getattr(window, x) for window in chosen]
     pairs = [(position, getattr(window, y)) for position, window in zip(positions, chosen, strict=True)]
@@ -199,12 +199,12 @@ def _columns(
 
 
 def _legend(axes: Axes) -> None:
-    """In one row above the chart, where no line can hide it."""
+    """Put the legend in one row above the chart, where no line hides it."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5)
 
 
 def _milliseconds(axes: Axes, windows: list[Window]) -> None:
-    """On a logarithmic axis: an overload would press everything else to the ground."""
+    """Make the axis of latencies logarithmic: on a linear one, an overload would flatten everything else."""
     axes.set_ylabel("ms")
     if all(math.isnan(window.p50_ms) for window in windows):  # nothing succeeded
         return
@@ -220,7 +220,7 @@ def _slo_line(axes: Axes, p95_ms: float | None) -> None:
 
 
 def _data_url(figure: Figure) -> str:
-    """The chart as an image inside the page; each is a document of its own, so that their ids never clash."""
+    """The chart as an image in the page. Each image is a document of its own, so that their ids never clash."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
@@ -230,7 +230,7 @@ def _data_url(figure: Figure) -> str:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(folder: Path) -> None:
-    """Write the report of the load test in FOLDER anew."""
+    """Write the report of the load test in FOLDER again."""
     try:
         test = write(folder)
     except RecordError as exc:

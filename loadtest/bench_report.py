@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmark found: rows, and the tables and the chart that show them."""
+"""The measurements of the benchmark, and the tables and the chart that show them."""
 
 import json
 from dataclasses import dataclass
@@ -13,10 +13,9 @@ from rich.table import Table
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
-STRATEGIES = {"greedy": 1, "beam3": 3, "beam5": 5}  # beams
-PICTURE_SIZE = (640, 480)  # pixels: width, height
-NEW_TOKENS = 12  # forced, so that every system does the same work
-REFERENCE = "transformers"  # the system that others are held against
+from bench_plans import NEW_TOKENS, PICTURE_SIZE, STRATEGIES
+
+REFERENCE = "transformers"  # the system that the others are compared with
 COLOURS = {  # of the first dtype and of the second
     "transformers": ("#c4c4c4", "#8a8a8a"),
     "engine": ("#9ecae1", "#3182bd"),
@@ -26,30 +25,30 @@ TEXT_COLUMNS = ("strategy", "system", "dtype")
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was measured of one system in one number format with one strategy."""
+class Measurement:
+    """What was measured of one system in one number format with one strategy: a row of the table."""
 
     system: str
     device: str
     dtype: str
     strategy: str
-    batch: int  # images at once while images_per_s was measured; for blipstream-triton, requests in flight
+    batch: int  # images at once when images_per_s was measured; for blipstream-triton, requests in flight
     images_per_s: float
     p50_ms: float  # one image at a time
     p99_ms: float
     peak_mb: float
 
 
-def ratio(row: Row, rows: list[Row], dtype: str) -> float | None:
-    """How many times the throughput of transformers in that dtype."""
+def ratio(row: Measurement, rows: list[Measurement], dtype: str) -> float | None:
+    """The throughput as a multiple of that of transformers in that dtype, or None if there is none."""
     for other in rows:
         if (other.system, other.dtype, other.strategy) == (REFERENCE, dtype, row.strategy):
             return row.images_per_s / other.images_per_s
     return None
 
 
-def cells(row: Row, rows: list[Row]) -> list[str]:
-    """A row as it is shown, under `headings`."""
+def cells(row: Measurement, rows: list[Measurement]) -> list[str]:
+    """The cells of a row, in the order of `headings`."""
     ratios = [ratio(row, rows, dtype) for dtype in dtypes(rows)]
     return [
         row.strategy,
@@ -64,19 +63,19 @@ def cells(row: Row, rows: list[Row]) -> list[str]:
     ]
 
 
-def headings(rows: list[Row]) -> list[str]:
-    """The table's columns."""
+def headings(rows: list[Measurement]) -> list[str]:
+    """The names of the columns."""
     ratios = [f"transformers {dtype}" for dtype in dtypes(rows)]
     return ["strategy", "system", "dtype", "batch", "images/s", *ratios, "p50 ms", "p99 ms", "peak MB"]
 
 
-def dtypes(rows: list[Row]) -> list[str]:
-    """Those that transformers ran in."""
+def dtypes(rows: list[Measurement]) -> list[str]:
+    """The number formats that transformers ran in."""
     return list(dict.fromkeys(row.dtype for row in rows if row.system == REFERENCE))
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """What the figures hold for, in one sentence."""
+    """One sentence that says on what the figures were measured."""
     found, used = result["machine"], result["versions"]
     bf16 = "AMX" if found["amx"] else "AVX-512 bf16" if found["bf16"] else "no bf16"
     where = f"{found['cores']} cores of {found['processor']} ({bf16}), {found['memory_gb']:g} GB"
@@ -89,7 +88,7 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def terminal_table(result: dict[str, Any]) -> Table:
-    """The result for a terminal."""
+    """The table for a terminal."""
     rows = rows_of(result)
     table = Table(title="Throughput, and latency of one image at a time", caption=conditions(result))
     for heading in headings(rows):
@@ -101,7 +100,7 @@ def terminal_table(result: dict[str, Any]) -> Table:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result for the README."""
+    """The table in Markdown."""
     rows = rows_of(result)
     names = headings(rows)
     ruler = ["---" if name in TEXT_COLUMNS else "---:" for name in names]
@@ -110,7 +109,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
-    """Bars of throughput by strategy and system."""
+    """Draw throughput as bars, by strategy and system."""
     rows = rows_of(result)
     strategies = [strategy for strategy in STRATEGIES if any(row.strategy == strategy for row in rows)]
     kinds = list(dict.fromkeys((row.system, row.dtype) for row in rows))
@@ -135,13 +134,13 @@ def chart(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def rows_of(result: dict[str, Any]) -> list[Row]:
+def rows_of(result: dict[str, Any]) -> list[Measurement]:
     """The rows of a bench.json."""
-    return [Row(**row) for row in result["rows"]]
+    return [Measurement(**row) for row in result["rows"]]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A bench.json, or a sentence that says what is wrong with it."""
+    """Read a bench.json. Raises ClickException if it is none."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         markdown(result)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure each system in each number format, in turns, and write bench.json and bench.png."""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from rich.console import Console
+
+from bench_plans import COMPARED, DEFAULT_ARCHITECTURES, PICTURE_SIZE, PLANS, QUICK, STRATEGIES, BenchPlan
+from bench_report import Measurement, chart, terminal_table
+from blipstream.errors import BlipstreamError
+from blipstream.server.network import bypass_proxies
+from blipstream_client import BlipstreamError as ClientError
+from cli import ROOT
+from machine import machine, versions
+from random_checkpoint import save_random_checkpoint
+from systems import SYSTEMS, BareEngine, System, Transformers, Triton
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def make_plan(device: str, quick: bool, strategies: tuple[str, ...], seconds: float | None) -> BenchPlan:
+    """What the options ask for. Raises ClickException if there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException(
+            "--device cuda needs an NVIDIA GPU, and PyTorch finds none: use --device cpu, "
+            "or install the driver and a PyTorch with CUDA"
+        )
+    plan = QUICK if quick else PLANS[device]
+    if seconds is not None:
+        plan = replace(plan, seconds=seconds)
+    if strategies:  # with the most beams last, since a process's peak memory never falls
+        plan = replace(plan, strategies=tuple(name for name in STRATEGIES if name in strategies))
+    return plan
+
+
+def default_architectures(device: str, checkpoint: Path | None) -> tuple[str, ...]:
+    """The architectures to measure if no option names any; a checkpoint has its own."""
+    return ("",) if checkpoint else DEFAULT_ARCHITECTURES[device]
+
+
+class SystemProcess:
+    """A system in a process of its own."""
+
+    def __init__(self, kind: type[System], checkpoint: Path, repository: Path, device: str, dtype: str) -> None:
+        self.kind = kind
+        self.dtype = dtype
+        self.title = f"{kind.name} {dtype}"
+        self._pool = ProcessPoolExecutor(  # Ctrl-C does not reach it: we close each system in order
+            1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        )
+        try:
+            self.run(_open, kind.name, checkpoint, repository, device, dtype)
+        except BaseException:
+            self._pool.shutdown()
+            raise
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function in the process."""
+        return self._pool.submit(function, *args, **kwargs).result()
+
+    def call(self, method: str, *args: object) -> Any:  # noqa: ANN401
+        """Call a method of the system."""
+        return self.run(_call, method, *args)
+
+    def __enter__(self) -> "SystemProcess":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self.call("close")
+        finally:
+            self._pool.shutdown()
+
+
+_system: System  # the one that this process holds, if it is a SystemProcess
+
+
+def _open(name: str, checkpoint: Path, repository: Path, device: str, dtype: str) -> None:
+    global _system
+    _system = SYSTEMS[name](checkpoint, repository, device, dtype)
+    _system.load()
+
+
+def _call(method: str, *args: object) -> Any:  # noqa: ANN401
+    return getattr(_system, method)(*args)
+
+
+class Benchmark:
+    """One run on one checkpoint: its plan, and what it has measured."""
+
+    def __init__(self, plan: BenchPlan, device: str, checkpoint: Path, repositories: dict[str, Path]) -> None:
+        self.plan = plan
+        self.device = device
+        self.checkpoint = checkpoint
+        self.repositories = repositories  # by dtype
+        self.images = [picture(seed) for seed in range(plan.images)]
+        self.measurements: list[Measurement] = []
+        self.captions: dict[tuple[str, str], dict[str, list[str]]] = {}  # by strategy and dtype, then by system
+        self.triton_version = ""
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Measure everything, and tell `say` what is being done."""
+        kinds = [(kind, dtype) for kind in SYSTEMS.values() for dtype in self.plan.dtypes]
+        batches = {key: self._best_batches(*key, say) for key in kinds}
+        with ExitStack() as stack:
+            processes = []
+            for key in kinds:
+                say(f"{key[0].name} {key[1]}: starting")
+                processes.append((stack.enter_context(self._start(*key)), batches[key]))
+            self.triton_version = next(each.call("version") for each, _ in processes if each.kind is Triton)
+            for strategy in self.plan.strategies:
+                self._measure(processes, strategy, say)
+
+    def _start(self, kind: type[System], dtype: str) -> SystemProcess:
+        return SystemProcess(kind, self.checkpoint, self.repositories[dtype], self.device, dtype)
+
+    def _best_batches(self, kind: type[System], dtype: str, say: Callable[[str], None]) -> dict[str, int]:
+        """Find the batch size with the highest throughput for each strategy, in a process that ends afterwards."""
+        if kind is Triton:
+            return dict.fromkeys(self.plan.strategies, self.plan.in_flight)
+        if len(self.plan.batches) == 1:
+            return dict.fromkeys(self.plan.strategies, self.plan.batches[0])
+        best: dict[str, int] = {}
+        candidates = self.plan.batches
+        with self._start(kind, dtype) as process:
+            for strategy in self.plan.strategies:
+                beams = STRATEGIES[strategy]
+                process.call("prepare", self.images[:1], beams)
+                rates: dict[int, float] = {}
+                for batch in candidates:
+                    say(f"{process.title}, {strategy}: trying batches of {batch}")
+                    rates[batch] = process.call("throughput", self.images, beams, batch, 0)
+                best[strategy] = max(candidates, key=rates.__getitem__)
+                # The next strategy has more beams, so more rows for each image: a larger batch will not do better
+                index = candidates.index(best[strategy])
+                candidates = candidates[max(index - 1, 0) : index + 1]
+        return best
+
+    def _measure(
+        self, processes: list[tuple[SystemProcess, dict[str, int]]], strategy: str, say: Callable[[str], None]
+    ) -> None:
+        beams, seconds = STRATEGIES[strategy], self.plan.seconds
+        rates: dict[str, list[float]] = {process.title: [] for process, _ in processes}
+        times: dict[str, list[float]] = {process.title: [] for process, _ in processes}
+        for process, _ in processes:
+            say(f"{process.title}, {strategy}: warming up")
+            captions = process.call("prepare", self.images[:COMPARED], beams)
+            self.captions.setdefault((strategy, process.dtype), {})[process.kind.name] = captions
+        for turn in range(self.plan.rounds):
+            for process, batches in processes:
+                say(f"{process.title}, {strategy}: round {turn + 1} of {self.plan.rounds}")
+                rates[process.title].append(process.call("throughput", self.images, beams, batches[strategy], seconds))
+                times[process.title] += process.call("latency", self.images, beams, seconds)
+        for process, batches in processes:
+            self.measurements.append(
+                Measurement(
+                    system=process.kind.name,
+                    device=self.device,
+                    dtype=process.dtype,
+                    strategy=strategy,
+                    batch=batches[strategy],
+                    images_per_s=round(statistics.median(rates[process.title]), 3),
+                    p50_ms=round(float(np.percentile(times[process.title], 50)), 1),
+                    p99_ms=round(float(np.percentile(times[process.title], 99)), 1),
+                    peak_mb=round(process.call("peak_mb")),
+                )
+            )
+
+    def agreement(self) -> Iterator[str]:
+        """Say for each system and dtype how many captions equal those of transformers in that dtype."""
+        for kind in (BareEngine, Triton):
+            for dtype in self.plan.dtypes:
+                pairs = [
+                    pair
+                    for strategy in self.plan.strategies
+                    for pair in zip(
+                        self.captions[strategy, dtype][kind.name],
+                        self.captions[strategy, dtype][Transformers.name],
+                        strict=True,
+                    )
+                ]
+                equal = sum(ours == theirs for ours, theirs in pairs)
+                yield f"{kind.name} {dtype}: {equal} of {len(pairs)} captions equal transformers' {dtype}"
+
+
+def picture(seed: int) -> bytes:
+    """A JPEG file of noise that has a photograph's mix of large shapes and fine detail."""
+    rng = np.random.default_rng(seed)
+    width, height = PICTURE_SIZE
+    scene = np.zeros((height, width, 3))
+    for cells in (3, 8, 24, 80, 240):  # the finer, the fainter
+        noise = Image.fromarray(rng.integers(0, 256, (cells * 3 // 4, cells, 3), np.uint8))
+        scene += (np.asarray(noise.resize(PICTURE_SIZE, Image.Resampling.BICUBIC)) - 127.5) * cells**-0.5
+    buffer = BytesIO()
+    Image.fromarray(np.clip(scene + 127.5, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def prepare_checkpoint(cache: Path, architecture: str, layers: int | None) -> Path:
+    """The folder of a random checkpoint, which is made if the cache lacks it."""
+    folder = cache / (architecture if layers is None else f"{architecture}-{layers}-layers")
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as made:
+            save_random_checkpoint(Path(made, "checkpoint"), architecture, layers)
+            Path(made, "checkpoint").rename(folder)
+    return folder
+
+
+def build_repository(cache: Path, checkpoint: Path, device: str) -> Path:
+    """Build a model repository in f32 for the checkpoint, as a user does. Raises ClickException if that fails."""
+    repository = cache / f"{checkpoint.resolve().name}-{device}-f32"
+    command: list[str | Path] = [sys.executable, ROOT / "build" / "build_repository.py"]
+    command += ["--checkpoint", checkpoint.resolve(), "--config", device, "--dtype", "f32", "--repository", repository]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise click.ClickException(f"the build failed: {''.join(reason).removeprefix('error: ')}")
+    return repository
+
+
+def in_dtype(repository: Path, dtype: str) -> Path:
+    """Copy a repository, with another dtype in its config.json files. The copy shares large files."""
+    other = repository.with_name(f"{repository.name.removesuffix('-f32')}-{dtype}")
+    if other == repository:
+        return repository
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(repository, other, copy_function=os.link)
+    for path in other.glob("*/1/*/config.json"):
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"dtype": dtype}
+        path.unlink()  # the original has the same file
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return other
+
+
+def compare(
+    architecture: str, checkpoint: Path | None, plan: BenchPlan, device: str, cache: Path, output: Path
+) -> None:
+    """Run the benchmark on one checkpoint; print the table, and write bench.json and bench.png."""
+    bypass_proxies()
+    transformers.utils.logging.disable_progress_bar()
+    console = Console()
+    began = time.monotonic()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with console.status("preparing the checkpoint") as status:
+            folder = checkpoint or prepare_checkpoint(cache, architecture, plan.layers)
+            status.update("building the model repository")
+            built = build_repository(cache, folder, device)
+            repositories = {dtype: in_dtype(built, dtype) for dtype in plan.dtypes}
+            benchmark = Benchmark(plan, device, folder, repositories)
+            benchmark.run(status.update if console.is_terminal else click.echo)
+    except BrokenProcessPool as exc:
+        raise click.ClickException("the process of a system died: is there enough memory for all of them?") from exc
+    except (BlipstreamError, ClientError, OSError) as exc:
+        raise click.ClickException(str(exc)) from exc
+    name = str(checkpoint) if checkpoint else f"{folder.name}, random weights"
+    packages = versions(("torch", "transformers", "openvino", "blipstream"))
+    result = {
+        "machine": machine() | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
+        "versions": {"checkpoint": name, **packages, "tritonserver": benchmark.triton_version},
+        "rows": [asdict(measurement) for measurement in benchmark.measurements],
+    }
+    stem = "bench" if architecture in ("", "base") else f"bench-{architecture}"
+    (output / f"{stem}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    chart(result, output / f"{stem}.png")
+    console.print(terminal_table(result))
+    for line in benchmark.agreement():
+        console.print(line, highlight=False)
+    console.print(f"{output}/{stem}.json and {stem}.png, after {time.monotonic() - began:.0f} s", markup=False)
