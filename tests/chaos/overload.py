@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of its capacity a server keeps when it is asked for ten times as much: `python tests/chaos/overload.py`.
+"""Measure how much of its capacity a server keeps under ten times that load: `python tests/chaos/overload.py`.
 
-First some users who wait for their answers find the capacity, then requests are sent at a multiple of that rate without
-waiting. Server and client get processors of their own, since both would want all. Prints JSON.
+First, users who wait for their answers find the capacity. Then requests come at a multiple of that rate, without
+waiting. Server and client get separate processors, since each would take all. Prints JSON.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ def caption_request(tokens: int, timeout: float = 0) -> Any:
 
 
 async def capacity(stub: Any, request: Any, seconds: float) -> float:
-    """Captions a second for users who wait."""
+    """Captions a second of USERS users who wait for their answers."""
     began = time.monotonic()
 
     async def use() -> int:
@@ -59,7 +59,7 @@ async def capacity(stub: Any, request: Any, seconds: float) -> float:
 
 
 async def flood(stubs: list[Any], request: Any, rate: float, seconds: float) -> list[tuple[float, float, str]]:
-    """When each answer came, in seconds from the start, how long it took, and its status."""
+    """Send requests at a rate. For each: when the answer came, in seconds from the start, its latency and status."""
     answers: list[tuple[float, float, str]] = []
     began = time.monotonic()
 
@@ -80,7 +80,7 @@ async def flood(stubs: list[Any], request: Any, rate: float, seconds: float) -> 
 
 
 def processor_seconds(server: TritonServer) -> dict[str, float]:
-    """What each of the server's processes has used, by its model."""
+    """The processor time of each of the server's processes, by model."""
     used: dict[str, float] = defaultdict(float)
     for pid in processes_of_group(server.pid):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -89,7 +89,7 @@ def processor_seconds(server: TritonServer) -> dict[str, float]:
 
 
 def memory_mb(server: TritonServer) -> int:
-    """Resident memory of all the server's processes."""
+    """The resident memory of the server's processes."""
     pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes_of_group(server.pid)]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") >> 20
 
@@ -97,7 +97,7 @@ def memory_mb(server: TritonServer) -> int:
 async def measure(
     server: TritonServer, factor: float, seconds: float, ramp: float, tokens: int, timeout: float
 ) -> dict[str, Any]:
-    """The figures."""
+    """Find the capacity, then flood the server; return the figures."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     address = server.grpc_url.removeprefix("grpc://")
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
@@ -125,13 +125,13 @@ async def measure(
 
 @click.command(context_settings={"show_default": True})
 @click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / "model_repository")
-@click.option("--factor", default=10.0, help="Times the capacity.")
-@click.option("--seconds", default=20.0, help="To find the capacity, and again to exceed it.")
-@click.option("--ramp", default=5.0, help="Seconds before that, for the queues to fill.")
-@click.option("--tokens", default=0, help="The captions' length; 0: what they have by themselves.")
-@click.option("--timeout", default=0.0, help="Seconds that a sender says to wait; 0: it says nothing.")
+@click.option("--factor", default=10.0, help="Load as a multiple of the capacity.")
+@click.option("--seconds", default=20.0, help="Seconds to find the capacity, and again to exceed it.")
+@click.option("--ramp", default=5.0, help="Seconds before each, for the queues to fill.")
+@click.option("--tokens", default=0, help="Length of the captions; 0: their own.")
+@click.option("--timeout", default=0.0, help="Timeout that requests carry, in seconds; 0: none.")
 def main(repository: Path, factor: float, seconds: float, ramp: float, tokens: int, timeout: float) -> None:
-    """Flood a server of the demo checkpoint, or of another repository's."""
+    """Flood a server with requests for captions."""
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, processors[: -(-len(processors) // 2)])
     with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:

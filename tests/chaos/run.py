@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Break a server under load in every way at hand, and tell how it recovered: `python tests/chaos/run.py --help`.
+"""Break a server under load in many ways, and report how it recovers: `python tests/chaos/run.py --help`.
 
-Each experiment starts `blipstream.server` with the demo checkpoint, sends it images without a pause, breaks something,
-and goes on until captions come again and every image that was sent has its caption, which must be the right one.
-What this machine does not permit is not run, and the table says so.
+Each experiment starts a supervised server with the demo checkpoint and sends it images without a pause. Then it breaks
+something, or sends difficult clients, and goes on until captions come again. Every image must get its right caption.
+If this machine does not permit an experiment, the table says so.
 """
 
 import gzip
@@ -66,11 +66,11 @@ class Load:
     """Users who send an image, insist on its caption, and send the next."""
 
     url: str
-    answers: list[str] = field(default_factory=list)  # right, wrong, lost
-    wrong: list[tuple[str, str]] = field(default_factory=list)  # captions, and what they should have been
-    refusals: Counter[str] = field(default_factory=Counter)  # what the client raised in spite of its retries
-    times: list[float] = field(default_factory=list)  # of captions
-    longest: float = 0.0  # seconds that an image took to have its caption
+    answers: list[str] = field(default_factory=list)  # "right", "wrong" or "lost", for each image
+    wrong: list[tuple[str, str]] = field(default_factory=list)  # captions, and the right ones
+    refusals: Counter[str] = field(default_factory=Counter)  # errors that the client raised after its retries
+    times: list[float] = field(default_factory=list)  # when captions came, by time.monotonic()
+    longest: float = 0.0  # seconds from an image to its caption
     _users: list[Future[None]] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -87,7 +87,7 @@ class Load:
         self._executor.shutdown()
         self._client.close()
         for user in self._users:
-            user.result()  # nobody may have left with an image that counts nowhere
+            user.result()  # raises if a user ended early, with an image that was not counted
 
     def _use(self, user: int) -> None:
         while not self._stop.is_set():
@@ -113,7 +113,7 @@ class Load:
         return "lost"
 
     def wait_for_captions(self, since: float, seconds: float = IMAGE_SECONDS) -> float:
-        """When the first caption came after a time, which has to be that of a new server, or a mended one."""
+        """Wait for the first caption after a time; return when it came, or infinity if it did not."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if later := [at for at in list(self.times) if at > since]:
@@ -165,7 +165,7 @@ def name_of(pid: int) -> str:
 
 @contextmanager
 def serving(repository: Path, folder: Path, *options: str, before: str = "") -> Iterator[Served]:
-    """A server of a repository; `before` is shell that runs first, in a mount namespace of its own if there is any."""
+    """Start a supervised server. `before` is shell code that runs first, in a mount namespace of its own."""
     command = [sys.executable, "-m", "blipstream.server", f"--repository={repository}", *options]
     command += [f"--{port}-port=0" for port in ("http", "grpc", "metrics", "health")]
     if before:
@@ -186,11 +186,11 @@ def serving(repository: Path, folder: Path, *options: str, before: str = "") -> 
             process.communicate()
 
 
-Harm = Callable[[Served], float]  # returns when the fault was over: from then on it should recover
+Harm = Callable[[Served], float]  # does harm, and returns when that was over, by time.monotonic()
 
 
 def signalled(target: str, number: signal.Signals) -> Harm:
-    """A signal for tritonserver, or for a model's process."""
+    """Send a signal to tritonserver, or to the process of a model."""
 
     def harm(served: Served) -> float:
         os.kill(served.triton if target == "tritonserver" else served.stub(target), number)
@@ -200,7 +200,7 @@ def signalled(target: str, number: signal.Signals) -> Harm:
 
 
 def take_port(served: Served) -> float:
-    """Take the port as soon as the server is dead, and let it go after a while."""
+    """Kill the server, take its port at once, and let go of it after some failed starts."""
     host, port = served.grpc_url.removeprefix("grpc://").split(":")
     os.kill(served.triton, signal.SIGKILL)
     deadline = time.monotonic() + 20
@@ -226,9 +226,9 @@ def corrupt_artifact(served: Served) -> float:
 
 
 def fill(folder: str, *, again: bool) -> Harm:
-    """Fill a small disk of the server's own and kill the server on it.
+    """Fill a small disk that only the server uses, and kill the server.
 
-    If `again`, take what the dead server left as well, until a start has failed for it, and empty the disk then.
+    If `again`, also fill what the dead server leaves, until a start has failed; then empty the disk.
     """
 
     def harm(served: Served) -> float:
@@ -253,21 +253,21 @@ def _fill(file: Path) -> None:
 
 
 def starve(served: Served) -> float:
-    """Permit the decoder no more memory than it has."""
+    """Allow the decoder no more memory than it has now."""
     import resource
 
     pid = served.stub("decoder")
     size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
     time.sleep(2)
-    if not served.restarts().total():  # it needed no more: end it as the kernel would
+    if not served.restarts().total():  # it did not need more, so end it as the kernel would
         os.kill(pid, signal.SIGKILL)
     return time.monotonic()
 
 
 @contextmanager
 def clock_off_by(seconds: float) -> Iterator[None]:
-    """This machine's clock, set ahead or back; whoever interrupts this gets the right time back."""
+    """Set this machine's clock ahead or back, and set it right at the end, even after an interrupt."""
     if not os.environ.get(SET_CLOCK):
         raise NotRun("sets this machine's clock: permit it with --set-clock")
     right = time.time() - time.monotonic()
@@ -282,7 +282,7 @@ def clock_off_by(seconds: float) -> Iterator[None]:
 
 
 def jump_ahead(served: Served) -> float:
-    """Set the clock ahead, and right again when that was noticed."""
+    """Set the clock ahead, and set it right once the supervisor has noticed."""
     with clock_off_by(JUMP_SECONDS):
         over = time.monotonic()
         served.wait_for_restart()
@@ -290,23 +290,23 @@ def jump_ahead(served: Served) -> float:
 
 
 def jump_back(_: Served) -> float:
-    """Set the clock back, which does no harm, and right again after a while: that is a jump ahead."""
+    """Set the clock back, which does no harm, and then right again, which is a jump ahead."""
     with clock_off_by(-JUMP_SECONDS):
         time.sleep(3)
     return time.monotonic()
 
 
 class Experiment(NamedTuple):
-    """A fault and what it takes."""
+    """A fault, and the restarts that it must cause."""
 
     harm: Harm
-    before: str = ""  # shell that runs before the server
-    restarts: int = 1  # that are due; if none is, none may come
-    reason: str = ""  # for all of them, if it must be a certain one
+    before: str = ""  # shell code that runs before the server
+    restarts: int = 1  # at least; if 0, there may be none
+    reason: str = ""  # of all restarts; then their number is exact
 
 
 def beside(client: Callable[[Served], object]) -> Experiment:
-    """A difficult client, for which the server may not be restarted."""
+    """An experiment with a difficult client, which must not cause a restart."""
 
     def harm(served: Served) -> float:
         client(served)
@@ -359,15 +359,15 @@ EXPERIMENTS = {
 
 @dataclass
 class Row:
-    """What came of an experiment."""
+    """The result of an experiment: a row of the table."""
 
     fault: str
-    seconds: float | None = None  # from the end of the fault to a caption of the new server
+    seconds: float | None = None  # from the end of the fault to the next caption
     restarts: dict[str, int] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
     wrong: list[tuple[str, str]] = field(default_factory=list)
     refusals: dict[str, int] = field(default_factory=dict)
-    longest: float = 0.0  # seconds that an image took
+    longest: float = 0.0  # seconds from an image to its caption
     not_run: str = ""
 
     @property
@@ -391,7 +391,7 @@ HEADER = """| fault | restarts by reason | s to recover | images right | wrong |
 
 
 def experiment(name: str, repository: Path) -> Row:
-    """Run one."""
+    """Run the experiment of that name."""
     harm, before, restarts_due, _ = EXPERIMENTS[name]
     options = ["--log=/mnt/triton.log"] if "log" in name else []
     with tempfile.TemporaryDirectory() as scratch:
@@ -414,14 +414,14 @@ def experiment(name: str, repository: Path) -> Row:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / "model_repository")
-@click.option("--only", multiple=True, help="Experiments whose name contains this.")
-@click.option("--times", type=click.IntRange(min=1), default=1, help="Run each so often: wrong captions are rare.")
-@click.option("--output", type=click.Path(path_type=Path), help="Every figure, as JSON.")
-@click.option("--set-clock", is_flag=True, envvar=SET_CLOCK, help="Permit those that set this machine's clock.")
+@click.option("--only", multiple=True, help="Only experiments whose name contains this.")
+@click.option("--times", type=click.IntRange(min=1), default=1, help="How often to run each; wrong captions are rare.")
+@click.option("--output", type=click.Path(path_type=Path), help="File for all figures, as JSON.")
+@click.option("--set-clock", is_flag=True, envvar=SET_CLOCK, help="Also run experiments that set this machine's clock.")
 def main(repository: Path, only: tuple[str, ...], times: int, output: Path | None, set_clock: bool) -> None:
     """Print a table of faults and recoveries.
 
-    Exit status 1 if an image was lost, a caption wrong, or a jump of the clock not what the server was restarted for.
+    The exit status is 1 if an image was lost, a caption was wrong, or the restarts were not those that were due.
     """
     if set_clock:
         os.environ[SET_CLOCK] = "1"

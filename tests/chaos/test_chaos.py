@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every experiment of `run.py`; tests/blipstream/test_supervisor.py has the cheapest of them, with toy models."""
+"""Every experiment of `run.py`. tests/blipstream/test_supervisor.py has the cheapest of them, with toy models."""
 
 from pathlib import Path
 

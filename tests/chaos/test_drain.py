@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one server to the next without a failed request: the new one beside the old one, then SIGTERM."""
+"""A new server replaces an old one without a failed request: start the new one, then stop the old one."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ def urls(scheme: str, *servers: TritonServer) -> str:
 
 
 def refusals_until_it_leaves(url: str, image: bytes, leaving: TritonServer) -> list[BlipstreamError]:
-    """What a client without retries meets that goes on asking a server while that drains."""
+    """The errors of a client without retries that keeps asking a server while it drains."""
     refusals = []
     with Client(url, retries=0, timeout=30) as client, ThreadPoolExecutor(1) as executor:
         stopping = executor.submit(leaving.stop)
@@ -43,4 +43,4 @@ def test_no_request_fails(server: TritonServer, artifacts: Path, samples: dict[s
         load.wait_for_captions(time.monotonic())
     assert set(load.answers) == {"right"}
     assert not load.refusals
-    assert all(refusal.transient for refusal in refusals), refusals  # nothing that was accepted failed
+    assert all(refusal.transient for refusal in refusals), refusals  # no request that was accepted has failed

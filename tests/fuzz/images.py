@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Broken image files: whole ones of every kind that is accepted, damaged in ways that keep most of their structure."""
+"""Broken image files: good files of every accepted format, damaged in ways that keep most of their structure."""
 
 import struct
 import zlib
@@ -20,7 +20,7 @@ EDGES = (0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000
 
 def _corpus() -> dict[str, bytes]:
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 4), np.uint8)
-    noise[:, :24] = noise[:1, :1]  # one half is flat, so that runs and back references occur
+    noise[:, :24] = noise[:1, :1]  # one half is flat, so that encoders write runs and back references
     rgba = Image.fromarray(noise)
     rgb, grey, palette = rgba.convert("RGB"), rgba.convert("L"), rgba.convert("P")
     deep = Image.fromarray((noise[..., 0].astype(np.uint16) << 8) + noise[..., 1])
@@ -91,7 +91,7 @@ def _interlaced_png(pixels: Any) -> bytes:
 
 
 def split_png(data: bytes) -> list[bytes]:
-    """The signature, then each chunk's name and body."""
+    """Split a PNG file into its signature and the name and body of each chunk."""
     parts, at = [data[:8]], 8
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -101,7 +101,7 @@ def split_png(data: bytes) -> list[bytes]:
 
 
 def join_png(parts: list[bytes]) -> bytes:
-    """The opposite, with right lengths and checksums."""
+    """Join the parts of split_png, with right lengths and checksums."""
     signature, *chunks = parts
     return signature + b"".join(
         struct.pack(">I", max(len(chunk) - 4, 0)) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
@@ -125,7 +125,7 @@ def join_riff(parts: list[bytes]) -> bytes:
 
 
 def split_jpeg(data: bytes) -> list[bytes]:
-    """The marker at the start, then each segment's marker and body; the last one has the scans."""
+    """Split a JPEG file into its first marker, the marker and body of each segment, and the rest from the scans on."""
     parts, at = [data[:2]], 2
     while data[at : at + 2] not in (b"\xff\xda", b"") and at + 4 <= len(data):
         (length,) = struct.unpack_from(">H", data, at + 2)
@@ -182,7 +182,7 @@ def repeat(data: bytes, random: Random) -> bytes:
 
 
 def edit_number(data: bytes, random: Random) -> bytes:
-    """A number at the edge of what fits, mostly in the header, where sizes and counts are."""
+    """Write a number at the edge of a type's range, mostly in the header, which has sizes and counts."""
     form = random.choice(("<H", ">H", "<I", ">I"))
     at = random.randrange(min(len(data), 64 if random.random() < 0.7 else len(data)))
     value = random.choice(EDGES) & (0xFFFF if form[1] == "H" else 0xFFFFFFFF)
@@ -190,13 +190,13 @@ def edit_number(data: bytes, random: Random) -> bytes:
 
 
 def splice(data: bytes, random: Random) -> bytes:
-    """The beginning of one file, the end of another."""
+    """Join the beginning of one file and the end of another."""
     other = CORPUS[random.choice(NAMES)]
     return data[: random.randrange(len(data))] + other[random.randrange(len(other)) :]
 
 
 def rearrange(data: bytes, random: Random) -> bytes:
-    """Chunks or segments repeated, left out, swapped, damaged or put in from another file; sizes and sums are right."""
+    """Repeat, leave out, swap, damage or insert chunks or segments. Lengths and checksums stay right."""
     found = next((way for start, way in STRUCTURES.items() if data.startswith(start)), None)
     if found is None:
         return edit_number(data, random)
@@ -222,7 +222,7 @@ def rearrange(data: bytes, random: Random) -> bytes:
 
 
 def as_text(data: bytes, random: Random) -> bytes:
-    """base64 in one of the forms that tools write, half of them damaged."""
+    """Encode as base64, in one of the forms that tools write. Half of the texts are damaged."""
     text = random.choice((b64encode, encodebytes, urlsafe_b64encode))(data)
     if random.random() < 0.3:
         text = text.rstrip(b"=\n")
@@ -247,7 +247,7 @@ def mutate(data: bytes, random: Random, times: int) -> bytes:
 
 
 def broken_image(seed: int, number: int) -> tuple[str, bytes]:
-    """One of them, the same each time, and what it was."""
+    """The name of an image and the image with its damage, the same each time."""
     random = Random(f"image {seed} {number}")
     if random.random() < SLOW_SHARE:
         name = random.choice(sorted(SLOW))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Broken requests: right ones for every model, of which one to three parts are made wrong."""
+"""Broken requests: right requests for every model, in which one to three parts are made wrong."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tests.fuzz.images import CORPUS
 
 SIDE, PATCHES, WIDTH = 192, 145, 192  # of the demo checkpoint
 IMAGE = CORPUS["png palette"]
-LARGEST = 1 << 25  # bytes of a tensor, lest several mutations make it 65 times as large again and again
+LARGEST = 1 << 25  # bytes of a tensor, since several mutations could make it 65 times as large again and again
 OPTIONS: dict[str, tuple[str, list[Any]]] = {
     "prompt": ("BYTES", [b"", b"two", b"\xff\xfe", b"\0", b"a " * 600, "\u202e𝔘".encode(), b"[DEC][SEP]"]),
     "include_prompt": ("BOOL", [0, 1, 2, 255]),
@@ -76,7 +76,7 @@ def pack(words: list[bytes]) -> bytes:
 
 
 def right_request(model: str, random: Random) -> Any:
-    """A request that the model may well answer."""
+    """A request that the model can answer, unless an option's value is out of range."""
     request = service_pb2.ModelInferRequest(model_name=model)
 
     def add(name: str, datatype: str, shape: list[int], raw: bytes) -> None:
@@ -127,7 +127,7 @@ def reshape(request: Any, random: Random) -> None:
 
 
 def resize(request: Any, random: Random) -> None:
-    """Contents that are too short or too long for their shape."""
+    """Make contents too short or too long for their shape."""
     raw = request.raw_input_contents
     at = random.randrange(len(raw))
     raw[at] = random.choice((raw[at][:-1], raw[at] + b"\0", b"", raw[at] * 2, raw[at][:3], raw[at] + pack([b"more"])))
@@ -163,7 +163,7 @@ def batch(request: Any, random: Random) -> None:
 
 
 def double(request: Any, random: Random) -> None:
-    """An input that comes twice."""
+    """Send an input twice."""
     at = random.randrange(len(request.inputs))
     request.inputs.add().CopyFrom(request.inputs[at])
     request.raw_input_contents.append(request.raw_input_contents[at] if at < len(request.raw_input_contents) else b"")
@@ -176,7 +176,7 @@ def leave_out(request: Any, random: Random) -> None:
 
 
 def type_contents(request: Any, random: Random) -> None:
-    """Typed contents, instead of raw ones or beside them."""
+    """Send typed contents, instead of raw ones or beside them."""
     tensor = random.choice(request.inputs)
     kind = random.choice(("bytes", "int", "int64", "uint", "fp32", "fp64", "bool"))
     value: Any = IMAGE if kind == "bytes" else random.choice((0, 1))
@@ -192,13 +192,13 @@ def address_otherwise(request: Any, random: Random) -> None:
 
 
 def want_outputs(request: Any, random: Random) -> None:
-    """Not with the parameter `classification`: of an output of words, Triton 2.51 divides by their size, which is 0."""
+    """Ask for outputs, but without the parameter `classification`: on words, Triton 2.51 divides by their size, 0."""
     for _ in range(random.choice((1, 2, 50))):
         request.outputs.add(name=random.choice(("caption", "score", "pixels", "nothing", "", "caption")))
 
 
 def set_parameters(request: Any, random: Random) -> None:
-    """Parameters of Triton's, with values that make no sense; of shared memory, too."""
+    """Set parameters of Triton, also those for shared memory, to values that make no sense."""
     tensor = random.choice(request.inputs)
     match random.randrange(5):
         case 0:
@@ -224,7 +224,7 @@ MUTATIONS: tuple[Callable[[Any, Random], None], ...] = (
 
 
 def broken_request(seed: int, number: int) -> Any:
-    """One of them, the same each time; some are right."""
+    """A request with its damage, the same each time. Some requests are right."""
     random = Random(f"request {seed} {number}")
     request = right_request(random.choice(ENTRIES), random)
     for _ in range(random.choice((0, 1, 1, 1, 2, 3))):
@@ -234,7 +234,7 @@ def broken_request(seed: int, number: int) -> Any:
 
 
 def garble(data: bytes, random: Random) -> bytes:
-    """Bytes that are hardly a message any more."""
+    """Damage the bytes of a message, so that it may not even be one."""
     broken = bytearray(data)
     for _ in range(random.choice((1, 1, 4))):
         if broken:
@@ -243,11 +243,11 @@ def garble(data: bytes, random: Random) -> bytes:
 
 
 def as_http(request: Any, random: Random) -> tuple[str, bytes, dict[str, str]]:
-    """The same request over HTTP: path, body and headers; in JSON, or with the contents behind it."""
+    """The same request over HTTP: path, body and headers. Contents are in the JSON, or behind it."""
     inputs, tail = [], b""
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=False):
         entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-        if random.random() < 0.6 or math.prod(tensor.shape) > 2**24:  # as JSON, Triton 2.51 does not survive it
+        if random.random() < 0.6 or math.prod(tensor.shape) > 2**24:  # as JSON, it would end Triton 2.51
             entry["parameters"] = {"binary_data_size": len(raw) + random.choice((0, 0, 0, 0, 1, -1, 2**40))}
             tail += raw
         else:
@@ -260,7 +260,7 @@ def as_http(request: Any, random: Random) -> tuple[str, bytes, dict[str, str]]:
         head = garble(head, random)
     length = len(head) + random.choice((0, 0, 0, 0, 0, 0, 1, -1, 10**6, -(10**9)))
     headers = {"Inference-Header-Content-Length": str(length)} if tail or random.random() < 0.1 else {}
-    # a path that comes in two reads, Triton 2.51 takes for two: it answers the first half, or closes the connection
+    # If a path comes in two reads, Triton 2.51 takes it for two paths: it answers the first, or closes the connection
     name = request.model_name[:1000] if request.model_name.isidentifier() else "caption"
     return f"/v2/models/{name}/infer", head + tail, headers
 
@@ -277,7 +277,7 @@ def _as_json(tensor: Any, raw: bytes, random: Random) -> Any:
 
 
 def broken_generate(seed: int, number: int) -> tuple[str, bytes, dict[str, str]]:
-    """A body for `generate_stream` and `generate`."""
+    """A request for `generate_stream` or `generate`: path, body and headers."""
     random = Random(f"generate {seed} {number}")
     body: dict[str, Any] = {"image": f"data:image/png;base64,{b64encode(IMAGE).decode()}"}
     for name in random.sample(list(OPTIONS), random.choice((0, 1, 2, 3))):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send a server broken images and broken requests, and see that it bears them.
+"""Send a server broken images and broken requests, and check that each gets one clear error and harms nobody.
 
 python tests/fuzz/run.py --images 100000 --requests 20000 --seed 1
 """
@@ -35,38 +35,38 @@ from soak import meet_batches  # noqa: E402
 from tests.fuzz.images import broken_image  # noqa: E402
 from tests.fuzz.requests import as_http, broken_generate, broken_request, garble  # noqa: E402
 
-DEADLINE = 60.0  # seconds for any answer; slow images may wait for others
+DEADLINE = 60.0  # seconds for any answer: slow images wait for each other
 IN_FLIGHT = 64
 SERVICE = "/inference.GRPCInferenceService"
 FINE = {"OK", "INVALID_ARGUMENT"}
-# of what Triton answers by itself: no such model, one answer wanted of a model that streams, no message at all
+# Triton's own: there is no such model, a model that streams was asked for one answer, or there is no message at all
 FINE_OF_REQUESTS = FINE | {"NOT_FOUND", "UNIMPLEMENTED"}
 BY_HTTP_STATUS = {200: "OK", 400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 405: "UNIMPLEMENTED", 501: "UNIMPLEMENTED"}
-# what Triton's HTTP half says, with status 500, of JSON that it does not understand
+# what Triton says over HTTP, with status 500, of JSON that it cannot read
 UNREADABLE = re.compile(r"Unable to parse|failed to parse the request JSON|Expected JSON|.*attempt to access JSON")
 TRACEBACK = re.compile(r"Traceback|^At:|\.py\(\d+\)", re.MULTILINE)
-GROWTH = 1.05  # of a process's memory, once it is warm
+GROWTH = 1.05  # the most that a process's memory may grow, as a ratio, once it is warm
 
 
 @dataclass
 class Report:
-    """What was answered, and what should not have been."""
+    """Counts of the answers, and a sentence for each that is wrong."""
 
     answers: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
 
     def note(self, what: str, answer: tuple[str, str], fine: set[str]) -> None:
-        """An answer: its status must be fine, its message one sentence."""
+        """Count an answer, and note it as a finding unless its status is fine and its message has no traceback."""
         status, message = answer
         self.answers[status] += 1
-        # as a broken `timeout` may ask for, or slow images beside others
+        # Fine as well: a broken `timeout` may be short, and slow images may be too many
         late = message.endswith("Request timeout expired") or "requests wait already" in message
         if (status not in fine and not late) or TRACEBACK.search(message):
             self.findings.append(f"{what}: {status} {message[:300]!r}")
 
 
 async def ask(channel: grpc.aio.Channel, data: bytes, *, streams: bool = False) -> tuple[str, str]:
-    """The status and the message that a serialised request gets over gRPC."""
+    """Send a serialised request over gRPC; return the status and the message of the answer."""
     try:
         if not streams:
             await channel.unary_unary(f"{SERVICE}/ModelInfer")(data, timeout=DEADLINE)
@@ -80,7 +80,7 @@ async def ask(channel: grpc.aio.Channel, data: bytes, *, streams: bool = False) 
 
 
 def ask_http(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[str, str]:
-    """The same over HTTP, with gRPC's names."""
+    """Post a body over HTTP; return the status, by gRPC's name, and the message of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
     try:
         connection.request("POST", path, body, headers)
@@ -99,14 +99,14 @@ def ask_http(port: int, path: str, body: bytes, headers: dict[str, str]) -> tupl
 
 
 async def send_image(_: TritonServer, channel: grpc.aio.Channel, report: Report, seed: int, number: int) -> None:
-    """One broken image, to be captioned in a word."""
+    """Ask for a caption of one token for a broken image."""
     name, image = broken_image(seed, number)
     request = caption_request(image, max_tokens=1).SerializeToString()
     report.note(f"image {seed} {number} ({name})", await ask(channel, request), FINE)
 
 
 async def send_request(server: TritonServer, channel: grpc.aio.Channel, report: Report, seed: int, number: int) -> None:
-    """One broken request, in one of the ways that there are."""
+    """Send a broken request in one of the ways that there are."""
     random = Random(f"way {seed} {number}")
     request = broken_request(seed, number)
     what = f"request {seed} {number} ({request.model_name[:20]}"
@@ -134,7 +134,7 @@ Send = Callable[[TritonServer, grpc.aio.Channel, Report, int, int], Coroutine[An
 
 
 async def send_all(server: TritonServer, send: Send, numbers: range, seed: int, report: Report) -> None:
-    """So many at a time."""
+    """Send everything, IN_FLIGHT at a time."""
     waiting = iter(numbers)
 
     async def work() -> None:
@@ -147,9 +147,9 @@ async def send_all(server: TritonServer, send: Send, numbers: range, seed: int, 
 
 
 def memory(pid: int) -> dict[str, int]:
-    """The server's processes, and the bytes that each one alone has written, as loadtest/soak.py weighs them.
+    """The bytes that each of the server's processes alone has written, measured as in loadtest/soak.py.
 
-    Not those that preprocess starts for slow images, and ends.
+    Image workers are left out, since preprocess starts and ends them.
     """
     processes = [leader := psutil.Process(pid), *leader.children(recursive=True)]
     return {
@@ -159,35 +159,35 @@ def memory(pid: int) -> dict[str, int]:
     }
 
 
-def growth(looks: list[dict[str, int]], warm: int) -> Iterator[str]:
-    """What grew from the fifth of all looks that follows `warm` others to the last one, by their medians."""
-    fifth = len(looks) // 5
-    first, last = looks[warm * fifth :][:fifth], looks[len(looks) - fifth :]
-    for process in looks[0].keys() & looks[-1].keys() if fifth else ():
-        before, after = (median(look[process] for look in part) for part in (first, last))
+def growth(readings: list[dict[str, int]], warm: int) -> Iterator[str]:
+    """Processes that grew. Of five equal parts, it compares the medians of part number `warm`, from 0, and the last."""
+    fifth = len(readings) // 5
+    first, last = readings[warm * fifth :][:fifth], readings[len(readings) - fifth :]
+    for process in readings[0].keys() & readings[-1].keys() if fifth else ():
+        before, after = (median(reading[process] for reading in part) for part in (first, last))
         if after > GROWTH * before:
             yield f"{process} grew from {before / 2**20:.1f} to {after / 2**20:.1f} MB"
 
 
 def fuzz(server: TritonServer, pid: int, images: int, requests: int, seed: int, say: Callable[[str], None]) -> Report:
-    """All of it. Findings about the server as a whole come last."""
+    """Send so many images and requests, and report. Findings about the server as a whole come last."""
     report = Report()
     before = memory(pid)
-    # how many are sent between two looks at the memory, and how many fifths of all warm it up: requests are of very
-    # different sizes, and what they need at most comes late
+    # Numbers to send between two readings of the memory, and fifths of all that warm it up. Requests differ much in
+    # size, so the largest come late
     kinds = (("images", send_image, images, 5_000, 1), ("requests", send_request, requests, 1_000, 2))
     for what, send, count, step, warm in kinds:
-        looks = []
+        readings = []
         for start in range(0, count, step):
             began = time.monotonic()
             numbers = range(start, min(start + step, count))
             asyncio.run(send_all(server, send, numbers, seed, report))
-            looks.append(memory(pid))
-            rate, total = len(numbers) / (time.monotonic() - began), sum(looks[-1].values()) >> 20
+            readings.append(memory(pid))
+            rate, total = len(numbers) / (time.monotonic() - began), sum(readings[-1].values()) >> 20
             say(f"{what} {numbers.stop}: {rate:.0f} a second, {total} MB, {dict(report.answers)}")
-        for grown in growth(looks, warm):
-            # tritonserver holds as much as the largest requests that ever met in it: 165 to 210 MB, in steps, even
-            # where the same ones came again
+        for grown in growth(readings, warm):
+            # tritonserver keeps as much as the largest requests that ever met in it: 165 to 210 MB, in steps, even when
+            # the same requests come again
             if not (what == "requests" and grown.startswith("server")):
                 report.findings.append(f"{grown} over the {what}")
     if memory(pid).keys() != before.keys():
@@ -196,11 +196,11 @@ def fuzz(server: TritonServer, pid: int, images: int, requests: int, seed: int, 
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--images", default=100_000)
-@click.option("--requests", default=20_000)
-@click.option("--seed", default=1)
+@click.option("--images", default=100_000, help="Broken images to send.")
+@click.option("--requests", default=20_000, help="Broken requests to send.")
+@click.option("--seed", default=1, help="The same seed gives the same images and requests.")
 def main(images: int, requests: int, seed: int) -> None:
-    """Fuzz a server of its own with the demo checkpoint; exit status 1 if there are findings."""
+    """Start a server with the demo checkpoint and fuzz it. The exit status is 1 if there are findings."""
     from build_repository import build
 
     with tempfile.TemporaryDirectory() as folder:

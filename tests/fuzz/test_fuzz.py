@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small share of what tests/fuzz/run.py sends."""
+"""A small part of what tests/fuzz/run.py sends, and tests of the fuzzer itself."""
 
 import re
 
@@ -11,7 +11,7 @@ from tests.fuzz.images import CORPUS, NAMES, SLOW, broken_image
 from tests.fuzz.run import fuzz, growth
 
 
-def test_the_server_bears_broken_images_and_requests(server: TritonServer) -> None:
+def test_broken_images_and_requests_are_refused(server: TritonServer) -> None:
     report = fuzz(server, server.pid, images=1_500, requests=500, seed=1, say=print)
     assert report.findings == []
     assert report.answers["OK"] > 300
@@ -27,20 +27,20 @@ def test_damage_is_of_every_kind_and_the_same_each_time() -> None:
 
 
 def test_growth_is_told_from_what_comes_and_goes() -> None:
-    """Of twenty looks, eight warm up."""
-    looks = [
+    """Of twenty readings, eight warm up."""
+    readings = [
         {"warms up": 80 + min(number, 8) << 20, "wavers": (90, 110)[number % 2] << 20, "leaks": 100 + number << 20}
         for number in range(20)
     ]
-    looks[-1]["is new"] = 1 << 40
-    assert list(growth(looks, 2)) == ["leaks grew from 109.5 to 117.5 MB"]
-    assert len(list(growth(looks, 0))) == 2
+    readings[-1]["is new"] = 1 << 40
+    assert list(growth(readings, 2)) == ["leaks grew from 109.5 to 117.5 MB"]
+    assert len(list(growth(readings, 0))) == 2
     assert not list(growth([], 1))
-    assert not list(growth(looks[:4], 0))
+    assert not list(growth(readings[:4], 0))
 
 
 def test_memory_is_judged(server: TritonServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model that leaks over images and requests alike, and of the server where it is fair."""
+    """A model that leaks is found over images and over requests, the server over images alone."""
     sent = 0
 
     async def send(*_: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has no key can ask for captions, health and metadata, and do nothing else."""
+"""Without a key, a client can ask for captions, health and metadata, and for nothing else."""
 
 import json
 import urllib.error
@@ -116,7 +116,7 @@ def ask(server: TritonServer, method: str, path: str, body: bytes | None = None,
 
 
 def call(stub: Any, method: str, key: str = "") -> str:
-    """What a method answers to an empty request."""
+    """Call a method with an empty request; return the error's text, or "OK"."""
     request = getattr(service_pb2, f"{method}Request")()
     metadata = [(f"triton-grpc-protocol-{ADMIN_HEADER}", key)] if key else []
     try:
@@ -137,7 +137,7 @@ def test_closed_over_http(guarded: TritonServer, method: str, path: str) -> None
 
 
 def test_every_method_is_open_or_closed() -> None:
-    """A method that a newer Triton adds is to be thought about."""
+    """If a newer Triton adds a method, somebody must decide about it."""
     service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     assert {method.name for method in service.methods} == OPEN_GRPC | CLOSED_GRPC
 
@@ -159,7 +159,7 @@ def test_open_over_grpc(stub: Any, method: str) -> None:
     assert "restricted" not in call(stub, method)
 
 
-def test_whoever_asks_is_answered(guarded: TritonServer, stub: Any) -> None:
+def test_inference_needs_no_key(guarded: TritonServer, stub: Any) -> None:
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [3]}
     status, text = ask(guarded, "POST", "/v2/models/echo/infer", json.dumps({"inputs": [tensor]}).encode())
     assert (status, json.loads(text)["outputs"][0]["data"]) == (200, [3])

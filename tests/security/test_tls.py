@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gRPC over TLS as Triton ends it, whether or not it asks clients who they are; HTTP, in the clear, stays at home."""
+"""gRPC over TLS in Triton, with and without client certificates. HTTP has no TLS and listens on loopback only."""
 
 import re
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ ADDRESS = "127.0.0.1"
 
 
 class Files(NamedTuple):
-    """In PEM."""
+    """PEM files."""
 
     ca: Path
     server: Path  # certificate and key
     certificate: Path  # a client's
     key: Path
-    stranger: Path  # certificate and key by an authority that nobody knows
+    stranger: Path  # certificate and key from an authority that the server does not know
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def mutual(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def listening(mutual: bool, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Addresses on which a server for everyone listens, by port."""
+    """The addresses on which a server with --host=0.0.0.0 listens, by URL."""
     folder = tmp_path_factory.mktemp("server")
     options = ["--host=0.0.0.0", "--config=toy", f"--tls-certificate={files.server}"]
     options += [f"--tls-client-ca={files.ca}"] if mutual else []
@@ -73,14 +73,17 @@ def url(listening: dict[str, str]) -> str:
     return next(url for url in listening if url.startswith("grpcs"))
 
 
-def test_who_is_let_in(url: str, files: Files, mutual: bool) -> None:
+def test_clients_that_are_accepted(url: str, files: Files, mutual: bool) -> None:
     own = (files.certificate, files.key) if mutual else (None, None)
     with Client(url, ca_file=files.ca, cert_file=own[0], key_file=own[1]) as client:
         assert client.caption(b"image").text == "5 bytes"
 
 
-def test_who_is_not(url: str, files: Files, mutual: bool) -> None:
-    clients = [Client(url.replace("grpcs", "grpc"), retries=0), Client(url, retries=0)]  # in the clear; trusting nobody
+def test_clients_that_are_refused(url: str, files: Files, mutual: bool) -> None:
+    clients = [
+        Client(url.replace("grpcs", "grpc"), retries=0),
+        Client(url, retries=0),
+    ]  # no TLS; no authority
     if mutual:
         clients += [
             Client(url, ca_file=files.ca, retries=0),
@@ -91,7 +94,7 @@ def test_who_is_not(url: str, files: Files, mutual: bool) -> None:
             client.caption(b"image")
 
 
-def test_http_is_for_this_machine_alone(listening: dict[str, str]) -> None:
+def test_http_listens_on_loopback_only(listening: dict[str, str]) -> None:
     assert {url.partition(":")[0]: address for url, address in listening.items()} == {"http": ADDRESS, "grpcs": "::"}
 
 
