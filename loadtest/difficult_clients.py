@@ -7,6 +7,7 @@ meanwhile is counted, too, and not raised.
 
 import http.client
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ POLL_SECONDS = 0.005
 
 HANG_UP_REQUESTS = 4  # of each connection
 HANG_UP_SECONDS = 0.01  # at most, from the requests to the hang-up
+FLOOD_RATE = 300  # requests a second
+FILL_SECONDS = 2.0  # for the queue to fill before the first hang-up
 GIVE_UP_SECONDS = 0.05, 0.2  # from a request until its client gives it up
 
 
@@ -60,6 +63,29 @@ def hang_up(grpc_url: str, image: bytes, times: int) -> Counter[str]:
     request = caption_request(image)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return Counter(pool.map(use_once, range(times)))
+
+
+def hang_up_on_overload(grpc_url: str, image: bytes, times: int) -> Counter[str]:
+    """Ask for FLOOD_RATE captions a second, so that most are refused at once, and hang up on others meanwhile."""
+    request = caption_request(image)
+    enough = threading.Event()
+
+    def flood(stub: Any) -> list[grpc.Future]:  # noqa: ANN401
+        calls: list[grpc.Future] = []
+        began = time.monotonic()
+        while not enough.wait(POLL_SECONDS):
+            while len(calls) < (time.monotonic() - began) * FLOOD_RATE:
+                calls.append(stub.ModelInfer.future(request, timeout=ANSWER_SECONDS))
+        return calls
+
+    with _connected(grpc_url) as stub, ThreadPoolExecutor(1) as pool:
+        flooding = pool.submit(flood, stub)
+        try:
+            time.sleep(FILL_SECONDS)
+            answers = hang_up(grpc_url, image, times)
+        finally:
+            enough.set()
+        return answers + Counter(call.code().name for call in flooding.result())
 
 
 def give_up(grpc_url: str, image: bytes, seconds: float, rate: float) -> Counter[str]:

@@ -39,6 +39,7 @@ from difficult_clients import (  # noqa: E402
     connect_idly,
     give_up,
     hang_up,
+    hang_up_on_overload,
     post,
     post_chunks,
     send_slow_images,
@@ -338,6 +339,9 @@ EXPERIMENTS = {
     "clock jumps ahead": Experiment(jump_ahead, reason="clock"),
     "clock jumps back": Experiment(jump_back, reason="clock"),
     "clients hang up": beside(lambda served: hang_up(served.grpc_url, image(), times=500)),
+    "clients hang up on an overloaded server": beside(
+        lambda served: hang_up_on_overload(served.grpc_url, image(), times=500)
+    ),
     "give-ups": beside(lambda served: give_up(served.grpc_url, image(), seconds=20, rate=80)),
     "a huge request": beside(lambda served: ask_for_much(served.grpc_url, image(), rows=64, beams=10)),
     "slow images": beside(lambda served: send_slow_images(served.grpc_url)),
