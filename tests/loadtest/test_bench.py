@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`, with the demo checkpoint and a few images: that it works, not how fast anything is."""
+"""`make bench` with the demo checkpoint and a few images: whether it works, not how fast anything is."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def bench(*options: str | Path) -> Result:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What a quick run prints, and the folder that it writes."""
+    """The output of a quick run, and the folder that it writes."""
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, str(ROOT / "loadtest" / "bench.py"), "--quick", "--checkpoint", str(CHECKPOINT)]
     result = subprocess.run(
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         capture_output=True,
         text=True,
         check=False,
-        # one thread each: on a busy machine, more of them would wait for each other
+        # one thread each, since on a busy machine more threads would wait for each other
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"},
     )
     assert result.returncode == 0, result.stdout + result.stderr

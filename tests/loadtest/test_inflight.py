@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of batchings: every request is answered, under both, on the same arrivals."""
+"""The comparison of two ways to batch: both answer every request of the same arrivals."""
 
 from pathlib import Path
 
@@ -13,21 +13,21 @@ from inflight import DRIVERS, arrivals, main, measure
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_every_request_is_timed(f32_artifacts: Path, driver: str) -> None:
     engine = load_engine(f32_artifacts / "decoder/1/artifact")
-    plan = list(arrivals(rate=40, seconds=0.5, seed=0))
-    latencies, rate = measure(DRIVERS[driver](engine), engine, plan)
+    expected = list(arrivals(rate=40, seconds=0.5, seed=0))
+    latencies, rate = measure(DRIVERS[driver](engine), engine, expected)
     assert {length: len(times) for length, times in latencies.items()} == {
-        length: sum(each == length for _, each in plan) for length in {length for _, length in plan}
+        length: sum(each == length for _, each in expected) for length in {length for _, length in expected}
     }
     assert all(time > 0 for times in latencies.values() for time in times)
     assert rate > 0
 
 
 def test_arrivals() -> None:
-    """As many as asked for, in order, the same ones for a seed."""
-    plan = list(arrivals(rate=100, seconds=100, seed=1))
-    assert len(plan) == pytest.approx(10_000, rel=0.05)
-    assert plan == sorted(plan) == list(arrivals(rate=100, seconds=100, seed=1))
-    assert sum(length == 4 for _, length in plan) / len(plan) == pytest.approx(0.7, abs=0.03)
+    """They come at the given rate, in order, and are the same for a seed."""
+    expected = list(arrivals(rate=100, seconds=100, seed=1))
+    assert len(expected) == pytest.approx(10_000, rel=0.05)
+    assert expected == sorted(expected) == list(arrivals(rate=100, seconds=100, seed=1))
+    assert sum(length == 4 for _, length in expected) / len(expected) == pytest.approx(0.7, abs=0.03)
 
 
 def test_no_artifacts(tmp_path: Path) -> None:

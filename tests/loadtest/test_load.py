@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make loadtest`: real Locust against real servers, for a few seconds: that it measures, not what."""
+"""`make loadtest`, with Locust against real servers for a few seconds: whether it measures, not what."""
 
 import csv
 import json
@@ -35,12 +35,12 @@ def start(*options: str | float | Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # on a busy machine, more of them would wait for each other
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # on a busy machine, more threads would wait for each other
     )
 
 
 def load(*options: str | float | Path) -> tuple[int, str]:
-    """Exit status and output."""
+    """Run a load test; return its exit status and output."""
     process = start(*options)
     output, _ = process.communicate(timeout=240)
     return process.returncode, output
@@ -48,7 +48,7 @@ def load(*options: str | float | Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def closed(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What steps of closed-loop users over both protocols leave, at a server started for them."""
+    """The results of steps of closed-loop users, over both protocols, on a server that the load test starts."""
     output = tmp_path_factory.mktemp("closed")
     status, said = load(
         *("--repository", artifacts, "--protocol", "both", "--shape", "steps", "--users", 2, "--duration", 8),
@@ -62,7 +62,7 @@ def closed(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_loop(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a spike of open-loop users in two workers leaves, at a server that runs already; some take streams."""
+    """The results of a spike of open-loop users in two workers, on a running server. Some requests are streams."""
     output = tmp_path_factory.mktemp("open")
     streams = output / "streams.yaml"
     text = (ROOT / "loadtest/mix.yaml").read_text().replace("../build", f"{ROOT}/build")
@@ -102,7 +102,7 @@ def test_every_request_is_recorded_once(folder: Path) -> None:
 
 
 def locust_counts(folder: Path) -> Counter[str]:
-    """By the name of Locust's entries."""
+    """Request counts by the name of Locust's entries."""
     counts: Counter[str] = Counter()
     with (folder / "locust_stats.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -113,7 +113,7 @@ def locust_counts(folder: Path) -> Counter[str]:
 
 @pytest.mark.full
 def test_streams_are_timed_text_by_text(closed: Path, open_loop: Path) -> None:
-    """In two workers, to whom gevent gives all that waits for gRPC."""
+    """Two workers run these users, and gevent waits for gRPC there."""
     (streams,) = summary(open_loop)["streams"]
     streamed = [list(map(float, row["texts_ms"].split())) for row in rows(open_loop) if row["kind"] == "stream"]
     assert streams["name"] == "grpc stream"
@@ -149,7 +149,7 @@ def test_stages(closed: Path, open_loop: Path) -> None:
 
 
 @pytest.mark.full
-def test_both_protocols_and_what_is_frequent_in_the_mix(closed: Path, open_loop: Path) -> None:
+def test_both_protocols_and_frequent_parts_of_the_mix(closed: Path, open_loop: Path) -> None:
     asked = rows(closed) + rows(open_loop)
     assert {row["protocol"] for row in asked} == {"grpc", "http"}
     frequent = {"greedy", "stream"}
@@ -186,7 +186,7 @@ def test_page_needs_no_network(folder: Path) -> None:
     assert "url(" not in text
 
 
-def test_page_has_what_planning_needs(folder: Path) -> None:
+def test_page_has_charts_and_conditions(folder: Path) -> None:
     import base64
 
     text = (folder / "index.html").read_text(encoding="utf-8")
@@ -203,7 +203,7 @@ def test_page_has_what_planning_needs(folder: Path) -> None:
         assert value in text
 
 
-def test_page_can_be_written_anew(folder: Path, tmp_path: Path) -> None:
+def test_page_can_be_written_again(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "index.html").unlink()
     done = subprocess.run(
@@ -214,8 +214,8 @@ def test_page_can_be_written_anew(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_slow_server_is_asked_no_less_by_open_loop_users(tmp_path: Path, tiny: TinyTriton) -> None:
-    """Two closed-loop users would ask four times in a second and see half a second each."""
+def test_open_loop_users_do_not_slow_down_for_a_slow_server(tmp_path: Path, tiny: TinyTriton) -> None:
+    """Two closed-loop users would send four requests a second, each with a latency of half a second."""
 
     def slow(inputs: Inputs) -> tuple[str, float, int]:
         time.sleep(0.5)
@@ -234,10 +234,10 @@ def test_a_slow_server_is_asked_no_less_by_open_loop_users(tmp_path: Path, tiny:
     assert "cannot be seen from here" in page
 
 
-def test_what_else_locust_is_told_changes_nothing(
+def test_other_settings_of_locust_change_nothing(
     tmp_path: Path, tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the environment, or by files where it looks for them."""
+    """Settings in the environment, or in files where Locust looks for them."""
     monkeypatch.setenv("LOCUST_TAGS", "none")
     monkeypatch.setenv("LOCUST_USERS", "many")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -261,7 +261,7 @@ def test_errors_are_counted_by_kind(tmp_path: Path, tiny: TinyTriton) -> None:
     def failing(inputs: Inputs) -> tuple[str, float, int]:
         nonlocal asked
         asked += 1
-        if asked > 4:  # what warms up
+        if asked > 4:  # the first four warm up
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
         return size_of_image(inputs)
 
@@ -275,7 +275,7 @@ def test_errors_are_counted_by_kind(tmp_path: Path, tiny: TinyTriton) -> None:
     errors = summary(tmp_path / "full")["errors"]
     assert {error["error"] for error in errors} == {"ServerOverloaded"}
     assert sum(error["count"] for error in errors) == len(rows(tmp_path / "full"))
-    assert asked == 4 + len(rows(tmp_path / "full"))  # and none is asked again behind the record's back
+    assert asked == 4 + len(rows(tmp_path / "full"))  # no request is repeated without a record
     assert "Exceeds maximum queue size" in (tmp_path / "full" / "index.html").read_text()
 
 
@@ -287,7 +287,7 @@ def tiny() -> Iterator[TinyTriton]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_interrupted(tmp_path: Path, tiny: TinyTriton, number: signal.Signals) -> None:
-    """Nothing stays behind."""
+    """No process stays behind."""
     process = start("--host", tiny.url("grpc"), "--duration", 60, "--name", "long", "--output", tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "long" / "stages.csv").exists():
@@ -323,7 +323,7 @@ def test_mistakes(options: list[str], sentence: str, tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_page_in_a_browser(open_loop: Path, tmp_path: Path) -> None:
-    """Chromium shows it without a word on its console, and asks no network for anything."""
+    """Chromium shows the page, writes nothing to its console, and loads nothing from a network."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium here: apt-get install chromium")

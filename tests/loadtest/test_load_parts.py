@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a load test is made of, without running one."""
+"""The parts of a load test, without running one."""
 
 import csv
 import io
@@ -90,7 +90,7 @@ def test_shapes(shape: str, users: int) -> None:
 
 
 def record(folder: Path, requests: list[tuple[float, float, str]], shape: str = "steps", **slo: float) -> LoadTest:
-    """A load test of two stages of ten seconds, with these requests: due, latency in ms, error."""
+    """The results of two stages of ten seconds with these requests, each (due in s, latency in ms, error)."""
     with (folder / "requests.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -107,7 +107,7 @@ def record(folder: Path, requests: list[tuple[float, float, str]], shape: str = 
 
 
 def reading(when: float, count: int) -> dict[str, Any]:
-    """Of the server, which answered so many in batches of one, 3 ms in the queue and 5 ms in compute each."""
+    """A reading of the server after `count` batches of one, each 3 ms in the queue and 5 ms in compute."""
     model = {
         "success": count,
         "fail": 0,
@@ -127,7 +127,7 @@ def test_figures(tmp_path: Path) -> None:
     first, second = test.stages
     assert (first.requests, second.requests) == (100, 0)
     assert first.p95_ms == pytest.approx(np.percentile(latencies, 95))
-    assert first.rps == pytest.approx(9.9)  # the last one's answer came in the second stage
+    assert first.rps == pytest.approx(9.9)  # the last answer came in the second stage
     assert second.rps == pytest.approx(0.1)
     assert np.isnan(second.p95_ms)
     assert second.error_rate == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make tune`: that it searches, serves what it writes, and leaves what it was given alone."""
+"""`make tune` searches, serves the settings that it writes, and does not change the repository that it is given."""
 
 import json
 import math
@@ -22,7 +22,7 @@ START: Settings = {name: values[0] for name, values in tune.SPACE.items()}
 
 
 def made_up(settings: Settings) -> Trial:
-    """Throughput as it never was: best with two instances of the decoder and a batch of 8."""
+    """A trial with invented throughput, which is best with two decoders and a preferred batch of 8."""
     rps = 10.0 + 5 * (settings["decoder.instances"] == 2) + 3 * (settings["encoder.preferred_batch"] == 8)
     return Trial(settings, [Point(1, rps, 50.0, 0), Point(2, rps + 100, 500.0, 0)])
 
@@ -58,11 +58,11 @@ def test_search_finds_what_answers_at_all() -> None:
         return Trial(settings, [Point(1, 10, 50.0, errors=int(settings["decoder.instances"] == 1))])
 
     trials = tune.search(START, answers_with_two_decoders, score, lambda: True)
-    assert trials[-1].settings["decoder.instances"] == 2  # it went on from there
+    assert trials[-1].settings["decoder.instances"] == 2  # the search went on from there
 
 
 def test_score() -> None:
-    """What refuses at once is not fast."""
+    """A server that refuses at once is not fast."""
     trial = Trial(START, [Point(1, 5, 90, 0), Point(2, 9, 99, 0), Point(4, 12, 101, 0), Point(8, 14, 3, 1)])
     assert trial.score(100) == 9
     assert trial.score(50) == -90
@@ -96,7 +96,7 @@ def refuse(_: Inputs) -> Answer:
 
 
 def test_chart(tmp_path: Path) -> None:
-    """Whatever there is to show."""
+    """There is a chart even if every trial failed."""
     failed, fine = Trial(START, [Point(1, 0, 0, 7)]), made_up(START)
     for name, trials in {"none": [failed], "some": [failed, fine]}.items():
         tune.chart(trials, START, START, 100, tmp_path / f"{name}.png")
@@ -114,7 +114,7 @@ def test_settings_are_read_and_written(tmp_path: Path) -> None:
     assert before["encoder.preferred_batch"] == 8
     tune.write_settings(tmp_path, "cpu", before)
     assert tune.read_settings(tmp_path, "tuned") == before
-    for model in ("encoder", "decoder"):  # all the rest stays: a CPU's instances, the queue's bound, parameters
+    for model in ("encoder", "decoder"):  # the rest stays: instances, the bound of the queue, parameters
         assert tune.read_config(tmp_path, model, "tuned") == tune.read_config(tmp_path, model, "cpu")
     changed = {name: values[-1] for name, values in tune.SPACE.items()}
     tune.write_settings(tmp_path, "cpu", changed)
@@ -139,7 +139,7 @@ def run_tune(*options: str | Path | float) -> tuple[int, str]:
 
 @pytest.mark.full
 def test_a_real_trial(artifacts: Path, tmp_path: Path) -> None:
-    """With no time for a second one."""
+    """One trial, since there is no time for a second."""
     before = {path: path.read_bytes() for path in artifacts.rglob("*.pbtxt")}
     status, said = run_tune(
         *("--p95-ms", 60000, "--repository", artifacts, "--budget", 0, "--seconds", 1, "--max-in-flight", 2),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soak finds what it looks for: images lost, doubled or captioned otherwise, and memory that grows."""
+"""The soak test finds lost and doubled images, captions that differ, undue answers, and memory that grows."""
 
 import json
 import tarfile
@@ -113,12 +113,16 @@ def test_too_few_images() -> None:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_real_server(artifacts: Path, tmp_path: Path) -> None:
-    """Caches still fill after so few images: what is held is not judged, each row is."""
+    """Each row and each answer is judged. Memory is not, since caches still fill after so few images."""
     output = tmp_path / "soak.json"
-    options = ["--repository", artifacts, "--images", 3000, "--settled", 1000, "--growth", 10, "--output", output]
+    clients = ("forms", "compressed requests", "many chunks", "slow images")
+    options = ["--repository", artifacts, "--images", 6000, "--settled", 1, "--growth", 10, "--output", output]
+    options += [option for name in clients for option in ("--client", name)]
     result = CliRunner().invoke(main, [str(option) for option in options])
     assert result.exit_code == 0, result.output
     last = json.loads(output.read_text())[-1]
-    assert {"tritonserver", "preprocess (stub)", "encoder (stub)", "decoder (stub)", "shared memory"} < set(last)
-    assert last["decoder (stub)"]["mb"] > 10
+    footprints = last["footprints"]
+    processes = {"tritonserver", "preprocess (stub)", "encoder (stub)", "decoder (stub)", IMAGE_WORKERS}
+    assert {"shared memory", *processes} < set(footprints)
+    assert footprints["decoder (stub)"]["mb"] > 10
     assert last["captions"] > 2000
