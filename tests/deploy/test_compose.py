@@ -15,6 +15,7 @@ import build_repository
 from blipstream.server import command as serve
 from tests.conftest import ROOT
 from tests.deploy.files import COMPOSE, VARIABLE, compose, compose_variables, dockerfile, load_yaml
+from tests.support.documents import text_of
 
 BIN = Path(sys.executable).parent
 YAMLLINT = "{extends: default, rules: {document-start: disable, line-length: {max: 120}}}"
@@ -22,7 +23,7 @@ SERVICES: dict[str, Any] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 STAGES = {each.stage for each in dockerfile()}
 GRPC_TLS = ROOT / "deploy" / "grpc-tls.yml"
-README = (ROOT / "deploy" / "README.md").read_text()
+PAGES = text_of("README.md", "docs")
 
 
 def run(*command: str | Path) -> None:
@@ -194,9 +195,9 @@ def test_proxy() -> None:
     assert set(re.findall(r"server (\S+:\d+);", config)) == upstreams
 
 
-@pytest.mark.parametrize("command", re.findall(r"docker compose (.*up[^#\n`]*)", README))
-def test_readme_commands(command: str) -> None:
-    """What the README starts is there, in a profile that is enabled by it or by naming the service."""
+@pytest.mark.parametrize("command", re.findall(r"docker compose (.*up[^#\n`]*)", PAGES))
+def test_documented_commands(command: str) -> None:
+    """What the documents start is there, in a profile that is enabled by it or by naming the service."""
     words = command.split()
     profiles = {words[index + 1] for index, word in enumerate(words) if word == "--profile"}
     names = [word for word in words[words.index("up") + 1 :] if not word.startswith("--")]
@@ -204,7 +205,7 @@ def test_readme_commands(command: str) -> None:
     assert set(names) <= set(SERVICES)
 
 
-def test_readme_settings() -> None:
+def test_documented_settings() -> None:
     known = compose_variables().keys() | set(re.findall(r"\$\{([A-Z_]+)", GRPC_TLS.read_text()))
-    for assignments in re.findall(r"^\s*((?:[A-Z_]+=\S+ )+)docker compose", README, re.MULTILINE):
+    for assignments in re.findall(r"^\s*((?:[A-Z_]+=\S+ )+)docker compose", PAGES, re.MULTILINE):
         assert {each.split("=")[0] for each in assignments.split()} <= known

@@ -19,7 +19,7 @@ from tests.deploy.files import compose, dockerfile, load_yaml
 from tests.deploy.programs import answers, free_port, program, running
 
 UNPINNED = {"nvcr.io/nvidia/tritonserver:26.05-py3"}  # no registry could be asked yet
-README = (ROOT / "deploy" / "README.md").read_text()
+PAGE = (ROOT / "docs" / "deploying" / "packages.md").read_text()
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
@@ -40,7 +40,7 @@ def test_every_image_is_pinned_by_digest_or_said_not_to_be() -> None:
     pinned = {image for image in images() if re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)}
     assert images() - pinned == UNPINNED
     assert len({image.partition("@")[0] for image in pinned}) == len(pinned), "one image, two digests"
-    assert all(f"`{image}`" in README for image in UNPINNED)
+    assert all(f"`{image}`" in PAGE for image in UNPINNED)
 
 
 def test_nothing_else_is_fetched_to_build() -> None:

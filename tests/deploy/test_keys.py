@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.documents import text_of
 
-README = (ROOT / "deploy" / "README.md").read_text()
+PAGES = text_of("docs/deploying")
 KEY = "0123456789abcDEF"
 
 
@@ -74,9 +75,9 @@ def test_no_file(tmp_path: Path) -> None:
     assert "none" in done.stderr
 
 
-def test_the_readme_makes_one(tmp_path: Path) -> None:
+def test_the_documents_make_one(tmp_path: Path) -> None:
     """That nobody else reads."""
-    (command,) = re.findall(r"^\(umask .*\)", README, re.MULTILINE)
+    (command,) = re.findall(r"^\(umask .*\)", PAGES, re.MULTILINE)
     for _ in range(2):
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
     (file,) = tmp_path.iterdir()
@@ -86,9 +87,9 @@ def test_the_readme_makes_one(tmp_path: Path) -> None:
 
 
 def test_git_takes_no_secrets() -> None:
-    """Nothing that the README tells to write: `git add -A` would."""
+    """Nothing that the documents tell to write: `git add -A` would."""
     named = re.findall(
-        r"--from-file=\w+=(\S+)|--(?:cert|key)=(\S+)|>> (\w+)|install -o 1000 -m 400 (\S+) ([\w.-]+)", README
+        r"--from-file=\w+=(\S+)|--(?:cert|key)=(\S+)|>> (\w+)|install -o 1000 -m 400 (\S+) ([\w.-]+)", PAGES
     )
     files = {name for names in named for name in names if name and not name.startswith("/dev/")}
     assert {"keys", "api-keys", "admin-key", "tls-key.pem"} <= files

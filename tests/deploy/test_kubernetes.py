@@ -20,12 +20,13 @@ from blipstream.server.health import Health
 from blipstream.server.triton import GRACE_SECONDS, TritonServer
 from tests.conftest import ROOT
 from tests.deploy.files import compose, dockerfile, load_yaml
+from tests.support.documents import blocks
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 NGINX = ROOT / "deploy" / "nginx"
-README = (ROOT / "deploy" / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-OLDEST, NEWEST = "1.27", "1.37"  # whose schemas the manifests keep; the README names the first
+PAGE = (ROOT / "docs" / "deploying" / "kubernetes.md").read_text()
+BLOCKS = list(blocks(ROOT / "docs" / "deploying" / "kubernetes.md"))
+OLDEST, NEWEST = "1.27", "1.37"  # whose schemas the manifests keep; its page names the first
 OPERATORS_OWN = "monitoring.coreos.com/v1"
 SERVICES: dict[str, Any] = compose()["services"]
 DEFAULTS: dict[str | None, Any] = {param.name: param.default for param in serve.main.params}
@@ -118,8 +119,8 @@ def checkout(folder: Path, kustomization: str) -> Path:
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The README's example of a cluster's own kustomization.yaml, beside a checkout."""
-    (example,) = (text for language, text in BLOCKS if language == "yaml" and "components:" in text)
+    """The page's example of a cluster's own kustomization.yaml, beside a checkout."""
+    (example,) = (each.code for each in BLOCKS if each.language == "yaml" and "components:" in each.code)
     return checkout(tmp_path_factory.mktemp("cluster"), example)
 
 
@@ -177,8 +178,8 @@ def test_schema(objects: Objects, version: str) -> None:
             assert kubernetes_validate.validate(each, version, strict=True) == version
 
 
-def test_readme_names_the_oldest_kubernetes() -> None:
-    assert f"Kubernetes {OLDEST} or newer" in README
+def test_page_names_the_oldest_kubernetes() -> None:
+    assert f"Kubernetes {OLDEST} or newer" in PAGE
 
 
 @pytest.mark.parametrize("runtime", ["gpu", "cpu"])
@@ -258,15 +259,15 @@ def test_the_administrative_key_is_where_the_server_reads_it(readers: Path) -> N
     (mount,) = (each for each in container(pod)["volumeMounts"] if each["mountPath"] == str(path.parent))
     (secret,) = (each["secret"] for each in pod["volumes"] if each["name"] == mount["name"])
     assert secret["defaultMode"] == 0o440  # the group's: see fsGroup
-    assert f"create secret generic {secret['secretName']} --from-file={path.name}=" in README
+    assert f"create secret generic {secret['secretName']} --from-file={path.name}=" in PAGE
     (token,) = pod["initContainers"][0]["env"]
     reference = token["valueFrom"]["secretKeyRef"]
     assert reference["optional"]
-    assert f"create secret generic {reference['name']} --from-file={reference['key']}=" in README
+    assert f"create secret generic {reference['name']} --from-file={reference['key']}=" in PAGE
 
 
 def test_triton_may_end_tls() -> None:
-    """By settings that serve knows, and files that the Secret of the README has."""
+    """By settings that serve knows, and files that the Secret of the page has."""
     objects = render(FOLDER)
     render(FOLDER / "grpc-tls", objects)
     pod = objects["Deployment/blipstream"]["spec"]["template"]["spec"]
@@ -278,11 +279,11 @@ def test_triton_may_end_tls() -> None:
     assert {str(path.parent) for path in given.values()} == {mount["mountPath"]}
     (secret,) = (each["secret"] for each in pod["volumes"] if each["name"] == mount["name"])
     assert secret["defaultMode"] == 0o440  # the group's: see fsGroup
-    assert f"create secret tls {secret['secretName']} " in README
+    assert f"create secret tls {secret['secretName']} " in PAGE
     assert kubernetes_validate.validate(objects["Deployment/blipstream"], NEWEST, strict=True) == NEWEST
 
 
-def test_the_example_of_the_readme(readers: Path) -> None:
+def test_the_example_of_the_page(readers: Path) -> None:
     """Everything that it sets has arrived."""
     objects = render(readers)
     example = load_yaml((readers / "kustomization.yaml").read_text())
@@ -388,8 +389,8 @@ def test_nginx_is_reached_and_reaches_triton(https: Path) -> None:
 def test_nginx_has_its_secrets(https: Path) -> None:
     projected = next(each for each in pods(render(https))["blipstream-https"]["volumes"] if "projected" in each)
     keys, certificate = (source["secret"] for source in projected["projected"]["sources"])
-    assert f"create secret generic {keys['name']} --from-file={keys['items'][0]['key']}=" in README
-    assert f"create secret tls {certificate['name']} " in README
+    assert f"create secret generic {keys['name']} --from-file={keys['items'][0]['key']}=" in PAGE
+    assert f"create secret tls {certificate['name']} " in PAGE
     assert [item["key"] for item in certificate["items"]] == ["tls.crt", "tls.key"]  # what it makes
 
 
@@ -453,23 +454,23 @@ def test_what_a_killed_container_left_is_removed(pod: dict[str, Any], tmp_path: 
     assert all(path.parent.exists() for path in left)
 
 
-def test_readme_paths_exist() -> None:
-    paths = set(re.findall(r"\bdeploy/kubernetes[\w/-]*", README))
+def test_page_paths_exist() -> None:
+    paths = set(re.findall(r"\bdeploy/kubernetes[\w/-]*", PAGE))
     assert {"deploy/kubernetes", "deploy/kubernetes/cpu"} <= paths
     assert all((ROOT / path / "kustomization.yaml").is_file() for path in paths)
 
 
-def test_readme_makes_rules_for_the_operator() -> None:
-    (command,) = (text for language, text in BLOCKS if language == "sh" and "PrometheusRule" in text)
+def test_page_makes_rules_for_the_operator() -> None:
+    (command,) = (each.code for each in BLOCKS if each.language == "sh" and "PrometheusRule" in each.code)
     script = f"kubectl() {{ cat; }}\n{command}"
     done = subprocess.run(["sh", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=True)
     made = load_yaml(done.stdout)
     rules = load_yaml((ROOT / "deploy/prometheus/rules/blipstream.yml").read_text())
     assert (made["apiVersion"], made["kind"], made["spec"]) == (OPERATORS_OWN, "PrometheusRule", rules)
-    named = set(re.findall(r"blipstream:\w+", README)) - {"blipstream:gpu", "blipstream:cpu"}  # images
+    named = set(re.findall(r"blipstream:\w+", PAGE)) - {"blipstream:gpu", "blipstream:cpu"}  # images
     assert named <= {rule.get("record") for group in rules["groups"] for rule in group["rules"]}
 
 
-def test_readme_names_the_service_of_all_pods() -> None:
-    (name,) = re.findall(r"`grpc://([\w-]+):8001`", README)
+def test_page_names_the_service_of_all_pods() -> None:
+    (name,) = re.findall(r"`grpc://([\w-]+):8001`", PAGE)
     assert render(FOLDER)[f"Service/{name}"]["spec"]["clusterIP"] == "None"

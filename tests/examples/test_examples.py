@@ -2,6 +2,7 @@
 """The programs in examples/, each run against a real server as its page says."""
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -9,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT, SAMPLES
@@ -36,7 +35,9 @@ def test_the_page_names_them_all() -> None:
 
 def test_caption_folder(server: TritonServer, samples: dict[str, str]) -> None:
     lines = run(server, "caption_folder.py", SAMPLES).splitlines()
-    assert [line for line in lines if " failed: " not in line] == [f"{name}: {samples[name]}" for name in sorted(samples)]
+    assert [line for line in lines if " failed: " not in line] == [
+        f"{name}: {samples[name]}" for name in sorted(samples)
+    ]
     (failed,) = (line for line in lines if " failed: " in line)
     assert failed.startswith("captions.json failed: image must be a JPEG")
 
@@ -56,7 +57,7 @@ def test_beams_and_sampling(server: TritonServer) -> None:
     lines = run(server, "beams_and_sampling.py", DOG).splitlines()
     titles = [line for line in lines if not line.startswith(" ")]
     assert titles == ["greedy", "3 beams", "sampled", "with a prompt"]
-    counts = [lines.index(after) - lines.index(title) - 1 for title, after in zip(titles, titles[1:], strict=False)]
+    counts = [lines.index(after) - lines.index(title) - 1 for title, after in itertools.pairwise(titles)]
     assert counts == [1, 3, 3]
     assert lines[1].endswith("a dog above a door on a brown background")
     assert " two" in lines[-1]

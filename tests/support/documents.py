@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CARD = ROOT / "build" / "demo" / "checkpoint" / "README.md"  # the demo checkpoint's, which transformers' users read
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+REDIRECTION = re.compile(r"(?<=\s)\d?[<>]{1,2}&?\s*[^\s;)|]+")
 OPERATORS = set(";&|()<>{}")
 
 
@@ -40,9 +41,12 @@ def site() -> list[Path]:
     return sorted((ROOT / "docs").rglob("*.md"))
 
 
-def text_of_site() -> str:
-    """All of docs/, to look for words in."""
-    return "\n".join(page.read_text(encoding="utf-8") for page in site())
+def text_of(*paths: str) -> str:
+    """All pages of some files and folders as one text, to look for words in."""
+    found = [
+        page for path in paths for page in ([ROOT / path] if path.endswith(".md") else (ROOT / path).rglob("*.md"))
+    ]
+    return "\n".join(page.read_text(encoding="utf-8") for page in sorted(found))
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -72,14 +76,11 @@ def prose(page: Path) -> str:
 def commands(script: str) -> Iterator[list[str]]:
     """The simple commands of a shell script, as far as they stand on lines of their own: words without assignments."""
     for line in script.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="".join(OPERATORS))
+        lexer = shlex.shlex(REDIRECTION.sub("", line), posix=True, punctuation_chars="".join(OPERATORS))
         lexer.whitespace_split = True
         words: list[str] = []
-        tokens = iter([*lexer, ";"])
-        for token in tokens:
-            if set(token) <= {"<", ">"}:
-                next(tokens)  # a file
-            elif set(token) <= OPERATORS:
+        for token in [*lexer, ";"]:
+            if set(token) <= OPERATORS:
                 while words and (re.match(r"\w+=", words[0]) or words[0] == "sudo"):
                     del words[0]
                 if words:
