@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check of the proxy's file of keys, by the system's own sh and awk."""
+"""The check of the proxy's file of keys, run by the system's own sh and awk."""
 
 import re
 import subprocess
@@ -37,24 +37,24 @@ def test_keys(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        (f"{KEY}x alice;", "is no key and its name"),
-        (f"~{KEY}x alice;", "is no key and its name"),
-        (f"~^{KEY}x alice;", "is no key and its name"),
-        (f"~*^{KEY}x$ alice;", "is no key and its name"),
-        ("~^ alice;", "is no key and its name"),
-        (f"~^{KEY}+/x=$ alice;", "is no key and its name"),
-        (f"~^{KEY}|x$ alice;", "is no key and its name"),
-        (f"~^{KEY}x$ $key;", "is no key and its name"),
-        (f"~^{KEY}x$ alice", "is no key and its name"),
-        (f"~^{KEY}x$ alice; ~^ bob;", "is no key and its name"),
-        ("default alice;", "is no key and its name"),
-        ("include /etc/keys;", "is no key and its name"),
+        (f"{KEY}x alice;", "is not a key and its name"),
+        (f"~{KEY}x alice;", "is not a key and its name"),
+        (f"~^{KEY}x alice;", "is not a key and its name"),
+        (f"~*^{KEY}x$ alice;", "is not a key and its name"),
+        ("~^ alice;", "is not a key and its name"),
+        (f"~^{KEY}+/x=$ alice;", "is not a key and its name"),
+        (f"~^{KEY}|x$ alice;", "is not a key and its name"),
+        (f"~^{KEY}x$ $key;", "is not a key and its name"),
+        (f"~^{KEY}x$ alice", "is not a key and its name"),
+        (f"~^{KEY}x$ alice; ~^ bob;", "is not a key and its name"),
+        ("default alice;", "is not a key and its name"),
+        ("include /etc/keys;", "is not a key and its name"),
         (f"~^{KEY[:15]}$ alice;", "has a key of only 15 characters"),
-        (f"~^{KEY}$ bob;", "has the key of line 1 once more"),
+        (f"~^{KEY}$ bob;", "repeats the key of line 1"),
     ],
 )
 def test_lines_that_are_wrong(tmp_path: Path, line: str, fault: str) -> None:
-    """One sentence tells which it is, what is wrong, and how to mend it, but no key."""
+    """One sentence says which line it is, what is wrong and how to mend it. It shows no key."""
     done = check(tmp_path, f"~^{KEY}$ alice;\n# the next\n{line}\n")
     assert done.returncode == 1
     assert f"line 3 {fault}: write ~^KEY$ NAME; with 16" in done.stderr
@@ -76,7 +76,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def test_the_documents_make_one(tmp_path: Path) -> None:
-    """That nobody else reads."""
+    """A file that nobody else may read."""
     (command,) = re.findall(r"^\(umask .*\)", PAGES, re.MULTILINE)
     for _ in range(2):
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
