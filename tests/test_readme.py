@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the README and the pages say, against what is so."""
 
+import itertools
 import json
 import re
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-
 from blipstream.images.limits import DEFAULT_LIMITS
 from blipstream.images.resize import DEFAULT_RESIZE_MODE
+
+import blipstream_client
+from blipstream import errors
 from blipstream.options import DecodingOptions
 from tests.support.documents import ROOT, Block, all_blocks, blocks, commands
 
@@ -99,12 +103,36 @@ def test_benchmark_versions() -> None:
     assert f"OpenVINO {versions['openvino']}, tritonserver {versions['tritonserver']}" in page
 
 
+def test_codes_of_errors() -> None:
+    """The pages have each code that a client, or a request over HTTP, may meet."""
+    rows = re.findall(
+        r"^\| `(\w+)`(?:, a kind of `\w+`)? \| `(\w+)` \|", (DOCS / "client.md").read_text(), re.MULTILINE
+    )
+    assert {name: getattr(blipstream_client, name).code for name, _ in rows} == dict(rows)
+    kinds = [getattr(blipstream_client, name) for name in blipstream_client.__all__]
+    ours = [kind.__name__ for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseException)]
+    assert sorted(name for name, _ in rows) == sorted(set(ours) - {"BlipstreamError"})
+    table = re.findall(r"^\| `(\w+)` \|[^|]*\| \d+ \| (\w+) \|", (DOCS / "http-and-grpc.md").read_text(), re.MULTILINE)
+    raised = (errors.BlipstreamError, errors.InvalidInput, errors.Overloaded, errors.Stopping, errors.TimedOut)
+    raised = (*raised, errors.Gone, errors.BackendDied)
+    assert dict(table) == {kind.code: kind.status.replace("INVALID_ARG", "INVALID_ARGUMENT") for kind in raised}
+
+
+def wheels() -> dict[str, Path]:
+    """What `make wheels` makes, and the project that each is made of."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version == blipstream_client.__version__
+    names = {"blipstream": ROOT, "blipstream_client": ROOT / "client"}
+    return {f"dist/{name}-{version}-py3-none-any.whl": project for name, project in names.items()}
+
+
 @pytest.mark.parametrize("block", [block for block in all_blocks("sh") if "pip install" in block.code], ids=str)
 def test_pip_installs_what_is_there(block: Block) -> None:
-    """A folder of this repository, or an extra of one of its packages."""
+    """A wheel or a folder of this repository, and an extra that it has."""
     for words in commands(block.code):
         if words[:2] == ["pip", "install"]:
-            ((name, extra),) = re.findall(r"^([\w./-]+)(?:\[([\w-]+)\])?$", words[2])
-            project = {"blipstream": ROOT, "blipstream-client": ROOT / "client"}.get(name, ROOT / name)
-            assert (project / "pyproject.toml").is_file()
-            assert f"\n{extra} = [" in (project / "pyproject.toml").read_text() or not extra
+            for word in itertools.takewhile(lambda each: not each.startswith("--"), words[2:]):
+                ((name, extra),) = re.findall(r"^([\w./-]+)(?:\[([\w-]+)\])?$", word)
+                project = ({"blipstream": ROOT} | wheels()).get(name, ROOT / name)
+                extras = tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+                assert not extra or extra in extras
