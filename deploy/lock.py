@@ -67,9 +67,9 @@ def write(name: str, packages: list[str]) -> None:
 
 
 @click.command()
-@click.option("--cpu-builds", default=CPU_BUILDS, show_default=True, help="The index of PyTorch's builds for CPUs.")
+@click.option("--cpu-builds", default=CPU_BUILDS, show_default=True, help="The index of torch's builds for CPUs.")
 def main(cpu_builds: str) -> None:
-    """Resolve all lock files again."""
+    """Resolve all lock files anew."""
     packages = resolve(*EVERY_PYTHON, *OURS, "--extra=cpu")
     write("requirements.lock", [package for package in packages if not CUDA.match(package)])
     write("requirements-cuda.lock", [package for package in packages if CUDA.match(package)])
