@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from blipstream.images.limits import DEFAULT_LIMITS
-from blipstream.images.resize import DEFAULT_RESIZE_MODE
 
 import blipstream_client
 from blipstream import errors
+from blipstream.images.limits import DEFAULT_LIMITS
+from blipstream.images.resize import DEFAULT_RESIZE_MODE
 from blipstream.options import DecodingOptions
 from tests.support.documents import ROOT, Block, all_blocks, blocks, commands
 
