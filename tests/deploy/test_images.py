@@ -44,7 +44,7 @@ def test_every_image_is_pinned_or_the_page_says_that_it_is_not() -> None:
 
 
 def test_nothing_else_is_fetched_to_build() -> None:
-    """Such as a frontend of BuildKit by a tag that moves."""
+    """Not even a frontend of BuildKit, whose tag could move."""
     assert "# syntax=" not in (ROOT / "deploy" / "Dockerfile").read_text()
 
 
@@ -55,7 +55,7 @@ def test_all_of_them_are_found() -> None:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A registry with the image test/image:1.0, which is one for several platforms."""
+    """The address of a local registry."""
     docker_registry = program("docker-registry")
     port = free_port()
     config, storage = tmp_path / "registry.yml", f"{{filesystem: {{rootdirectory: {tmp_path}/images}}}}"
@@ -71,7 +71,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def push(registry: str, tag: str, text: str) -> str:
-    """An image for two platforms, one of which is empty: the digest that its tag names."""
+    """Push an image in an index, as images for several platforms are, and return the digest that its tag names."""
     base = f"http://{registry}/v2/test/image"
 
     def put(url: str, content: bytes, kind: str) -> str:
