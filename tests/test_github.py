@@ -27,8 +27,9 @@ def test_every_file_has_a_schema() -> None:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schema(name: str) -> None:
-    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", f"vendor.{SCHEMAS[name]}"]
-    done = subprocess.run([*command, FOLDER / name], capture_output=True, text=True, check=False)
+    program = Path(sys.executable).with_name("check-jsonschema")
+    command = [program, "--builtin-schema", f"vendor.{SCHEMAS[name]}", FOLDER / name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

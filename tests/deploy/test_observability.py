@@ -147,7 +147,7 @@ NO_MEMORY = """
 
     def initialize(self, args):
         self.initialize_well(args)
-        self.scheduler.engine.step = self.fail_to_step
+        self.service.engine.step = self.fail_to_step
 
     def fail_to_step(self):
         raise MemoryError

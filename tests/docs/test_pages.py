@@ -49,7 +49,8 @@ def test_the_architecture_names_every_room() -> None:
 
 def test_the_site_builds(tmp_path: Path) -> None:
     """Without a warning, such as of a link or an anchor that leads nowhere."""
-    command = [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "--strict", "--site-dir", tmp_path]
+    mkdocs = Path(sys.executable).with_name("mkdocs")
+    command = [str(mkdocs), "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     assert {path.relative_to(tmp_path).with_suffix("") for path in tmp_path.rglob("*.html")} >= {
