@@ -15,7 +15,7 @@ from blipstream import errors
 from blipstream.images.limits import DEFAULT_LIMITS
 from blipstream.images.resize import DEFAULT_RESIZE_MODE
 from blipstream.options import DecodingOptions
-from tests.support.documents import ROOT, Block, all_blocks, blocks, commands
+from tests.support.documents import ROOT, Block, all_blocks, blocks, commands, text_of
 
 README = ROOT / "README.md"
 MOST_LINES = 130
@@ -136,3 +136,12 @@ def test_pip_installs_what_is_there(block: Block) -> None:
                 project = ({"blipstream": ROOT} | wheels()).get(name, ROOT / name)
                 extras = tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
                 assert not extra or extra in extras
+
+
+def test_extras() -> None:
+    """Each extra that a page names is one of its package."""
+    for name, project in (("blipstream", ROOT), ("blipstream-client", ROOT / "client")):
+        extras = tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        named = set(re.findall(rf"(?<![\w-]){name}\[([\w-]+)\]", text_of("README.md", "docs")))
+        assert named <= extras.keys()
+        assert named
