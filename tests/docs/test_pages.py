@@ -56,6 +56,11 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert {path.relative_to(tmp_path).with_suffix("") for path in tmp_path.rglob("*.html")} >= {
         page.relative_to(ROOT / "docs").with_suffix("") for page in site() if page.name != "README.md"
     }
+    for page in tmp_path.rglob(
+        "*.html"
+    ):  # GitHub takes a list without an empty line before it for one, mkdocs does not
+        text = re.sub(r"<pre>.*?</pre>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"^(<p>)?(- |\d+\. |\|)", text, re.MULTILINE), page
 
 
 def test_the_site_has_every_page_once() -> None:
