@@ -27,8 +27,8 @@ def test_every_file_has_a_schema() -> None:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schema(name: str) -> None:
-    program = Path(sys.executable).with_name("check-jsonschema")
-    command = [program, "--builtin-schema", f"vendor.{SCHEMAS[name]}", FOLDER / name]
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
+    command = [program, "--builtin-schema", f"vendor.{SCHEMAS[name]}", str(FOLDER / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
