@@ -20,7 +20,7 @@ BIN := .venv/bin
 READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
-SOURCES := blipstream build client deploy loadtest model_repository tests
+SOURCES := blipstream build client deploy examples loadtest model_repository tests
 
 .PHONY: setup demo serve build bench loadtest tune test test-full lint format configs lock pin-images audit sbom clean
 
@@ -91,6 +91,10 @@ lock: $(READY)  ## resolve all lock files anew
 pin-images: $(READY)  ## write into all files which images their tags name today
 	$(BIN)/python deploy/pin_images.py
 
+.PHONY: docs
+docs: $(READY)  ## build these documents as a site in site/; a link that leads nowhere is an error
+	$(BIN)/mkdocs build --quiet --strict
+
 AUDIT_BIN := .venv/audit/bin
 AUDIT_READY := .venv/audit/ready
 
@@ -114,3 +118,4 @@ clean:
 	rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
 	find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf site

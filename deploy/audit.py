@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether locked packages have known vulnerabilities: `make audit`.
+"""Look for known vulnerabilities of the locked packages: `make audit`.
 
-Exit status 0: none is known; 1: some are; 3: nobody could be asked, which pip-audit itself takes for good news.
+Exit status 0: none is known; 1: some are; 3: nobody could be asked. pip-audit itself takes the last for good news.
 """
 
 import json
@@ -16,7 +16,7 @@ PIP_AUDIT = Path(sys.prefix, "audit", "bin", "pip-audit")
 
 
 class NotRun(click.ClickException):
-    """Nobody could be asked."""
+    """Nobody could be asked about a lock file."""
 
     exit_code = 3
 
@@ -25,7 +25,7 @@ class NotRun(click.ClickException):
 
 
 def audit(lock: Path) -> list[dict[str, Any]]:
-    """pip-audit's findings, one a package. Raises NotRun where it could not ask."""
+    """pip-audit's findings, one for each package. Raises NotRun if it could not ask."""
     arguments = ("--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", "--requirement", lock)
     done = subprocess.run([PIP_AUDIT, *arguments], capture_output=True, text=True, check=False)
     try:
@@ -36,19 +36,19 @@ def audit(lock: Path) -> list[dict[str, Any]]:
 
 
 def judge(lock: Path, packages: list[dict[str, Any]]) -> list[str]:
-    """A line for each known vulnerability. Raises NotRun where a package could not be judged."""
+    """A line for each known vulnerability. Raises NotRun if a package could not be judged."""
     skipped = [package for package in packages if "skip_reason" in package]
     if skipped or not packages:
         raise NotRun(lock, skipped[0]["skip_reason"] if skipped else "no package is named in it")
     return [
-        f"{package['name']} {package['version']}: {each['id']}, mended in {', '.join(each['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {each['id']}, fixed in {', '.join(each['fix_versions']) or 'none'}"
         for package in packages
         for each in package["vulns"]
     ]
 
 
 @click.command()
-@click.option("--if-possible", is_flag=True, help="It is no failure that nobody could be asked.")
+@click.option("--if-possible", is_flag=True, help="Do not fail if nobody could be asked.")
 @click.argument("locks", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 def main(locks: tuple[Path, ...], if_possible: bool) -> None:
     """Ask the Python Package Index about every package in LOCKS."""

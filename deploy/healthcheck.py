@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a server captions: exit status 0 once a caption came, 1 if none did in time.
+"""Tell whether a server captions: exit status 0 once a caption came, 1 if none came in time.
 
-Triton says that it is ready even when every request fails, so ask for what clients want. `--level live` and `ready` ask
-its supervisor instead: whether that runs, and whether the models are loaded.
+Triton says that it is ready even when every request fails, so this asks for what clients want. `--level live` and
+`--level ready` ask the supervisor instead: whether it runs, and whether the models are loaded.
 """
 
 import json
@@ -17,16 +17,20 @@ from PIL import Image
 from blipstream_client import BlipstreamError, Caption, Client, ServerOverloaded
 
 RETRY_SECONDS = 0.5
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the supervisor is beside us, not behind a proxy
+DIRECT = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # the supervisor runs beside us, not behind a proxy
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--url", default="http://127.0.0.1:8000", help="The server's address.")
 @click.option("--health-url", default="http://127.0.0.1:8003", help="The supervisor's address.")
-@click.option("--level", type=click.Choice(["live", "ready", "captioning"]), default="captioning", help="What to ask.")
-@click.option("--timeout", default=10.0, help="Seconds for the answer to come.")
+@click.option(
+    "--level", type=click.Choice(["live", "ready", "captioning"]), default="captioning", help="What to ask for."
+)
+@click.option("--timeout", default=10.0, help="Seconds to wait for the answer.")
 def main(url: str, health_url: str, level: str, timeout: float) -> None:
-    """Print the caption of one image, or what the supervisor says; or what is wrong."""
+    """Print the caption of one image, or the supervisor's answer; if something is wrong, say what."""
     if level != "captioning":
         click.echo(ask_supervisor(f"{health_url}/{level}z", timeout))
         return
@@ -41,7 +45,7 @@ def main(url: str, health_url: str, level: str, timeout: float) -> None:
 
 
 def ask_supervisor(url: str, timeout: float) -> str:
-    """Why all is well, in the supervisor's words."""
+    """The supervisor's sentence. Raises click.ClickException if something is wrong, or nobody answers."""
     try:
         with DIRECT.open(url, timeout=timeout) as answer:
             return str(json.load(answer)["why"])
@@ -53,9 +57,9 @@ def ask_supervisor(url: str, timeout: float) -> str:
 
 
 def first_caption(client: Client, deadline: float) -> Caption:
-    """The caption of a colour that was hardly asked for before: no cache on the way has its answer.
+    """The caption of a random colour, which no cache on the way can have.
 
-    A full queue is work in progress, so try again until the deadline.
+    A full queue is no fault, so this tries again until `deadline` (time.monotonic). Raises BlipstreamError.
     """
     image = Image.new("RGB", (64, 64), tuple(secrets.token_bytes(3)))
     while True:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve all lock files anew, with the hashes of what may be installed: `make lock`.
+"""Resolve all lock files again, with the hashes of what may be installed: `make lock`.
 
-PyPI's torch is made for CUDA, whose packages it names: they are in requirements-cuda.lock together. PyTorch's own
-index has a build for CPUs, the same version with "+cpu" behind it, which is in requirements-cpu.lock. One of the two is
+PyPI's torch is built for CUDA and names CUDA's packages; all of these are in requirements-cuda.lock. PyTorch's own
+index has a build for CPUs, the same version with "+cpu" behind it; that is in requirements-cpu.lock. One of the two is
 installed.
 """
 
@@ -25,19 +25,19 @@ OURS = ("pyproject.toml", "--no-emit-package=blipstream-client", "--extra=build"
 
 
 def entries(lock: str) -> list[str]:
-    """A lock file's packages, each with its hashes on lines of their own."""
+    """The packages of a lock file, each with its hashes on the lines below it."""
     return re.split(r"\n(?=\S)", lock.strip())
 
 
 def without_environment(lock: str) -> str:
-    """A lock file without the markers that hold wherever we run: those of pyproject.toml."""
+    """A lock file without the markers that hold everywhere we run; pyproject.toml names them."""
     (environment,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["environments"]
     python, _, platform = environment.replace("python_version", "python_full_version").partition(" and ")
     return lock.replace(f" and {platform}", "").replace(f" ; {python} \\\n", " \\\n")
 
 
 def resolve(*arguments: str, requirements: str = "") -> list[str]:
-    """What uv makes of requirements. Raises click.ClickException where it cannot."""
+    """The packages that uv resolves. Raises click.ClickException if it cannot."""
     uv = Path(sys.executable).with_name("uv")
     options = ("--quiet", "--generate-hashes", "--no-header", "--no-annotate")
     command: list[str | Path] = [uv, "pip", "compile", *options, *arguments]
@@ -48,13 +48,16 @@ def resolve(*arguments: str, requirements: str = "") -> list[str]:
 
 
 def cpu_build(torch: str, before: str, index: str) -> list[str]:
-    """The lock of this torch's build for CPUs: what the index has, else, for the same version, the one of before."""
+    """The lock of the build for CPUs of `torch`: from the index, or the one from `before` if the index does not answer.
+
+    Raises click.ClickException if `before` is of another version.
+    """
     try:
         return resolve("-", "--no-deps", f"--default-index={index}", requirements=torch)
     except click.ClickException as error:
         if not before.startswith(f"{torch}+cpu "):
             raise
-        click.echo(f"{error.message}\nkept {torch}+cpu as it was, since {index} does not answer", err=True)
+        click.echo(f"{error.message}\n{index} does not answer, so {torch}+cpu stays as it was", err=True)
         return entries(before)
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Check the file of keys: nginx takes lines that are written in another way, and opens to other keys. Shows no key.
-# nginx's image runs this before nginx, which does not start if it fails. Elsewhere: sh check-keys.sh FILE && nginx ...
+# Check the file of keys. nginx accepts lines in other forms, too, and would then open to other keys. Prints no key.
+# nginx's image runs this before nginx, and does not start nginx if it fails. Elsewhere: sh check-keys.sh FILE && nginx ...
 
 LC_ALL=C awk '
 function refuse(what) {
@@ -11,12 +11,12 @@ function refuse(what) {
     exit
 }
 { sub(/\r$/, "") }
-NR == 1 && /^\357\273\277/ { refuse("begins with a byte order mark, which has to go") }
+NR == 1 && /^\357\273\277/ { refuse("begins with a byte order mark, which must go") }
 /^[ \t]*(#.*)?$/ { next }
-!/^[ \t]*~\^[A-Za-z0-9_-]+\$[ \t]+[A-Za-z0-9_.-]+;[ \t]*(#.*)?$/ { refuse("is no key and its name") }
+!/^[ \t]*~\^[A-Za-z0-9_-]+\$[ \t]+[A-Za-z0-9_.-]+;[ \t]*(#.*)?$/ { refuse("is not a key and its name") }
 { key = substr($1, 3, length($1) - 3) }
 length(key) < 16 { refuse("has a key of only " length(key) " characters") }
-key in line { refuse("has the key of line " line[key] " once more") }
+key in line { refuse("repeats the key of line " line[key]) }
 { line[key] = NR }
 END { exit wrong }
 ' "${1:-/run/secrets/api_keys}" >&2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The open inference protocol over gRPC, with stubs as protoc generates them and nothing around them.
+"""The Open Inference Protocol over gRPC, through stubs as protoc generates them.
 
 Those in tritonclient come from Triton's own grpc_service.proto, which extends the public one.
 """
@@ -26,7 +26,7 @@ def stub(server: TritonServer) -> Iterator[Any]:
 
 
 def request(**inputs: tuple[str, str, Any]) -> Any:
-    """A request with typed contents: by name of the input, its datatype, the field that holds it, and a value."""
+    """A request with typed contents. Each input has a datatype, the field for its contents, and a value."""
     message = service_pb2.ModelInferRequest(model_name="caption", id="my-own")
     for name, (datatype, field, value) in inputs.items():
         tensor = message.inputs.add(name=name, datatype=datatype, shape=[1, 1])

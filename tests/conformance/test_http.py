@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The open inference protocol over HTTP, as curl speaks it: JSON, and binary data for what JSON cannot hold."""
+"""The Open Inference Protocol over HTTP with curl: JSON, and binary data for what JSON cannot hold."""
 
 import json
 import shutil
@@ -127,7 +127,7 @@ def test_all_outputs_after_another_chose_one(server: TritonServer) -> None:
     ],
 )
 def test_refused(server: TritonServer, inputs: list[dict[str, Any]], sentence: str) -> None:
-    """JSON has no bytes: an image in it is base64."""
+    """In JSON an image is base64, since JSON has no bytes."""
     status, answer = infer(server, inputs)
     assert status == 400
     assert sentence in answer["error"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's perf_analyzer, on input files made from the mix: that every request of it is answered."""
+"""NVIDIA's perf_analyzer gets an answer to every request of the mix."""
 
 import base64
 import subprocess

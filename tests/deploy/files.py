@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of a deployment say, read as Docker reads them."""
+"""The files of a deployment, read as Docker reads them."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ def load_yaml(text: str) -> Any:
 
 
 def compose_variables() -> dict[str, set[str]]:
-    """Each variable of the compose file and the defaults that it gives it."""
+    """Each variable of the compose file, with its defaults there."""
     variables: dict[str, set[str]] = {}
     for name, default in VARIABLE.findall(COMPOSE.read_text()):
         variables.setdefault(name, set()).add(default)
@@ -60,7 +60,7 @@ def copied() -> list[str]:
 
 
 def in_context(path: str) -> bool:
-    """Whether Docker sees a file: the last line of .dockerignore decides that matches it or a folder that it is in."""
+    """Whether Docker sees a file. The last line of .dockerignore that matches it, or a folder above it, decides."""
     candidates = [path, *map(str, PurePosixPath(path).parents)][:-1]
     included = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -73,5 +73,5 @@ def in_context(path: str) -> bool:
 
 
 def pins(lock: Path) -> dict[str, str]:
-    """Package and version of each entry of a lock file, markers left out; the last where there are several."""
+    """The version of each package in a lock file, without markers. If a package is there twice, the last one counts."""
     return dict(entry.split()[0].split("==") for entry in entries(lock.read_text()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that are no Python packages, where tests/install-tools.sh or an administrator put them."""
+"""Programs other than Python packages: tests/install-tools.sh or an administrator has installed them."""
 
 import http
 import os
@@ -20,7 +20,7 @@ PLACES = os.pathsep.join([f"{TOOLS}/bin", f"{TOOLS}/sbin", os.environ.get("PATH"
 
 
 def program(name: str) -> str:
-    """Where a program is; skips the test that asks if it is nowhere."""
+    """The path of a program. Skips the calling test if it is not installed."""
     found = shutil.which(name, path=PLACES)
     return found or pytest.skip(f"there is no {name} here: tests/install-tools.sh unpacks it")
 
@@ -32,7 +32,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(*command: str | Path, log: Path, until: Callable[[], bool]) -> Iterator[None]:
-    """A program, from when `until` says so to the end of the block."""
+    """Run a program during the block, which begins when `until` is true."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -45,7 +45,7 @@ def running(*command: str | Path, log: Path, until: Callable[[], bool]) -> Itera
 
 
 def wait_for(until: Callable[[], bool], otherwise: Callable[[], object] = lambda: True, seconds: float = 20) -> None:
-    """Return once `until`; fail with what `otherwise` says if that takes too long."""
+    """Return once `until` is true. If that takes too long, fail with what `otherwise` returns."""
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, otherwise()

@@ -15,6 +15,7 @@ import build_repository
 from blipstream.server import command as serve
 from tests.conftest import ROOT
 from tests.deploy.files import COMPOSE, VARIABLE, compose, compose_variables, dockerfile, load_yaml
+from tests.support.documents import text_of
 
 BIN = Path(sys.executable).parent
 YAMLLINT = "{extends: default, rules: {document-start: disable, line-length: {max: 120}}}"
@@ -22,7 +23,7 @@ SERVICES: dict[str, Any] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 STAGES = {each.stage for each in dockerfile()}
 GRPC_TLS = ROOT / "deploy" / "grpc-tls.yml"
-README = (ROOT / "deploy" / "README.md").read_text()
+PAGES = text_of("README.md", "docs")
 
 
 def run(*command: str | Path) -> None:
@@ -35,7 +36,7 @@ def default_of(command: click.Command, name: str) -> Any:
 
 
 def options(command: click.Command, arguments: list[str]) -> dict[str, Any]:
-    """What a command makes of its arguments; raises click.NoSuchOption."""
+    """The options that a command reads from its arguments. Raises click.NoSuchOption."""
     given, rest, _ = command.make_parser(click.Context(command)).parse_args(list(arguments))
     assert not rest
     return dict(given)
@@ -98,7 +99,7 @@ def test_server(name: str) -> None:
     assert f"models:{given['repository']}:ro" in service["volumes"]
     assert given["admin_key_file"] == f"/run/secrets/{service['secrets'][0]}"
     ports = [default_of(serve.main, port) for port in ("http_port", "grpc_port", "metrics_port")]
-    ports.append(ports[-1] + 1)  # of its health
+    ports.append(ports[-1] + 1)  # its health port
     assert [int(mapping.split(":")[-1]) for mapping in service["ports"]] == ports
     builder = name.replace("triton", "builder")
     assert service["depends_on"] == {builder: {"condition": "service_completed_successfully"}}
@@ -106,7 +107,7 @@ def test_server(name: str) -> None:
 
 
 def test_triton_may_end_tls() -> None:
-    """By settings that serve knows, and files that are there because the services name them."""
+    """The server knows the settings, and the services name the files as secrets."""
     override = load_yaml(GRPC_TLS.read_text())
     assert set(override["services"]) == {"triton", "triton-cpu"}
     secrets = compose()["secrets"] | override["secrets"]
@@ -147,7 +148,10 @@ def test_containers_may_do_little(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-    assert service["logging"]["options"].keys() == {"max-size", "max-file"}  # without end, whoever asks fills the disk
+    assert service["logging"]["options"].keys() == {
+        "max-size",
+        "max-file",
+    }  # without a bound, strangers could fill the disk
 
 
 def mounted_files() -> Iterator[Path]:
@@ -173,7 +177,7 @@ def test_images_are_those_of_the_dockerfile(name: str) -> None:
 
 
 def test_load_test() -> None:
-    """Locust goes to the server by the name that both servers have, on the port that it listens on."""
+    """Locust asks the name that both servers have, on the port where they listen."""
     assert SERVICES["triton-cpu"]["networks"]["default"]["aliases"] == ["triton"]
     port = default_of(serve.main, "grpc_port")
     assert f"--host=grpc://triton:{port}" in SERVICES["locust-master"]["command"]
@@ -181,7 +185,7 @@ def test_load_test() -> None:
 
 
 def test_proxy() -> None:
-    """nginx reads what compose gives it, writes where it may, and listens where compose forwards to."""
+    """nginx reads the files that compose gives it, writes where it may, and listens where compose forwards to."""
     service, config = SERVICES["nginx"], (ROOT / "deploy/nginx/nginx.conf").read_text()
     assert {f"/run/secrets/{name}" for name in service["secrets"]} == set(re.findall(r"/run/secrets/\w+", config))
     assert set(service["secrets"]) <= set(compose()["secrets"])
@@ -194,9 +198,9 @@ def test_proxy() -> None:
     assert set(re.findall(r"server (\S+:\d+);", config)) == upstreams
 
 
-@pytest.mark.parametrize("command", re.findall(r"docker compose (.*up[^#\n`]*)", README))
-def test_readme_commands(command: str) -> None:
-    """What the README starts is there, in a profile that is enabled by it or by naming the service."""
+@pytest.mark.parametrize("command", re.findall(r"docker compose (.*up[^#\n`]*)", PAGES))
+def test_documented_commands(command: str) -> None:
+    """The services and profiles in the documents' commands exist."""
     words = command.split()
     profiles = {words[index + 1] for index, word in enumerate(words) if word == "--profile"}
     names = [word for word in words[words.index("up") + 1 :] if not word.startswith("--")]
@@ -204,7 +208,7 @@ def test_readme_commands(command: str) -> None:
     assert set(names) <= set(SERVICES)
 
 
-def test_readme_settings() -> None:
+def test_documented_settings() -> None:
     known = compose_variables().keys() | set(re.findall(r"\$\{([A-Z_]+)", GRPC_TLS.read_text()))
-    for assignments in re.findall(r"^\s*((?:[A-Z_]+=\S+ )+)docker compose", README, re.MULTILINE):
+    for assignments in re.findall(r"^\s*((?:[A-Z_]+=\S+ )+)docker compose", PAGES, re.MULTILINE):
         assert {each.split("=")[0] for each in assignments.split()} <= known

@@ -24,7 +24,7 @@ def test_style() -> None:
 
 
 @pytest.mark.parametrize("source", sorted(set(copied())))
-def test_what_is_copied_is_there_and_not_ignored(source: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(source: str) -> None:
     assert (ROOT / source).exists()
     assert in_context(source)
     assert all(in_context(path) for path in TRACKED if path.startswith(f"{source}/"))
@@ -44,7 +44,7 @@ def test_what_is_copied_is_there_and_not_ignored(source: str) -> None:
         "tests/conftest.py",
     ],
 )
-def test_what_is_no_part_of_an_image_is_ignored(path: str) -> None:
+def test_files_that_belong_to_no_image_are_ignored(path: str) -> None:
     assert not in_context(path)
 
 
@@ -60,7 +60,7 @@ def test_ports_and_command_are_those_of_the_server() -> None:
     assert not rest
 
 
-def test_runs_as_another_user_than_root() -> None:
+def test_does_not_run_as_root() -> None:
     last = {each.stage: each.rest for each in dockerfile() if each.keyword == "USER"}
     assert last == {"loadtest": "1000:1000", "server": "1000:1000"}
 
@@ -71,7 +71,7 @@ def test_images_hold_the_versions_that_are_tested(name: str) -> None:
     assert {package: installed[package] for package in tested.keys() & installed.keys()}.items() <= tested.items()
 
 
-def test_the_gpu_image_lacks_nothing_but_the_cpu_encoder() -> None:
+def test_the_gpu_image_lacks_only_the_cpu_encoder() -> None:
     tested, installed = pins(ROOT / "requirements.lock"), pins(ROOT / "deploy" / "requirements.lock")
     assert tested.keys() - installed.keys() == {"openvino", "openvino-telemetry"}
 

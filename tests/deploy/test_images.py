@@ -19,13 +19,13 @@ from tests.deploy.files import compose, dockerfile, load_yaml
 from tests.deploy.programs import answers, free_port, program, running
 
 UNPINNED = {"nvcr.io/nvidia/tritonserver:26.05-py3"}  # no registry could be asked yet
-README = (ROOT / "deploy" / "README.md").read_text()
+PAGE = (ROOT / "docs" / "deploying" / "packages.md").read_text()
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 def images() -> set[str]:
-    """What is pulled, as parsers of the files see it."""
+    """The images that are pulled, as parsers of the files see them."""
     stages = {each.stage for each in dockerfile()}
     bases = {each.rest.split()[0] for each in dockerfile() if each.keyword == "FROM"}
     used = {base for base in bases if base not in stages and "${" not in base}
@@ -36,15 +36,15 @@ def images() -> set[str]:
     return {image for image in used if re.split("[:@]", image)[0] != "blipstream"}
 
 
-def test_every_image_is_pinned_by_digest_or_said_not_to_be() -> None:
+def test_every_image_is_pinned_or_the_page_says_that_it_is_not() -> None:
     pinned = {image for image in images() if re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)}
     assert images() - pinned == UNPINNED
     assert len({image.partition("@")[0] for image in pinned}) == len(pinned), "one image, two digests"
-    assert all(f"`{image}`" in README for image in UNPINNED)
+    assert all(f"`{image}`" in PAGE for image in UNPINNED)
 
 
 def test_nothing_else_is_fetched_to_build() -> None:
-    """Such as a frontend of BuildKit by a tag that moves."""
+    """Not even a frontend of BuildKit, whose tag could move."""
     assert "# syntax=" not in (ROOT / "deploy" / "Dockerfile").read_text()
 
 
@@ -55,7 +55,7 @@ def test_all_of_them_are_found() -> None:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A registry with the image test/image:1.0, which is one for several platforms."""
+    """The address of a local registry."""
     docker_registry = program("docker-registry")
     port = free_port()
     config, storage = tmp_path / "registry.yml", f"{{filesystem: {{rootdirectory: {tmp_path}/images}}}}"
@@ -71,7 +71,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def push(registry: str, tag: str, text: str) -> str:
-    """An image for two platforms, one of which is empty: the digest that its tag names."""
+    """Push an image in an index, as images for several platforms are, and return the digest that its tag names."""
     base = f"http://{registry}/v2/test/image"
 
     def put(url: str, content: bytes, kind: str) -> str:
@@ -94,12 +94,12 @@ def push(registry: str, tag: str, text: str) -> str:
     return put(f"{base}/manifests/{tag}", index, INDEX)
 
 
-def test_a_tag_is_pinned_to_what_it_names_today(registry: str, tmp_path: Path) -> None:
+def test_a_tag_is_pinned_to_the_image_that_it_names_today(registry: str, tmp_path: Path) -> None:
     program("skopeo")
     image = f"{registry}/test/image:1.0"
     file = tmp_path / "Dockerfile"
     file.write_text(f"FROM {image} AS base\nFROM base AS other\n    image: blipstream:gpu\n    image: {image}\n")
-    for text in ("first", "rebuilt"):  # and anew, where there was a digest
+    for text in ("first", "rebuilt"):  # and again, over the first digest
         digest = push(registry, "1.0", text)
         result = CliRunner().invoke(pin_images.main, [str(file)])
         assert result.output == f"{image}@{digest}\n"
@@ -109,13 +109,13 @@ def test_a_tag_is_pinned_to_what_it_names_today(registry: str, tmp_path: Path) -
         )
 
 
-def test_without_an_answer_no_file_is_touched(tmp_path: Path) -> None:
+def test_without_an_answer_no_file_changes(tmp_path: Path) -> None:
     program("skopeo")
     file = tmp_path / "Dockerfile"
     file.write_text("FROM 127.0.0.1:9/test/image:1.0 AS base\n")
     result = CliRunner().invoke(pin_images.main, [str(file)])
     assert result.exit_code == 1
-    assert "no digest of 127.0.0.1:9/test/image:1.0 can be had" in result.stderr
+    assert "cannot get the digest of 127.0.0.1:9/test/image:1.0" in result.stderr
     assert "@" not in file.read_text()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check of the proxy's file of keys, by the system's own sh and awk."""
+"""The check of the proxy's file of keys, run by the system's own sh and awk."""
 
 import re
 import subprocess
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.documents import text_of
 
-README = (ROOT / "deploy" / "README.md").read_text()
+PAGES = text_of("docs/deploying")
 KEY = "0123456789abcDEF"
 
 
@@ -36,24 +37,24 @@ def test_keys(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        (f"{KEY}x alice;", "is no key and its name"),
-        (f"~{KEY}x alice;", "is no key and its name"),
-        (f"~^{KEY}x alice;", "is no key and its name"),
-        (f"~*^{KEY}x$ alice;", "is no key and its name"),
-        ("~^ alice;", "is no key and its name"),
-        (f"~^{KEY}+/x=$ alice;", "is no key and its name"),
-        (f"~^{KEY}|x$ alice;", "is no key and its name"),
-        (f"~^{KEY}x$ $key;", "is no key and its name"),
-        (f"~^{KEY}x$ alice", "is no key and its name"),
-        (f"~^{KEY}x$ alice; ~^ bob;", "is no key and its name"),
-        ("default alice;", "is no key and its name"),
-        ("include /etc/keys;", "is no key and its name"),
+        (f"{KEY}x alice;", "is not a key and its name"),
+        (f"~{KEY}x alice;", "is not a key and its name"),
+        (f"~^{KEY}x alice;", "is not a key and its name"),
+        (f"~*^{KEY}x$ alice;", "is not a key and its name"),
+        ("~^ alice;", "is not a key and its name"),
+        (f"~^{KEY}+/x=$ alice;", "is not a key and its name"),
+        (f"~^{KEY}|x$ alice;", "is not a key and its name"),
+        (f"~^{KEY}x$ $key;", "is not a key and its name"),
+        (f"~^{KEY}x$ alice", "is not a key and its name"),
+        (f"~^{KEY}x$ alice; ~^ bob;", "is not a key and its name"),
+        ("default alice;", "is not a key and its name"),
+        ("include /etc/keys;", "is not a key and its name"),
         (f"~^{KEY[:15]}$ alice;", "has a key of only 15 characters"),
-        (f"~^{KEY}$ bob;", "has the key of line 1 once more"),
+        (f"~^{KEY}$ bob;", "repeats the key of line 1"),
     ],
 )
 def test_lines_that_are_wrong(tmp_path: Path, line: str, fault: str) -> None:
-    """One sentence tells which it is, what is wrong, and how to mend it, but no key."""
+    """One sentence says which line it is, what is wrong and how to mend it. It shows no key."""
     done = check(tmp_path, f"~^{KEY}$ alice;\n# the next\n{line}\n")
     assert done.returncode == 1
     assert f"line 3 {fault}: write ~^KEY$ NAME; with 16" in done.stderr
@@ -74,9 +75,9 @@ def test_no_file(tmp_path: Path) -> None:
     assert "none" in done.stderr
 
 
-def test_the_readme_makes_one(tmp_path: Path) -> None:
-    """That nobody else reads."""
-    (command,) = re.findall(r"^\(umask .*\)", README, re.MULTILINE)
+def test_the_documents_make_one(tmp_path: Path) -> None:
+    """A file that nobody else may read."""
+    (command,) = re.findall(r"^\(umask .*\)", PAGES, re.MULTILINE)
     for _ in range(2):
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
     (file,) = tmp_path.iterdir()
@@ -86,9 +87,9 @@ def test_the_readme_makes_one(tmp_path: Path) -> None:
 
 
 def test_git_takes_no_secrets() -> None:
-    """Nothing that the README tells to write: `git add -A` would."""
+    """Nothing that the documents tell to write: `git add -A` would."""
     named = re.findall(
-        r"--from-file=\w+=(\S+)|--(?:cert|key)=(\S+)|>> (\w+)|install -o 1000 -m 400 (\S+) ([\w.-]+)", README
+        r"--from-file=\w+=(\S+)|--(?:cert|key)=(\S+)|>> (\w+)|install -o 1000 -m 400 (\S+) ([\w.-]+)", PAGES
     )
     files = {name for names in named for name in names if name and not name.startswith("/dev/")}
     assert {"keys", "api-keys", "admin-key", "tls-key.pem"} <= files

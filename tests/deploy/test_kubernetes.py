@@ -20,12 +20,13 @@ from blipstream.server.health import Health
 from blipstream.server.triton import GRACE_SECONDS, TritonServer
 from tests.conftest import ROOT
 from tests.deploy.files import compose, dockerfile, load_yaml
+from tests.support.documents import blocks
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 NGINX = ROOT / "deploy" / "nginx"
-README = (ROOT / "deploy" / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-OLDEST, NEWEST = "1.27", "1.37"  # whose schemas the manifests keep; the README names the first
+PAGE = (ROOT / "docs" / "deploying" / "kubernetes.md").read_text()
+BLOCKS = list(blocks(ROOT / "docs" / "deploying" / "kubernetes.md"))
+OLDEST, NEWEST = "1.27", "1.37"  # the manifests keep both schemas; the page names the first
 OPERATORS_OWN = "monitoring.coreos.com/v1"
 SERVICES: dict[str, Any] = compose()["services"]
 DEFAULTS: dict[str | None, Any] = {param.name: param.default for param in serve.main.params}
@@ -73,7 +74,10 @@ def rename(pod: dict[str, Any], image: dict[str, str]) -> None:
 
 
 def render(folder: Path, objects: Objects | None = None) -> Objects:
-    """What `kubectl kustomize` prints, as far as these files go, but for the hashes that it adds to names."""
+    """The objects that `kubectl kustomize` makes of a folder, without the hashes that it adds to names.
+
+    It knows only what our files use.
+    """
     objects = {} if objects is None else objects
     kustomization = load_yaml((folder / "kustomization.yaml").read_text())
     assert kustomization.keys() <= {
@@ -103,7 +107,7 @@ def render(folder: Path, objects: Objects | None = None) -> Objects:
 
 
 def pods(objects: Objects) -> dict[str, dict[str, Any]]:
-    """By the Deployments that make them."""
+    """The pod of each Deployment, by its name."""
     deployments = [each for each in objects.values() if each["kind"] == "Deployment"]
     return {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in deployments}
 
@@ -118,14 +122,14 @@ def checkout(folder: Path, kustomization: str) -> Path:
 
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The README's example of a cluster's own kustomization.yaml, beside a checkout."""
-    (example,) = (text for language, text in BLOCKS if language == "yaml" and "components:" in text)
+    """The page's example of a cluster's own kustomization.yaml, beside a checkout."""
+    (example,) = (each.code for each in BLOCKS if each.language == "yaml" and "components:" in each.code)
     return checkout(tmp_path_factory.mktemp("cluster"), example)
 
 
 @pytest.fixture(scope="module")
 def https(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With nginx in front."""
+    """A kustomization with nginx in front."""
     text = "resources: [blipstream/deploy/kubernetes]\ncomponents: [blipstream/deploy/nginx]\n"
     return checkout(tmp_path_factory.mktemp("https"), text)
 
@@ -153,14 +157,14 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def arguments(container: dict[str, Any], objects: Objects) -> list[str]:
-    """A container's, with the settings filled in."""
+    """A container's arguments, with the settings filled in."""
     assert container["envFrom"] == [{"configMapRef": {"name": "blipstream"}}]
     settings = objects["ConfigMap/blipstream"]["data"]
     return [re.sub(r"\$\((\w+)\)", lambda found: str(settings[found[1]]), each) for each in container["args"]]
 
 
 def test_kustomize_renders_the_same(rendered: tuple[Path, Objects]) -> None:
-    """Here, these tests render the files by themselves; so does kubectl, where there is one."""
+    """kubectl, if it is installed, makes the same objects as `render` here."""
     if not shutil.which("kubectl"):
         pytest.skip("there is no kubectl here: kustomize was not asked what it makes of deploy/kubernetes")
     folder, objects = rendered
@@ -177,8 +181,8 @@ def test_schema(objects: Objects, version: str) -> None:
             assert kubernetes_validate.validate(each, version, strict=True) == version
 
 
-def test_readme_names_the_oldest_kubernetes() -> None:
-    assert f"Kubernetes {OLDEST} or newer" in README
+def test_page_names_the_oldest_kubernetes() -> None:
+    assert f"Kubernetes {OLDEST} or newer" in PAGE
 
 
 @pytest.mark.parametrize("runtime", ["gpu", "cpu"])
@@ -240,7 +244,7 @@ def test_a_gpu_for_each_pod() -> None:
         resources = [each.get("resources", {}) for each in all_containers(pod)]
         return [each.get("limits", {}).get("nvidia.com/gpu", 0) for each in resources]
 
-    assert gpus(FOLDER) == [1, 1]  # the plan is compiled on a GPU, too
+    assert gpus(FOLDER) == [1, 1]  # the init container needs one to compile the plan
     assert gpus(FOLDER / "cpu") == [0, 0]
 
 
@@ -257,16 +261,16 @@ def test_the_administrative_key_is_where_the_server_reads_it(readers: Path) -> N
     path = Path(option.partition("=")[2])
     (mount,) = (each for each in container(pod)["volumeMounts"] if each["mountPath"] == str(path.parent))
     (secret,) = (each["secret"] for each in pod["volumes"] if each["name"] == mount["name"])
-    assert secret["defaultMode"] == 0o440  # the group's: see fsGroup
-    assert f"create secret generic {secret['secretName']} --from-file={path.name}=" in README
+    assert secret["defaultMode"] == 0o440  # the group reads it: see fsGroup
+    assert f"create secret generic {secret['secretName']} --from-file={path.name}=" in PAGE
     (token,) = pod["initContainers"][0]["env"]
     reference = token["valueFrom"]["secretKeyRef"]
     assert reference["optional"]
-    assert f"create secret generic {reference['name']} --from-file={reference['key']}=" in README
+    assert f"create secret generic {reference['name']} --from-file={reference['key']}=" in PAGE
 
 
 def test_triton_may_end_tls() -> None:
-    """By settings that serve knows, and files that the Secret of the README has."""
+    """The server knows the settings, and the Secret in the page has the files."""
     objects = render(FOLDER)
     render(FOLDER / "grpc-tls", objects)
     pod = objects["Deployment/blipstream"]["spec"]["template"]["spec"]
@@ -277,13 +281,13 @@ def test_triton_may_end_tls() -> None:
     (mount,) = (each for each in container(pod)["volumeMounts"] if each["name"] == "tls")
     assert {str(path.parent) for path in given.values()} == {mount["mountPath"]}
     (secret,) = (each["secret"] for each in pod["volumes"] if each["name"] == mount["name"])
-    assert secret["defaultMode"] == 0o440  # the group's: see fsGroup
-    assert f"create secret tls {secret['secretName']} " in README
+    assert secret["defaultMode"] == 0o440  # the group reads it: see fsGroup
+    assert f"create secret tls {secret['secretName']} " in PAGE
     assert kubernetes_validate.validate(objects["Deployment/blipstream"], NEWEST, strict=True) == NEWEST
 
 
-def test_the_example_of_the_readme(readers: Path) -> None:
-    """Everything that it sets has arrived."""
+def test_the_example_of_the_page(readers: Path) -> None:
+    """All of its settings take effect."""
     objects = render(readers)
     example = load_yaml((readers / "kustomization.yaml").read_text())
     (image,), (settings,) = example["images"], example["configMapGenerator"]
@@ -344,19 +348,19 @@ def test_the_same_nginx_is_started_as_by_compose(https: Path) -> None:
         assert volumes[path]["configMap"] == {"name": "blipstream-https", "defaultMode": 0o555}
         assert not path.endswith(".sh") or os.access(file, os.X_OK), "the image takes no notice of it"
     projected = volumes["/run/secrets"]["projected"]
-    assert projected["defaultMode"] == 0o440  # the group's: see fsGroup
+    assert projected["defaultMode"] == 0o440  # the group reads it: see fsGroup
     items = [item for source in projected["sources"] for item in source["secret"]["items"]]
     assert {item["path"] for item in items} == set(service["secrets"])
     (tmpfs,) = service["tmpfs"]
     tmp, _, options = tmpfs.partition(":")
     size = volumes[tmp]["emptyDir"]["sizeLimit"].lower().removesuffix("i")
-    assert volumes[tmp]["emptyDir"]["medium"] == "Memory"  # a disk's has its pod evicted when it is full
+    assert volumes[tmp]["emptyDir"]["medium"] == "Memory"  # a full disk would have the pod evicted
     assert f"size={size}" in options.split(",")
     assert mounts.keys() == {*files, "/run/secrets", tmp}
 
 
 def test_nginx_is_reached_and_reaches_triton(https: Path) -> None:
-    """By the ports and names of its configuration, through the network policies of both."""
+    """The ports and names are those of its configuration, and both network policies let requests through."""
     objects = render(https)
     config = objects["ConfigMap/blipstream-https"]["data"]["nginx.conf"]
     nginx = container(pods(objects)["blipstream-https"])
@@ -388,9 +392,12 @@ def test_nginx_is_reached_and_reaches_triton(https: Path) -> None:
 def test_nginx_has_its_secrets(https: Path) -> None:
     projected = next(each for each in pods(render(https))["blipstream-https"]["volumes"] if "projected" in each)
     keys, certificate = (source["secret"] for source in projected["projected"]["sources"])
-    assert f"create secret generic {keys['name']} --from-file={keys['items'][0]['key']}=" in README
-    assert f"create secret tls {certificate['name']} " in README
-    assert [item["key"] for item in certificate["items"]] == ["tls.crt", "tls.key"]  # what it makes
+    assert f"create secret generic {keys['name']} --from-file={keys['items'][0]['key']}=" in PAGE
+    assert f"create secret tls {certificate['name']} " in PAGE
+    assert [item["key"] for item in certificate["items"]] == [
+        "tls.crt",
+        "tls.key",
+    ]  # as `kubectl create secret tls` names them
 
 
 def test_prometheus_calls_the_jobs_as_the_alerts_do(readers: Path) -> None:
@@ -404,7 +411,7 @@ def test_prometheus_calls_the_jobs_as_the_alerts_do(readers: Path) -> None:
 
 
 def test_probes(pod: dict[str, Any]) -> None:
-    """Requests come once there are captions, and a server that is restarted is left alone meanwhile."""
+    """A pod gets requests once it captions. While its server restarts, nobody kills it."""
     probes = {kind: container(pod)[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
     assert all(each["httpGet"]["port"] == "health" for each in probes.values())
 
@@ -418,17 +425,17 @@ def test_probes(pod: dict[str, Any]) -> None:
     health.note_caption()
     assert answers(health) == {"startup": True, "readiness": True, "liveness": True}
     patience = probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"]
-    assert patience > DEFAULTS["timeout"] + blipstream_client._base.DEFAULT_TIMEOUT  # by when the server gave up
+    assert patience > DEFAULTS["timeout"] + blipstream_client._base.DEFAULT_TIMEOUT  # by then the server has given up
 
 
 def seconds_to_stop(pod: dict[str, Any]) -> int:
-    """What is left of a pod's time after its hook, whose seconds Kubernetes counts, too."""
+    """Seconds to stop that are left after the preStop hook: Kubernetes counts the hook's, too."""
     command, seconds = container(pod)["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
     return int(pod["terminationGracePeriodSeconds"]) - int(seconds)
 
 
-def test_requests_in_flight_have_their_time(pod: dict[str, Any], https: Path) -> None:
+def test_requests_in_flight_have_time_to_finish(pod: dict[str, Any], https: Path) -> None:
     left = seconds_to_stop(pod)
     assert f"{left}s" == SERVICES["triton"]["stop_grace_period"]
     assert left > TritonServer.exit_timeout + 2 * GRACE_SECONDS
@@ -437,7 +444,7 @@ def test_requests_in_flight_have_their_time(pod: dict[str, Any], https: Path) ->
     assert set(re.findall(r"_read_timeout (\w+);", (NGINX / "nginx.conf").read_text())) == {nginx}
 
 
-def test_what_a_killed_container_left_is_removed(pod: dict[str, Any], tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_container_are_removed(pod: dict[str, Any], tmp_path: Path) -> None:
     shell, option, script, *_ = container(pod)["args"]
     folders = re.findall(r"(/\S+)/\*", script)
     assert set(folders) == {"/dev/shm", "/tmp"}  # noqa: S108
@@ -453,23 +460,23 @@ def test_what_a_killed_container_left_is_removed(pod: dict[str, Any], tmp_path: 
     assert all(path.parent.exists() for path in left)
 
 
-def test_readme_paths_exist() -> None:
-    paths = set(re.findall(r"\bdeploy/kubernetes[\w/-]*", README))
+def test_page_paths_exist() -> None:
+    paths = set(re.findall(r"\bdeploy/kubernetes[\w/-]*", PAGE))
     assert {"deploy/kubernetes", "deploy/kubernetes/cpu"} <= paths
     assert all((ROOT / path / "kustomization.yaml").is_file() for path in paths)
 
 
-def test_readme_makes_rules_for_the_operator() -> None:
-    (command,) = (text for language, text in BLOCKS if language == "sh" and "PrometheusRule" in text)
+def test_page_makes_rules_for_the_operator() -> None:
+    (command,) = (each.code for each in BLOCKS if each.language == "sh" and "PrometheusRule" in each.code)
     script = f"kubectl() {{ cat; }}\n{command}"
     done = subprocess.run(["sh", "-ec", script], cwd=ROOT, capture_output=True, text=True, check=True)
     made = load_yaml(done.stdout)
     rules = load_yaml((ROOT / "deploy/prometheus/rules/blipstream.yml").read_text())
     assert (made["apiVersion"], made["kind"], made["spec"]) == (OPERATORS_OWN, "PrometheusRule", rules)
-    named = set(re.findall(r"blipstream:\w+", README)) - {"blipstream:gpu", "blipstream:cpu"}  # images
+    named = set(re.findall(r"blipstream:\w+", PAGE)) - {"blipstream:gpu", "blipstream:cpu"}  # images
     assert named <= {rule.get("record") for group in rules["groups"] for rule in group["rules"]}
 
 
-def test_readme_names_the_service_of_all_pods() -> None:
-    (name,) = re.findall(r"`grpc://([\w-]+):8001`", README)
+def test_page_names_the_service_of_all_pods() -> None:
+    (name,) = re.findall(r"`grpc://([\w-]+):8001`", PAGE)
     assert render(FOLDER)[f"Service/{name}"]["spec"]["clusterIP"] == "None"

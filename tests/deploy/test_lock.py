@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing is installed but what a lock file names by its hash."""
+"""Only packages that a lock file names by their hashes are installed."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ from tests.deploy.files import dockerfile, pins
 
 LOCKS = sorted([*ROOT.glob("*.lock"), *ROOT.glob("deploy/*.lock")])
 INSTALLED = [ROOT / f"requirements{part}.lock" for part in ("", "-server", "-dev")]
-TORCH = f"torch=={pins(ROOT / 'requirements-cuda.lock')['torch']}"  # pyproject.toml asks for no other
+TORCH = f"torch=={pins(ROOT / 'requirements-cuda.lock')['torch']}"  # pyproject.toml permits no other
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -34,7 +34,7 @@ def test_every_package_has_hashes(path: Path) -> None:
 
 
 def commands() -> Iterator[str]:
-    """Whatever installs a Python package, for everyone and in the images."""
+    """Every command that installs a Python package, in the Makefile and in the images."""
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
     (install,) = re.findall(r"^INSTALL = (.*)$", makefile, re.MULTILINE)
     for line in makefile.replace("$(INSTALL)", install).splitlines():
@@ -47,7 +47,7 @@ def commands() -> Iterator[str]:
 
 @pytest.mark.parametrize("command", list(commands()))
 def test_nothing_is_installed_without_hashes(command: str) -> None:
-    """But for our own packages, which are made here, by a build backend that has one."""
+    """Except our own packages: they are built here, and their build backend has a hash."""
     assert "--no-deps" in command
     ours = re.search(r"--editable client --editable \.|/tmp/(client|wheels/\*\.whl)$", command.strip())
     if ours:
@@ -57,19 +57,19 @@ def test_nothing_is_installed_without_hashes(command: str) -> None:
         assert "--requirement" in command
 
 
-def test_no_tool_is_fetched_as_it_is_started() -> None:
+def test_no_tool_is_fetched_when_it_starts() -> None:
     assert "uvx" not in (ROOT / "Makefile").read_text() + (ROOT / "deploy" / "audit.py").read_text()
 
 
 def test_nothing_is_missing_here() -> None:
-    """Though dependencies were not looked up: the lock files have them all."""
+    """The lock files have all dependencies, though pip looked up none."""
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     assert not [line for line in lines if "not installed" in line and not line.startswith("nvidia-pytriton ")]
 
 
 def test_torch_is_one_of_two_builds() -> None:
-    """For CPUs it comes alone; with PyPI's come all packages of CUDA, and the GPU image has the same."""
+    """The build for CPUs comes alone. PyPI's brings all packages of CUDA, and the GPU image has the same ones."""
     cuda = pins(ROOT / "requirements-cuda.lock")
     assert pins(ROOT / "requirements-cpu.lock") == {"torch": f"{cuda['torch']}+cpu"}
     assert {"nvidia-cublas", "triton"} <= cuda.keys()
@@ -80,7 +80,7 @@ def test_torch_is_one_of_two_builds() -> None:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[str]:
-    """One that has a build of torch for CPUs."""
+    """The address of an index with a build of torch for CPUs."""
     folder = tmp_path / "torch"
     folder.mkdir()
     version = f"{TORCH.removeprefix('torch==')}+cpu"
@@ -105,7 +105,7 @@ def test_torch_for_cpus_is_what_its_index_has(index: str) -> None:
 def test_torch_for_cpus_stays_where_nobody_can_be_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the same version alone: another one beside PyPI's would not be what was tested."""
+    """But only in the same version: nobody has tested another one."""
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     nowhere = "http://127.0.0.1:9"
     before = f"{TORCH}+cpu \\\n    --hash=sha256:{'2' * 64}"

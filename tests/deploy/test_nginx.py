@@ -37,7 +37,7 @@ CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 KEY, BUSY_KEY = "0f3c-A-key", "77aa-another-key"
 SAMPLE = "a-book.jpg"
 INFER = "/v2/models/caption/infer"
-GLOBALS = "daemon off;" + " user root;" * (os.geteuid() == 0)  # who else could read the test's files?
+GLOBALS = "daemon off;" + " user root;" * (os.geteuid() == 0)  # nobody else can read the test's files
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Proxy:
 
     @contextmanager
     def sent(self, method: str, path: str, headers: str, body: bytes = b"", key: str = KEY) -> Iterator[int]:
-        """The status of an answer to what no library would send, on a connection that stays open."""
+        """Send a request that no library would send; yield the status, while the connection stays open."""
         context = ssl.create_default_context(cafile=self.certificates)
         with (
             socket.create_connection(("127.0.0.1", self.port), timeout=60) as plain,
@@ -167,7 +167,7 @@ def test_captions_with_a_key(proxy: Proxy, samples: dict[str, str], scheme: str)
     ],
 )
 def test_no_captions_without(proxy: Proxy, scheme: str, headers: dict[str, str]) -> None:
-    with proxy.client(scheme, headers=headers) as client, pytest.raises(AccessDenied, match="a key is wanted"):
+    with proxy.client(scheme, headers=headers) as client, pytest.raises(AccessDenied, match="a key is required"):
         client.caption(SAMPLES / SAMPLE)
 
 
@@ -273,7 +273,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Recorder:
-    """What comes through to a Triton that notes it down, and answers with nothing."""
+    """A proxy in front of a server that records every request and answers with nothing."""
 
     proxy: Proxy
     arrived: list[Arrived]
@@ -318,7 +318,7 @@ def arrived(recorder: Recorder) -> list[Arrived]:
     ("path", "status"),
     [
         ("/v2/models/caption", 200),
-        ("/v2/models/Caption", 200),  # Triton's to refuse
+        ("/v2/models/Caption", 200),  # Triton refuses it
         ("https://elsewhere/v2/models/caption", 200),
         ("//v2/models/caption", 404),
         ("/v2//models/caption", 404),
@@ -347,7 +347,7 @@ def arrived(recorder: Recorder) -> list[Arrived]:
 def test_triton_gets_the_path_that_was_judged(
     recorder: Recorder, arrived: list[Arrived], path: str, status: int
 ) -> None:
-    """What is not written plainly is refused, with and without a key."""
+    """An address that is not written plainly is refused, with and without a key."""
     assert recorder.proxy.ask(path)[0] == status
     assert [each.path for each in arrived] == [path.removeprefix("https://elsewhere")] * (status == 200)
     arrived.clear()
@@ -384,7 +384,7 @@ def test_no_request_hides_in_another(recorder: Recorder, arrived: list[Arrived],
     ["application/x-www-form-urlencoded", "APPLICATION/X-WWW-FORM-URLENCODED", "multipart/form-data; boundary=x"],
 )
 def test_headers_that_triton_gets(recorder: Recorder, arrived: list[Arrived], form: str) -> None:
-    """Its own and harmless ones. No body is a form to it: those it parses on a small stack."""
+    """Triton gets only its own headers and harmless ones, and never a form: it parses forms on a small stack."""
     headers = {
         "Content-Type": form,
         "Accept-Encoding": "gzip",
@@ -405,7 +405,7 @@ def test_headers_that_triton_gets(recorder: Recorder, arrived: list[Arrived], fo
 
 
 def test_a_body_in_the_smallest_pieces_arrives_in_one(recorder: Recorder, arrived: list[Arrived]) -> None:
-    """So many chunks of a byte each would end Triton."""
+    """This many chunks of a byte each would end Triton."""
     body = b"x" * 100_000
     chunks = b"1\r\nx\r\n" * len(body) + b"0\r\n\r\n"
     assert recorder.proxy.send("POST", INFER, "Transfer-Encoding: chunked", chunks) == 200
@@ -429,7 +429,7 @@ def test_compressed_requests_are_refused(recorder: Recorder, arrived: list[Arriv
 
 @pytest.mark.parametrize("first", ["", "identity"])
 def test_a_second_coding_does_not_come_through(recorder: Recorder, arrived: list[Arrived], first: str) -> None:
-    """nginx below 1.23 looks at the first header of a name only."""
+    """nginx below 1.23 looks only at the first header of a name."""
     codings = f"Content-Encoding: {first}\r\nContent-Encoding: gzip\r\nContent-Length: 2"
     assert recorder.proxy.send("POST", INFER, codings, b"{}") in (200, 415)
     assert not any("content-encoding" in each.headers for each in arrived)
@@ -450,7 +450,7 @@ def test_compressed_messages_are_refused(stub: Any, compression: grpc.Compressio
 
 
 def over_http2(proxy: Proxy, message: bytes, *headers: str) -> list[str]:
-    """The headers that curl gets for a gRPC message, which need not be as gRPC's clients make it."""
+    """The headers that curl gets for a message that gRPC's own clients would not send."""
     options: list[str | Path] = [
         "--silent",
         "--http2",
@@ -472,7 +472,7 @@ def over_http2(proxy: Proxy, message: bytes, *headers: str) -> list[str]:
 
 
 def test_a_message_that_says_it_is_compressed_is_not_followed(proxy: Proxy) -> None:
-    """Triton refuses it without the header; where there are two, nginx lets none through."""
+    """Triton refuses it without the header. If there are two headers, nginx forwards neither."""
     plain, packed = b"\0" + bytes(4), gzip.compress(b"")
     packed = b"\1" + len(packed).to_bytes(4, "big") + packed
     assert "grpc-status: 0" in over_http2(proxy, plain, "grpc-encoding: identity")
@@ -483,7 +483,7 @@ def test_a_message_that_says_it_is_compressed_is_not_followed(proxy: Proxy) -> N
 
 
 def test_errors_over_grpc_are_grpcs_own(proxy: Proxy) -> None:
-    """Status 200 and the type are what clients other than Python's insist on."""
+    """Clients in other languages than Python insist on status 200 and the type."""
     status, *headers = over_http2(proxy, b"", "grpc-encoding: gzip")
     assert status.split()[1] == "200"
     assert {"content-type: application/grpc", "content-length: 0", "grpc-status: 12"} <= set(headers)
@@ -494,7 +494,7 @@ TOO_LARGE = {33: "33,554,432 bytes", 49: "at most 48 MiB"}  # who refuses so man
 
 @pytest.mark.parametrize("mebibytes", TOO_LARGE)
 def test_a_file_may_be_as_large_as_the_server_takes(proxy: Proxy, mebibytes: int) -> None:
-    """What the server itself refuses came through, what is larger did not."""
+    """The server itself refuses the smaller one, so it came through; the proxy refuses the larger one."""
     image = b"BM" + bytes(mebibytes * 2**20)
     head = json.dumps(
         {
@@ -539,7 +539,7 @@ def test_health_needs_no_key(proxy: Proxy) -> None:
 def test_what_is_asked_for_by_get_takes_no_body(
     recorder: Recorder, arrived: list[Arrived], path: str, key: str
 ) -> None:
-    """It would lie in /tmp meanwhile, whoever sent it."""
+    """Otherwise anybody's would lie in /tmp for a while."""
     chunk = b"7d0\r\n" + bytes(2000)
     assert recorder.proxy.send("GET", path, "Content-Length: 2000", key=key) == 413
     assert recorder.proxy.send("GET", path, "Transfer-Encoding: chunked", chunk, key) == 413
@@ -550,7 +550,7 @@ def test_what_is_asked_for_by_get_takes_no_body(
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
 def test_too_many_requests(proxy: Proxy, scheme: str) -> None:
-    """One client's haste is its own: another is answered meanwhile."""
+    """A client that asks too fast is refused, and another is answered meanwhile."""
     with proxy.client(scheme, headers={"authorization": f"Bearer {BUSY_KEY}"}) as client, ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(client.info) for _ in range(150)]  # four requests each
         errors = [error for future in futures if (error := future.exception())]
@@ -562,7 +562,7 @@ def test_too_many_requests(proxy: Proxy, scheme: str) -> None:
 
 @pytest.mark.parametrize(("path", "status"), [("/v2/health/ready", 200), ("/v2/models/caption", 401), ("/", 404)])
 def test_too_many_requests_without_a_key(server: TritonServer, tmp_path: Path, path: str, status: int) -> None:
-    """They are counted by address; who has a key is answered at the same address."""
+    """They are counted by address. A client with a key is answered at the same address."""
     with proxying(server, tmp_path, {"rate=10r/s": "rate=1r/m", "burst=20": "burst=2"}) as proxy:
         assert [proxy.ask(path, key="")[0] for _ in range(5)] == [status] * 3 + [429] * 2
         assert proxy.ask(path, key="guess")[0] == 429
@@ -585,7 +585,7 @@ def test_too_many_requests_without_a_key(server: TritonServer, tmp_path: Path, p
 def test_too_many_at_a_time(
     server: TritonServer, tmp_path: Path, limit: str, key: str, others: list[tuple[str, str]]
 ) -> None:
-    """Where requests hang, a third is refused, and those of others go through."""
+    """While two requests of a key hang, its third is refused, and those of others go through."""
     path = "/v2/health/ready"
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         hanging.settimeout(60)
@@ -604,7 +604,7 @@ def test_too_many_at_a_time(
 
 
 def test_too_many_large_requests(server: TritonServer, tmp_path: Path) -> None:
-    """Those at a time, however long their last bytes are in coming. 100 is said once a request has been counted."""
+    """They are limited even if their last bytes come late. nginx says 100 once it has counted a request."""
     large, unknown = "Content-Length: 1000000", "Transfer-Encoding: chunked"
     stream = "/v2/models/caption_stream/generate_stream"
     with proxying(server, tmp_path, {"limit_conn large 20": "limit_conn large 2"}) as proxy, ExitStack() as waiting:
@@ -613,7 +613,7 @@ def test_too_many_large_requests(server: TritonServer, tmp_path: Path) -> None:
             assert status == 100
         for path, length in ((INFER, large), (INFER, unknown), (stream, large)):
             assert proxy.send("POST", path, length) == 429
-        assert proxy.ask(INFER, bytes(999_999))[0] == 500  # Triton's word for what is no JSON
+        assert proxy.ask(INFER, bytes(999_999))[0] == 500  # Triton's status for a body that is no JSON
         assert proxy.ask(INFER, bytes(1_000_000), BUSY_KEY)[0] == 500
         with proxy.client("grpcs") as client:
             assert client.caption(SAMPLES / SAMPLE).text
@@ -630,7 +630,7 @@ def test_no_key_alone_fills_the_disk() -> None:
 
 
 def test_too_many_streams_over_grpc(server: TritonServer, tmp_path: Path) -> None:
-    """What they carry is not counted, so a key has fewer of them than of other requests."""
+    """nginx does not count what a stream carries, so a key has fewer streams than other requests."""
     end = Event()
 
     def requests() -> Iterator[Any]:
@@ -651,7 +651,7 @@ def test_too_many_streams_over_grpc(server: TritonServer, tmp_path: Path) -> Non
 
 
 def test_silent_connections_make_room(server: TritonServer, tmp_path: Path) -> None:
-    """However few files nginx was started with, and however few connections it may have."""
+    """Even if nginx was started with a low limit of files, and with few connections."""
     changes = {
         "worker_connections 4096": "worker_connections 128",
         "client_header_timeout 10s": "client_header_timeout 1h",
@@ -668,7 +668,7 @@ def test_silent_connections_make_room(server: TritonServer, tmp_path: Path) -> N
 
 
 def test_no_room_for_a_request(server: TritonServer, tmp_path: Path, samples: dict[str, str]) -> None:
-    """A limit on files is to nginx what a full /tmp is: it fails the request that would not fit, and no other."""
+    """A request that does not fit into /tmp fails, and no other. A limit on files stands in for a full /tmp."""
     script = "trap '' XFSZ; ulimit -f 4096; exec \"$@\""  # 2 MiB; without the trap it would be killed
     with proxying(server, tmp_path, None, "sh", "-c", script, "sh") as proxy, proxy.client("https") as client:
         with pytest.raises(ServerUnreachable, match="no room for large images"):
@@ -677,7 +677,7 @@ def test_no_room_for_a_request(server: TritonServer, tmp_path: Path, samples: di
 
 
 def test_a_stream_in_flight_ends_before_nginx_does(server: TritonServer, tmp_path: Path) -> None:
-    """SIGQUIT is what Docker and Kubernetes send nginx's image."""
+    """Docker and Kubernetes send SIGQUIT to nginx's image."""
     with proxying(server, tmp_path) as proxy, proxy.stub() as stub:
         pid = tmp_path / "nginx.pid"
 
@@ -694,7 +694,7 @@ def test_a_stream_in_flight_ends_before_nginx_does(server: TritonServer, tmp_pat
 
 
 def test_what_is_logged_has_bounds(server: TritonServer, tmp_path: Path) -> None:
-    """Nothing that the limits refuse, nor what is refused before them, with and without a key."""
+    """The log has nothing that the limits refuse or that is refused before them, with and without a key."""
     with proxying(server, tmp_path, {"rate=10r/s": "rate=1r/m", "burst=20": "burst=2"}) as proxy:
         for key in ("", KEY):
             assert proxy.ask("/v2?x", key=key)[0] == 404

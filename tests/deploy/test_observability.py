@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus and Grafana are told to do, against what a running Triton measures."""
+"""The settings of Prometheus and Grafana, against what a running Triton measures."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> list[str]:
-    """What the panels ask Prometheus, Grafana's own variable filled in."""
+    """The panels' queries, with Grafana's own variable filled in."""
     return [target["expr"].replace("$__rate_interval", "20s") for panel in panels() for target in panel["targets"]]
 
 
@@ -60,7 +60,7 @@ ALERTS = {rule["alert"] for rule in rules() if "alert" in rule}
 
 
 def metric_names(query: str) -> set[str]:
-    """The metrics in a query; raises ValueError if it is no PromQL."""
+    """The metrics in a query. Raises ValueError if it is no PromQL."""
     names: set[str] = set()
 
     def visit(node: promql_parser.Expr) -> bool:
@@ -97,7 +97,7 @@ def test_every_alert_and_every_figure_is_of_use() -> None:
 
 
 def test_panels() -> None:
-    """Each is there once, on a place of its own, and asks the data source that is provisioned."""
+    """Each panel has an id and a place of its own, and asks the data source that is provisioned."""
     (source,) = load_yaml((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     expected = {"type": source["type"], "uid": source["uid"]}
     assert len({panel["id"] for panel in panels()}) == len(panels())
@@ -147,7 +147,7 @@ NO_MEMORY = """
 
     def initialize(self, args):
         self.initialize_well(args)
-        self.scheduler.engine.step = self.fail_to_step
+        self.service.engine.step = self.fail_to_step
 
     def fail_to_step(self):
         raise MemoryError
@@ -156,7 +156,7 @@ NO_MEMORY = """
 
 @pytest.fixture
 def failing(artifacts: Path, tmp_path: Path) -> Iterator[TritonServer]:
-    """A ready server, the decoder of which answers nothing, and the streams of which say that they have failed."""
+    """A ready server whose decoder answers nothing and whose streams fail."""
     repository = Path(shutil.copytree(artifacts, tmp_path / "failing", symlinks=True))
     for name, more in (("decoder", NO_ANSWER), ("caption_stream", NO_MEMORY)):
         model = repository / name / "1" / "model.py"
@@ -168,7 +168,7 @@ def failing(artifacts: Path, tmp_path: Path) -> Iterator[TritonServer]:
 
 
 def in_seconds(text: str) -> str:
-    """Rules or a configuration in which everything happens within seconds."""
+    """The same rules or configuration, with seconds instead of minutes."""
     text = re.sub(r"\[\d+m\]", "[3s]", text)
     text = re.sub(r"for: \w+", "for: 0s", text)
     return re.sub(r"(_interval): \w+", r"\1: 500ms", text)
@@ -183,7 +183,7 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
     port = free_port()
 
     def ask(query: str) -> set[tuple[str, ...]]:
-        """What tells the results apart."""
+        """The labels that tell a query's results apart."""
         url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
         found = [each["metric"] for each in json.load(urllib.request.urlopen(url))["data"]["result"]]
         return {tuple(each[name] for name in ("instance", "alertname", "model") if name in each) for each in found}

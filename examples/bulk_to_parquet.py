@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caption a folder into a Parquet table: python examples/bulk_to_parquet.py FOLDER OUTPUT.parquet.
+
+Run it again after an interruption, and it goes on where it was.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+
+def main(folder: str, output: str) -> None:
+    """Write a row for each image, then read the table."""
+    blipstream = Path(sys.executable).with_name("blipstream")
+    subprocess.run([blipstream, "bulk", folder, "--output", output], check=True)
+    table = pq.read_table(output, columns=["name", "caption", "error"])
+    print(f"{table.num_rows} rows, {table['error'].null_count} without an error")
+    for row in table.to_pylist():
+        print(f"{Path(row['name']).name}: {row['caption']}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caption every file in a folder: python examples/caption_folder.py FOLDER."""
+
+import os
+import sys
+from pathlib import Path
+
+from blipstream_client import BlipstreamError, Client
+
+URL = os.environ.get("BLIPSTREAM_URL", "grpc://localhost:8001")
+
+
+def main(folder: Path) -> None:
+    """Print a line for each file, in order. What is no image gets a line, too."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    with Client(URL) as client:
+        for file, result in zip(files, client.caption_many(files), strict=True):
+            if isinstance(result, BlipstreamError):
+                print(f"{file.name} failed: {result}")
+            else:
+                print(f"{file.name}: {result.text}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

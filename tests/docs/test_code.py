@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The code of the documents: what can run here runs against a real server, and of the rest every word exists."""
+
+import doctest
+import functools
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from blipstream.server import command as serve
+from blipstream.server.triton import TritonServer
+from tests.conftest import ROOT, SAMPLES
+from tests.support.documents import Block, all_blocks, commands, sessions
+
+BIN = Path(sys.executable).parent
+FIRST_CAPTION = "a book on a purple background"
+NOWHERE = "captions.example"  # no host of this name exists
+OTHER_PROGRAMS = {  # of the system, of Docker and Kubernetes, and NVIDIA's
+    *("cp", "curl", "docker", "echo", "find", "install", "jq", "kubectl", "nginx", "openssl", "pip", "polygraphy"),
+    *("printf", "sed", "sh", "trtexec", "umask"),
+}
+
+
+def asks_the_server(block: Block) -> bool:
+    """Whether a block of shell asks the server that the tests have, and does nothing else."""
+    code = re.sub(r"(^|\s)#.*", "", block.code)
+    asks = re.search(r"\bcurl\b[^|]* localhost:800[01]/|\bblipstream caption |/python examples/", code, re.DOTALL)
+    return bool(asks) and not re.search(r"\b(make|docker|kubectl|sudo|pip)\b", code)
+
+
+PYTHON = all_blocks("python")
+SHELL = all_blocks("sh")
+ASKING = [block for block in SHELL if asks_the_server(block)]
+SESSIONS = [
+    pytest.param(command, printed, id=f"{block} {command}")
+    for block in all_blocks("console")
+    for command, printed in sessions(block.code)
+]
+COMMANDS = [
+    pytest.param(words, id=f"{block} {' '.join(words)}")
+    for block in SHELL
+    if block not in ASKING
+    for words in commands(block.code)
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the documents' file names lead."""
+    shutil.copytree(SAMPLES, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def run(server: TritonServer, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A program with the server's ports instead of the usual ones; both of its outputs as one."""
+    words = [re.sub(r":8001\b", f":{server.grpc_port}", word) for word in command]
+    words = [re.sub(r":8000\b", f":{server.http_port}", word) for word in words]
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    environment = os.environ | {"BLIPSTREAM_URL": server.grpc_url, "PATH": path}
+    return subprocess.run(
+        words, cwd=folder, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True, timeout=120, check=False
+    )
+
+
+def run_block(server: TritonServer, folder: Path, block: Block) -> str:
+    """What a block prints. The README's and the examples' names are those of a checkout."""
+    program = [sys.executable, "-c"] if block.language == "python" else ["sh", "-ec"]
+    in_checkout = block.page.parent == ROOT or block.page.parent.name == "examples"
+    done = run(server, ROOT if in_checkout else folder, *program, block.code)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def check_printed(promised: str, printed: str) -> None:
+    """`...` stands for anything."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.OutputChecker().check_output(promised, printed, flags), printed
+
+
+def block_with(words: str, page: str) -> Block:
+    """The one block of a page that contains some words."""
+    (found,) = (block for block in PYTHON + SHELL if words in block.code and block.page == ROOT / page)
+    return found
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if NOWHERE not in block.code], ids=str)
+def test_python_runs(server: TritonServer, folder: Path, block: Block) -> None:
+    assert block.printed is not None or block.page.name == "README.md", "a `text` block must say what this prints"
+    printed = run_block(server, folder, block)
+    check_printed(block.printed or printed, printed)
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if NOWHERE in block.code], ids=str)
+def test_python_is_python(block: Block) -> None:
+    compile(block.code, str(block), "exec")
+
+
+@pytest.mark.parametrize("block", ASKING, ids=str)
+def test_shell_runs(server: TritonServer, folder: Path, block: Block) -> None:
+    printed = run_block(server, folder, block)
+    assert FIRST_CAPTION in printed or "generate_stream" in block.code
+    check_printed(block.printed or printed, printed)
+
+
+@pytest.mark.parametrize(("command", "printed"), SESSIONS)
+def test_console_prints_what_is_beneath(server: TritonServer, folder: Path, command: str, printed: str) -> None:
+    check_printed(printed, run(server, folder, "sh", "-c", command).stdout)
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_shell_is_shell(block: Block) -> None:
+    done = subprocess.run(["bash", "-n"], input=block.code, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_exist(words: list[str]) -> None:
+    """Targets of make, our programs and scripts, and each of their flags."""
+    program, *arguments = words
+    name = program.removeprefix(".venv/bin/")
+    if name == "make":
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    elif name == "blipstream":
+        check_flags(arguments[1:], help_of(arguments[0]))
+    elif name == "python" and arguments[0] == "-m":
+        assert arguments[1] == "blipstream.server"
+        check_flags(arguments[2:], help_text(serve.main))
+    elif name == "python":
+        assert (ROOT / arguments[0]).is_file()
+        if any(word.startswith("-") for word in arguments):
+            check_flags(arguments[1:], help_text(importlib.import_module(Path(arguments[0]).stem).main))
+    elif program.startswith(".venv/bin/"):
+        assert (BIN / name).exists()
+    else:
+        assert program in OTHER_PROGRAMS
+
+
+def check_flags(arguments: list[str], text: str) -> None:
+    """Each flag before `--` is one that a program's help names."""
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for word in ours:
+        if word.startswith("--"):
+            assert re.search(rf"{re.escape(word.partition('=')[0])}\b", text), f"there is no {word}"
+
+
+@functools.cache
+def help_of(verb: str) -> str:
+    done = subprocess.run([BIN / "blipstream", verb, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def help_text(command: click.Command) -> str:
+    return command.get_help(click.Context(command))
+
+
+@pytest.mark.parametrize("block", all_blocks("sh", "console"), ids=str)
+def test_curl_says_what_it_sends(block: Block) -> None:
+    """Else it calls it a form, which Triton parses on the stack."""
+    for line in block.code.replace("\\\n", " ").splitlines():
+        if re.search(r"\bcurl\b.* (-d|--data)", line):
+            assert "Content-Type: application/" in line
+
+
+def test_the_readmes_command_line(server: TritonServer, folder: Path, samples: dict[str, str]) -> None:
+    lines = run_block(server, folder, block_with("blipstream caption", "README.md")).splitlines()
+    assert sorted(lines) == sorted(f"build/demo/samples/{name}: {caption}" for name, caption in samples.items())
+
+
+def test_the_readmes_python(server: TritonServer, folder: Path) -> None:
+    printed = run_block(server, folder, block_with("client.stream", "README.md"))
+    assert printed == f"{FIRST_CAPTION} 7\ntwo whales on a purple background"
+
+
+@pytest.mark.parametrize("words", ["Inference-Header", '"data":["%s"]'])
+def test_curl(server: TritonServer, folder: Path, words: str) -> None:
+    printed = run_block(server, folder, block_with(words, "docs/http-and-grpc.md"))
+    assert f'"data":["{FIRST_CAPTION}"]' in printed
+
+
+def test_server_sent_events(server: TritonServer, folder: Path) -> None:
+    events = run_block(server, folder, block_with("generate_stream", "docs/streaming.md")).splitlines()
+    pieces = [json.loads(event.removeprefix("data: ")) for event in events if event]
+    assert "".join(piece["text"] for piece in pieces) == FIRST_CAPTION
+    assert pieces[-1]["finish_reason"] == "stop"
+
+
+def test_make_takes_any_word() -> None:
+    """The documents set variables of make that it knows."""
+    known = (ROOT / "Makefile").read_text()
+    for block in SHELL:
+        for words in commands(block.code):
+            for name in (word.partition("=")[0] for word in words[1:] if words[0] == "make" and "=" in word):
+                assert re.search(rf"\b{name}\b", known), f"{block}: {shlex.join(words)}"

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs in examples/, each run against a real server as its page says."""
+
+import ast
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from blipstream.server.triton import TritonServer
+from tests.conftest import ROOT, SAMPLES
+
+EXAMPLES = ROOT / "examples"
+NOTEBOOK: dict[str, Any] = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
+BOOK, DOG = SAMPLES / "a-book.jpg", SAMPLES / "a-dog-above-a-door.jpg"
+
+
+def run(server: TritonServer, program: str, *arguments: str | Path) -> str:
+    environment = os.environ | {"BLIPSTREAM_URL": server.grpc_url}
+    command: list[str | Path] = [sys.executable, EXAMPLES / program, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_page_names_them_all() -> None:
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))
+
+
+def test_caption_folder(server: TritonServer, samples: dict[str, str]) -> None:
+    lines = run(server, "caption_folder.py", SAMPLES).splitlines()
+    assert [line for line in lines if " failed: " not in line] == [
+        f"{name}: {samples[name]}" for name in sorted(samples)
+    ]
+    (failed,) = (line for line in lines if " failed: " in line)
+    assert failed.startswith("captions.json failed: image must be a JPEG")
+
+
+def test_stream(server: TritonServer) -> None:
+    assert run(server, "stream.py", BOOK) == "a book on a purple background (7 tokens, stop)\n"
+
+
+def test_many_async(server: TritonServer, samples: dict[str, str]) -> None:
+    files = [*(SAMPLES / name for name in samples), SAMPLES / "captions.json"]
+    lines = run(server, "many_async.py", *files).splitlines()
+    assert {f"{SAMPLES / name}: {caption}" for name, caption in samples.items()} < set(lines)
+    assert len(lines) == len(files)
+
+
+def test_beams_and_sampling(server: TritonServer) -> None:
+    lines = run(server, "beams_and_sampling.py", DOG).splitlines()
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert titles == ["greedy", "3 beams", "sampled", "with a prompt"]
+    counts = [lines.index(after) - lines.index(title) - 1 for title, after in itertools.pairwise(titles)]
+    assert counts == [1, 3, 3]
+    assert lines[1].endswith("a dog above a door on a brown background")
+    assert " two" in lines[-1]
+    assert run(server, "beams_and_sampling.py", DOG).splitlines() == lines, "the same request has another answer"
+
+
+def test_plain_http(server: TritonServer) -> None:
+    address = server.http_url.removeprefix("http://")
+    assert run(server, "plain_http.py", BOOK, address) == "a book on a purple background\n"
+
+
+def test_plain_tritonclient(server: TritonServer) -> None:
+    lines = run(server, "plain_tritonclient.py", BOOK, server.grpc_url.removeprefix("grpc://")).splitlines()
+    assert lines[0].endswith("a book on a purple background")
+    assert len(lines) == 3
+
+
+def test_bulk_to_parquet(server: TritonServer, samples: dict[str, str], tmp_path: Path) -> None:
+    for _ in range(2):  # and again, where nothing is left to do
+        lines = run(server, "bulk_to_parquet.py", SAMPLES, tmp_path / "captions.parquet").splitlines()
+        assert f"{len(samples)} rows, {len(samples)} without an error" in lines
+        assert {f"{name}: {caption}" for name, caption in samples.items()} < set(lines)
+
+
+def cells() -> list[dict[str, Any]]:
+    return [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+def test_notebook(server: TritonServer) -> None:
+    """Its cells run one after the other, and print and return what it shows."""
+    program = ["import json, io, contextlib", "space, shown = {}, []"]
+    for cell in cells():
+        *body, last = ast.parse("".join(cell["source"])).body
+        value = ast.unparse(last.value) if isinstance(last, ast.Expr) else "None"
+        statements = "\n".join(map(ast.unparse, body if isinstance(last, ast.Expr) else [*body, last]))
+        program += [
+            "with contextlib.redirect_stdout(io.StringIO()) as printed:",
+            f"    exec({statements!r}, space)",
+            f"    value = eval({value!r}, space)",
+            "shown.append((printed.getvalue(), '' if value is None else repr(value)))",
+        ]
+    program.append("print(json.dumps(shown))")
+    environment = os.environ | {"BLIPSTREAM_URL": server.grpc_url}
+    command = [sys.executable, "-c", "\n".join(program)]
+    done = subprocess.run(command, cwd=EXAMPLES, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for cell, (printed, value) in zip(cells(), json.loads(done.stdout), strict=True):
+        outputs = {output["output_type"]: output for output in cell["outputs"]}
+        assert "".join(outputs.get("stream", {}).get("text", "")) == printed
+        result = outputs.get("execute_result", {}).get("data", {})
+        assert "image/png" in result or "".join(result.get("text/plain", "")) == value
