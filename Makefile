@@ -37,12 +37,12 @@ $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml c
 	touch $@
 
 build: $(READY)  ## checkpoint to artifacts
-	$(BIN)/python build/build_repository.py --checkpoint $(call quote,$(CHECKPOINT)) \
+	$(BIN)/python -m blipstream_build --checkpoint $(call quote,$(CHECKPOINT)) \
 		--config $(call quote,$(CONFIG)) --repository $(call quote,$(REPOSITORY)) \
 		$(if $(PROCESSOR),--processor $(call quote,$(PROCESSOR)))
 
 demo: $(READY)  ## caption the sample images through a real Triton server, and show them
-	$(BIN)/python build/build_repository.py --checkpoint build/demo/checkpoint
+	$(BIN)/python -m blipstream_build --repository model_repository
 	$(BIN)/python build/demo/demo.py
 
 serve: build  ## until Ctrl-C

@@ -32,7 +32,6 @@ from bench_report import Measurement, chart, terminal_table
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
 from blipstream_client import BlipstreamError as ClientError
-from cli import ROOT
 from machine import machine, versions
 from random_checkpoint import save_random_checkpoint
 from systems import SYSTEMS, BareEngine, System, Transformers, Triton
@@ -233,7 +232,7 @@ def prepare_checkpoint(cache: Path, architecture: str, layers: int | None) -> Pa
 def build_repository(cache: Path, checkpoint: Path, device: str) -> Path:
     """Build a model repository in f32 for the checkpoint, as a user does. Raises ClickException if that fails."""
     repository = cache / f"{checkpoint.resolve().name}-{device}-f32"
-    command: list[str | Path] = [sys.executable, ROOT / "build" / "build_repository.py"]
+    command: list[str | Path] = [sys.executable, "-m", "blipstream_build"]
     command += ["--checkpoint", checkpoint.resolve(), "--config", device, "--dtype", "f32", "--repository", repository]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -13,7 +13,7 @@ from PIL import Image
 from blipstream.decoding import Engine
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
-from build_repository import build
+from blipstream_build.build import build
 from scenes import Scene, examination
 from tests.reference import Reference
 

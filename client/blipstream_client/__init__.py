@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from blipstream_client._info import ServerInfo
     from blipstream_client._options import Options
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AccessDenied",

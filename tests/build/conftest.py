@@ -6,8 +6,8 @@ import pytest
 
 from blipstream.config import CheckpointConfig
 from blipstream.vision.tensorrt import ONNX_NAME
-from checkpoint import Checkpoint
-from onnx_export import export_onnx
+from blipstream_build.checkpoint import Checkpoint
+from blipstream_build.onnx_export import export_onnx
 from random_checkpoint import save_random_checkpoint
 from tests.conftest import CHECKPOINT
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Artifacts are put in place at once."""
+"""Artifacts are put in place in one step."""
 
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
-import artifacts
-from artifacts import Artifact
 from blipstream.config import CONFIG_NAME
+from blipstream_build import artifacts
+from blipstream_build.artifacts import Artifact
 
 
 def install(artifact: Artifact, text: str) -> None:
@@ -47,12 +47,3 @@ def test_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.Mon
         install(artifact, text)
         assert (artifact.folder / CONFIG_NAME).read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
-
-
-def test_what_others_are_at_work_on_is_not_swept(tmp_path: Path) -> None:
-    artifact = Artifact(tmp_path / "artifact", "")
-    (tmp_path / ".artifact-left").mkdir()
-    with artifact.staging() as folder:
-        artifact.sweep()
-        assert list(tmp_path.iterdir()) == [folder]
-    assert not list(tmp_path.iterdir())

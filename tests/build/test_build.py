@@ -17,10 +17,10 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-import verify
-from build_repository import main
+from blipstream_build import verify
+from blipstream_build.command import main
+from blipstream_build.verify import Captions, Report, Stage
 from tests.conftest import CHECKPOINT, ROOT
-from verify import Captions, Report, Stage
 
 ODD = """it's "mine" — モデル $HOME"""  # a name as people give
 
@@ -112,7 +112,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_a_build_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C leaves nothing. What SIGKILL leaves, the next build removes."""
     repository = tmp_path / "repository"
-    command = [sys.executable, str(ROOT / "build" / "build_repository.py")]
+    command = [sys.executable, "-m", "blipstream_build"]
     command += ["--checkpoint", str(CHECKPOINT), "--repository", str(repository)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
-import build_repository
-import tensorrt_compile
 from blipstream.config import CheckpointConfig
 from blipstream.errors import ArtifactError
 from blipstream.vision import Encoder
 from blipstream.vision.tensorrt import MODULES, ONNX_NAME
-from tensorrt_compile import Plan, PlanOptions
+from blipstream_build import build as module
+from blipstream_build import tensorrt_compile
+from blipstream_build.configs import PlanOptions
+from blipstream_build.plan import Plan
 from tests.conftest import CHECKPOINT
 
 HERE = Plan.here
@@ -51,11 +52,11 @@ def build(
         tensorrt_compile.compile_plan(onnx, plan, target)  # RTX knows no such cache
 
     monkeypatch.setattr(Plan, "here", here)
-    monkeypatch.setattr(build_repository, "compile_plan", compile_plan)
-    monkeypatch.setattr(build_repository, "load_encoder", lambda _, folder, *__: OnnxEncoder(folder))
+    monkeypatch.setattr(module, "compile_plan", compile_plan)
+    monkeypatch.setattr(module, "load_encoder", lambda _, folder, *__: OnnxEncoder(folder))
 
     def build(options: PlanOptions) -> str:
-        build_repository.build(str(CHECKPOINT), "auto", tmp_path, "tensorrt", options)
+        module.build(str(CHECKPOINT), "auto", tmp_path, "tensorrt", options)
         return capsys.readouterr().out
 
     return build
@@ -84,17 +85,17 @@ def test_whole_life(build: Callable[[PlanOptions], str], tmp_path: Path) -> None
 
 def test_other_dtypes(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"computes in f16: build it with --dtype auto or f16, not f32"):
-        build_repository.build(str(CHECKPOINT), "f32", tmp_path / "repository", "tensorrt")
+        module.build(str(CHECKPOINT), "f32", tmp_path / "repository", "tensorrt")
     assert not (tmp_path / "repository").exists()
 
 
 def test_options_of_a_plan_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"options of a plan are for --config tensorrt: leave them out"):
-        build_repository.build(str(CHECKPOINT), "auto", tmp_path / "repository", "cpu", PlanOptions(refit=True))
+        module.build(str(CHECKPOINT), "auto", tmp_path / "repository", "cpu", PlanOptions(refit=True))
 
 
 def test_no_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODULES, "tensorrt", "no_such_module")
     with pytest.raises(ArtifactError, match=r"tensorrt is not installed here"):
-        build_repository.build(str(CHECKPOINT), "auto", tmp_path / "repository", "tensorrt")
+        module.build(str(CHECKPOINT), "auto", tmp_path / "repository", "tensorrt")
     assert not (tmp_path / "repository").exists()

@@ -6,10 +6,11 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from artifacts import ENCODER_CONFIG, SOURCE_REPOSITORY, materialise
+from blipstream.files import MODEL_REPOSITORY
 from blipstream.server.command import config_name
-from encoder_config import graph_batches, write_encoder_config
-from tensorrt_compile import PlanOptions
+from blipstream_build.configs import PlanOptions
+from blipstream_build.encoder_config import graph_batches, write_encoder_config
+from blipstream_build.repository import ENCODER_CONFIG, materialise
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -31,7 +32,7 @@ def test_what_the_plan_says(tmp_path: Path) -> None:
     for name in ("optimization", "model_warmup"):
         generated.ClearField(name)
     del generated.dynamic_batching.preferred_batch_size[:]
-    assert generated == parse(SOURCE_REPOSITORY / "encoder/config.pbtxt")
+    assert generated == parse(MODEL_REPOSITORY / "encoder/config.pbtxt")
 
 
 def test_graphs_lie_within_the_profile() -> None:

@@ -7,8 +7,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from artifacts import ENSEMBLE_CONFIGS, SOURCE_REPOSITORY, materialise
-from ensemble_config import CONTAINER, MAX_INFLIGHT, write_ensemble_configs
+from blipstream.files import MODEL_REPOSITORY
+from blipstream_build.ensemble_config import CONTAINER, MAX_INFLIGHT, write_ensemble_configs
+from blipstream_build.repository import ENSEMBLE_CONFIGS, materialise
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -23,7 +24,7 @@ def test_where_the_server_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         config = parse(tmp_path / generated)
         assert config.ensemble_scheduling.max_inflight_requests == MAX_INFLIGHT
         config.ensemble_scheduling.ClearField("max_inflight_requests")
-        assert config == parse(SOURCE_REPOSITORY / generated.parts[0] / "config.pbtxt")
+        assert config == parse(MODEL_REPOSITORY / generated.parts[0] / "config.pbtxt")
 
 
 @pytest.mark.parametrize("version", [None, "24.10", "26.03"])
@@ -39,6 +40,6 @@ def test_where_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, versi
 
 def test_the_first_queue_does_not_reach_it() -> None:
     """Triton would block its front end there instead of refusing."""
-    config = parse(SOURCE_REPOSITORY / "preprocess/config.pbtxt")
+    config = parse(MODEL_REPOSITORY / "preprocess/config.pbtxt")
     computed = config.max_batch_size * sum(group.count or 1 for group in config.instance_group)
     assert config.dynamic_batching.default_queue_policy.max_queue_size + computed < MAX_INFLIGHT

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipTextConfig
 
 from blipstream.errors import ArtifactError
-from build_repository import main
-from checkpoint import Checkpoint
-from inspection import BERT_IDS, BERT_SENTENCE, check_tokenizer
+from blipstream_build.checkpoint import Checkpoint
+from blipstream_build.command import main
+from blipstream_build.inspection.tokenizer import BERT_IDS, BERT_SENTENCE, check_tokenizer
 from random_checkpoint import DEMO, VOCABULARY, tokenizer_settings
 from tests.conftest import CHECKPOINT
 

@@ -17,10 +17,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from artifacts import SOURCE_REPOSITORY
 from blipstream.errors import ArtifactError
+from blipstream.files import MODEL_REPOSITORY
 from blipstream.vision import tensorrt as runner
-from tensorrt_compile import Plan, PlanOptions, compile_plan, reason_to_rebuild
+from blipstream_build.configs import PlanOptions
+from blipstream_build.plan import Plan, reason_to_rebuild
+from blipstream_build.tensorrt_compile import compile_plan
 from tests.build.conftest import Exported
 
 RTX = Plan.here("1234", PlanOptions(), "tensorrt_rtx", "8.9")
@@ -78,7 +80,7 @@ def test_compiles(exported: Exported, tmp_path: Path) -> None:
 
 
 def test_largest_batch_suits_triton() -> None:
-    text = (SOURCE_REPOSITORY / "encoder" / "config.pbtxt").read_text()
+    text = (MODEL_REPOSITORY / "encoder" / "config.pbtxt").read_text()
     found = re.search(r"max_batch_size: (\d+)", text)
     assert found is not None
     assert int(found[1]) <= PlanOptions().max_batch

@@ -11,8 +11,8 @@ from typing import Any
 import click
 import pytest
 
-import build_repository
 from blipstream.server import command as serve
+from blipstream_build import command as build_command
 from tests.conftest import ROOT
 from tests.deploy.files import COMPOSE, VARIABLE, compose, compose_variables, dockerfile, load_yaml
 from tests.support.documents import text_of
@@ -71,7 +71,7 @@ def test_defaults_are_those_of_the_programs() -> None:
         compose_variables()
         | {
             "CHECKPOINT": {makefile_checkpoint},
-            "DTYPE": {default_of(build_repository.main, "dtype")},
+            "DTYPE": {default_of(build_command.main, "dtype")},
             "HTTP_PORT": {str(default_of(serve.main, "http_port"))},
             "GRPC_PORT": {str(default_of(serve.main, "grpc_port"))},
             "METRICS_PORT": {str(default_of(serve.main, "metrics_port"))},
@@ -82,9 +82,9 @@ def test_defaults_are_those_of_the_programs() -> None:
 
 @pytest.mark.parametrize("name", ["builder", "builder-cpu"])
 def test_builder(name: str) -> None:
-    python, script, *arguments = SERVICES[name]["command"]
-    assert (python, script) == ("python", "build/build_repository.py")
-    given = options(build_repository.main, arguments)
+    python, module, target, *arguments = SERVICES[name]["command"]
+    assert (python, module, target) == ("python", "-m", "blipstream_build")
+    given = options(build_command.main, arguments)
     assert f"models:{given['repository']}" in SERVICES[name]["volumes"]
 
 
@@ -123,7 +123,7 @@ def test_by_default_the_administrative_apis_are_closed() -> None:
     assert key.read_text() == ""
 
 
-@pytest.mark.parametrize("command", [serve.main, build_repository.main], ids=["serve", "build"])
+@pytest.mark.parametrize("command", [serve.main, build_command.main], ids=["serve", "build"])
 def test_images_tell_the_configuration(command: click.Command) -> None:
     environments = [each.rest for each in dockerfile() if each.keyword == "ENV" and each.stage.startswith("base-")]
     variables = {each.partition("=")[0] for each in environments}

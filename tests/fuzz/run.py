@@ -201,7 +201,7 @@ def fuzz(server: TritonServer, pid: int, images: int, requests: int, seed: int, 
 @click.option("--seed", default=1, help="The same seed gives the same images and requests.")
 def main(images: int, requests: int, seed: int) -> None:
     """Start a server with the demo checkpoint and fuzz it. The exit status is 1 if there are findings."""
-    from build_repository import build
+    from blipstream_build.build import build
 
     with tempfile.TemporaryDirectory() as folder:
         build(str(ROOT / "build/demo/checkpoint"), "auto", Path(folder))

@@ -8,8 +8,8 @@ import torch
 
 from blipstream.errors import ServerError
 from blipstream.server.triton import TritonServer
+from blipstream_build.build import build
 from blipstream_client import Caption, Client
-from build_repository import build
 from tests.conftest import CHECKPOINT, SAMPLES
 
 

@@ -9,9 +9,11 @@ from PIL import Image
 
 from blipstream.errors import ArtifactError
 from blipstream.vision.tensorrt import ONNX_NAME, PLAN_NAME, TensorRTEncoder
-from checkpoint import Checkpoint
-from onnx_export import export_onnx
-from tensorrt_compile import Plan, PlanOptions, compile_plan
+from blipstream_build.checkpoint import Checkpoint
+from blipstream_build.configs import PlanOptions
+from blipstream_build.onnx_export import export_onnx
+from blipstream_build.plan import Plan
+from blipstream_build.tensorrt_compile import compile_plan
 from tests.conftest import CHECKPOINT
 from tests.reference import Reference, relative_error
 from tests.support.image_files import stack_pixels

@@ -9,7 +9,7 @@ from PIL import Image
 
 from blipstream.errors import ArtifactError
 from blipstream.vision import load_encoder
-from build_repository import build
+from blipstream_build.build import build
 from tests.conftest import CHECKPOINT, DEVICES
 from tests.reference import Reference, relative_error
 from tests.support.image_files import stack_pixels

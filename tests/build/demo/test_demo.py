@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from PIL import Image, ImageChops
 
 import demo
-from artifacts import materialise
 from blipstream.server.triton import TritonServer
+from blipstream_build.repository import materialise
 from blipstream_client import Caption
 from tests.conftest import ROOT, SAMPLES
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loaded checkpoint to the files of each artifact, in a folder that the caller installs."""
+"""Write a loaded checkpoint as the files of each artifact, into a folder that the caller installs."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from blipstream.decoding import WEIGHTS_NAME as DECODER_NAME
 from blipstream.text.tokenizer import TOKENIZER_NAME
 from blipstream.vision.torch import WEIGHTS_NAME as ENCODER_NAME
 from blipstream.vision.vit import VisionTransformer
-from convert import Weights, decoder_weights, vision_weights
+from blipstream_build.convert import Weights, decoder_weights, vision_weights
 
 
 def vision_encoder(model: BlipForConditionalGeneration, config: VisionConfig) -> VisionTransformer:
@@ -26,7 +27,7 @@ def vision_encoder(model: BlipForConditionalGeneration, config: VisionConfig) ->
 
 def export_openvino(model: BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
     """The encoder as OpenVINO IR: UINT8 pixels [B, H, W, 3] in, f32 image_embeds [B, N, E] out."""
-    import openvino  # which a GPU's machine need not have
+    import openvino  # a GPU's machine need not have it
 
     from blipstream.vision.openvino import MODEL_NAME
 
@@ -38,13 +39,28 @@ def export_openvino(model: BlipForConditionalGeneration, config: CheckpointConfi
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own code
         converted = openvino.convert_model(program)
-    # f32 weights on disk: in bf16 the runtime rounds them itself, and f32 stays exact
+    # The weights stay f32 on disk: for bf16 the runtime rounds them itself, and f32 stays exact
     openvino.save_model(converted, folder / MODEL_NAME, compress_to_fp16=False)
 
 
 def export_torch(model: BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
     """The encoder's weights in f32."""
     _save(vision_weights(model.state_dict(), config.vision), folder / ENCODER_NAME)
+
+
+def export_tensorrt(model: BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
+    """The encoder as ONNX, from which a plan is compiled."""
+    from blipstream_build.onnx_export import export_onnx  # a CPU's machine need not have the package onnx
+
+    export_onnx(model, config, folder)
+
+
+# by runtime
+ENCODERS: dict[str, Callable[[BlipForConditionalGeneration, CheckpointConfig, Path], None]] = {
+    "openvino": export_openvino,
+    "torch": export_torch,
+    "tensorrt": export_tensorrt,
+}
 
 
 def export_decoder(

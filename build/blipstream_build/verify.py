@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hold freshly built artifacts against transformers, stage by stage."""
+"""Compare freshly built artifacts with transformers, stage by stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from blipstream.decoding import Engine
 from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
 from blipstream.vision import Encoder
-from checkpoint import Checkpoint
+from blipstream_build.checkpoint import Checkpoint
 
-# relative error of a stage's output that its dtype excuses; twelve post-norm layers add up more of it than a ViT's
+# The largest relative error of a stage's output, by dtype. Twelve post-norm layers add up more of it than a ViT's
 TOLERANCE = {
     "preprocess": {"u8": 0.0},
     "encoder": {"f32": 1e-4, "f16": 5e-3, "bf16": 1e-2},
@@ -28,7 +28,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Stage:
-    """How far a stage is from the reference, given the same input; judged in f64."""
+    """A stage's output and the reference's, from the same input, compared in f64."""
 
     name: str
     dtype: str
@@ -48,12 +48,12 @@ class Stage:
 
     @property
     def tolerance(self) -> float:
-        """The largest relative error that is allowed."""
+        """The largest relative error that passes."""
         return TOLERANCE[self.name][self.dtype]
 
 
 class Captions(NamedTuple):
-    """What was said of an image."""
+    """The captions of one image."""
 
     image: str
     ours: str
@@ -62,36 +62,36 @@ class Captions(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification found."""
+    """The result of a verification."""
 
     stages: list[Stage]
     captions: list[Captions]  # of the samples
-    opening: str  # what comes first of a plain picture, which is all that health checks ask a server for
+    opening: str  # the first token for a plain picture: health checks ask a server for no more
 
     @property
     def fault(self) -> str:
-        """Why this may not be served; empty: it may.
+        """Why this may not be served, or "" if it may.
 
-        A stage may be off, or both be wrong alike: a caption without words is none. In bf16 a near tie may change a
-        caption: that is shown, not judged.
+        A stage may differ too much. Ours and transformers' may also be wrong in the same way: a caption without words
+        is none. A caption that differs is no fault, since a near tie may change it in bf16.
         """
-        if any(not stage.relative <= stage.tolerance for stage in self.stages):  # what is no number is not within it
+        if any(not stage.relative <= stage.tolerance for stage in self.stages):  # written so that NaN fails, too
             return "what was built is too far from transformers"
         silent = [each.image for each in self.captions if not (has_words(each.ours) and has_words(each.theirs))]
         if silent:
             return f"it has no words for {len(silent)} of {len(self.captions)} samples, such as {silent[0]}"
-        if not self.opening.strip():  # a quotation mark may well come first
+        if not self.opening.strip():  # a quotation mark alone is fine
             return "it says nothing of a plain picture, for which health checks ask"
         return ""
 
     @property
     def is_monotonous(self) -> bool:
-        """Whether all samples got one caption, as they may from a checkpoint of a narrow field, or an untrained one."""
+        """Whether all samples got one caption, as from an untrained checkpoint, or from one for a narrow field."""
         return len({each.ours for each in self.captions}) == 1 < len(self.captions)
 
 
 def has_words(caption: str) -> bool:
-    """Whether there is a letter or a digit in it: random weights say `) ) ) )` of every image."""
+    """Whether a caption has a letter or a digit. Random weights say `) ) ) )` of every image."""
     return any(character.isalnum() for character in caption)
 
 
@@ -103,7 +103,7 @@ def verify(
     engine: Engine,
     images: Sequence[Path],
 ) -> Report:
-    """Caption `images` by the artifacts and by transformers in f32, comparing after each stage."""
+    """Caption `images` by the artifacts and by transformers in f32, and compare after each stage."""
     text = engine.config.text
 
     processor = checkpoint.load_image_processor(model)
@@ -115,7 +115,7 @@ def verify(
     their_embeds = model.vision_model(pixel_values).last_hidden_state
     our_embeds = torch.as_tensor(encoder.encode(pixels)).cpu()
 
-    embeds = their_embeds.half()  # as they cross Triton
+    embeds = their_embeds.half()  # as between Triton's models
     start = torch.full((len(images), 1), text.start_token_id)
     their_logits = model.text_decoder(input_ids=start, encoder_hidden_states=embeds.float()).logits[:, -1]
     our_logits = engine.logits(start, embeds).cpu()

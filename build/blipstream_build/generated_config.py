@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's config for Triton, with more in it than git tracks."""
+"""A model's config for Triton with more in it than its config.pbtxt, which git tracks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 @contextmanager
 def generated_config(target: Path) -> Iterator[model_config_pb2.ModelConfig]:
-    """What the model's config.pbtxt says, to be changed; at the end it is written to `target`, one of its configs/."""
+    """Give the model's config.pbtxt to be changed, and write it to `target`, a file of its configs/, at the end."""
     source = target.parent.with_name("config.pbtxt")
     config = text_format.Parse(source.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     yield config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' weights, renamed and folded into the shapes that the engine computes with."""
+"""transformers' weights under the engine's names, folded into the shapes that it computes with."""
 
 from collections.abc import Mapping
 from math import sqrt
@@ -69,7 +69,10 @@ def decoder_weights(weights: Mapping[str, Tensor], config: TextConfig) -> Weight
 
 
 def _absorbed(weights: Mapping[str, Tensor], theirs: str, ours: str, config: TextConfig) -> Weights:
-    """Cross-attention as DecoderLayer has it: scale in the query, values' bias in the output, keys' bias gone."""
+    """Cross-attention as DecoderLayer computes it.
+
+    The query contains the scale, and the output's bias that of the values. The keys' bias drops out of the softmax.
+    """
     head_size = config.hidden_size // config.num_heads
     scale = 1 / sqrt(head_size)
     key, value = weights[f"{theirs}.self.key.weight"], weights[f"{theirs}.self.value.weight"]

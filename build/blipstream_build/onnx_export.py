@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vision encoder as an ONNX graph whose types say what is computed in what, for TensorRT to take at their word.
+"""The vision encoder as an ONNX graph. TensorRT computes each operation in the type that the graph gives it.
 
-In fp16: the weights, all matrix products, the convolution and GELU. In f32: the pixels' normalisation, LayerNorm,
-softmax, and the sum of all layers' outputs that runs through the encoder, since a sum in fp16 would be rounded twice
-a layer, in steps as wide as its largest channels need (measured: 1.4 to 4 times the error).
+fp16: the weights, all matrix products, the convolution and GELU. f32: the normalisation of pixels, LayerNorm, softmax,
+and the residual sum that runs through all layers. In fp16 that sum would be rounded twice a layer, in steps as wide as
+its largest channels need (measured: 1.4 to 4 times the error).
 
-The graph is written out rather than traced: its dtypes are the point of it, and TensorRT is particular about the shape
-of attention. It fuses product, softmax and product into one kernel where the queries are scaled before the first
-product, here in their weights; casts around the softmax do no harm.
+The graph is written out, not traced, because its dtypes matter and TensorRT is particular about the shape of attention:
+it fuses product, softmax and product into one kernel only if the queries are scaled before the first product. Here
+their weights are. Casts around the softmax do no harm.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ from transformers import BlipForConditionalGeneration
 
 from blipstream.config import CheckpointConfig, VisionConfig
 from blipstream.vision.tensorrt import INPUT, ONNX_NAME, OUTPUT
-from convert import Weights, vision_weights
+from blipstream_build.convert import Weights, vision_weights
 
-OPSET, IR_VERSION = 20, 9  # the first opset that has Gelu; TensorRT reads it since 10.0
+OPSET, IR_VERSION = 20, 9  # the first opset with Gelu; TensorRT reads it since 10.0
 
 F16, F32, UINT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.UINT8
 
@@ -34,7 +34,7 @@ def export_onnx(model: BlipForConditionalGeneration, config: CheckpointConfig, f
 
 
 def encoder_graph(weights: Weights, config: VisionConfig) -> onnx.ModelProto:
-    """What VisionTransformer computes, with its weights."""
+    """The graph that computes what VisionTransformer does, from its weights."""
     graph = _Graph(weights)
     x = _embed(graph, config)
     for number in range(config.num_layers):
@@ -59,7 +59,7 @@ def encoder_graph(weights: Weights, config: VisionConfig) -> onnx.ModelProto:
 
 
 class _Graph:
-    """Nodes and constants in the making. A tensor has the name of the node that computes it."""
+    """A graph that grows. A tensor has the name of the node that computes it."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
@@ -78,7 +78,7 @@ class _Graph:
         return self.constant(name, self.weights[name], dtype)
 
     def reshape(self, name: str, x: str, shape: list[int]) -> str:
-        """0 keeps a dimension, -1 takes what is left."""
+        """In `shape`, 0 keeps a dimension and -1 takes what is left."""
         return self.op(name, "Reshape", x, self.constant(f"{name}.shape", shape, np.int64))
 
     def layer_norm(self, name: str, x: str, epsilon: float, output: str | None = None) -> str:
@@ -104,7 +104,7 @@ class _Graph:
 def _embed(graph: _Graph, config: VisionConfig) -> str:
     """UINT8 [B, H, W, 3] -> F32 [B, N, E], the class token first."""
     width, patch = config.hidden_size, [config.patch_size] * 2
-    # cast before transposing: TensorRT lets no other operation touch UINT8
+    # Cast before transposing: TensorRT lets no other operation touch UINT8
     x = graph.op("pixels.f32", "Cast", INPUT, to=F32)
     x = graph.op("pixels.channels_first", "Transpose", x, perm=[0, 3, 1, 2])
     x = graph.op("rescale", "Mul", x, graph.weight("scale", np.float32))
@@ -115,7 +115,7 @@ def _embed(graph: _Graph, config: VisionConfig) -> str:
     x = graph.reshape("patches", x, [0, width, -1])
     x = graph.op("tokens", "Transpose", x, perm=[0, 2, 1])
     x = graph.op("tokens.f32", "Cast", x, to=F32)
-    # zeros make room for the class token, and its position's embedding brings it along: no shape is computed
+    # Zeros make room for the class token, and the embedding of its position contains it: so no shape is computed
     x = graph.op("tokens.padded", "Pad", x, graph.constant("tokens.pads", [0, 1, 0, 0, 0, 0], np.int64))
     embedding = graph.weights["position_embedding"].clone()
     embedding[:, :1] += graph.weights["class_embedding"]

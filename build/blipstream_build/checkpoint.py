@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a BLIP captioner in transformers' format, or say why it is none."""
+"""Load a BLIP captioner in transformers' format, or say what is wrong with it."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,36 +12,40 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoTokenizer, BertTokenizer, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-import inspection
 from blipstream.config import CheckpointConfig, DType, TextConfig, VisionConfig
 from blipstream.errors import ArtifactError
+from blipstream_build.inspection import BASE, reason
+from blipstream_build.inspection.files import check_files, check_folder, check_is_no_file, read_json
+from blipstream_build.inspection.image_processor import check_image_processor
+from blipstream_build.inspection.model import check_settings, check_weights
+from blipstream_build.inspection.tokenizer import check_tokenizer
 
-WEIGHTS = ("*.safetensors",)  # *.bin would be unpickled, and so could run anything
+WEIGHTS = ("*.safetensors",)  # *.bin are pickles, which can run any code when they are read
 SETTINGS = ("*.json", "*.txt")
 TOKENIZER, IMAGE_PROCESSOR = ("tokenizer.json", "vocab.txt"), ("processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A captioner on disk, checked as far as can be without loading it; each part is loaded, and checked, on demand."""
+    """A captioner on disk. `find` checks its files; each part is loaded, and checked, on demand."""
 
-    name: str  # as its user calls it
+    name: str  # the hub name, or the folder's own name
     folder: Path
-    tokenizer: Path  # a file of its own, or of the processor that it was given
-    image_processor: Path  # the same
+    tokenizer: Path  # the file, of the checkpoint or of the processor that was given
+    image_processor: Path  # likewise
     revision: str  # hash of all files
 
     @classmethod
     def find(cls, name: str, processor: str | None = None) -> "Checkpoint":
-        """From a folder or a hub name; `processor` names where to take what it has no tokenizer or image processor for.
+        """Find a checkpoint by folder or hub name. `processor`, one of these too, lends the parts that it lacks.
 
-        Raises ArtifactError where that holds no BLIP captioner, or not all of one.
+        Raises ArtifactError if there is no BLIP captioner, or a part of it is missing.
         """
         folder = _folder(name, SETTINGS + WEIGHTS)
-        inspection.check_folder(folder, name)
+        check_folder(folder, name)
         lender = _folder(processor, SETTINGS) if processor else None
         if lender:
-            inspection.check_files(lender)
+            check_files(lender)
         lent = _files(lender, SETTINGS) if lender else []
         tokenizer, image_processor = (find(folder) for find in (_tokenizer, _image_processor))
         if lender and tokenizer and image_processor:
@@ -56,44 +60,44 @@ class Checkpoint:
         )
 
     def load_model(self) -> BlipForConditionalGeneration:
-        """The model in f32, in evaluation mode, on the CPU. Raises ArtifactError where it is incomplete."""
+        """The model in f32, in evaluation mode, on the CPU. Raises ArtifactError if it is incomplete."""
         try:
             model, report = BlipForConditionalGeneration.from_pretrained(
                 self.folder,
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the report
+                ignore_mismatched_sizes=True,  # the report names them
             )
-        except Exception as exc:  # of all kinds, as each field of config.json has a check of its own
-            raise ArtifactError(f"{self.name} cannot be loaded: {inspection.reason(exc)}") from exc
-        inspection.check_weights(model, report, self.name)
-        inspection.check_settings(model, self.name)
+        except Exception as exc:  # transformers raises many kinds
+            raise ArtifactError(f"{self.name} cannot be loaded: {reason(exc)}") from exc
+        check_weights(model, report, self.name)
+        check_settings(model, self.name)
         return model.eval()
 
     def load_tokenizer(self, model: BlipForConditionalGeneration) -> BertTokenizer:
-        """The checkpoint's tokenizer. Raises ArtifactError where it is not the model's."""
+        """The checkpoint's tokenizer. Raises ArtifactError if it does not belong to the model."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer.parent, trust_remote_code=False)
-        except Exception as exc:  # the library has no better name for its own
+        except Exception as exc:  # tokenizers raises nothing more specific
             raise ArtifactError(f"{self.tokenizer} {_unreadable(exc)}") from exc
-        inspection.check_tokenizer(tokenizer, model.config.text_config, self.tokenizer)
+        check_tokenizer(tokenizer, model.config.text_config, self.tokenizer)
         return tokenizer
 
     def load_image_processor(self, model: BlipForConditionalGeneration) -> BlipImageProcessorPil:
-        """The reference's preprocessing, through PIL. Raises ArtifactError where it is not the model's."""
+        """The reference's preprocessing, through PIL. Raises ArtifactError if it does not belong to the model."""
         folder = self.image_processor.parent
         try:
             settings, _ = BlipImageProcessorPil.get_image_processor_dict(folder)
             processor = BlipImageProcessorPil.from_pretrained(folder)
-        except Exception as exc:  # as above
+        except Exception as exc:  # transformers raises many kinds
             raise ArtifactError(f"{self.image_processor} {_unreadable(exc)}") from exc
         image_size = model.config.vision_config.image_size
-        inspection.check_image_processor(processor, settings, image_size, self.image_processor)
+        check_image_processor(processor, settings, image_size, self.image_processor)
         return processor
 
     def config(self, model: BlipForConditionalGeneration, dtype: DType) -> CheckpointConfig:
-        """What the engine needs to know of it."""
+        """What the engine must know about the checkpoint."""
         processor, vision, text = (
             self.load_image_processor(model),
             model.config.vision_config,
@@ -124,13 +128,16 @@ class Checkpoint:
                 max_positions=text.max_position_embeddings,
                 layer_norm_eps=text.layer_norm_eps,
                 start_token_id=text.bos_token_id,
-                end_token_id=text.sep_token_id,  # generate() stops at [SEP]; eos_token_id is unused in BLIP
+                end_token_id=text.sep_token_id,  # generate() stops at [SEP]; BLIP does not use eos_token_id
             ),
         )
 
 
 def check_is_text(name: str) -> None:
-    """Whether a name can be written down: libraries in other languages want UTF-8 where Linux takes any bytes."""
+    """Check that a name is UTF-8. Linux takes any bytes, but libraries in other languages do not.
+
+    Raises ArtifactError if it is not.
+    """
     try:
         name.encode()
     except UnicodeEncodeError as exc:
@@ -138,10 +145,10 @@ def check_is_text(name: str) -> None:
 
 
 def _folder(name: str, patterns: tuple[str, ...]) -> Path:
-    """A folder, or what the hub has by that name."""
+    """A folder itself, or the hub's files of that name, downloaded."""
     if name and Path(name).is_dir():
         return Path(name)
-    inspection.check_is_no_file(name)
+    check_is_no_file(name)
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HFValidationError as exc:
@@ -158,20 +165,20 @@ def _tokenizer(folder: Path) -> Path | None:
 
 
 def _image_processor(folder: Path) -> Path | None:
-    """The file that transformers reads it from. A processor_config.json need not have one."""
+    """The file that transformers reads the image processor from. A processor_config.json need not contain one."""
     whole, alone = (folder / name for name in IMAGE_PROCESSOR)
-    if whole.exists() and "image_processor" in inspection.read_json(whole):
+    if whole.exists() and "image_processor" in read_json(whole):
         return whole
     return alone if alone.exists() else None
 
 
 def _borrow(find: Callable[[Path], Path | None], lender: Path | None, lack: str) -> Path:
-    """A part that a checkpoint lacks, as training leaves it that was not given it to save."""
+    """A part from another checkpoint. Training saves no tokenizer or image processor unless it is given them."""
     found = find(lender) if lender else None
     if found is None:
         raise ArtifactError(
             f"{lack}: give the hub name or folder of one that has what this checkpoint was trained with, "
-            f"as --processor {inspection.BASE}"
+            f"as --processor {BASE}"
         )
     return found
 
@@ -189,7 +196,7 @@ def _hash(files: list[Path]) -> str:
 
 
 def _unreadable(exc: Exception) -> str:
-    return f"cannot be read ({inspection.reason(exc)}): copy or download it again"
+    return f"cannot be read ({reason(exc)}): copy or download it again"
 
 
 def _short(name: str) -> str:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TensorRT encoder's config for Triton, with what only the build knows: the plan's batch sizes and image size."""
+"""The TensorRT encoder's config for Triton: config.pbtxt, with the batch sizes and the image size of the plan."""
 
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2
 
-from artifacts import ENCODER_CONFIG
 from blipstream.vision.tensorrt import INPUT
-from generated_config import generated_config
-from tensorrt_compile import PlanOptions
+from blipstream_build.configs import PlanOptions
+from blipstream_build.generated_config import generated_config
+from blipstream_build.repository import ENCODER_CONFIG
 
 
 def write_encoder_config(repository: Path, options: PlanOptions, image_size: int) -> None:
-    """From config.pbtxt, configs/tensorrt.pbtxt: preferred batches, CUDA graphs and warm-up requests for them."""
+    """Write configs/tensorrt.pbtxt: config.pbtxt with preferred batches, and CUDA graphs and warm-up for them."""
     with generated_config(repository / ENCODER_CONFIG) as config:
         config.dynamic_batching.preferred_batch_size.append(options.opt_batch)
         cuda = config.optimization.cuda
@@ -30,7 +30,7 @@ def write_encoder_config(repository: Path, options: PlanOptions, image_size: int
 
 
 def graph_batches(options: PlanOptions) -> list[int]:
-    """Batch sizes with a graph of their own: powers of two and the plan's three; other sizes run without one."""
+    """The batch sizes that get a CUDA graph: powers of two, and the plan's three. Other sizes run without one."""
     powers = {1 << power for power in range(options.max_batch.bit_length())}
     wanted = powers | {options.min_batch, options.opt_batch, options.max_batch}
     return sorted(batch for batch in wanted if options.min_batch <= batch <= options.max_batch)

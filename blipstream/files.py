@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that travel with the code: a checkout has them in folders of its own, a wheel in this package."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+_SHARE = PACKAGE / "share"  # only a wheel has it; pyproject.toml says what goes there
+ROOT = _SHARE if _SHARE.is_dir() else PACKAGE.parent
+
+MODEL_REPOSITORY = ROOT / "model_repository"  # configs and model.py files; a checkout may have artifacts there, too
+DEMO_CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
+SAMPLES = ROOT / "build" / "demo" / "samples"  # JPEG files, and captions.json with the right caption of each

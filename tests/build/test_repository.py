@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build at a time writes into a repository, and what a killed one left is removed."""
+
+import errno
+import fcntl
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from blipstream.errors import ArtifactError
+from blipstream_build.artifacts import Artifact
+from blipstream_build.repository import exclusive
+
+
+def test_a_second_build_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So it never takes what the first one works on for a leftover."""
+    repository = tmp_path / "repository"
+    artifact = Artifact(repository / "encoder/1/openvino", "")
+    found: list[list[Path]] = []
+
+    def second() -> None:
+        with exclusive(repository):
+            found.append(list(artifact.folder.parent.iterdir()))
+
+    thread = Thread(target=second)
+    with exclusive(repository):
+        with artifact.staging() as folder:
+            thread.start()
+            while "waiting for another build in" not in capsys.readouterr().out:
+                assert not found
+            assert list(artifact.folder.parent.iterdir()) == [folder]
+            artifact.install(folder)
+        assert not found
+    thread.join()
+    assert found == [[artifact.folder]]
+
+
+def test_a_second_build_waits_for_one_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which removes the folder that both have opened."""
+    repository = tmp_path / "new" / "repository"
+    locked: list[bool] = []
+
+    def second() -> None:
+        with exclusive(repository):
+            locked.append(repository.is_dir())
+
+    thread = Thread(target=second)
+    with exclusive(repository):
+        thread.start()
+        while "waiting" not in capsys.readouterr().out:
+            pass
+    thread.join()
+    assert locked == [True]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", ["encoder/1/.tensorrt-x", "encoder/1/.openvino-x", "decoder/1/.new-x"])
+def test_leftovers_of_any_configuration_are_removed(left: str, tmp_path: Path) -> None:
+    (tmp_path / left).mkdir(parents=True)
+    (tmp_path / left / "model.plan").touch()
+    (tmp_path / "encoder/1/openvino").mkdir(parents=True, exist_ok=True)
+    with exclusive(tmp_path):
+        assert not (tmp_path / left).exists()
+        assert (tmp_path / "encoder/1/openvino").exists()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some network file systems are; there is none here."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ArtifactError) as error, exclusive(tmp_path / "repository"):
+        pass
+    assert str(error.value) == (
+        f"{tmp_path}/repository cannot be locked against other builds (No locks available): "
+        "give a --repository on another file system"
+    )
+    assert not list(tmp_path.iterdir())
