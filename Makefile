@@ -22,9 +22,12 @@ LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
 SOURCES := blipstream build client deploy examples loadtest model_repository tests
 
-.PHONY: setup demo serve build bench loadtest tune test test-full lint format configs lock pin-images audit sbom clean
+.PHONY: setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
 
-setup: $(READY)
+setup: $(READY)  ## install the locked packages into .venv, which every other verb does first
+
+help:  ## list these verbs
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | sort | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
 	PYTHON=$(PYTHON) ./install-system-packages.sh
@@ -36,7 +39,7 @@ $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml c
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable .
 	touch $@
 
-build: $(READY)  ## checkpoint to artifacts
+build: $(READY)  ## make a model repository from CHECKPOINT
 	$(BIN)/python -m blipstream_build --checkpoint $(call quote,$(CHECKPOINT)) \
 		--config $(call quote,$(CONFIG)) --repository $(call quote,$(REPOSITORY)) \
 		$(if $(PROCESSOR),--processor $(call quote,$(PROCESSOR)))
@@ -45,14 +48,14 @@ demo: $(READY)  ## caption the sample images through a real Triton server, and s
 	$(BIN)/python -m blipstream_build --repository model_repository
 	$(BIN)/python build/demo/demo.py
 
-serve: build  ## until Ctrl-C
+serve: build  ## build CHECKPOINT and serve it until Ctrl-C
 	@exec $(BIN)/python -m blipstream.server --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
 
-bench: $(READY)  ## transformers, the engine and Triton, side by side
+bench: $(READY)  ## measure transformers, the engine and Triton side by side
 	$(BIN)/python loadtest/bench.py --device $(DEVICE)
 
-loadtest: $(if $(HOST),$(READY),build)  ## Locust against HOST, or a server of its own, and a report
+loadtest: $(if $(HOST),$(READY),build)  ## load HOST, or a server of its own, with Locust, and write a report
 	$(BIN)/python loadtest/load.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
 		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(SHAPE),--shape $(SHAPE)) $(if $(USERS),--users $(USERS)) \
 		$(if $(DURATION),--duration $(DURATION)) $(if $(RATE),--rate $(RATE)) $(if $(WORKERS),--workers $(WORKERS)) \
@@ -60,25 +63,25 @@ loadtest: $(if $(HOST),$(READY),build)  ## Locust against HOST, or a server of i
 		$(if $(SLO_P95_MS),--p95-ms $(SLO_P95_MS)) $(if $(SLO_ERROR_RATE),--error-rate $(SLO_ERROR_RATE)) \
 		$(if $(SLO_MIN_RPS),--min-rps $(SLO_MIN_RPS))
 
-tune: build  ## the batching settings that answer most requests a second within SLO_P95_MS
+tune: build  ## find the batching settings that answer most requests a second within SLO_P95_MS
 	$(BIN)/python loadtest/tune.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
 		--p95-ms $(or $(SLO_P95_MS),500) $(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(call quote,$(MIX))) \
 		$(if $(NAME),--name $(call quote,$(NAME)))
 
-test: $(READY)
+test: $(READY)  ## run the tests, except those of test-full
 	./tests/install-tools.sh
 	$(BIN)/pytest
 
-test-full: $(READY)  ## real sizes, faults, a hundred thousand images; needs 12 GB of memory and half an hour
+test-full: $(READY)  ## test real sizes, faults and a hundred thousand images; needs 12 GB of memory and half an hour
 	$(BIN)/pytest -m full
 
-lint: $(READY)
+lint: $(READY)  ## check style and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python build/generated_files.py --check
 
-format: $(READY)
+format: $(READY)  ## mend what can be mended of the style
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
@@ -88,10 +91,13 @@ configs: $(READY)  ## write the models' configs and the other files that follow 
 lock: $(READY)  ## resolve all lock files anew
 	$(BIN)/python deploy/lock.py
 
-pin-images: $(READY)  ## write into all files which images their tags name today
+wheels: $(READY)  ## build the wheels of the server and of the client into dist/
+	$(BIN)/hatchling build --target wheel --directory $(CURDIR)/dist
+	cd client && $(abspath $(BIN))/hatchling build --target wheel --directory $(CURDIR)/dist
+
+pin-images: $(READY)  ## pin the container images of all files to what their tags name today
 	$(BIN)/python deploy/pin_images.py
 
-.PHONY: docs
 docs: $(READY)  ## build these documents as a site in site/; a link that leads nowhere is an error
 	$(BIN)/mkdocs build --quiet --strict
 
@@ -103,18 +109,18 @@ $(AUDIT_READY): $(READY) deploy/audit.lock
 	$(AUDIT_BIN)/$(INSTALL) --requirement deploy/audit.lock
 	touch $@
 
-audit: $(AUDIT_READY)  ## known vulnerabilities of the locked packages; fails with "NOT RUN" if nobody could be asked
+audit: $(AUDIT_READY)  ## look up known vulnerabilities of the locked packages; fails with "NOT RUN" if that was impossible
 	$(BIN)/python deploy/audit.py $(AUDIT) $(LOCKS) requirements-cuda.lock $(wildcard deploy/*.lock)
 
 SBOM = $(AUDIT_BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml
 
-# scanners know torch's version without "+cpu"
-sbom: $(AUDIT_READY)  ## what is installed here and in the CPU image, and in the GPU image, for scanners
+# Scanners know torch's version without "+cpu"
+sbom: $(AUDIT_READY)  ## list for scanners what is installed here, in the CPU image and in the GPU image
 	cat requirements.lock requirements-cpu.lock requirements-server.lock | sed 's/+cpu//' | $(SBOM) --output-file sbom.json -
 	$(SBOM) --output-file sbom-gpu.json deploy/requirements.lock
 
-clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
+clean:  ## remove what the other verbs made
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
 	rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
 	find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

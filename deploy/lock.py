@@ -70,7 +70,7 @@ def write(name: str, packages: list[str]) -> None:
 @click.option("--cpu-builds", default=CPU_BUILDS, show_default=True, help="The index of torch's builds for CPUs.")
 def main(cpu_builds: str) -> None:
     """Resolve all lock files anew."""
-    packages = resolve(*EVERY_PYTHON, *OURS, "--extra=cpu")
+    packages = resolve(*EVERY_PYTHON, *OURS, "--extra=openvino")
     write("requirements.lock", [package for package in packages if not CUDA.match(package)])
     write("requirements-cuda.lock", [package for package in packages if CUDA.match(package)])
     (torch,) = (package.split()[0] for package in packages if package.startswith("torch=="))

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build the checkpoint that is to be served, in another process, so that the server's own never loads torch."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def build(checkpoint: str | None, config: str, repository: Path | None = None, processor: str | None = None) -> Path:
+    """Build what is stale, as `blipstream build` does with these options, and return the model repository.
+
+    If the build fails or a signal ends it, exits with the build's status: it has said why.
+    """
+    options = {"checkpoint": checkpoint, "config": config, "repository": repository, "processor": processor}
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    # -P: a file named like a module in the working folder must not take its place
+    command = [sys.executable, "-P", "-m", "blipstream_build", "--print-path", *given]
+    # Ctrl-C reaches this process alone, which passes on that and all other signals
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            path, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)
+    return Path(path.removesuffix("\n"))

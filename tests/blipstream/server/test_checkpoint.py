@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blipstream serve CHECKPOINT` up to where the server starts. tests/test_wheels.py goes on from there."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blipstream.server import checkpoint
+from tests.conftest import CHECKPOINT
+
+SERVE = [sys.executable, "-m", "blipstream.server", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+
+
+def test_a_repository_that_is_up_to_date(artifacts: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert checkpoint.build(str(CHECKPOINT), "cpu", artifacts) == artifacts
+    assert capfd.readouterr() == ("", f"{artifacts} is up to date with checkpoint\n")
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    done = subprocess.run([*SERVE, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_build(number: signal.Signals, tmp_path: Path) -> None:
+    """In order, although it reached only the process that waits for it."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with subprocess.Popen(
+        [*SERVE, str(CHECKPOINT)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        shown = b""
+        while b"exporting encoder" not in shown:
+            shown += os.read(process.stderr.fileno(), 1 << 16)
+            assert process.poll() is None, shown
+        process.send_signal(number)
+        output, errors = process.communicate()
+    assert (process.returncode, output) == (130, b"")
+    assert errors.endswith(b"stopped\n")
+    assert not list(tmp_path.iterdir())
