@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve captions without a container: `python -m blipstream.server`.
+"""`blipstream serve`: serve captions without a container. `python -m blipstream.server` is the same.
 
 A supervisor watches the server and restarts it. http://HOST:8003 says how it is.
 
@@ -23,8 +23,7 @@ from typing import Any
 import click
 
 from blipstream.errors import BlipstreamError, ServerError
-from blipstream.server import open_files, proc, signals
-from blipstream.server.installation import ROOT
+from blipstream.server import checkpoint, open_files, proc, signals
 from blipstream.server.network import bypass_proxies
 from blipstream.server.tls import TLS
 from blipstream.server.triton import TritonServer
@@ -39,7 +38,9 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 class Settings:
     """The options of the command, by their names. The options themselves say what each means, and its default."""
 
-    repository: Path
+    checkpoint: str | None
+    repository: Path | None
+    processor: str | None
     config: str
     host: str
     http_port: int
@@ -64,7 +65,15 @@ class Settings:
     context_settings={"show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
     epilog="Each option is an environment variable, too, such as BLIPSTREAM_LOG_REQUESTS.",
 )
-@click.option("--repository", type=click.Path(path_type=Path), default=ROOT / "model_repository", help="Models.")
+@click.argument("checkpoint", required=False)
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    help="Model repository to serve; a CHECKPOINT is built there first.  [default: a folder of ~/.cache/blipstream]",
+)
+@click.option(
+    "--processor", help="Hub name or folder to take a CHECKPOINT's tokenizer and image processor from, if it lacks one."
+)
 @click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
 @click.option("--host", default=TritonServer.host, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--http-port", default=TritonServer.http_port, help="0 for any free port.")
@@ -92,7 +101,11 @@ class Settings:
 @click.option("--restart/--no-restart", default=True, help="Restart a server that fails, or exit and say what failed.")
 @click.option("-v", "--verbose", count=True, help="More in Triton's log.")
 def main(**options: Any) -> None:  # noqa: ANN401
-    """Start tritonserver with the models of a repository, and stop it with Ctrl-C or SIGTERM."""
+    """Serve a checkpoint with tritonserver, until Ctrl-C or SIGTERM.
+
+    CHECKPOINT is a hub name or a folder. It is built first, unless it is up to date. If it is absent, the repository is
+    served as it is; if that is absent too, the demo checkpoint is.
+    """
     try:
         serve(Settings(**options))
     except (BlipstreamError, OSError) as error:
@@ -114,9 +127,12 @@ def serve(settings: Settings) -> None:
         open_files.raise_limit()
         proc.adopt_orphans()
         logging.basicConfig(format="%(asctime)s %(message)s")
+        repository = settings.repository
+        if repository is None or settings.checkpoint is not None:
+            repository = checkpoint.build(settings.checkpoint, settings.config, repository, settings.processor)
         server = TritonServer(
-            repository=settings.repository,
-            config=config_name(settings.repository, settings.config),
+            repository=repository,
+            config=config_name(repository, settings.config),
             host=settings.host,
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,

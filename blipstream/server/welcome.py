@@ -5,27 +5,30 @@ import shlex
 import sys
 from pathlib import Path
 
-from blipstream.server.installation import ROOT
+from blipstream.files import SAMPLES
 from blipstream.server.triton import TritonServer
-
-SAMPLES = Path("build/demo/samples")
 
 
 def welcome(server: TritonServer, health_port: int) -> str:
     """The addresses, and commands that send a sample image to them."""
     health = f"http://{server.local_host}:{health_port}/healthz"
-    sample = next(iter(sorted((ROOT / SAMPLES).glob("*.jpg"))), None)
-    shown = SAMPLES / sample.name if sample else Path("photo.jpg")
-    command = Path(sys.prefix, "bin", "blipstream")
-    name = command.relative_to(ROOT) if command.is_relative_to(ROOT) else command
+    sample = next(iter(sorted(SAMPLES.glob("*.jpg"))), Path("photo.jpg"))
+    shown = _relative(sample)
+    command = _relative(Path(sys.prefix, "bin", "blipstream"))
     lines = [
         f"serving on {server.http_url} and {server.grpc_url}, metrics on {server.metrics_url}, health on {health}",
         "try it:",
-        f"  {shlex.quote(str(name))} caption {shown} --url {server.local_url}",
+        f"  {shlex.quote(str(command))} caption {shlex.quote(str(shown))} --url {server.local_url}",
     ]
-    if sample:
+    if sample.exists():
         lines.append(f"  {curl(server.http_url, shown, sample.stat().st_size)}")
     return "\n".join([*lines, "Ctrl-C stops it"])
+
+
+def _relative(path: Path) -> Path:
+    """A path as seen from the working folder, if it lies within."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def curl(url: str, image: Path, size: int) -> str:
