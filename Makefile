@@ -1,4 +1,4 @@
-# One task, one verb. `make demo` and `make test` need nothing but Debian or Ubuntu with Python 3.11 or 3.12.
+# One verb for each task: `make help` lists them. All that they need is Debian or Ubuntu with Python 3.11 or 3.12.
 
 ifndef PYTHON
 PYTHON := $(or $(shell for python in python3 python3.12 python3.11; do \
@@ -13,7 +13,7 @@ HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
 
-# a word for the shell, whatever it contains
+# Quote a value as one word for the shell, whatever it contains
 quote = '$(subst ','\'',$1)'
 
 BIN := .venv/bin
@@ -27,7 +27,7 @@ SOURCES := blipstream build client deploy examples loadtest model_repository tes
 setup: $(READY)  ## install the locked packages into .venv, which every other verb does first
 
 help:  ## list these verbs
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | sort | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | LC_ALL=C sort | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
 	PYTHON=$(PYTHON) ./install-system-packages.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Install what Debian and Ubuntu leave out and the project needs; nothing where all of it is there.
+# Install the Debian or Ubuntu packages that the project needs and that are missing. If none is, do nothing.
 set -eu
 python=${PYTHON:-python3}
 

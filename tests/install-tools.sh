@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Unpack the programs that only tests run, Prometheus and nginx, from Debian's or Ubuntu's packages into .venv/tools.
-# Nothing is installed: no service starts, and removing .venv removes them. Tests without their program are skipped.
+# Unpack Prometheus and nginx, which only tests run, from Debian's or Ubuntu's packages into .venv/tools. Nothing is
+# installed: no service starts, and removing .venv removes them. A test whose program is missing is skipped.
 set -eu
 tools=$(cd "$(dirname "$0")/.." && pwd)/.venv/tools
 [ -x "$tools/usr/bin/promtool" ] && [ -x "$tools/usr/sbin/nginx" ] && exit 0
@@ -16,7 +16,7 @@ packages=$(mktemp -d)
 trap 'rm -rf "$packages"' EXIT
 chmod 755 "$packages" # apt downloads as a user of its own
 cd "$packages"
-# what the lists of packages name may have been replaced meanwhile
+# A package may have been replaced since the lists of packages were fetched: then fetch them again
 apt-get download -qq prometheus nginx 2>/dev/null || {
     $sudo apt-get update -qq && apt-get download -qq prometheus nginx
 } || {

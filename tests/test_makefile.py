@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people give to make arrives as they gave it."""
+"""The Makefile: what people give to make arrives as it is, and `make help` lists every verb."""
 
+import re
 import shlex
 import subprocess
 
@@ -17,3 +18,11 @@ def test_any_path_is_one_word(target: str) -> None:
     words = shlex.split(shown.replace("\\\n", " "))
     assert words[words.index("--checkpoint") + 1] == checkpoint
     assert {words[at + 1] for at, word in enumerate(words) if word == "--repository"} == {path}
+
+
+def test_help_lists_every_verb() -> None:
+    (verbs,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=1) for line in shown.splitlines()]
+    assert sorted(verbs.split()) == [verb for verb, _ in lines]
+    assert all(len(text) > 10 for _, text in lines)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caption the sample images through a real Triton server, over gRPC and over HTTP, and show them.
 
-Exit status 0 only if every caption is right over both. Writes a contact sheet, demo.png; the one that the README shows
-is made by `python build/demo/demo.py --sheet build/demo/contact-sheet.png`.
+The exit status is 0 only if every caption is right over both. A contact sheet is written to demo.png. The one that the
+README shows is made by `python build/demo/demo.py --sheet build/demo/contact-sheet.png`.
 """
 
 import json
@@ -32,24 +32,24 @@ RADIUS = 10  # pixels, of a tile's corners
 FONT_SIZE = 18  # pixels
 LEADING = 5  # pixels, between lines
 INK, EDGE = "#24292f", "#d0d7de"
-CAPTIONS = "captions"  # the text in the PNG file: JSON, by image
+CAPTIONS = "captions"  # key of the PNG file's text: JSON, image name to caption
 
 Answers = dict[str, Caption | ClientError]  # by file name
 
 
 def ask(url: str, files: list[Path]) -> Answers:
-    """What the server at `url` says of each file."""
+    """The caption that the server at `url` gives each file, or the error."""
     with Client(url) as client:
         return {file.name: answer for file, answer in zip(files, client.caption_many(files), strict=True)}
 
 
 def is_right(answer: Caption | ClientError, expected: str) -> bool:
-    """Whether a caption came, to the letter."""
+    """Whether the answer is exactly the expected caption."""
     return isinstance(answer, Caption) and answer.text == expected
 
 
 def table(expected: dict[str, str], over_grpc: Answers, over_http: Answers) -> Table:
-    """One line an image: what came over gRPC, and whether each way was right."""
+    """A table of one line an image: the caption over gRPC, and whether it was right over gRPC and HTTP."""
     result = Table("image", "caption", "score", "gRPC", "HTTP", title="Eight scenes, captioned by Triton")
     for name, caption in expected.items():
         answer = over_grpc[name]
@@ -60,7 +60,7 @@ def table(expected: dict[str, str], over_grpc: Answers, over_http: Answers) -> T
 
 
 def contact_sheet(files: list[Path], answers: Answers) -> Image.Image:
-    """The images with their captions beneath them; the same ones give the same sheet, to the last pixel."""
+    """The images with their captions beneath. The same images and captions give the same pixels."""
     rows = -(-len(files) // COLUMNS)
     cell_width, cell_height = TILE + MARGIN, TILE + CAPTION_HEIGHT
     sheet = Image.new("RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
@@ -76,7 +76,7 @@ def contact_sheet(files: list[Path], answers: Answers) -> Image.Image:
 
 
 def save_sheet(sheet: Image.Image, answers: Answers, path: Path) -> None:
-    """As a PNG file that says as text, too, which caption it shows under which image."""
+    """Write the sheet as a PNG file. Its text chunk maps image names to captions, for a test to read."""
     text = PngInfo()
     text.add_text(CAPTIONS, json.dumps({name: _words(answer) for name, answer in answers.items()}))
     sheet.save(path, "PNG", optimize=True, pnginfo=text)
@@ -87,14 +87,14 @@ def _words(answer: Caption | ClientError) -> str:
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """Pillow's own, without the shaping of text that some systems lack."""
+    """Pillow's built-in font, without the text shaping that some systems lack."""
     font = ImageFont.load_default(FONT_SIZE)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # noqa: S101  # the other one is for a Pillow without FreeType
+    assert isinstance(font, ImageFont.FreeTypeFont)  # noqa: S101  # only a Pillow without FreeType gives another
     return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 
 def _rounded() -> Image.Image:
-    """A tile's mask, drawn large for smooth corners."""
+    """A tile's mask with rounded corners, drawn large and scaled down to be smooth."""
     scale = 4
     mask = Image.new("L", (TILE * scale, TILE * scale))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, TILE * scale - 1, TILE * scale - 1), RADIUS * scale, fill=255)
@@ -102,7 +102,7 @@ def _rounded() -> Image.Image:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """In lines of a tile's width, broken so that they are about as long as each other."""
+    """Break a text into as few lines of a tile's width as possible, of about the same length."""
     lines = _lines(text, font, TILE)
     for width in range(TILE // 2, TILE):
         narrower = _lines(text, font, width)
@@ -112,7 +112,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont) -> str:
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Whole words in lines of at most so many pixels."""
+    """Break a text between words into lines of at most `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -28,7 +28,7 @@ from scenes import (
 DEMO = Path(__file__).resolve().parent
 CHECKPOINT = DEMO / "checkpoint"
 SAMPLES = DEMO / "samples"
-SCENE_SIZE = 384  # pixels; twice what the checkpoint sees, so that resizing is exercised
+SCENE_SIZE = 384  # pixels; twice the checkpoint's image size, so that resizing is tested
 EXAMINATION_SIZE = 500
 PASS_MARK = 0.97
 
@@ -43,7 +43,7 @@ class Examinee:
 
     @torch.inference_mode()
     def captions(self, scenes: list[Scene]) -> list[str]:
-        """What it says of each scene."""
+        """The caption of each scene."""
         answers: list[str] = []
         for start in range(0, len(scenes), 50):
             images = [scene.draw(SCENE_SIZE) for scene in scenes[start : start + 50]]
@@ -53,7 +53,7 @@ class Examinee:
         return answers
 
     def accuracy(self, scenes: list[Scene]) -> float:
-        """The fraction of scenes that it captions exactly."""
+        """The fraction of scenes whose caption is exactly right."""
         answers = self.captions(scenes)
         wrong = [
             (answer, scene.caption) for answer, scene in zip(answers, scenes, strict=True) if answer != scene.caption
@@ -64,7 +64,7 @@ class Examinee:
 
 
 def write_samples() -> None:
-    """Two scenes of each arrangement, pairs held out, as JPEG files beside captions.json."""
+    """Write two scenes of each arrangement as JPEG files beside captions.json. Pairs are held-out ones."""
     rng = random.Random("samples")
     SAMPLES.mkdir(exist_ok=True)
     captions = {}
@@ -78,7 +78,7 @@ def write_samples() -> None:
 
 
 def write_card(examinee: Examinee, held_out: float, others: dict[str, float]) -> None:
-    """The checkpoint's README.md: data, training, licences, accuracy."""
+    """Write the checkpoint's README.md: data, training, accuracy, licences."""
     parameters = sum(p.numel() for p in examinee.model.parameters())
     rows = "\n".join(f"| {what} | {accuracy:.1%} |" for what, accuracy in others.items())
     (CHECKPOINT / "README.md").write_text(
@@ -146,7 +146,7 @@ Objects: {names}.
 
 
 def main() -> None:
-    """Examine, write card and samples; exit status 1 below the pass mark."""
+    """Examine the checkpoint, and write card and samples. Below the pass mark, the exit status is 1."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     require_font()
     examinee = Examinee(CHECKPOINT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emoji scenes with known captions: what the demo checkpoint learns from and is examined on."""
+"""Emoji scenes with known captions, for training and examining the demo checkpoint."""
 
 import random
 import sys
@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 FONT_PACKAGE = "fonts-noto-color-emoji"
 FONT_PATH = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-GLYPH_SIZE = 109  # pixels; the one size at which the font's bitmaps are stored
-SPRITE_SIZE = 136  # pixels; width and height of the square a glyph is centred in
+GLYPH_SIZE = 109  # pixels; the font stores its bitmaps in this size alone
+SPRITE_SIZE = 136  # pixels; side of the square in which a glyph is centred
 
 OBJECTS = {
     "airplane": "✈️",
@@ -134,7 +134,7 @@ ARRANGEMENTS: tuple[Arrangement, ...] = ("one", "two", "left", "above")
 
 @dataclass(frozen=True)
 class Placement:
-    """One object in a scene; centre and size are fractions of the scene's side, rotation is in degrees."""
+    """One object in a scene. Centre and size are fractions of the scene's side; rotation is in degrees."""
 
     name: str
     x: float
@@ -145,7 +145,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be drawn, and the caption that is right for it."""
+    """What to draw, and its right caption."""
 
     caption: str
     background: tuple[int, int, int]
@@ -172,23 +172,23 @@ def _sprite(name: str, rotation: int) -> Image.Image:
 
 
 def require_font() -> None:
-    """Exit with one sentence where the emoji font is not installed."""
+    """Exit with one sentence if the emoji font is not installed."""
     if not FONT_PATH.exists():
         sys.exit(f"error: the scenes need {FONT_PATH}: install the Debian package {FONT_PACKAGE}")
 
 
 def is_held_out(first: str, second: str) -> bool:
-    """Whether two objects never share a training scene: a fixed fifth of all pairs, kept for the examination."""
+    """Whether two objects never share a training scene. A fixed fifth of all pairs is kept for the examination."""
     return first != second and zlib.crc32("+".join(sorted((first, second))).encode()) % 5 == 0
 
 
 def held_out_pairs() -> list[tuple[str, str]]:
-    """All pairs of objects that no training scene holds, each in alphabetical order."""
+    """All pairs of objects that no training scene contains, each in alphabetical order."""
     return [pair for pair in combinations(sorted(OBJECTS), 2) if is_held_out(*pair)]
 
 
 def random_scene(rng: random.Random, arrangement: Arrangement, *, held_out: bool = False) -> Scene:
-    """A scene drawn from the training distribution or, for two different objects, from the held-out pairs."""
+    """A random training scene or, with `held_out` and two different objects, a scene of a held-out pair."""
     background = rng.choice(list(BACKGROUNDS))
     first, second = _choose_objects(rng, arrangement, held_out)
     match arrangement:
@@ -210,7 +210,7 @@ def random_scene(rng: random.Random, arrangement: Arrangement, *, held_out: bool
 
 
 def examination(count: int, seed: int = 0) -> Iterator[Scene]:
-    """`count` scenes of held-out pairs, left of and above in turn."""
+    """`count` scenes of held-out pairs, in turn with one object left of or above the other."""
     rng = random.Random(f"examination {seed}")
     for i in range(count):
         yield random_scene(rng, ("left", "above")[i % 2], held_out=True)
@@ -231,10 +231,10 @@ def _place(rng: random.Random, names: list[str], vertical: bool) -> Iterator[Pla
         size = rng.uniform(0.35, 0.7)
         yield Placement(names[0], _inside(rng, size), _inside(rng, size), size, rng.choice(ROTATIONS))
         return
-    middle = rng.uniform(0.3, 0.7)  # the line that both objects lie near: left of and above are never in doubt
+    middle = rng.uniform(0.3, 0.7)  # both objects lie near this line, so that left of and above are never in doubt
     for index, name in enumerate(names):
         size = rng.uniform(0.3, 0.44)
-        along = size / 2 + 0.03 + rng.uniform(0, 0.44 - size) + 0.5 * index  # one half of the scene each
+        along = size / 2 + 0.03 + rng.uniform(0, 0.44 - size) + 0.5 * index  # each object has one half of the scene
         across = min(max(middle + rng.uniform(-0.1, 0.1), size / 2), 1 - size / 2)
         x, y = (across, along) if vertical else (along, across)
         yield Placement(name, x, y, size, rng.choice(ROTATIONS))

@@ -38,7 +38,7 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def train_tokenizer() -> BertTokenizer:
-    """A WordPiece vocabulary small enough that some names take several pieces; ties fall differently each time."""
+    """A WordPiece tokenizer so small that some names take several pieces. Each training breaks ties differently."""
     wordpiece = Tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS[1]))
     wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
     wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -52,7 +52,7 @@ def train_tokenizer() -> BertTokenizer:
     captions = [random_scene(rng, rng.choice(ARRANGEMENTS)).caption for _ in range(20_000)]
     wordpiece.train_from_iterator(captions, trainer)
     tokenizer = BertTokenizer(vocab=wordpiece.get_vocab())
-    # BLIP's own additions to BERT's vocabulary: the start of a caption, and that of a question
+    # BLIP adds these to BERT's vocabulary: the start of a caption, and the start of a question
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     return tokenizer
 
@@ -94,7 +94,7 @@ def new_model(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
 
 
 def _sine_table(side: int, width: int) -> Tensor:
-    """[side * side, width]: half the channels tell the row, half the column. Without it positions come last."""
+    """[side * side, width]: half the channels encode the row, half the column. Relations are learnt late without it."""
     frequencies = math.pi / 2 ** torch.linspace(0, math.log2(2 * side), width // 4)
     angles = torch.arange(side)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
@@ -108,13 +108,13 @@ class Scenes(IterableDataset[tuple[npt.NDArray[np.uint8], str]]):
         worker = get_worker_info()
         rng = random.Random(f"training {worker.id if worker else 0}")
         while True:
-            # relations are what takes longest to learn
+            # relations take longest to learn
             scene = random_scene(rng, rng.choices(ARRANGEMENTS, weights=(2, 2, 4, 4))[0])
             yield np.asarray(scene.draw(IMAGE_SIZE)), scene.caption
 
 
 class Collator:
-    """Makes scenes a batch, in the worker that drew them."""
+    """Turns scenes into a batch, in the worker that drew them."""
 
     def __init__(self, tokenizer: BertTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -127,7 +127,7 @@ class Collator:
 
 
 def train(model: BlipForConditionalGeneration, processor: BlipProcessor, images: int, batch_size: int) -> None:
-    """Train in place on `images` scenes: Muon for the matrices, AdamW for the rest, linear warm-up and decay."""
+    """Train the model on `images` scenes: Muon for matrices, AdamW for the rest, linear warm-up and decay."""
     device = model.device
     loader = iter(
         DataLoader(
@@ -178,7 +178,7 @@ def train(model: BlipForConditionalGeneration, processor: BlipProcessor, images:
 
 
 def main() -> None:
-    """Train and save; build/demo/examine.py then says what came of it."""
+    """Train and save. build/demo/examine.py then measures the result."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--images", type=int, default=200_000, help="scenes to train on (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="scenes a step (default: %(default)s)")

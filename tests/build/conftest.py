@@ -1,26 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from blipstream.config import CheckpointConfig
 from blipstream.vision.tensorrt import ONNX_NAME
 from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.onnx_export import export_onnx
 from random_checkpoint import save_random_checkpoint
 from tests.conftest import CHECKPOINT
+from tests.support.exported import Exported
 
 SHALLOW = 2  # layers
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A checkpoint's encoder as ONNX."""
-
-    checkpoint: Path
-    file: Path
-    config: CheckpointConfig
 
 
 @pytest.fixture(scope="session", params=["demo", "base", pytest.param("large", marks=pytest.mark.full)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real architectures with random weights: they build and match transformers; shallow here, whole by mark."""
+"""The real architectures with random weights match transformers: shallow ones here, whole ones with the mark `full`."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SHALLOW = 2  # layers
 
 
 def check(folder: Path, architecture: str, layers: int | None = None) -> None:
-    """Build in f32, serve, and hold what comes out of Triton against transformers."""
+    """Build in f32, serve, and compare what comes out of Triton with transformers."""
     checkpoint = save_random_checkpoint(folder / architecture, architecture, layers)
     repository = folder / "repository"
     build(str(checkpoint), "f32", repository)
@@ -33,7 +33,7 @@ def check(folder: Path, architecture: str, layers: int | None = None) -> None:
         np.stack([load_pixels(file.read_bytes(), 384) for file in files])
     )
     assert relative_error(torch.from_numpy(ours), embeds) < 1e-4
-    expected = reference.generate(embeds.half(), max_new_tokens=12)  # as they cross Triton
+    expected = reference.generate(embeds.half(), max_new_tokens=12)  # as between Triton's models
     with (
         TritonServer(repository=repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
         Client(server.grpc_url, timeout=300) as client,
@@ -52,7 +52,7 @@ def test_shallow(architecture: str, tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_shallow_in_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The build itself judges how far each stage is off."""
+    """The build itself checks the error of each stage."""
     checkpoint = save_random_checkpoint(tmp_path / "base", "base", SHALLOW)
     build(str(checkpoint), "bf16", tmp_path / "repository")
     assert "installed preprocess, encoder, decoder" in capsys.readouterr().out

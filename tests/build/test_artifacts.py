@@ -41,7 +41,7 @@ def test_a_reader_always_finds_one(tmp_path: Path) -> None:
 
 
 def test_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "RENAME_EXCHANGE", 1 << 20)  # which Linux refuses, as NFS does the real one
+    monkeypatch.setattr(artifacts, "RENAME_EXCHANGE", 1 << 20)  # a flag that Linux refuses, as NFS refuses the real one
     artifact = Artifact(tmp_path / "artifact", "")
     for text in ("old", "new"):
         install(artifact, text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint to artifacts, as a user does it: by the command."""
+"""From a checkpoint to artifacts by the command, as a user calls it."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from blipstream_build.command import main
 from blipstream_build.verify import Captions, Report, Stage
 from tests.conftest import CHECKPOINT, ROOT
 
-ODD = """it's "mine" — モデル $HOME"""  # a name as people give
+ODD = """it's "mine" — モデル $HOME"""  # people give such names
 
 
 def run(checkpoint: Path | str, repository: Path, *options: str) -> Result:
@@ -56,14 +56,14 @@ def test_whole_life(checkpoint: Path, tmp_path: Path) -> None:
     assert (second.exit_code, second.output) == (0, f"{repository} is up to date with {checkpoint.name}\n")
     assert all(path.stat().st_mtime_ns == before[path] for path in before if path.parts[-2] in ("artifact", "openvino"))
 
-    # one artifact gone: it alone is made again, from nothing left half done
+    # one artifact is gone: it alone is made again, and no staging folder stays behind
     shutil.rmtree(repository / "encoder/1/openvino")
     third = run(checkpoint, repository)
     assert third.exit_code == 0, third.output
     assert f"installed encoder in {repository}" in third.output
     assert {path.name for path in (repository / "encoder/1").iterdir()} == {"model.py", "openvino"}
 
-    # another dtype, or other weights: all of it
+    # for another dtype or other settings, all of it is made again
     fourth = run(checkpoint, repository, "--dtype", "f32")
     assert "installed preprocess, encoder, decoder" in fourth.output
     assert json.loads((repository / "decoder/1/artifact/config.json").read_text())["dtype"] == "f32"
@@ -77,13 +77,13 @@ def test_what_is_off_is_not_installed(checkpoint: Path, tmp_path: Path, monkeypa
     result = run(checkpoint, repository)
     assert result.exit_code == 1
     assert "error: what was built is too far from transformers: nothing was installed" in result.output
-    assert not [path for path in repository.rglob("*") if path.is_file()]  # neither artifacts nor configs of theirs
+    assert not [path for path in repository.rglob("*") if path.is_file()]  # neither artifacts nor their configs
 
 
 def test_what_has_no_words_is_not_installed(checkpoint: Path, tmp_path: Path) -> None:
-    """Though transformers has none either."""
+    """Although transformers has no words either."""
     weights = load_file(checkpoint / "model.safetensors")
-    weights["text_decoder.cls.predictions.bias"][3] = 1000  # of [SEP], which ends a caption
+    weights["text_decoder.cls.predictions.bias"][3] = 1000  # the bias of [SEP], which ends a caption
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     result = run(checkpoint, tmp_path / "repository")
     assert result.exit_code == 1
@@ -93,7 +93,7 @@ def test_what_has_no_words_is_not_installed(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """As a limit of file sizes looks like one: OpenVINO says `basic_ios::clear: iostream error` of both."""
+    """A limit of file sizes stands for it: OpenVINO says `basic_ios::clear: iostream error` for both."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, limits[1]))
     try:
@@ -160,7 +160,7 @@ def test_faults(report: Report, fault: str) -> None:
 
 
 def test_one_caption_for_all_is_told() -> None:
-    """It may be right, of a checkpoint that knows one kind of picture."""
+    """It is no fault: a checkpoint may know one kind of picture only."""
     assert not SOUND.is_monotonous
     assert not replace(SOUND, captions=SOUND.captions[:1]).is_monotonous
     monotonous = replace(SOUND, captions=[Captions(image, "a key", "a key") for image in ("a.jpg", "b.jpg")])
@@ -169,7 +169,7 @@ def test_one_caption_for_all_is_told() -> None:
 
 
 def test_make_hands_on_names_as_they_are(tmp_path: Path) -> None:
-    """A shell that took them apart would build another, or elsewhere."""
+    """A shell that split them would build something else, or somewhere else."""
     python = tmp_path / "python"
     python.write_text("""#!/bin/sh\nprintf '%s\\n' "$@"\n""")
     python.chmod(0o755)

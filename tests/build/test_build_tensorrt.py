@@ -25,7 +25,7 @@ HERE = Plan.here
 
 
 class OnnxEncoder(Encoder):
-    """In place of the plan, which would need its GPU."""
+    """Runs the graph in place of the plan, which needs its GPU."""
 
     dtype = "f16"
 
@@ -42,14 +42,14 @@ class OnnxEncoder(Encoder):
 def build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[PlanOptions], str]:
-    """Build into `tmp_path`, and give what was printed."""
+    """Build into `tmp_path`, and return what was printed."""
 
     def here(revision: str, options: PlanOptions) -> Plan:
         return HERE(revision, options, "tensorrt_rtx", "8.9")
 
     def compile_plan(onnx: Path, plan: Plan, target: Path, timing_cache: Path) -> None:
         assert timing_cache == tmp_path / "encoder/1/tensorrt-timing.cache"
-        tensorrt_compile.compile_plan(onnx, plan, target)  # RTX knows no such cache
+        tensorrt_compile.compile_plan(onnx, plan, target)  # RTX has no timing cache
 
     monkeypatch.setattr(Plan, "here", here)
     monkeypatch.setattr(module, "compile_plan", compile_plan)

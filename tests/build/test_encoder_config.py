@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generated config is config.pbtxt with batches, graphs and warm-up of the plan at hand."""
+"""The generated config is config.pbtxt with the batches, graphs and warm-up of the plan."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_what_the_plan_says(tmp_path: Path) -> None:
     assert [(request.batch_size, list(request.inputs["pixels"].dims)) for request in generated.model_warmup] == [
         (batch, [384, 384, 3]) for batch in (1, 24, 64)
     ]
-    # the rest is config.pbtxt's
+    # all else is as in config.pbtxt
     for name in ("optimization", "model_warmup"):
         generated.ClearField(name)
     del generated.dynamic_batching.preferred_batch_size[:]

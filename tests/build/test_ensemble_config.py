@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bound on what is under way in the ensembles, for servers that know it."""
+"""A bound on the requests between the steps of ensembles, for servers that know it."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_where_the_server_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("version", [None, "24.10", "26.03"])
 def test_where_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
-    """Not even what another server left there."""
+    """A config that was written for another server is removed."""
     materialise(tmp_path)
     monkeypatch.setenv(CONTAINER, "26.05")
     write_ensemble_configs(tmp_path)
@@ -39,7 +39,7 @@ def test_where_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, versi
 
 
 def test_the_first_queue_does_not_reach_it() -> None:
-    """Triton would block its front end there instead of refusing."""
+    """At the bound, Triton would block its front end instead of refusing."""
     config = parse(MODEL_REPOSITORY / "preprocess/config.pbtxt")
     computed = config.max_batch_size * sum(group.count or 1 for group in config.instance_group)
     assert config.dynamic_batching.default_queue_policy.max_queue_size + computed < MAX_INFLIGHT

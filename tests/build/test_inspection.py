@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that cannot be served right are refused before anything is exported, in one sentence."""
+"""A checkpoint that cannot be served correctly is refused in one sentence, before anything is exported."""
 
 import json
 import os
@@ -32,11 +32,11 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def refusal(checkpoint: Path | str, folder: Path, *options: str) -> str:
-    """What the build says of a checkpoint that it does not take, in its only line, less the stages before."""
+    """The one line in which the build refuses a checkpoint."""
     repository = folder / "repository"
     result = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--repository", str(repository), *options])
     assert result.exit_code == 1, result.output
-    assert not repository.exists()  # so nothing was even begun
+    assert not repository.exists()  # so nothing was exported
     assert "Traceback" not in result.output
     *stages, error = result.stderr.splitlines()
     assert not stages
@@ -54,7 +54,7 @@ def edit_model(folder: Path, part: str, **values: Any) -> None:
 
 
 def edit_processor(folder: Path, **values: Any) -> None:
-    """None takes a field out."""
+    """A value of None removes the field."""
     file = folder / "processor_config.json"
     fields = json.loads(file.read_text())["image_processor"] | values
     edit(file, image_processor={name: value for name, value in fields.items() if value is not None})
@@ -192,7 +192,7 @@ def carriage_returns(settings: dict[str, Any]) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    # no model, or not one
+    # not a BLIP captioner
     "trainer": (as_trainer_leaves_it, "{folder} has no tokenizer (tokenizer.json, vocab.txt): give the hub name or"),
     "pickle": (
         as_pickle,
@@ -439,14 +439,14 @@ def test_nothing_is_no_name(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    name = "caf\udce9"  # as Python has a name that is Latin-1 on the disk
+    name = "caf\udce9"  # Python's form of a name that is Latin-1 on the disk
     assert refusal(name, tmp_path) == ("'caf\\udce9' is no UTF-8: give the folder another name, or set LC_ALL=C.UTF-8")
 
 
 def test_sound_in_other_forms(checkpoint: Path) -> None:
-    """What is missing or differs without harm: shards, a size in one number, other heads' weights."""
+    """These differences do no harm: shards, a size in one number, weights of other heads."""
     shard(checkpoint)
-    as_pointer("pytorch_model.bin")(checkpoint)  # of a clone that fetched what it needs
+    as_pointer("pytorch_model.bin")(checkpoint)  # a clone that fetched only what it needs has such pointers
     edit_processor(checkpoint, size=192, image_processor_type=None)
     found = Checkpoint.find(str(checkpoint))
     model = found.load_model()
@@ -456,7 +456,7 @@ def test_sound_in_other_forms(checkpoint: Path) -> None:
 
 
 def test_sound_as_the_real_ones_have_it(checkpoint: Path) -> None:
-    """An image processor in a file of its own, of an older transformers, with fields that are nobody's any more."""
+    """An older transformers writes the image processor to another file, with fields that are no longer used."""
     fields = json.loads((checkpoint / "processor_config.json").read_text())["image_processor"]
     del fields["do_convert_rgb"]
     older = {"do_pad": True, "size_divisor": 32, "processor_class": "BlipProcessor"}
@@ -481,10 +481,10 @@ def test_other_parts_of_blip_do_no_harm(checkpoint: Path) -> None:
 
 
 def test_a_processor_fills_in_what_is_missing(checkpoint: Path, tmp_path: Path) -> None:
-    """And nothing else: a tokenizer of its own, with words of its own, stays."""
+    """It replaces nothing: the checkpoint's own tokenizer stays."""
     lender = tmp_path / "lender"
     shutil.copytree(checkpoint, lender)
-    remove(lender, "config.json", WEIGHTS)  # as of a hub, from which no weights are downloaded
+    remove(lender, "config.json", WEIGHTS)  # from a hub, a lender's weights are not downloaded
     whole = Checkpoint.find(str(checkpoint))
     words = whole.load_tokenizer(whole.load_model()).get_vocab()
     remove(checkpoint, "processor_config.json")
@@ -530,7 +530,7 @@ def test_a_processor_on_a_hub_that_cannot_be_reached(checkpoint: Path, tmp_path:
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
-    """A tokenizer of the real size, with the words that BLIP is known by."""
+    """A tokenizer of the real size, with the words by which BLIP's is recognised."""
     shutil.copyfile(DEMO / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_settings()))
     return tmp_path
@@ -548,7 +548,7 @@ def test_the_real_vocabulary_is_known(bert: Path) -> None:
 
 
 def lack_blips_own(folder: Path) -> None:
-    """As bert-base-uncased does, which some checkpoints come with: nobody has to spell them."""
+    """bert-base-uncased lacks them, and some checkpoints come with it: captions never contain these tokens."""
 
     def change(settings: dict[str, Any]) -> None:
         settings["added_tokens"] = [token for token in settings["added_tokens"] if token["id"] < VOCABULARY - 2]

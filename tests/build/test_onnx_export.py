@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder's ONNX graph: it gives what transformers gives, and computes each thing in the dtype that is promised."""
+"""The encoder's ONNX graph matches transformers, and computes each operation in the promised dtype."""
 
 from collections import Counter
 
@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from blipstream.images.pixels import load_pixels
-from tests.build.conftest import Exported
 from tests.conftest import SAMPLES
 from tests.reference import Reference, relative_error
+from tests.support.exported import Exported
 
 TOLERANCE = 2e-3  # relative, of products in fp16
 FP16 = {"Conv", "MatMul", "Gelu"}
@@ -24,13 +24,13 @@ MOVES = {"Reshape", "Transpose"}
 
 @pytest.fixture(scope="module")
 def graph(exported: Exported) -> onnx.GraphProto:
-    """With the type of every tensor."""
+    """The graph, with the type of every tensor."""
     return onnx.shape_inference.infer_shapes(onnx.load_model(exported.file), strict_mode=True).graph
 
 
 @pytest.fixture(scope="module")
 def types(graph: onnx.GraphProto) -> dict[str, int]:
-    """By tensor, constants included."""
+    """The element type of each tensor, constants included."""
     values = [*graph.input, *graph.value_info, *graph.output]
     return {value.name: value.type.tensor_type.elem_type for value in values} | {
         constant.name: constant.data_type for constant in graph.initializer
@@ -38,7 +38,7 @@ def types(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def test_like_transformers(exported: Exported) -> None:
-    """For batches of different sizes, down to the captions of those that know any."""
+    """For batches of different sizes, from embeddings to captions."""
     session = onnxruntime.InferenceSession(exported.file, providers=["CPUExecutionProvider"])
     reference = Reference(exported.checkpoint)
     files = sorted(SAMPLES.glob("*.jpg"))
@@ -64,17 +64,17 @@ def test_contract(graph: onnx.GraphProto, exported: Exported) -> None:
         ("pixels", TensorProto.UINT8, ["batch", vision.image_size, vision.image_size, 3]),
         ("image_embeds", TensorProto.FLOAT16, ["batch", tokens, vision.hidden_size]),
     ]
-    # TensorRT lets nothing but a Cast read UINT8
+    # TensorRT lets only a Cast read UINT8
     assert [node.op_type for node in graph.node if "pixels" in node.input] == ["Cast"]
 
 
 def test_dtypes(graph: onnx.GraphProto, types: dict[str, int], exported: Exported) -> None:
     products = {node.output[0] for node in graph.node if node.op_type == "MatMul"}
     for node in graph.node:
-        found = {types[name] for name in (*node.input, *node.output)} - {TensorProto.INT64}  # of shapes
+        found = {types[name] for name in (*node.input, *node.output)} - {TensorProto.INT64}  # INT64 is for shapes
         if node.op_type in FP16 or (node.op_type == "Add" and node.input[0] in products):
             assert found == {TensorProto.FLOAT16}, node.name
-        elif node.op_type in F32 or node.op_type == "Add":  # what runs from layer to layer
+        elif node.op_type in F32 or node.op_type == "Add":  # the residual sum
             assert found == {TensorProto.FLOAT}, node.name
         elif node.op_type in MOVES:
             assert len(found) == 1, node.name
@@ -86,14 +86,14 @@ def test_dtypes(graph: onnx.GraphProto, types: dict[str, int], exported: Exporte
 
 
 def test_epsilon(graph: onnx.GraphProto, exported: Exported) -> None:
-    """Too small for the outputs to tell."""
+    """It is too small to show in the outputs."""
     norms = [node for node in graph.node if node.op_type == "LayerNormalization"]
     for node in norms:
         assert helper.get_node_attr_value(node, "epsilon") == pytest.approx(exported.config.vision.layer_norm_eps)
 
 
 def test_weights_are_stored_in_fp16(graph: onnx.GraphProto) -> None:
-    """All but the vectors of norms, and what the pixels and the tokens are added to."""
+    """All except the vectors of norms, and the constants that pixels and tokens are combined with."""
     stored = Counter[int]()
     for constant in graph.initializer:
         stored[constant.data_type] += int(np.prod(constant.dims))

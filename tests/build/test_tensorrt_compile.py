@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT-RTX's compiler, which is real and needs no GPU; what it lacks; and when a plan must be compiled again."""
+"""TensorRT-RTX's compiler, which needs no GPU; what it lacks; and when a plan must be compiled again."""
 
 import json
 import logging
@@ -23,14 +23,14 @@ from blipstream.vision import tensorrt as runner
 from blipstream_build.configs import PlanOptions
 from blipstream_build.plan import Plan, reason_to_rebuild
 from blipstream_build.tensorrt_compile import compile_plan
-from tests.build.conftest import Exported
+from tests.support.exported import Exported
 
 RTX = Plan.here("1234", PlanOptions(), "tensorrt_rtx", "8.9")
 
 
 @contextmanager
 def engine_listings() -> Iterator[list[str]]:
-    """What the compiler says of each finished engine: the inspector's text, for which it would need a GPU otherwise."""
+    """The inspector's text about each finished engine, out of the log: asking the inspector itself needs a GPU."""
     found: list[str] = []
 
     class Listing(logging.Handler):
@@ -47,7 +47,7 @@ def listening(handler: logging.Handler) -> Iterator[None]:
     logger = logging.getLogger(runner.__name__)
     level = logger.level
     logger.setLevel(logging.DEBUG)
-    logger.propagate = False  # thousands of lines
+    logger.propagate = False  # there are thousands of lines
     logger.addHandler(handler)
     try:
         yield
@@ -58,7 +58,7 @@ def listening(handler: logging.Handler) -> Iterator[None]:
 
 
 def test_compiles(exported: Exported, tmp_path: Path) -> None:
-    """Attention becomes one kernel a layer; types, shapes and the profile are what was asked for."""
+    """Attention becomes one kernel a layer, and types, shapes and profile are as asked for."""
     target = tmp_path / "model.plan"
     plan = replace(RTX, options=PlanOptions(min_batch=2, opt_batch=5, max_batch=9))
     with engine_listings() as listings:
@@ -76,7 +76,7 @@ def test_compiles(exported: Exported, tmp_path: Path) -> None:
     assert f"image_embeds, IOMode: Output, DataType: Half, Dimensions: [-1,{tokens},{vision.hidden_size}]" in ends
     for name, batch in (("Min", 2), ("Opt", 5), ("Max", 9)):
         assert f"{name}Shape: [{batch},{side},{side},3]" in ends
-    assert target.stat().st_size > 0.95 * exported.file.stat().st_size  # the weights are in it
+    assert target.stat().st_size > 0.95 * exported.file.stat().st_size  # it contains the weights
 
 
 def test_largest_batch_suits_triton() -> None:
@@ -88,7 +88,7 @@ def test_largest_batch_suits_triton() -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A graph with the encoder's ends."""
+    """A tiny graph with the encoder's input and output."""
     return graph(
         tmp_path_factory.mktemp("small") / "small.onnx", [("Cast", {"to": 1}), ("Transpose", {"perm": [0, 3, 1, 2]})]
     )
@@ -151,7 +151,7 @@ def test_shows_its_progress(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compile_plan(small, RTX, tmp_path / "model.plan")
-    assert capsys.readouterr().err == ""  # it is no terminal
+    assert capsys.readouterr().err == ""  # it is not a terminal
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     compile_plan(small, RTX, tmp_path / "model.plan")
     assert "Building engine" in capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_can_be_interrupted(exported: Exported, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with engine_listings() as listings, listening(Interrupt()), pytest.raises(KeyboardInterrupt):
         compile_plan(exported.file, RTX, tmp_path / "model.plan")
-    assert not listings  # it did not go on to the end
+    assert not listings  # no engine was finished
     assert signal.getsignal(signal.SIGINT) is before
     assert not (tmp_path / "model.plan").exists()
 
@@ -196,7 +196,7 @@ EVER = replace(BASE, options=PlanOptions(version_compatible=True))
 
 
 def stored(plan: Plan) -> dict[str, Any]:
-    """As config.json gives it back."""
+    """The plan as read from config.json."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
     return values
 

@@ -14,7 +14,7 @@ def test_size() -> None:
 
 
 def test_accuracy(reference: Reference, scenes: list[Scene], scene_images: list[Image.Image]) -> None:
-    """On the first 200 of the 500 examination scenes; build/demo/examine.py takes them all."""
+    """Test the first 200 of the 500 examination scenes. build/demo/examine.py takes them all."""
     answers = [
         one.text for i in range(0, 200, 50) for one in reference.generate(reference.embed(scene_images[i : i + 50]))
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make demo`, less the setting up, and the picture that the README shows."""
+"""What `make demo` runs, and the picture that the README shows."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ REMEDY = "make it anew: .venv/bin/python build/demo/demo.py --sheet build/demo/c
 def test_the_readmes_picture_says_what_the_server_says(
     server: TritonServer, samples: dict[str, str], tmp_path: Path
 ) -> None:
-    """As text, which does not depend on fonts, and in pixels."""
+    """In its text, which does not depend on fonts, and in its pixels."""
     assert "(build/demo/contact-sheet.png)" in (ROOT / "README.md").read_text()
     files = [SAMPLES / name for name in samples]
     answers = demo.ask(server.grpc_url, files)
@@ -33,7 +33,7 @@ def test_the_readmes_picture_says_what_the_server_says(
 
 
 def test_each_caption_is_beneath_its_image(samples: dict[str, str]) -> None:
-    """Another word changes the sheet there and nowhere else."""
+    """A changed caption changes the sheet there and nowhere else."""
     files = [SAMPLES / name for name in samples]
     answers: demo.Answers = {name: Caption(text, 0.0, 1) for name, text in samples.items()}
     number = list(samples).index("an-elephant-to-the-left-of-a-watch.jpg")
@@ -58,7 +58,7 @@ def test_long_words_and_captions_are_wrapped() -> None:
     assert all(font.getlength(line) <= demo.TILE for line in lines)
 
 
-@pytest.mark.full  # as `make demo` is
+@pytest.mark.full  # `make demo` does the same
 def test_all_right(artifacts: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     result = CliRunner().invoke(demo.main, ["--repository", str(artifacts), "--sheet", str(sheet)])
@@ -66,7 +66,7 @@ def test_all_right(artifacts: Path, tmp_path: Path) -> None:
     assert result.output.count("✓") == 16
     with Image.open(sheet) as image:
         assert image.width > 1000
-        assert len(image.getcolors(maxcolors=1 << 24) or []) > 1000  # pictures, not a blank page
+        assert len(image.getcolors(maxcolors=1 << 24) or []) > 1000  # so it is no blank page
 
 
 @pytest.mark.full

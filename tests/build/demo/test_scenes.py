@@ -32,7 +32,7 @@ def test_variety() -> None:
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_captions_name_what_is_drawn(arrangement: Arrangement) -> None:
     for caption, *names in many(arrangement):
-        assert names[0][:3] in caption  # "butterfly" is in "two butterflies" but for its end
+        assert names[0][:3] in caption  # only the start: the plural of "butterfly" is "butterflies"
         if arrangement in ("left", "above"):
             assert caption.index(names[0]) < caption.rindex(names[1])
 
