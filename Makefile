@@ -53,7 +53,7 @@ serve: build  ## build CHECKPOINT and serve it until Ctrl-C
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
-	$(BIN)/python loadtest/bench.py --device $(DEVICE)
+	$(BIN)/python -m blipstream_bench --device $(DEVICE) --cache loadtest/.bench_cache --output loadtest/results
 
 loadtest: $(if $(HOST),$(READY),build)  ## load HOST, or a server of its own, with Locust, and write a report
 	$(BIN)/python loadtest/load.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \

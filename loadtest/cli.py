@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command-line options that the programs of this folder share."""
 
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -46,15 +43,3 @@ OUTPUT: Decorator = click.option(
     show_default="loadtest/results",
     help="Where to make that folder.",
 )
-
-
-def stop_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM end the program without a traceback; further ones do not interrupt the cleaning up."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit)
-
-
-def _exit(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)

@@ -28,11 +28,12 @@ import mix
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
+from blipstream_bench.machine import machine, versions
+from blipstream_bench.signals import stop_on_signals
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
 from collector import Collector, Statistics, Unavailable, local_server
 from load_results import RecordError, Slo
-from machine import machine, versions
 from shapes import DEFAULT_SECONDS, SHAPES
 
 LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
@@ -264,5 +265,5 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.stop_on_signals()
+    stop_on_signals()
     main()

@@ -49,6 +49,7 @@ from blipstream.server.proc import STUB
 from blipstream.server.triton import TritonServer
 from blipstream.server.welcome import SAMPLES
 from blipstream.server.workspace import SHARED_MEMORY
+from blipstream_bench.signals import stop_on_signals
 from collector import Statistics, Unavailable, family, group_members
 from raw_requests import FORM, caption_body, caption_request
 
@@ -451,5 +452,5 @@ def report(sampler: Sampler, seconds: float, settled: int, growth: float, wrong:
 
 
 if __name__ == "__main__":
-    cli.stop_on_signals()
+    stop_on_signals()
     main()

@@ -39,9 +39,10 @@ import mix
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
+from blipstream_bench.machine import machine, versions
+from blipstream_bench.signals import stop_on_signals
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_client import Client
-from machine import machine, versions
 
 VARIANT = "tuned"
 SPACE: dict[str, list[int]] = {  # the values to try, with the most influential setting first
@@ -361,5 +362,5 @@ def _link(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.stop_on_signals()
+    stop_on_signals()
     main()

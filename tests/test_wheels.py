@@ -45,6 +45,7 @@ def test_what_travels(wheels: Path) -> None:
         "build/blipstream_build/": "blipstream_build/",
         "build/demo/checkpoint/": "blipstream/share/build/demo/checkpoint/",
         "build/demo/samples/": "blipstream/share/build/demo/samples/",
+        "loadtest/blipstream_bench/": "blipstream_bench/",
         "model_repository/": "blipstream/share/model_repository/",
     }
     expected = {

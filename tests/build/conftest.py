@@ -3,9 +3,9 @@
 import pytest
 
 from blipstream.vision.tensorrt import ONNX_NAME
+from blipstream_bench.random_checkpoint import save_random_checkpoint
 from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.onnx_export import export_onnx
-from random_checkpoint import save_random_checkpoint
 from tests.conftest import CHECKPOINT
 from tests.support.exported import Exported
 

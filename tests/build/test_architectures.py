@@ -11,9 +11,9 @@ from PIL import Image
 from blipstream.images.pixels import load_pixels
 from blipstream.server.triton import TritonServer
 from blipstream.vision.openvino import OpenVINOEncoder
+from blipstream_bench.random_checkpoint import ARCHITECTURES, save_random_checkpoint
 from blipstream_build.build import build
 from blipstream_client import Caption, Client
-from random_checkpoint import ARCHITECTURES, save_random_checkpoint
 from tests.conftest import SAMPLES
 from tests.reference import Reference, relative_error
 

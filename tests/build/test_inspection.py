@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipTextConfig
 
 from blipstream.errors import ArtifactError
+from blipstream_bench.random_checkpoint import VOCABULARY, tokenizer_settings
 from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.command import main
 from blipstream_build.inspection.tokenizer import BERT_IDS, BERT_SENTENCE, check_tokenizer
-from random_checkpoint import DEMO, VOCABULARY, tokenizer_settings
 from tests.conftest import CHECKPOINT
 
 WEIGHTS = "model.safetensors"
@@ -531,7 +531,7 @@ def test_a_processor_on_a_hub_that_cannot_be_reached(checkpoint: Path, tmp_path:
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
     """A tokenizer of the real size, with the words by which BLIP's is recognised."""
-    shutil.copyfile(DEMO / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
+    shutil.copyfile(CHECKPOINT / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_settings()))
     return tmp_path
 

@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from bench import main
-from tests.conftest import CHECKPOINT, ROOT
+from blipstream_bench.command import main
+from tests.conftest import CHECKPOINT
 
 RATIO = "× "
 ROW = {
@@ -55,7 +55,7 @@ def bench(*options: str | Path) -> Result:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The output of a quick run, and the folder that it writes."""
     folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, str(ROOT / "loadtest" / "bench.py"), "--quick", "--checkpoint", str(CHECKPOINT)]
+    command = [sys.executable, "-m", "blipstream_bench", "--quick", "--checkpoint", str(CHECKPOINT)]
     result = subprocess.run(
         [*command, "--cache", str(folder / "cache"), "--output", str(folder / "results")],
         capture_output=True,

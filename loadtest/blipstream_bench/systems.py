@@ -21,13 +21,14 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from bench_plans import NEW_TOKENS
 from blipstream.decoding import load_engine
 from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
+from blipstream.server.proc import processes_of_group
 from blipstream.server.triton import TritonServer
 from blipstream.vision import load_encoder
 from blipstream.weights import TORCH_DTYPES
+from blipstream_bench.plans import NEW_TOKENS
 from blipstream_client import BlipstreamError, Client
 
 RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
@@ -166,9 +167,7 @@ class Triton(System):
 
     def peak_mb(self) -> float:
         """The sum over the server's processes. What they share is counted several times."""
-        from collector import group_members  # here, so that its imports are not counted as memory of other systems
-
-        return sum(_peak_mb(pid) for pid in group_members(self._server.pid))
+        return sum(_peak_mb(pid) for pid in processes_of_group(self._server.pid))
 
     def version(self) -> str:
         """The version of tritonserver."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DEMO = Path(__file__).resolve().parent.parent / "build" / "demo" / "checkpoint"
+from blipstream.files import DEMO_CHECKPOINT
+
 IMAGE_SIZE = 384  # pixels, both sides
 STANDARD_DEVIATION = 0.02  # the default for the vision tower, 1e-10, becomes zeros in fp16
 VOCABULARY = 30524
@@ -72,9 +73,9 @@ def save_random_checkpoint(folder: Path, architecture: str, layers: int | None =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         BlipForConditionalGeneration(config).save_pretrained(folder)
-    shutil.copyfile(DEMO / "tokenizer_config.json", folder / "tokenizer_config.json")
+    shutil.copyfile(DEMO_CHECKPOINT / "tokenizer_config.json", folder / "tokenizer_config.json")
     _write(folder / "tokenizer.json", tokenizer_settings())
-    processor = _read(DEMO / "processor_config.json")
+    processor = _read(DEMO_CHECKPOINT / "processor_config.json")
     processor["image_processor"]["size"] = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     _write(folder / "processor_config.json", processor)
     return folder
@@ -82,7 +83,7 @@ def save_random_checkpoint(folder: Path, architecture: str, layers: int | None =
 
 def tokenizer_settings() -> dict[str, Any]:
     """The content of the demo's tokenizer.json with a vocabulary of the real size."""
-    settings = _read(DEMO / "tokenizer.json")
+    settings = _read(DEMO_CHECKPOINT / "tokenizer.json")
     by_id = {number: token for token, number in (SPECIAL_TOKENS | WORDS).items()}
     settings["model"]["vocab"] = {by_id.get(number, f"w{number}"): number for number in range(VOCABULARY)}
     for token in settings["added_tokens"]:

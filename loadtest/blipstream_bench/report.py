@@ -13,7 +13,7 @@ from rich.table import Table
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
-from bench_plans import NEW_TOKENS, PICTURE_SIZE, STRATEGIES
+from blipstream_bench.plans import NEW_TOKENS, PICTURE_SIZE, STRATEGIES
 
 REFERENCE = "transformers"  # the system that the others are compared with
 COLOURS = {  # of the first dtype and of the second

@@ -27,14 +27,14 @@ import transformers
 from PIL import Image
 from rich.console import Console
 
-from bench_plans import COMPARED, DEFAULT_ARCHITECTURES, PICTURE_SIZE, PLANS, QUICK, STRATEGIES, BenchPlan
-from bench_report import Measurement, chart, terminal_table
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
+from blipstream_bench.machine import machine, versions
+from blipstream_bench.plans import COMPARED, DEFAULT_ARCHITECTURES, PICTURE_SIZE, PLANS, QUICK, STRATEGIES, BenchPlan
+from blipstream_bench.random_checkpoint import save_random_checkpoint
+from blipstream_bench.report import Measurement, chart, terminal_table
+from blipstream_bench.systems import SYSTEMS, BareEngine, System, Transformers, Triton
 from blipstream_client import BlipstreamError as ClientError
-from machine import machine, versions
-from random_checkpoint import save_random_checkpoint
-from systems import SYSTEMS, BareEngine, System, Transformers, Triton
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The side-by-side benchmark: transformers, the engine alone, and Blipstream through Triton, in one run on one machine.
+"""`blipstream bench`: transformers, the engine alone and Blipstream through Triton, side by side in one run.
 
-python loadtest/bench.py --device cpu
-
-This file has the command; `benchmark.py` measures. What is slow to import, such as PyTorch, is imported by the command
-once its options have been read.
+`benchmark.py` measures. What is slow to import, such as PyTorch, is imported once the options have been read.
 """
 
 from pathlib import Path
 
 import click
 
-import cli
-from bench_plans import PLANS, STRATEGIES
-from random_checkpoint import ARCHITECTURES
-
-CACHE = cli.ROOT / "loadtest" / ".bench_cache"
+from blipstream_bench.plans import PLANS, STRATEGIES
+from blipstream_bench.random_checkpoint import ARCHITECTURES
+from blipstream_bench.signals import stop_on_signals
+from blipstream_build.cache import cache_folder
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,15 +46,13 @@ CACHE = cli.ROOT / "loadtest" / ".bench_cache"
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
-    default=CACHE,
-    show_default="loadtest/.bench_cache",
-    help="Folder for random checkpoints and the model repositories built from them.",
+    help="Folder for random checkpoints and the repositories built from them.  [default: ~/.cache/blipstream/bench]",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    default=cli.RESULTS,
-    show_default="loadtest/results",
+    default=Path(),
+    show_default="the working folder",
     help="Folder for bench.json and bench.png.",
 )
 @click.option(
@@ -75,7 +69,7 @@ def main(
     quick: bool,
     strategies: tuple[str, ...],
     seconds: float | None,
-    cache: Path,
+    cache: Path | None,
     output: Path,
     shown: Path | None,
 ) -> None:
@@ -87,19 +81,17 @@ def main(
 
     A full run takes about half an hour on two cores. Let nothing else run meanwhile.
     """
-    import bench_report
+    try:
+        from blipstream_bench import benchmark, report
+    except ModuleNotFoundError as exc:
+        raise click.ClickException(
+            f"{exc.name} is not installed here: pip install 'blipstream[{device},bench]'"
+        ) from exc
 
     if shown:
-        click.echo(bench_report.markdown(bench_report.read(shown)))
+        click.echo(report.markdown(report.read(shown)))
         return
-
-    import benchmark
-
-    cli.stop_on_signals()
+    stop_on_signals()
     plan = benchmark.make_plan(device, quick, strategies, seconds)
     for name in architectures or benchmark.default_architectures(device, checkpoint):
-        benchmark.compare(name, checkpoint, plan, device, cache, output)
-
-
-if __name__ == "__main__":
-    main()
+        benchmark.compare(name, checkpoint, plan, device, cache or cache_folder() / "bench", output)
