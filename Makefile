@@ -40,20 +40,20 @@ $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml c
 	touch $@
 
 build: $(READY)  ## make a model repository from CHECKPOINT
-	$(BIN)/python -m blipstream_build --checkpoint $(call quote,$(CHECKPOINT)) \
+	$(BIN)/blipstream build --checkpoint $(call quote,$(CHECKPOINT)) \
 		--config $(call quote,$(CONFIG)) --repository $(call quote,$(REPOSITORY)) \
 		$(if $(PROCESSOR),--processor $(call quote,$(PROCESSOR)))
 
 demo: $(READY)  ## caption the sample images through a real Triton server, and show them
-	$(BIN)/python -m blipstream_build --repository model_repository
+	$(BIN)/blipstream build --repository model_repository
 	$(BIN)/python build/demo/demo.py
 
 serve: build  ## build CHECKPOINT and serve it until Ctrl-C
-	@exec $(BIN)/python -m blipstream.server --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
+	@exec $(BIN)/blipstream serve --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
-	$(BIN)/python -m blipstream_bench --device $(DEVICE) --cache loadtest/.bench_cache --output loadtest/results
+	$(BIN)/blipstream bench --device $(DEVICE) --cache loadtest/.bench_cache --output loadtest/results
 
 loadtest: $(if $(HOST),$(READY),build)  ## load HOST, or a server of its own, with Locust, and write a report
 	$(BIN)/python loadtest/load.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \

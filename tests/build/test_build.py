@@ -170,9 +170,9 @@ def test_one_caption_for_all_is_told() -> None:
 
 def test_make_hands_on_names_as_they_are(tmp_path: Path) -> None:
     """A shell that split them would build something else, or somewhere else."""
-    python = tmp_path / "python"
-    python.write_text("""#!/bin/sh\nprintf '%s\\n' "$@"\n""")
-    python.chmod(0o755)
+    blipstream = tmp_path / "blipstream"
+    blipstream.write_text("""#!/bin/sh\nprintf '%s\\n' "$@"\n""")
+    blipstream.chmod(0o755)
     names = {"CHECKPOINT": "a 'b' \"c\" é;d", "REPOSITORY": "/e f/モデル", "PROCESSOR": "g & h"}
     command = ["make", "--silent", "--old-file=.venv/ready", "build", f"BIN={tmp_path}"]
     command += [f"{variable}={name}" for variable, name in names.items()]
