@@ -42,12 +42,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 import cli
 import difficult_clients
 from blipstream.errors import BlipstreamError, ServerError
+from blipstream.files import SAMPLES
 from blipstream.images import worker
-from blipstream.server.installation import ROOT
 from blipstream.server.network import bypass_proxies
 from blipstream.server.proc import STUB
 from blipstream.server.triton import TritonServer
-from blipstream.server.welcome import SAMPLES
 from blipstream.server.workspace import SHARED_MEMORY
 from blipstream_bench.signals import stop_on_signals
 from collector import Statistics, Unavailable, family, group_members
@@ -255,7 +254,7 @@ def _title(process: psutil.Process) -> str:
 
 def meet_batches(server: TritonServer) -> None:
     """Send batches of every size, from the largest to the smallest and several at a time, to be captioned in a word."""
-    image = min((ROOT / SAMPLES).glob("*.jpg")).read_bytes()
+    image = min(SAMPLES.glob("*.jpg")).read_bytes()
     with (
         grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel,
         ThreadPoolExecutor(AT_ONCE) as pool,
@@ -268,7 +267,7 @@ def meet_batches(server: TritonServer) -> None:
 
 def write_shards(folder: Path, images: int) -> int:
     """Write tar files of so many images in all; return how many different pictures they show, in turn."""
-    pictures = [file.read_bytes() for file in sorted((ROOT / SAMPLES).glob("*.jpg"))]
+    pictures = [file.read_bytes() for file in sorted(SAMPLES.glob("*.jpg"))]
     for first in range(0, images, SHARD):
         with tarfile.open(folder / f"{first:08}.tar", "w") as shard:
             for number in range(first, min(first + SHARD, images)):
@@ -413,7 +412,7 @@ def main(
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             pictures = write_shards(folder, images)
-            image = min((ROOT / SAMPLES).glob("*.jpg")).read_bytes()
+            image = min(SAMPLES.glob("*.jpg")).read_bytes()
             with TritonServer(repository, config=config, http_port=0, grpc_port=0, metrics_port=0) as server:
                 meet_batches(server)
                 began, rows = time.monotonic(), folder / "captions.jsonl"
