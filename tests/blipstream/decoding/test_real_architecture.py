@@ -11,8 +11,8 @@ from torch import Tensor
 
 from blipstream.decoding import Engine
 from blipstream.options import DecodingOptions
-from build_repository import build
-from random_checkpoint import save_random_checkpoint
+from blipstream_bench.random_checkpoint import save_random_checkpoint
+from blipstream_build.build import build
 from tests.conftest import LoadEngine
 from tests.reference import Reference
 from tests.support.transformers_captions import assert_equal, theirs
