@@ -41,11 +41,11 @@ class TritonPythonModel(TritonPythonModel):
 class TritonPythonModel(TritonPythonModel):
     def initialize(self, args):
         super().initialize(args)
-        self.whole, self.engine._prefill = self.engine._prefill, self.fail_at_some
-    def fail_at_some(self, joined):
-        if any(run.request.options.prompt == {CURSED_PROMPT!r} for run in joined):
+        self.whole, self.engine._join = self.engine._join, self.fail_at_some
+    def fail_at_some(self):
+        if any(request.options.prompt == {CURSED_PROMPT!r} for request in self.engine._joining):
             raise MemoryError
-        return self.whole(joined)
+        return self.whole()
 """,
 }
 
