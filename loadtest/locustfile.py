@@ -3,7 +3,7 @@
 
 locust -f loadtest/locustfile.py --headless --host grpc://localhost:8001 --users 8 --run-time 60s --shape steps
 
-`make loadtest` does that and writes the report. loadtest/README.md tells how to add workers on other machines.
+`make loadtest` does that and writes the report. docs/load-testing.md tells how to add workers on other machines.
 """
 
 import csv

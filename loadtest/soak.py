@@ -6,7 +6,7 @@ python loadtest/soak.py --images 200000
 `blipstream bulk` captions the images on a server of our own. Beside it come the difficult clients, one kind after the
 other. After each round of them is a pause, in which bulk goes on alone and every process is measured. The test fails if
 the last pause finds more memory, files, threads or shared memory than the first one that counts, if an image is lost,
-captioned twice or captioned otherwise than an equal one, or if a difficult client gets an answer that is not its due.
+captioned twice or captioned otherwise than an equal one, or if a difficult client gets an answer that it should not.
 
 Memory is what each process alone has written (private dirty pages). What it only mapped, as the code of libraries, the
 system takes back and reads anew whenever it likes.
@@ -63,7 +63,7 @@ IMAGE_WORKERS = "image workers"  # processes that preprocess starts for slow ima
 
 @dataclass
 class Difficult:
-    """A kind of difficult client: what one visit does, and the answers that are its due."""
+    """A kind of difficult client: what one visit does, and the answers that it may get."""
 
     visit: Callable[[TritonServer, bytes], Counter[str]]  # with an image to send
     due: set[str]
@@ -79,7 +79,7 @@ def send_compressed(server: TritonServer, image: bytes) -> Counter[str]:
     """Send whole requests that are compressed, over HTTP and gRPC.
 
     Broken ones are left out. Of a compressed body whose JSON it cannot parse, Triton 2.51 never frees what it unpacked,
-    which nothing of ours can prevent (SECURITY.md): any soak would find that growth.
+    which nothing of ours can prevent (docs/security.md): any soak would find that growth.
     """
     image += bytes(20 << 20)  # of which gzip makes 20 KB
     found = difficult_clients.post(server.http_url, *caption_body(image, compress=True), times=5)

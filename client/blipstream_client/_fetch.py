@@ -5,8 +5,8 @@ A URL may come from a stranger, and must not reach hosts that only this machine 
 each address of a name must be public, and the connection goes to an address that was checked. Redirects are checked in
 the same way. The caller's headers for the Triton server are not sent, and a URL's password goes to its own host only.
 
-General HTTP clients do not do: none lets the caller check each address, limits the time of a whole fetch, or bounds the
-size after decompression.
+General HTTP clients are not enough: none lets the caller check each address, limits the time of a whole fetch, or
+bounds the size after decompression.
 """
 
 import socket

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which failed requests are sent again, and when. A caption may be asked for twice, since asking changes nothing.
 
-gRPC's own retry policy does not do: it cannot tell Triton's reasons for UNAVAILABLE apart, nor go to another endpoint.
+gRPC's own retry policy is not enough: it cannot tell Triton's reasons for UNAVAILABLE apart, nor go to another
+endpoint.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ class RetryPolicy:
 
     @contextmanager
     def attempts(self, kind: type[RetryingT], sleep: Callable[[float], Any], deadline: Deadline) -> Iterator[RetryingT]:
-        """A caller that calls a function again as the policy says."""
+        """What calls a function again as the policy says."""
         stop_at_deadline = stop_before_delay(deadline.left())
         retrying = kind(
             sleep=sleep,
