@@ -82,7 +82,7 @@ class SlotBuffers:
 
 
 class Batch:
-    """Requests that decode together, with `width` rows each. `fixed_shapes`: by `fixed_step`."""
+    """Requests that decode together, with `width` rows each. `fixed_shapes`: whether `fixed_step` makes their steps."""
 
     def __init__(
         self, decoder: TextDecoder, strategy: str, width: int, num_patches: int, *, fixed_shapes: bool
@@ -226,7 +226,7 @@ class Batch:
         )
 
     def _places(self, old: int, count: int) -> Tensor:
-        """Which row of the segments' logits is that of each row of the slots, int64 [S * W]; any, if it has ended."""
+        """For each row of the slots, its row in the segments' logits, int64 [S * W]; arbitrary if it has ended."""
         places = torch.zeros(count, self._width, dtype=torch.int64)
         growing = self._growing(old)
         mask = torch.ones(old, self._width, dtype=torch.bool) if growing is None else growing
@@ -262,7 +262,7 @@ class Batch:
         return self._choose(logits.view(slots, self._width, -1), length, features)
 
     def _prefill(self, slots: list[int]) -> None:
-        """Feed prompts but their last tokens, a row for each, whatever their lengths; all rows of a slot begin so."""
+        """Feed prompts without their last tokens, a row for each, of any lengths; all rows of a slot begin with it."""
         if not slots:
             return
         buffers = self._buffers

@@ -134,7 +134,7 @@ class Engine:
 
     @torch.inference_mode()
     def logits(self, ids: Tensor, image_embeds: Tensor) -> Tensor:
-        """f32 [R, V]: what follows ids [R, T], looking at image_embeds [R, N, E]. Apart from all requests."""
+        """Logits, f32 [R, V], of the token after ids [R, T], given image_embeds [R, N, E]. Uses no request."""
         rows, length = ids.shape
         weights = self._decoder.head_bias
         past = torch.zeros(rows, dtype=torch.int64, device=weights.device)
@@ -204,7 +204,7 @@ class Engine:
             raise
 
     def warm_up(self) -> None:
-        """Do what would make the first requests wait: greedy captions, in each number that comes up."""
+        """Do what would make the first requests wait: greedy captions, in each batch size that comes up."""
         image_embeds = torch.zeros(self.image_embeds_shape)
         options = DecodingOptions(max_tokens=2)
         for count in self._warm_up_counts:

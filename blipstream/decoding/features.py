@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the requests of a batch ask for, so that a step leaves out what nobody does."""
+"""Which features the requests of a batch use, so that a step skips the others."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, Self
@@ -8,7 +8,7 @@ from blipstream.options import DecodingOptions
 
 
 class Features(NamedTuple):
-    """Whether any of some requests asks for it."""
+    """Whether any request of a batch uses each feature."""
 
     repetition_penalty: bool
     ngrams: bool  # no_repeat_ngram_size
@@ -17,7 +17,7 @@ class Features(NamedTuple):
 
     @classmethod
     def of(cls, options: Iterable[DecodingOptions]) -> Self:
-        """Of requests with these options."""
+        """The features that any of these options uses."""
         every = list(options)
         return cls(
             repetition_penalty=any(each.repetition_penalty != 1 for each in every),
@@ -28,5 +28,5 @@ class Features(NamedTuple):
 
     @property
     def constraints(self) -> bool:
-        """Whether there are any."""
+        """Whether any constraint is used."""
         return self.repetition_penalty or self.ngrams or self.min_tokens

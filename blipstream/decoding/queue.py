@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from blipstream.decoding.request import Request
 
-YIELDING = 2  # rows that others may have first, for each row of the images before it in the same call
+YIELDING = 2  # rows that are served first, others' included, for each row of the images before it in the same call
 
 
 class RequestQueue:
-    """First come, first served, but a call for many images lets others pass, up to YIELDING times as much.
+    """First come, first served, but a call for many images lets others pass: of YIELDING rows served, it gets one.
 
-    So nobody waits for all of its images, nor does it wait for ever: start-time fair queueing (Goyal et al. 1996).
+    So others need not wait for all of its images, and it does not wait for ever: start-time fair queueing (Goyal et al.
+    1996).
     """
 
     def __init__(self) -> None:

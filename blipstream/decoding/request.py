@@ -86,10 +86,10 @@ class Request:
 
     @property
     def max_rows(self) -> int:
-        """Rows that it may come to have."""
+        """The most rows that it can have."""
         return self.options.max_rows
 
     @property
     def max_length(self) -> int:
-        """Positions that each of its rows may come to fill."""
+        """The most positions that each of its rows can fill."""
         return self.options.max_length(len(self.prompt_ids))

@@ -22,7 +22,8 @@ class Scheduler:
     """Takes requests from any thread, keeps those that wait, and hands them to the engine when it has rows for them.
 
     If a step fails, the requests that took part begin anew, one half at a time, until one is found that fails alone.
-    Nobody else notices: the same request gets the same tokens, and a stream goes on where it was.
+    The others get the same tokens, and a stream goes on where it was. Where rounding depends on the batch, a stream may
+    get other tokens than those already sent: then it ends with an error.
 
     One thread drives the engine. Another one calls the listeners, `on_end` for each request that has ended, and
     `on_watch` now and then, so that a slow one of these holds up no step.
@@ -233,9 +234,9 @@ class Scheduler:
     # the thread that talks to clients
 
     def _deliver(self) -> None:
-        """Whatever a listener, or a report, comes to, it goes on.
+        """Tell listeners what is new, and watch their clients. An error in one stops nothing else.
 
-        One thread does both: to ask whether a client is there that was sent its last delta can bring Triton down.
+        One thread does both: Triton can crash if it is asked about a client that was sent its last delta.
         """
         watch_at = time.monotonic()
         while True:

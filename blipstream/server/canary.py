@@ -45,7 +45,7 @@ class Canary:
 
     @property
     def refusal(self) -> str:
-        """The error of a route that refused, unless the error was that there is too much to do; empty if none did."""
+        """The error of a route that refused for another reason than overload; empty if none did."""
         return next(filter(None, self._answers.values()), "")
 
     @property

@@ -124,7 +124,7 @@ class TritonRequest:
 
     @contextmanager
     def refused_on_error(self) -> Iterator[None]:
-        """Refuse the request with whatever is raised within; nothing is raised beyond."""
+        """Refuse the request with any error that is raised inside the block, which ends there."""
         try:
             yield
         except Exception as exc:

@@ -92,7 +92,7 @@ class Backpressure:
             counts.encoders += 1
 
     def enter(self, images: Sequence[int]) -> int:
-        """Wait until there is room and take it. Returns for how many of the requests: at least for the first.
+        """Wait until there is room, and take it for as many of the requests as fit, at least one. Returns how many.
 
         `images` has the number of images of each request.
         """
@@ -125,7 +125,7 @@ class Backpressure:
 
     @contextmanager
     def encoding(self, images: int, *, leaves: bool) -> Iterator[None]:
-        """Count images as being encoded within. A full batch `leaves` others in the encoder's queue."""
+        """Count images as being encoded inside the block. A full batch `leaves` others in the encoder's queue."""
         with self._counts() as counts:
             counts.loaded = max(counts.loaded - images, 0) if leaves else 0
             counts.encoding += images
@@ -150,7 +150,7 @@ class Backpressure:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """Count a decoder as taking up nothing within."""
+        """Count a decoder as full inside the block."""
         with self._counts() as counts:
             counts.full += 1
         try:

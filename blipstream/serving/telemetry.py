@@ -77,7 +77,7 @@ class Telemetry:
 
     @contextmanager
     def span(self, name: str, request_id: str, trace_context: str) -> Iterator[None]:
-        """A span of what is done within, in the trace that Triton began."""
+        """A span of what the block does, in the trace that Triton began."""
         began = time.time_ns()
         yield
         self._span(name, request_id, trace_context, began, time.time_ns(), {})

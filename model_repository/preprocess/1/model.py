@@ -54,7 +54,7 @@ class TritonPythonModel:
         return entered
 
     def respond(self, requests, results, entered, began):
-        """Respond to each request: now, or once its slow images are loaded. So many images leave with them."""
+        """Respond to each request: now, or once its slow images are loaded. `entered` counts their images."""
         with suppress(Exception):  # a count that fails keeps nobody waiting
             loaded = sum(len(result) for result in results if not isinstance(result, BlipstreamError | Future))
             self.backpressure.hand_over(entered, loaded)
