@@ -1,4 +1,4 @@
-# One verb for each task: `make help` lists them. All that they need is Debian or Ubuntu with Python 3.11 or 3.12.
+# One target for each task: `make help` lists them. They need only Debian or Ubuntu with Python 3.11 or 3.12.
 
 ifndef PYTHON
 PYTHON := $(or $(shell for python in python3 python3.12 python3.11; do \
@@ -24,9 +24,9 @@ SOURCES := blipstream build client deploy examples loadtest model_repository tes
 
 .PHONY: setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
 
-setup: $(READY)  ## install the locked packages into .venv, which every other verb does first
+setup: $(READY)  ## install the locked packages into .venv, which every other target does first
 
-help:  ## list these verbs
+help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | LC_ALL=C sort | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
@@ -119,7 +119,7 @@ sbom: $(AUDIT_READY)  ## list for scanners what is installed here, in the CPU im
 	cat requirements.lock requirements-cpu.lock requirements-server.lock | sed 's/+cpu//' | $(SBOM) --output-file sbom.json -
 	$(SBOM) --output-file sbom-gpu.json deploy/requirements.lock
 
-clean:  ## remove what the other verbs made
+clean:  ## remove what the other targets made
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
 	rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
 	find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Makefile: what people give to make arrives as it is, and `make help` lists every verb."""
+"""The Makefile: what people give to make arrives as it is, and `make help` lists every target."""
 
 import re
 import shlex

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walls between the rooms: who may import whom, directly or through others.
+"""The walls between the packages: who may import whom, directly or through others.
 
 Imports are read from the source, inside functions too. What only a type checker reads is no import.
 """
