@@ -70,7 +70,7 @@ tune: build  ## find the batching settings that answer most requests a second wi
 
 test: $(READY)  ## run the tests, except those of test-full
 	./tests/install-tools.sh
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses=2 --dist=loadfile  # most tests wait for servers
 
 test-full: $(READY)  ## test real sizes, faults and a hundred thousand images; needs 12 GB of memory and half an hour
 	$(BIN)/pytest -m full
