@@ -119,6 +119,10 @@ def preprocess(*rest: str) -> str:
     return config("preprocess", PYTHON, (*either, RESIZE_MODE, *OPTIONS), (PIXELS,), *rest)
 
 
+UNBOUNDED = """
+The model takes every request at once into a queue of its own, which is bounded. Triton's must refuse nothing: 2.51 dies
+if a client hangs up while it refuses"""
+
 NO_POLICY = """
 No queue policy: with one, Triton may leave waiting requests alone for up to half a second after a batch, unless more
 of them come. preprocess bounds how many wait."""
@@ -147,8 +151,8 @@ def model_configs() -> dict[str, str]:
     image = (IMAGE, RESIZE_MODE)
     return {
         "preprocess/config.pbtxt": preprocess(
-            comment("No delay: a batch decodes no faster than its images one by one. But the queue is bounded"),
-            batching(queue=256),
+            comment(UNBOUNDED + "\nNo delay: a batch decodes no faster than its images one by one"),
+            batching(),
             comment("""
 Each process decodes in threads, and all processes together have one thread for each core. They also have as many
 processes of their own for images that may take long"""),
@@ -159,8 +163,8 @@ image size a side. The pixels are close to those of "exact", but not the referen
             parameter("jpeg_scaling", "exact"),
         ),
         "preprocess/gpu_decode.pbtxt": preprocess(
-            comment("A GPU decodes many JPEG files together faster than one by one"),
-            batching(delay_us=1000, queue=256),
+            comment(UNBOUNDED + "\nA GPU decodes many JPEG files together faster than one by one"),
+            batching(delay_us=1000),
             instances(GPU),
         ),
         "encoder/config.pbtxt": encoder(

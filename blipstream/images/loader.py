@@ -25,7 +25,7 @@ M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 LARGE_BYTES = 4 << 20  # buffers from this size on go back to the system with their image
 # Of images that may be slow, waiting or in work:
 MAX_SLOW_IMAGES = 128  # how many there may be,
-MAX_SLOW_BYTES = 8 * DEFAULT_LIMITS.max_bytes  # and how many encoded bytes their requests may have
+MAX_SLOW_BYTES = 8 * DEFAULT_LIMITS.max_bytes  # and how many bytes their requests may have
 
 
 class ImageRequest(NamedTuple):
@@ -43,8 +43,8 @@ class ImageRequest(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """How many encoded bytes it has."""
-        return sum(map(len, self.images))
+        """How many bytes it holds."""
+        return sum(map(len, (*self.images, *self.modes))) + (0 if self.pixels is None else self.pixels.nbytes)
 
     @property
     def resize_modes(self) -> Sequence[str]:

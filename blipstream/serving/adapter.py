@@ -103,6 +103,15 @@ class TritonRequest:
         """The same as numpy arrays. Their first axis is the batch."""
         return {name: tensor.as_numpy() for name, tensor in self.tensors(*names).items()}
 
+    def release_inputs(self) -> None:
+        """Give the shared memory of the inputs back, for a request that is answered later.
+
+        Whatever is read of the request, but for its id and its deadline, is read before. Arrays of BYTES are copies;
+        others lie in that memory, and keep it.
+        """
+        _ = self.id, self.deadline, self._sender
+        self._request = None
+
     async def call(self, model: str, inputs: Iterable[Any], output: str) -> Any:  # noqa: ANN401
         """Another model's output for this request, as a Triton tensor.
 

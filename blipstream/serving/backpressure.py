@@ -3,9 +3,9 @@
 
 Triton can bound the queue of a model, but not what an ensemble has under way. Under more load than the server can
 carry, the first stage would keep taking processor time from the last one, for images that then find a full queue. So
-preprocess waits while enough images are under way, and what arrives meanwhile is refused by its queue, at once and
-before any work. "Enough" is what the decoders take up in ROOM_SECONDS: only the first queue drops requests that have
-timed out, so little may wait behind it.
+preprocess loads nothing while enough images are under way. What arrives meanwhile waits in its queue, or is refused
+there, at once and before any work. "Enough" is what the decoders take up in ROOM_SECONDS: only the first queue drops
+requests that have timed out, so little may wait behind it.
 
 The models' processes share a few numbers in a file that the server creates: how many images are at each stage, or on
 their way to the next one. Images can get lost on the way, because Triton drops a request from its queues when the
@@ -23,11 +23,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 
 FILE = "BLIPSTREAM_BACKPRESSURE"  # names the shared file; without it, nothing waits
 HANDOVER_SECONDS = 0.1  # an image takes at most this long to reach an idle stage
 BLIND_SECONDS = 0.5  # the same where the encoder is not a Python model, and cannot say when it is idle
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.02  # between two looks for room
 ROOM_SECONDS = 2.0  # the decoders' work that may be under way
 LEAST_ROOM = 16  # images that may always be under way: two batches of a CPU's encoder
 
@@ -79,6 +80,7 @@ class Backpressure:
     def __init__(self) -> None:
         path = os.environ.get(FILE)
         self._file = os.open(path, os.O_RDWR) if path else None
+        self._threads = Lock()  # the file's lock holds off other processes alone
         self._since, self._taken, self._last_pace = time.monotonic(), 0, 0.0
 
     def add_room(self, images: int) -> None:
@@ -92,20 +94,19 @@ class Backpressure:
             counts.encoders += 1
 
     def enter(self, images: Sequence[int]) -> int:
-        """Wait until there is room, and take it for as many of the requests as fit, at least one. Returns how many.
+        """Take the room that there is. Returns for how many of the requests: 0, or at least the first.
 
         `images` has the number of images of each request.
         """
-        while True:
-            with self._counts() as counts:
-                counts.forget_lost()
-                enough = min(counts.room, max(LEAST_ROOM, int(self._pace(counts.taken) * ROOM_SECONDS)))
-                left = enough - counts.under_way if counts.room else sum(images) + 1
-                if left > 0:
-                    entering = max(bisect_right(list(accumulate(images)), left), 1)
-                    counts.entered += sum(images[:entering])
-                    return entering
-            time.sleep(POLL_SECONDS)
+        with self._counts() as counts:
+            counts.forget_lost()
+            enough = min(counts.room, max(LEAST_ROOM, int(self._pace(counts.taken) * ROOM_SECONDS)))
+            left = enough - counts.under_way if counts.room else sum(images) + 1
+            if left <= 0 or not images:
+                return 0
+            entering = max(bisect_right(list(accumulate(images)), left), 1)
+            counts.entered += sum(images[:entering])
+            return entering
 
     def hand_over(self, entered: int, loaded: int) -> None:
         """Count `entered` images out of preprocess; `loaded` of them go to an encoder."""
@@ -165,13 +166,14 @@ class Backpressure:
         if self._file is None:
             yield Counts()
             return
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        try:
-            counts = Counts(*Counts.layout.unpack(os.pread(self._file, Counts.layout.size, 0)))
-            before = astuple(counts)
-            yield counts
-            if astuple(counts) != before:
-                with suppress(OSError):  # a full disk loses counts, not requests
-                    os.pwrite(self._file, Counts.layout.pack(*astuple(counts)), 0)
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
+        with self._threads:
+            fcntl.lockf(self._file, fcntl.LOCK_EX)
+            try:
+                counts = Counts(*Counts.layout.unpack(os.pread(self._file, Counts.layout.size, 0)))
+                before = astuple(counts)
+                yield counts
+                if astuple(counts) != before:
+                    with suppress(OSError):  # a full disk loses counts, not requests
+                        os.pwrite(self._file, Counts.layout.pack(*astuple(counts)), 0)
+            finally:
+                fcntl.lockf(self._file, fcntl.LOCK_UN)

@@ -10,14 +10,15 @@ from blipstream.options import OPTION_NAMES, DecodingOptions
 
 
 def load_request(arrays: Mapping[str, Any], deadline: Deadline, positions: int) -> ImageRequest:
-    """What to load, from arrays [B, 1] of `image` and `resize_mode`, or from `pixels` [B, H, W, 3].
+    """What to load, from arrays [B, 1] of `image` and `resize_mode`, or from a copy of `pixels` [B, H, W, 3].
 
     Raises InvalidInput if a decoder with so many positions would refuse the request's options: it would do so only
     after all the work.
     """
     images, modes = (list(arrays[name].flat) if name in arrays else [] for name in ("image", "resize_mode"))
     modes = [mode.decode(errors="replace") for mode in modes]
-    request = ImageRequest(images, modes, arrays.get("pixels"), deadline)
+    pixels = arrays["pixels"].copy() if "pixels" in arrays else None
+    request = ImageRequest(images, modes, pixels, deadline)
     options = {name: arrays[name] for name in OPTION_NAMES if name in arrays}
     if options:
         DecodingOptions.from_rows(options, request.num_images, positions)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a model that does not decode needs no engine
     from blipstream.decoding.scheduler import Scheduler
 
 STEPS, ROWS, WAITING = "blipstream_steps_total", "blipstream_rows", "blipstream_waiting"
+WAITING_MEANS = "Requests that wait in a model's own queue; in a decoder's, for rows"
 BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
 
@@ -43,6 +44,23 @@ class RequestCounter:
                     self._exported[result] = count
 
 
+class WaitingGauge:
+    """How many requests wait in a model's own queue. The model's instances are processes, and add up to one number."""
+
+    def __init__(self, metric_family: Any, model: str) -> None:  # noqa: ANN401
+        self._family = metric_family(name=WAITING, description=WAITING_MEANS, kind=metric_family.GAUGE)
+        self._metric = self._family.Metric(labels={"model": model})
+        self._exported = 0
+        self._updating = Lock()
+
+    def update(self, waiting: int) -> None:
+        """Export how many wait now. What cannot be exported now is exported with the next update."""
+        with self._updating, suppress(Exception):
+            if waiting != self._exported:
+                self._metric.increment(waiting - self._exported)
+                self._exported = waiting
+
+
 class DecodingMetrics:
     """What a scheduler does."""
 
@@ -54,7 +72,7 @@ class DecodingMetrics:
 
         self._families: list[Any] = []
         self._rows = metric(metric_family.GAUGE, ROWS, "Captions under way, each beam counted")
-        self._waiting = metric(metric_family.GAUGE, WAITING, "Requests that wait for rows")
+        self._waiting = metric(metric_family.GAUGE, WAITING, WAITING_MEANS)
         self._steps = metric(metric_family.COUNTER, STEPS, "Steps of the decoder")
         self._tokens = metric(metric_family.COUNTER, "blipstream_tokens_total", "Tokens generated")
         self._first_text = metric(

@@ -18,6 +18,7 @@ from blipstream.serving.backpressure import (
     FILE,
     HANDOVER_SECONDS,
     LEAST_ROOM,
+    POLL_SECONDS,
     ROOM_SECONDS,
     Backpressure,
     Counts,
@@ -46,7 +47,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def waiting(pressure: Backpressure) -> Iterator[threading.Event]:
     """Meanwhile, a thread waits for room; the event is set once it has got some."""
     entered = threading.Event()
-    thread = threading.Thread(target=lambda: (pressure.enter([1]), entered.set()))  # type: ignore[func-returns-value]
+
+    def enter() -> None:
+        while not pressure.enter([1]):
+            time.sleep(POLL_SECONDS)
+        entered.set()
+
+    thread = threading.Thread(target=enter)
     thread.start()
     yield entered
     assert entered.wait(10)
