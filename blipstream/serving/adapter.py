@@ -4,7 +4,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from blipstream.errors import BlipstreamError, apart, parse_error, report, trito
 from blipstream.options import INPUT_NAMES
 from blipstream.serving.metrics import RequestCounter
 from blipstream.serving.parameters import refuse_parameters
+from blipstream.serving.refusals import DelayedRefusals
 from blipstream.serving.telemetry import Telemetry
 
 ID_LENGTH = 64  # characters that are kept of a request's id
@@ -38,6 +39,7 @@ class ModelInstance:
         self.count: int = sum(group["count"] for group in config["instance_group"])  # of instances of this model
         self.parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         self.telemetry = Telemetry(self.name)
+        self.refusals = DelayedRefusals()
         self._counter = RequestCounter(pb_utils.MetricFamily, self.name)
 
     def folder_of(self, model: str) -> Path:
@@ -51,6 +53,11 @@ class ModelInstance:
     def export_counts(self) -> None:
         """Update the Prometheus counter of requests."""
         self._counter.update(self.telemetry.results)
+
+    def close(self) -> None:
+        """Send the last refusals and the last spans."""
+        self.refusals.close()
+        self.telemetry.close()
 
 
 class TritonRequest:
@@ -140,9 +147,10 @@ class TritonRequest:
             self.refuse(report(exc))
 
     def refuse(self, error: BlipstreamError) -> None:
-        """Send an error, and record that the request was refused."""
-        self.send_error(error)
+        """Record that the request was refused, and send the error a moment later."""
+        self.release_inputs()
         self._instance.telemetry.record_refusal(self.id, error)
+        self._instance.refusals.put(partial(self.send_error, error))
 
     def response(self, result: Outputs | BlipstreamError, seconds: float) -> Any:  # noqa: ANN401
         """A Triton response with outputs or an error. What became of the request is recorded.

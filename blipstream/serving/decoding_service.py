@@ -57,9 +57,9 @@ class DecodingService:
         return self._metrics.text_timer()
 
     def close(self) -> None:
-        """Answer what was submitted, send the last spans, then end."""
+        """Answer what was submitted, then end."""
         self._scheduler.close()
-        self._instance.telemetry.close()
+        self._instance.close()
 
     def _export(self, scheduler: Scheduler) -> None:
         self._metrics.update(scheduler)

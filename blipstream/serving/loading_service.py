@@ -71,7 +71,7 @@ class LoadingService:
         self._thread.join()
         for request in self._take(tuple(self._waiting.items())):
             request.refuse(Stopping("the server is shutting down: ask another one"))
-        self._instance.telemetry.close()
+        self._instance.close()
 
     def _run(self) -> None:
         while self._await_work():
@@ -149,10 +149,11 @@ class LoadingService:
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, Future):
                 result.add_done_callback(partial(self._respond_later, request, began))
+            elif isinstance(result, BlipstreamError):
+                request.refuse(result)
             else:
-                outputs = result if isinstance(result, BlipstreamError) else {"pixels": result}
                 with suppress(Exception):  # its client has gone, and the others wait
-                    request.send(request.response(outputs, time.monotonic() - began))
+                    request.send(request.response({"pixels": result}, time.monotonic() - began))
 
     def _respond_later(self, request: TritonRequest, began: float, loading: Future[Loaded]) -> None:
         self._respond([request], [loading.result()], 0, began)
