@@ -8,6 +8,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from blipstream.files import MODEL_REPOSITORY
+from blipstream.serving.loading_service import MAX_WAITING
 from blipstream_build.ensemble_config import CONTAINER, MAX_INFLIGHT, write_ensemble_configs
 from blipstream_build.repository import ENSEMBLE_CONFIGS, materialise
 
@@ -42,4 +43,4 @@ def test_the_first_queue_does_not_reach_it() -> None:
     """At the bound, Triton would block its front end instead of refusing."""
     config = parse(MODEL_REPOSITORY / "preprocess/config.pbtxt")
     computed = config.max_batch_size * sum(group.count or 1 for group in config.instance_group)
-    assert config.dynamic_batching.default_queue_policy.max_queue_size + computed < MAX_INFLIGHT
+    assert MAX_WAITING + computed < MAX_INFLIGHT

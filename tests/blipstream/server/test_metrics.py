@@ -28,6 +28,7 @@ nv_inference_pending_request_count{model="decoder",version="1"} 1
 nv_inference_pending_request_count{model="preprocess",version="1"} 0
 blipstream_rows{model="decoder"} 10
 blipstream_waiting{model="decoder"} 2
+blipstream_waiting{model="preprocess"} 7
 """
 
 
@@ -52,6 +53,6 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         metrics = server.metrics()
         assert metrics.inferences == {"decoder": 7, "preprocess": 9, "caption_stream": 0}
         assert metrics.progress == {"decoder": 123, "caption_stream": 0}
-        assert metrics.pending == {"decoder": 13, "preprocess": 0}
+        assert metrics.pending == {"decoder": 13, "preprocess": 7}
         page.shutdown()
         thread.join()
