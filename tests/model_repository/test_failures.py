@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from google.protobuf import text_format
-from tritonclient.grpc import InferenceServerClient, model_config_pb2
+from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from blipstream.errors import FAILED, ServerError
@@ -25,10 +24,9 @@ from blipstream.server.proc import processes_of_group, stub_model
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from tests.deploy.programs import wait_for
-from tests.support.backpressure_file import backpressure_file
+from tests.support.backpressure_file import backpressure_file, without_room
 from tests.support.triton_requests import Streams, failure, infer, refusal, text, words
 
-WAIT_SECONDS = 2  # for which preprocess waits for a larger batch
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
 NO_WORDS = np.zeros((0, 1), np.object_)
 EMBEDS = np.zeros((1, 145, 192), np.float16)
@@ -40,17 +38,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[TritonServer]:
-    """A server in whose first queue requests spend some time."""
-    repository = tmp_path_factory.mktemp("waiting") / "models"
-    shutil.copytree(artifacts, repository, symlinks=True)
-    path = repository / "preprocess/config.pbtxt"
-    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    config.dynamic_batching.preferred_batch_size[:] = [64]
-    config.dynamic_batching.max_queue_delay_microseconds = WAIT_SECONDS * 1_000_000
-    path.write_text(text_format.MessageToString(config))
+def server(artifacts: Path, log: Path) -> Iterator[TritonServer]:
     with TritonServer(
-        repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0, log_requests=True, log_path=log
+        artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0, log_requests=True, log_path=log
     ) as server:
         yield server
 
@@ -102,9 +92,10 @@ def test_a_stream_has_as_much_time_as_its_request(
     server: TritonServer, streams: Streams, images: list[bytes], samples: dict[str, str]
 ) -> None:
     before = server.metrics().inferences
-    streams.ask(images[0], {}, timeout=100_000)  # microseconds: preprocess begins later
-    with pytest.raises(InferenceServerException, match="Request timeout expired"):
-        streams.answer()
+    with without_room(server):
+        streams.ask(images[0], {}, timeout=100_000)  # microseconds
+        with pytest.raises(InferenceServerException, match="Request timeout expired"):
+            streams.answer()
     after = server.metrics().inferences
     assert all(after[model] == before[model] for model in ("preprocess", "encoder"))
     for timeout in (0, 2**63 - 1, -1):  # Triton reads the last one as the longest
@@ -118,10 +109,11 @@ def test_images_of_clients_that_have_gone_are_not_encoded(
 ) -> None:
     before = server.metrics().inferences
     leaving = Streams(server)
-    leaving.ask(images[0], {})
-    wait_for(lambda: server.metrics().pending.get("preprocess", 0) > 0)  # before, only the ensemble has it
-    leaving.close(cancel=True)
-    streams.ask(images[1], {})  # behind it in every queue
+    with without_room(server):
+        leaving.ask(images[0], {})
+        wait_for(lambda: server.metrics().pending.get("preprocess", 0) > 0)  # before, only the ensemble has it
+        leaving.close(cancel=True)
+        streams.ask(images[1], {})  # behind it in every queue
     streams.gather()
     after = server.metrics().inferences
     assert {model: after[model] - before[model] for model in ("preprocess", "encoder")} == {

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file in which a server's models count the images under way."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from blipstream.server.triton import TritonServer
@@ -14,3 +17,18 @@ def backpressure_file(server: TritonServer) -> Path:
 
 def read_counts(path: Path) -> Counts:
     return Counts(*Counts.layout.unpack(path.read_bytes()))
+
+
+@contextmanager
+def without_room(server: TritonServer) -> Iterator[None]:
+    """Meanwhile, whatever comes waits in the queue of preprocess. Nothing else may be under way."""
+    path = backpressure_file(server)
+
+    def change(**values: int) -> None:
+        path.write_bytes(Counts.layout.pack(*astuple(replace(read_counts(path), **values))))
+
+    change(full=1, encoded=read_counts(path).room)
+    try:
+        yield
+    finally:
+        change(full=0, encoded=0)
