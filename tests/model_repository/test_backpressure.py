@@ -15,14 +15,18 @@ from tritonclient.grpc import model_config_pb2
 from blipstream.server.canary import random_image
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
-from blipstream.serving.loading_service import MAX_WAITING
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
 from tests.deploy.programs import wait_for
 from tests.support.backpressure_file import backpressure_file, read_counts
 
 DECODER_QUEUE = 48
 BATCH, ROOM = 4, 16  # both are less than a queue holds
-USERS, TIMES = 2 * MAX_WAITING, 2  # each user sends the next request at once
+USERS, TIMES = 200, 5  # each user sends the next request at once
+# appended to the adapter of preprocess
+SMALL_QUEUE = """
+from blipstream.serving import loading_service
+loading_service.MAX_WAITING = 16
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,8 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     config.dynamic_batching.preferred_batch_size[:] = [BATCH]
     config.dynamic_batching.default_queue_policy.max_queue_size = DECODER_QUEUE
     file.write_text(text_format.MessageToString(config))
+    with (repository / "preprocess/1/model.py").open("a") as adapter:
+        adapter.write(SMALL_QUEUE)
     with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
         backpressure_file(server).write_bytes(Counts.layout.pack(*astuple(Counts(room=ROOM, encoders=1))))
         yield server
