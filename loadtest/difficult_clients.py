@@ -43,8 +43,11 @@ def _connected(grpc_url: str) -> Iterator[Any]:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-def hang_up(grpc_url: str, image: bytes, times: int) -> Counter[str]:
-    """Connect, ask for captions, alone and in streams, and hang up while the answers come."""
+def hang_up(grpc_url: str, image: bytes, times: int, **options: Any) -> Counter[str]:  # noqa: ANN401
+    """Connect, ask for captions, alone and in streams, and hang up while the answers come.
+
+    With options that are refused, such as num_beams=99, the answers come at once.
+    """
 
     def use_once(seed: int) -> str:
         rng = np.random.default_rng(seed)
@@ -60,7 +63,7 @@ def hang_up(grpc_url: str, image: bytes, times: int) -> Counter[str]:
             return "no connection"
         return "hung up"
 
-    request = caption_request(image)
+    request = caption_request(image, **options)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return Counter(pool.map(use_once, range(times)))
 

@@ -339,6 +339,9 @@ EXPERIMENTS = {
     "clock jumps ahead": Experiment(jump_ahead, reason="clock"),
     "clock jumps back": Experiment(jump_back, reason="clock"),
     "clients hang up": beside(lambda served: hang_up(served.grpc_url, image(), times=500)),
+    "clients hang up on quick refusals": beside(
+        lambda served: hang_up(served.grpc_url, image(), times=500, num_beams=99)
+    ),
     "clients hang up on an overloaded server": beside(
         lambda served: hang_up_on_overload(served.grpc_url, image(), times=500)
     ),
