@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from blipstream.errors import BlipstreamError, ServerError
+from blipstream.finite import FiniteRange
 from blipstream.server import checkpoint, open_files, proc, signals
 from blipstream.server.network import bypass_proxies
 from blipstream.server.tls import TLS
@@ -97,7 +98,12 @@ class Settings:
 @click.option(
     "--trace-every", type=click.IntRange(min=1), default=TritonServer.trace_every, help="Trace one request in so many."
 )
-@click.option("--timeout", default=TritonServer.ready_timeout, help="Seconds for the models to load.")
+@click.option(
+    "--timeout",
+    type=FiniteRange(min=0, min_open=True),
+    default=TritonServer.ready_timeout,
+    help="Seconds for the models to load.",
+)
 @click.option("--restart/--no-restart", default=True, help="Restart a server that fails, or exit and say what failed.")
 @click.option("-v", "--verbose", count=True, help="More in Triton's log.")
 def main(**options: Any) -> None:  # noqa: ANN401
