@@ -63,7 +63,7 @@ class Settings:
 
 
 @click.command(
-    context_settings={"show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
     epilog="Each option is an environment variable, too, such as BLIPSTREAM_LOG_REQUESTS.",
 )
 @click.argument("checkpoint", required=False)
