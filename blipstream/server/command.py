@@ -25,7 +25,7 @@ import click
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.finite import FiniteRange
 from blipstream.server import checkpoint, open_files, proc, signals
-from blipstream.server.network import bypass_proxies
+from blipstream.server.network import bypass_proxies, free_ports
 from blipstream.server.tls import TLS
 from blipstream.server.triton import TritonServer
 
@@ -134,11 +134,8 @@ def serve(settings: Settings) -> None:
         proc.adopt_orphans()
         logging.basicConfig(format="%(asctime)s %(message)s")
         repository = settings.repository
-        if repository is None or settings.checkpoint is not None:
-            repository = checkpoint.build(settings.checkpoint, settings.config, repository, settings.processor)
         server = TritonServer(
-            repository=repository,
-            config=config_name(repository, settings.config),
+            repository=repository or Path(),  # if absent, the build says below which it is
             host=settings.host,
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
@@ -153,10 +150,14 @@ def serve(settings: Settings) -> None:
             ready_timeout=settings.timeout,
             verbose=settings.verbose,
         )
-        bypass_proxies(server.local_host)
         health_port = settings.health_port
         if health_port is None:
             health_port = settings.metrics_port and settings.metrics_port + 1
+        if repository is None or settings.checkpoint is not None:
+            free_ports([*server.ports, (settings.host, "health", health_port)])  # rather now than after minutes
+            server.repository = checkpoint.build(settings.checkpoint, settings.config, repository, settings.processor)
+        server.config = config_name(server.repository, settings.config)
+        bypass_proxies(server.local_host)
         with HealthServer(Health(), settings.host, health_port) as health:
             supervisor = Supervisor(server, restarts=settings.restart, health=health.health, stopping=signals.stopping)
             supervisor.run(lambda: click.echo(welcome(server, health.port)))
