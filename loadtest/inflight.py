@@ -25,6 +25,7 @@ import cli
 from blipstream.decoding import Engine, Request, load_engine
 from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import BlipstreamError
+from blipstream.finite import FiniteRange
 from blipstream.options import DecodingOptions
 
 LENGTHS = (4,) * 7 + (12,) * 2 + (60,)  # tokens, of which each request draws one evenly
@@ -133,8 +134,8 @@ def measure(driver: Driver, engine: Engine, expected: list[Arrival]) -> tuple[di
 @click.command(context_settings=cli.SETTINGS)
 @cli.repository("Model repository with the decoder.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
-@click.option("--rate", default=40.0, help="Requests a second.")
-@click.option("--seconds", default=20.0, help="Length of a turn.")
+@click.option("--rate", type=FiniteRange(min=0, min_open=True), default=40.0, help="Requests a second.")
+@click.option("--seconds", type=FiniteRange(min=0, min_open=True), default=20.0, help="Length of a turn.")
 @click.option("--rounds", default=2, help="Turns of each way to batch.")
 def main(repository: Path, device: str, rate: float, seconds: float, rounds: int) -> None:
     """Show throughput, and latency by length, for both ways to batch."""

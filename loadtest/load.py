@@ -26,6 +26,7 @@ import cli
 import load_report
 import mix
 from blipstream.errors import BlipstreamError
+from blipstream.finite import FiniteRange
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
 from blipstream_bench.machine import machine, versions
@@ -190,18 +191,18 @@ def conditions(plan: LoadPlan, target: Target, slo: Slo, name: str) -> dict[str,
 @click.option("--config", default="cpu", help="Configuration to serve, without --host.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="steady", help="How the load changes over time.")
 @click.option("--users", type=click.IntRange(min=1), default=8, help="The most users at once.")
-@click.option("--duration", type=click.FloatRange(min=1), help="Seconds. Default: depends on the shape.")
+@click.option("--duration", type=FiniteRange(min=1), help="Seconds. Default: depends on the shape.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0), default=0.0, help="Open loop: the most requests a second. 0: closed loop."
+    "--rate", type=FiniteRange(min=0), default=0.0, help="Open loop: the most requests a second. 0: closed loop."
 )
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, help="Seconds for a request.")
+@click.option("--timeout", type=FiniteRange(min=0, min_open=True), default=30.0, help="Seconds for a request.")
 @cli.MIX
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Locust processes beside the master.")
 @click.option("--remote-workers", type=click.IntRange(min=0), default=0, help="Workers on other machines to wait for.")
 @click.option("--master-port", type=click.IntRange(0, 65535), default=5557, help="Port for workers; 0: any free port.")
-@click.option("--p95-ms", type=click.FloatRange(min=0), help="SLO: 95 % of answers come within so many ms.")
-@click.option("--error-rate", type=click.FloatRange(0, 1), default=0.01, help="SLO: share of requests that may fail.")
-@click.option("--min-rps", type=click.FloatRange(min=0), help="SLO: answers a second, at least.")
+@click.option("--p95-ms", type=FiniteRange(min=0), help="SLO: 95 % of answers come within so many ms.")
+@click.option("--error-rate", type=FiniteRange(0, 1), default=0.01, help="SLO: share of requests that may fail.")
+@click.option("--min-rps", type=FiniteRange(min=0), help="SLO: answers a second, at least.")
 @cli.NAME
 @cli.OUTPUT
 def main(

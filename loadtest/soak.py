@@ -43,6 +43,7 @@ import cli
 import difficult_clients
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.files import SAMPLES
+from blipstream.finite import FiniteRange
 from blipstream.images import worker
 from blipstream.server.network import bypass_proxies
 from blipstream.server.proc import STUB
@@ -388,7 +389,7 @@ def wait(client: subprocess.Popen[bytes], server: TritonServer, visits: Visits) 
 @click.option("--config", default="cpu", help="Its configuration.")
 @click.option("--images", type=click.IntRange(min=1), default=200_000, help="Captions to make.")
 @click.option("--settled", type=click.IntRange(min=1), default=10_000, help="Captions after which nothing may grow.")
-@click.option("--growth", default=0.02, help="What may, all the same, as a part of it.")
+@click.option("--growth", type=FiniteRange(min=0), default=0.02, help="What may, all the same, as a part of it.")
 @click.option("--client", "clients", type=click.Choice(list(DIFFICULT)), multiple=True, help="These, instead of all.")
 @click.option("--output", type=click.Path(path_type=Path), help="A JSON file with every sample.")
 def main(

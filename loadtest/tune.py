@@ -37,6 +37,7 @@ from matplotlib import pyplot as plt
 import cli
 import mix
 from blipstream.errors import BlipstreamError
+from blipstream.finite import FiniteRange
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
 from blipstream_bench.machine import machine, versions
@@ -270,11 +271,11 @@ def chart(trials: list[Trial], start: Settings, winner: Settings, p95_ms: float,
 
 
 @click.command(context_settings=cli.SETTINGS)
-@click.option("--p95-ms", type=click.FloatRange(min=0, min_open=True), required=True, help="SLO to meet.")
+@click.option("--p95-ms", type=FiniteRange(min=0, min_open=True), required=True, help="SLO to meet.")
 @cli.repository("Model repository with artifacts. It is copied, not changed.")
 @click.option("--config", default="cpu", help="Configuration to start from.")
-@click.option("--budget", type=click.FloatRange(min=0), default=900.0, help="Seconds for the search.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, help="Length of a measurement.")
+@click.option("--budget", type=FiniteRange(min=0), default=900.0, help="Seconds for the search.")
+@click.option("--seconds", type=FiniteRange(min=0.1), default=4.0, help="Length of a measurement.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), default=64, help="The most requests in flight.")
 @cli.MIX
 @cli.NAME

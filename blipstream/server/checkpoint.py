@@ -6,12 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from blipstream.errors import ServerError
+
+CONFIGS = ("cpu", "cuda", "tensorrt")  # those of the build, which this package must not import
+
 
 def build(checkpoint: str | None, config: str, repository: Path | None = None, processor: str | None = None) -> Path:
     """Build what is stale, as `blipstream build` does with these options, and return the model repository.
 
+    Raises ServerError if there is no such configuration, which the build would tell in terms of its own command line.
     If the build fails or a signal ends it, exits with the build's status: it has said why.
     """
+    if config not in CONFIGS:
+        choices = ", ".join(CONFIGS)
+        raise ServerError(f"no checkpoint is built for configuration {config!r}: choose one of {choices}")
     options = {"checkpoint": checkpoint, "config": config, "repository": repository, "processor": processor}
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     # -P: a file named like a module in the working folder must not take its place

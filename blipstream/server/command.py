@@ -23,8 +23,9 @@ from typing import Any
 import click
 
 from blipstream.errors import BlipstreamError, ServerError
+from blipstream.finite import FiniteRange
 from blipstream.server import checkpoint, open_files, proc, signals
-from blipstream.server.network import bypass_proxies
+from blipstream.server.network import bypass_proxies, free_ports
 from blipstream.server.tls import TLS
 from blipstream.server.triton import TritonServer
 
@@ -62,7 +63,7 @@ class Settings:
 
 
 @click.command(
-    context_settings={"show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
     epilog="Each option is an environment variable, too, such as BLIPSTREAM_LOG_REQUESTS.",
 )
 @click.argument("checkpoint", required=False)
@@ -97,7 +98,12 @@ class Settings:
 @click.option(
     "--trace-every", type=click.IntRange(min=1), default=TritonServer.trace_every, help="Trace one request in so many."
 )
-@click.option("--timeout", default=TritonServer.ready_timeout, help="Seconds for the models to load.")
+@click.option(
+    "--timeout",
+    type=FiniteRange(min=0, min_open=True),
+    default=TritonServer.ready_timeout,
+    help="Seconds for the models to load.",
+)
 @click.option("--restart/--no-restart", default=True, help="Restart a server that fails, or exit and say what failed.")
 @click.option("-v", "--verbose", count=True, help="More in Triton's log.")
 def main(**options: Any) -> None:  # noqa: ANN401
@@ -128,11 +134,8 @@ def serve(settings: Settings) -> None:
         proc.adopt_orphans()
         logging.basicConfig(format="%(asctime)s %(message)s")
         repository = settings.repository
-        if repository is None or settings.checkpoint is not None:
-            repository = checkpoint.build(settings.checkpoint, settings.config, repository, settings.processor)
         server = TritonServer(
-            repository=repository,
-            config=config_name(repository, settings.config),
+            repository=repository or Path(),  # if absent, the build says below which it is
             host=settings.host,
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
@@ -147,10 +150,14 @@ def serve(settings: Settings) -> None:
             ready_timeout=settings.timeout,
             verbose=settings.verbose,
         )
-        bypass_proxies(server.local_host)
         health_port = settings.health_port
         if health_port is None:
             health_port = settings.metrics_port and settings.metrics_port + 1
+        if repository is None or settings.checkpoint is not None:
+            free_ports([*server.ports, (settings.host, "health", health_port)])  # rather now than after minutes
+            server.repository = checkpoint.build(settings.checkpoint, settings.config, repository, settings.processor)
+        server.config = config_name(server.repository, settings.config)
+        bypass_proxies(server.local_host)
         with HealthServer(Health(), settings.host, health_port) as health:
             supervisor = Supervisor(server, restarts=settings.restart, health=health.health, stopping=signals.stopping)
             supervisor.run(lambda: click.echo(welcome(server, health.port)))

@@ -5,6 +5,8 @@ import errno
 import http.client
 import os
 import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from blipstream.errors import ServerError
 from blipstream.server.open_files import NO_FILES_LEFT
@@ -28,7 +30,7 @@ def listen(host: str, protocol: str, port: int) -> socket.socket:
 
     Raises ServerError.
     """
-    option = f"--{protocol.lower()}-port"
+    option = _option(protocol)
     if not 0 <= port < 1 << 16:
         raise ServerError(f"{protocol} port {port} is out of range: choose 0 to 65535 with {option}")
     try:
@@ -40,6 +42,29 @@ def listen(host: str, protocol: str, port: int) -> socket.socket:
         raise ServerError(
             f"{protocol} port {port} {state}: choose another with {option}, or 0 for any free port"
         ) from error
+
+
+def free_ports(wanted: Sequence[tuple[str, str, int]]) -> list[int]:
+    """The numbers of ports that `listen` opens. All are open at once for a moment, so that those chosen here differ.
+
+    Each of `wanted` is host, protocol and port. Raises ServerError.
+    """
+    users: dict[tuple[str, int], str] = {}  # protocols by address
+    with ExitStack() as stack:
+        numbers = []
+        for host, protocol, port in wanted:
+            if port and (host, port) in users:
+                raise ServerError(
+                    f"port {port} is given twice, for {users[host, port]} and {protocol}: choose another with "
+                    f"{_option(protocol)}, or 0 for any free port"
+                )
+            users[host, port] = protocol
+            numbers.append(stack.enter_context(listen(host, protocol, port)).getsockname()[1])
+    return numbers
+
+
+def _option(protocol: str) -> str:
+    return f"--{protocol.lower()}-port"
 
 
 def get(host: str, port: int, path: str, seconds: float) -> tuple[int, str]:

@@ -11,7 +11,7 @@ import secrets
 import signal
 import subprocess
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -112,6 +112,15 @@ class TritonServer:
         return network.LOOPBACK if self.tls else self.host
 
     @property
+    def ports(self) -> list[tuple[str, str, int]]:
+        """Host, protocol and number of the HTTP, the gRPC and the metrics port."""
+        return [
+            (self.http_host, "HTTP", self.http_port),
+            (self.host, "gRPC", self.grpc_port),
+            (self.host, "metrics", self.metrics_port),
+        ]
+
+    @property
     def pid(self) -> int:
         """Process and process group of the running server."""
         if self._process is None:
@@ -130,7 +139,7 @@ class TritonServer:
         if not self.repository.is_dir():
             raise ServerError(f"there is no model repository at {self.repository}: check the path")
         found = find_installation()
-        self.http_port, self.grpc_port, self.metrics_port = self._free_ports()
+        self.http_port, self.grpc_port, self.metrics_port = network.free_ports(self.ports)
         if self._workspace is None:
             self._workspace = Workspace()
         if self._log is None:
@@ -285,16 +294,6 @@ class TritonServer:
             network.local_address(self.http_host), self.http_port, "/v2/health/ready", READY_SECONDS
         )
         return status == http.HTTPStatus.OK
-
-    def _free_ports(self) -> list[int]:
-        """The three ports. All are open at once for a moment, so that those chosen here differ."""
-        wanted = [
-            (self.http_host, "HTTP", self.http_port),
-            (self.host, "gRPC", self.grpc_port),
-            (self.host, "metrics", self.metrics_port),
-        ]
-        with ExitStack() as stack:
-            return [stack.enter_context(network.listen(*each)).getsockname()[1] for each in wanted]
 
     def _command_line(self, found: Installation, workspace: Workspace) -> list[str]:
         return arguments.command_line(self, found, workspace)

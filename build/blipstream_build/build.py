@@ -31,7 +31,7 @@ from blipstream_build.encoder_config import write_encoder_config
 from blipstream_build.ensemble_config import write_ensemble_configs
 from blipstream_build.export import ENCODERS, export_decoder
 from blipstream_build.plan import PLAN, Plan, reason_to_rebuild, stored_plan
-from blipstream_build.repository import exclusive, materialise
+from blipstream_build.repository import check_is_ours, exclusive, materialise
 from blipstream_build.tensorrt_compile import compile_plan
 from blipstream_build.verify import Report, verify
 
@@ -64,10 +64,13 @@ def build(
     Without `repository`, it is a folder of the user's cache. `plan_options` are for the configuration `tensorrt`.
     `processor` names where the tokenizer and the image processor are, if the checkpoint lacks one.
 
-    Raises ArtifactError if the checkpoint is no BLIP captioner, or what was built differs too much from transformers.
+    Raises ArtifactError if the checkpoint is no BLIP captioner, what was built differs too much from transformers, or
+    `repository` holds something else.
     """
     for given in (name, str(repository or ""), processor or ""):
         check_is_text(given)
+    if repository:
+        check_is_ours(repository)
     chosen = CONFIGS[config]
     resolve(dtype, chosen.device)
     checkpoint = Checkpoint.find(name, processor)

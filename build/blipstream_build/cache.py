@@ -2,6 +2,7 @@
 """The user's cache folder, where a build puts a model repository if it is not told where."""
 
 import os
+import pwd
 import re
 from pathlib import Path
 
@@ -19,9 +20,10 @@ def cache_folder() -> Path:
     if given.is_absolute():
         return given / "blipstream"
     try:
-        return Path.home() / ".cache" / "blipstream"
-    except RuntimeError as exc:
+        home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir  # Path.home() takes an empty HOME for /
+    except KeyError as exc:
         raise ArtifactError("you have no home folder for a cache: set XDG_CACHE_HOME, or give a --repository") from exc
+    return Path(home, ".cache", "blipstream")
 
 
 def cached_repository(checkpoint: str, revision: str, config: str, dtype: str) -> Path:

@@ -44,7 +44,6 @@ DEFAULTS = PlanOptions()
 )
 @click.option(
     "--repository",
-    type=click.Path(path_type=Path, file_okay=False),
     help="Model repository to build into.  [default: a folder of ~/.cache/blipstream]",
 )
 @click.option(
@@ -66,7 +65,7 @@ def main(
     processor: str | None,
     config: str,
     dtype: DType,
-    repository: Path | None,
+    repository: str | None,
     force: bool,
     print_path: bool,
     **plan_options: Any,  # noqa: ANN401
@@ -81,6 +80,8 @@ def main(
         if print_path:
             output.enter_context(redirect_stdout(sys.stderr))
         try:
+            if repository == "":  # as a Path it would be the working folder
+                raise ArtifactError("--repository is empty: give the name of a folder")
             import torch
             import transformers
 
@@ -93,7 +94,7 @@ def main(
             built = build(
                 next((given for given in (checkpoint, named) if given is not None), str(DEMO_CHECKPOINT)),
                 dtype,
-                repository,
+                None if repository is None else Path(repository),
                 config,
                 PlanOptions(**plan_options),
                 processor=processor,

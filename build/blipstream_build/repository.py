@@ -20,6 +20,24 @@ ENSEMBLE_CONFIGS = (Path("caption/configs/tensorrt.pbtxt"), Path("caption_pixels
 GENERATED = (ENCODER_CONFIG, *ENSEMBLE_CONFIGS)
 
 
+def check_is_ours(repository: Path) -> None:
+    """Check that a build may write into a folder: it is new, empty, or a model repository, even an unfinished one.
+
+    Raises ArtifactError if it is not.
+    """
+    if not repository.exists():
+        return
+    if not repository.is_dir():
+        raise ArtifactError(f"{repository} is a file: give a --repository that is a folder")
+    names = {path.name for path in repository.iterdir()} - {"lost+found"}  # a new disk has that one
+    ours = (repository / path.name for path in MODEL_REPOSITORY.iterdir())
+    if names and not any((model / "config.pbtxt").exists() or (model / "1").exists() for model in ours):
+        raise ArtifactError(
+            f"{repository.absolute()} holds other files and no model repository: give a --repository that is new, "
+            "empty, or from an earlier build"
+        )
+
+
 @contextmanager
 def exclusive(repository: Path) -> Iterator[None]:
     """Keep other builds out of a repository, and remove what a killed build left there.

@@ -90,7 +90,7 @@ class ClientCommand(click.Command):
             os._exit(INTERRUPTED)  # sys.exit would wait for threads that fetch images
 
 
-@click.group(cls=Program)
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})  # for all subcommands
 @click.version_option(__version__, prog_name="blipstream")
 def main() -> None:
     """Captions for images from a Blipstream server."""

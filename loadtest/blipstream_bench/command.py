@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from blipstream.finite import FiniteRange
 from blipstream_bench.plans import PLANS, STRATEGIES
 from blipstream_bench.random_checkpoint import ARCHITECTURES
 from blipstream_bench.signals import stop_on_signals
@@ -40,7 +41,7 @@ from blipstream_build.cache import cache_folder
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Length of one measurement; a run has about 100. Default: 3; on a GPU, 5.",
 )
 @click.option(

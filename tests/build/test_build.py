@@ -198,6 +198,24 @@ def test_folder_without_checkpoint(tmp_path: Path) -> None:
     assert result.output == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json\n"
 
 
+def test_repository_that_holds_something_else(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path, Path("/")):
+        result = run(CHECKPOINT, folder)
+        assert result.exit_code == 1
+        assert result.output == (
+            f"error: {folder} holds other files and no model repository: give a --repository that is new, empty, or "
+            "from an earlier build\n"
+        )
+    result = run(CHECKPOINT, tmp_path / "file")
+    assert result.output == f"error: {tmp_path}/file is a file: give a --repository that is a folder\n"
+    result = CliRunner().invoke(main, [str(CHECKPOINT), "--repository", ""])
+    assert result.exit_code == 1
+    assert result.output == "error: --repository is empty: give the name of a folder\n"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_repository_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = run(CHECKPOINT, tmp_path / "file" / "repository")

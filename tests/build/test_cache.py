@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder that a build chooses."""
 
+import os
 import pwd
 from pathlib import Path
 
@@ -17,6 +18,16 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert cache_folder() == tmp_path / ".cache" / "blipstream"
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert cache_folder() == Path("/elsewhere/blipstream")
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": ""}])
+def test_without_a_home_in_the_environment(home: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the account's."""
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(pwd.getpwuid(os.getuid()).pw_dir, ".cache/blipstream")
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:

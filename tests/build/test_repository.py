@@ -9,8 +9,31 @@ from threading import Thread
 import pytest
 
 from blipstream.errors import ArtifactError
+from blipstream.files import MODEL_REPOSITORY
 from blipstream_build.artifacts import Artifact
-from blipstream_build.repository import exclusive
+from blipstream_build.repository import check_is_ours, exclusive, materialise
+
+
+@pytest.mark.parametrize("inside", ["", "lost+found", "encoder/1/.openvino-x", "decoder/1"])
+def test_where_a_build_may_write(inside: str, tmp_path: Path) -> None:
+    """Into an empty folder or disk, or one where a build was interrupted."""
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    check_is_ours(tmp_path)
+
+
+def test_a_build_may_write_where_there_is_a_model_repository(tmp_path: Path) -> None:
+    check_is_ours(MODEL_REPOSITORY)
+    check_is_ours(tmp_path / "new")
+    materialise(tmp_path)
+    (tmp_path / "README").touch()
+    check_is_ours(tmp_path)
+
+
+def test_where_a_build_may_not_write(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.pbtxt").touch()
+    with pytest.raises(ArtifactError, match=f"^{tmp_path} holds other files and no model repository: give a"):
+        check_is_ours(tmp_path)
 
 
 def test_a_second_build_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,14 @@ def test_version_and_help() -> None:
     assert all(option.help in " ".join(out.split()) for option in OPTIONS.values())
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)], ids=str)
+def test_short_help(command: list[str]) -> None:
+    status, out, err = blipstream(*command, "-h")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Usage: python -m blipstream_client {' '.join(command)}".rstrip())
+    assert (status, out, err) == blipstream(*command, "--help")
+
+
 @pytest.mark.usefixtures("environment")
 def test_a_closed_pipe_ends_it_quietly() -> None:
     command = [*COMMAND, "caption", *["a.jpg"] * 100]

@@ -102,7 +102,8 @@ def test_a_command_of_another_package(run: Run, tmp_path: Path) -> None:
     """It gets Python's own handler of Ctrl-C."""
     install(tmp_path, serve="toy:serve")
     assert run("serve", "--port", "1") == (0, "port 1, default_int_handler\n", "")
-    assert "Serve." in run("serve", "--help")[1]
+    for flag in ("-h", "--help"):
+        assert "Serve." in run("serve", flag)[1]
 
 
 def test_ctrl_c_in_a_command_of_another_package(run: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from blipstream.server import checkpoint
+from blipstream_build.configs import CONFIGS
 from tests.conftest import CHECKPOINT
 
 SERVE = [sys.executable, "-m", "blipstream.server", "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
@@ -24,6 +26,42 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([*SERVE, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--http-port=99999"], "HTTP port 99999 is out of range: choose 0 to 65535 with --http-port"),
+        (["--metrics-port=65535"], "health port 65536 is out of range: choose 0 to 65535 with --health-port"),
+        (
+            ["--grpc-port=TAKEN"],
+            "gRPC port TAKEN is taken: choose another with --grpc-port, or 0 for any free port",
+        ),
+        (
+            ["--http-port=FREE", "--health-port=FREE"],
+            "port FREE is given twice, for HTTP and health: choose another with --health-port, or 0 for any free port",
+        ),
+    ],
+)
+def test_wrong_ports(options: list[str], sentence: str, tmp_path: Path) -> None:
+    """They are told before the build, which would refuse this checkpoint."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            free = other.getsockname()[1]
+        numbers = {"TAKEN": str(taken.getsockname()[1]), "FREE": str(free)}
+        for name, number in numbers.items():
+            options = [option.replace(name, number) for option in options]
+            sentence = sentence.replace(name, number)
+        done = subprocess.run([*SERVE, *options, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {sentence}\n")
+
+
+def test_unknown_configuration(tmp_path: Path) -> None:
+    """Of a checkpoint that is to be built."""
+    done = subprocess.run([*SERVE, "--config=foo", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: no checkpoint is built for configuration 'foo': choose one of cpu, cuda, tensorrt\n"
+    assert list(CONFIGS) == list(checkpoint.CONFIGS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

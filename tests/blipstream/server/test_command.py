@@ -56,6 +56,12 @@ def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert result.stderr == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt\n"
 
 
+def test_short_help() -> None:
+    result = CliRunner().invoke(serve.main, ["-h"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.output.startswith("Usage: ")
+
+
 @pytest.mark.parametrize("config", ["tensorrt", "default"])
 def test_default_configuration(tmp_path: Path, config: str) -> None:
     assert serve.config_name(write_repository(tmp_path), config) is None
