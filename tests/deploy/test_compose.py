@@ -37,7 +37,7 @@ def default_of(command: click.Command, name: str) -> Any:
 
 def options(command: click.Command, arguments: list[str]) -> dict[str, Any]:
     """The options that a command reads from its arguments. Raises click.NoSuchOption."""
-    given, rest, _ = command.make_parser(click.Context(command)).parse_args(list(arguments))
+    given, rest, _ = command.make_parser(click.Context(command, **command.context_settings)).parse_args(list(arguments))
     assert not rest
     return dict(given)
 

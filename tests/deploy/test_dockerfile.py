@@ -56,7 +56,7 @@ def test_ports_and_command_are_those_of_the_server() -> None:
     (command,) = (each.rest for each in dockerfile() if each.keyword == "CMD")
     _, _, module, *arguments = re.findall(r'"([^"]*)"', command)
     assert module == "blipstream.server"
-    _, rest, _ = serve.main.make_parser(click.Context(serve.main)).parse_args(arguments)
+    _, rest, _ = serve.main.make_parser(click.Context(serve.main, **serve.main.context_settings)).parse_args(arguments)
     assert not rest
 
 

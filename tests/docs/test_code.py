@@ -161,7 +161,7 @@ def help_of(verb: str) -> str:
 
 
 def help_text(command: click.Command) -> str:
-    return command.get_help(click.Context(command))
+    return command.get_help(click.Context(command, **command.context_settings))
 
 
 @pytest.mark.parametrize("block", all_blocks("sh", "console"), ids=str)

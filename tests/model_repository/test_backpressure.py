@@ -5,7 +5,6 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
 from tests.deploy.programs import wait_for
-from tests.support.backpressure_file import backpressure_file, read_counts
+from tests.support.backpressure_file import backpressure_file, read_counts, write_counts
 
 DECODER_QUEUE = 48
 BATCH, ROOM = 4, 16  # both are less than a queue holds
@@ -41,7 +40,7 @@ def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with (repository / "preprocess/1/model.py").open("a") as adapter:
         adapter.write(SMALL_QUEUE)
     with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
-        backpressure_file(server).write_bytes(Counts.layout.pack(*astuple(Counts(room=ROOM, encoders=1))))
+        write_counts(backpressure_file(server), Counts(room=ROOM, encoders=1))
         yield server
 
 

@@ -9,7 +9,6 @@ import shutil
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from blipstream.server.proc import processes_of_group, stub_model
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from tests.deploy.programs import wait_for
-from tests.support.backpressure_file import backpressure_file, without_room
+from tests.support.backpressure_file import backpressure_file, without_room, write_counts
 from tests.support.triton_requests import Streams, failure, infer, refusal, text, words
 
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
@@ -141,7 +140,7 @@ def test_an_unexpected_error_is_one_sentence(
         streams.answer()
     assert caught.value.message() == expected
     assert log.read_text().count("struct.error: unpack requires") >= 4
-    backpressure_file(server).write_bytes(Counts.layout.pack(*astuple(Counts())))
+    write_counts(backpressure_file(server), Counts())
     streams.ask(images[0], {})
     (pieces,) = streams.gather()
     assert text(pieces) == next(iter(samples.values()))

@@ -19,13 +19,19 @@ def read_counts(path: Path) -> Counts:
     return Counts(*Counts.layout.unpack(path.read_bytes()))
 
 
+def write_counts(path: Path, counts: Counts) -> None:
+    """Write in place: a file that was emptied first could be read at that moment."""
+    with path.open("r+b") as file:
+        file.write(Counts.layout.pack(*astuple(counts)))
+
+
 @contextmanager
 def without_room(server: TritonServer) -> Iterator[None]:
     """Meanwhile, whatever comes waits in the queue of preprocess. Nothing else may be under way."""
     path = backpressure_file(server)
 
     def change(**values: int) -> None:
-        path.write_bytes(Counts.layout.pack(*astuple(replace(read_counts(path), **values))))
+        write_counts(path, replace(read_counts(path), **values))
 
     change(full=1, encoded=read_counts(path).room)
     try:
