@@ -177,7 +177,7 @@ class Engine:
 
     @torch.inference_mode()
     def cancel(self, request: Request) -> None:
-        """Forget a request that runs: its rows are free for the next step."""
+        """Forget a request: if it runs, its rows are free for the next step."""
         if request in self._running:
             self._running.remove(request)
         if request in self._joining:

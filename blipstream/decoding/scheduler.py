@@ -124,11 +124,8 @@ class Scheduler:
         """End the requests whose clients have gone, wherever they are."""
         with self._changed:
             for request in [request for request in self._all() if request.has_gone]:
-                if request in self._running:
-                    with self._blamed_on(request):
-                        self.engine.cancel(request)
-                        self._end(request, TextDelta("", (), "cancelled", Gone()))
-                else:
+                with self._blamed_on(request):
+                    self.engine.cancel(request)  # which knows it only if it runs
                     self._end(request, TextDelta("", (), "cancelled", Gone()))
 
     def _admit(self) -> None:
