@@ -112,8 +112,9 @@ class Backpressure:
         """Count `entered` images out of preprocess; `loaded` of them go to an encoder."""
         with self._counts() as counts:
             counts.entered = max(counts.entered - entered, 0)
-            counts.loaded += loaded
-            counts.loaded_at = time.monotonic()
+            if loaded:
+                counts.loaded += loaded
+                counts.loaded_at = time.monotonic()
 
     def _pace(self, taken: int) -> float:
         """Images that decoders took up per second lately; `taken` is how many they have taken up in total."""

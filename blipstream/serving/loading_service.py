@@ -116,7 +116,8 @@ class LoadingService:
             batch, images, began = batch[:entered], sum(sizes[:entered]), time.monotonic()
             requests = self._take(batch)
             results = apart(self._loader.load_requests, [image_request for _, image_request in batch])
-        self._respond(requests, results, images, began)
+        if requests:
+            self._respond(requests, results, images, began)
         return bool(requests)
 
     def _next_batch(self) -> list[tuple[TritonRequest, ImageRequest]]:

@@ -161,6 +161,15 @@ def test_images_that_an_idle_encoder_does_not_get_are_lost(
     assert under_way_after(path, clock, HANDOVER_SECONDS) == 0
 
 
+def test_refusals_do_not_keep_the_places_of_lost_images(
+    path: Path, clock: SimpleNamespace, preprocess: Backpressure
+) -> None:
+    assert load(preprocess, 7) == 7
+    clock.now += HANDOVER_SECONDS * 0.6
+    preprocess.hand_over(1, 0)
+    assert under_way_after(path, clock, HANDOVER_SECONDS * 0.6) == 0
+
+
 def test_what_is_in_preprocess_is_never_lost(path: Path, clock: SimpleNamespace, preprocess: Backpressure) -> None:
     assert preprocess.enter([1] * 8) == 8
     assert under_way_after(path, clock, 3600) == 8

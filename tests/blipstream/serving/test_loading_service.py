@@ -16,7 +16,7 @@ from blipstream.errors import BlipstreamError, Gone, InvalidInput, Overloaded, S
 from blipstream.images.loader import ImageLoader, ImageRequest, Loaded
 from blipstream.serving import backpressure
 from blipstream.serving.adapter import ModelInstance, TritonRequest
-from blipstream.serving.backpressure import FILE, Backpressure
+from blipstream.serving.backpressure import FILE, HANDOVER_SECONDS, Backpressure
 from blipstream.serving.loading_service import MAX_WAITING, MAX_WAITING_BYTES, LoadingService
 from tests.support.backpressure_file import read_counts
 from tests.support.waiting import wait_until
@@ -178,6 +178,17 @@ def test_what_is_late_or_cancelled_frees_its_place_while_others_wait(room: Room)
     assert not room.loader.batches
     room.free()
     assert len(patient.answer) == 1
+
+
+def test_a_request_that_waits_does_not_keep_the_places_of_lost_images(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images get lost when their senders go: Triton drops them, and tells nobody."""
+    room.fill()
+    waiting = room.ask()
+    assert not waiting.answers
+    monkeypatch.setattr(backpressure, "HANDOVER_SECONDS", HANDOVER_SECONDS)
+    assert len(waiting.answer) == 1
 
 
 def test_a_batch_has_as_many_images_as_tritons(room: Room) -> None:
