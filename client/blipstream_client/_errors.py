@@ -14,6 +14,7 @@ from threading import Event
 from blipstream_client._exceptions import (
     AccessDenied,
     BlipstreamError,
+    InvalidImage,
     InvalidRequest,
     ModelNotReady,
     RequestCancelled,
@@ -31,6 +32,7 @@ _BY_CODE = {
     "backend_died": Meaning(ServerError, True),
     "cancelled": Meaning(RequestCancelled, False),
     "internal": Meaning(ServerError, False),
+    "invalid_image": Meaning(InvalidImage, False),
     "invalid_input": Meaning(InvalidRequest, False),
     "overloaded": Meaning(ServerOverloaded, True),
     "server_error": Meaning(ServerError, False),
