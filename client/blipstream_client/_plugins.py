@@ -12,7 +12,7 @@ import click
 from blipstream_client._text import LONGEST_SENTENCE, excerpt
 
 GROUP = "blipstream.commands"
-INSTALL = "pip install 'blipstream[cpu]'"
+INSTALL = "made by `make wheels` in a checkout (docs/quickstart.md)"
 SERVER_COMMANDS = {  # of the package `blipstream`, with their help, which is to be shown without importing them
     "serve": "Serve captions from a checkpoint.",
     "build": "Convert a checkpoint to a model repository.",
@@ -40,7 +40,7 @@ def load(name: str) -> click.Command | None:
     entry_point = installed().get(name)
     if entry_point is None:
         if name in SERVER_COMMANDS:
-            raise click.ClickException(f"blipstream {name} needs the server's package: {INSTALL}")
+            raise click.ClickException(f"blipstream {name} needs the server's package, {INSTALL}")
         return None
     try:
         command = entry_point.load()

@@ -166,8 +166,15 @@ def test_a_model_that_is_no_ensemble_has_one_step(url: str) -> None:
 
 def test_the_command_line_prints_info(url: str) -> None:
     command = [sys.executable, "-m", "blipstream_client", "info", "--url", url]
-    printed = subprocess.run(command, cwd=ROOT / "client", capture_output=True, text=True, check=True).stdout
-    assert json.loads(printed)["runtimes"]["encoder"] == "openvino"
+    for_people, for_programs = (
+        subprocess.run([*command, *flags], cwd=ROOT / "client", capture_output=True, text=True, check=True).stdout
+        for flags in ([], ["--json"])
+    )
+    found = json.loads(for_programs)
+    assert found["runtimes"]["encoder"] == "openvino"
+    name, _, revision = found["checkpoint"].partition("@")
+    assert f"checkpoint  {name}@{revision[:12]}\n" in for_people
+    assert max(map(len, for_people.splitlines())) <= 80
 
 
 def test_async(url: str, samples: dict[str, str]) -> None:
