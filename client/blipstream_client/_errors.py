@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
+from urllib.parse import unquote
 
 from blipstream_client._exceptions import (
     AccessDenied,
@@ -63,6 +64,9 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "504": RequestTimeout,
 }
 
+_ENCODED = re.compile(r"ipv6:%5B\S*%5D")  # gRPC's form of an address
+_NOISE = re.compile(r"Failed to connect to remote host: |^\[Errno \d+\] ")
+
 _CODED = re.compile(r"\[([a-z_]+)\] (.*)")
 
 # What reading a response raises if it is none of Triton's. RecursionError: JSON in a thousand brackets.
@@ -91,6 +95,8 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
         or Meaning(_BY_STATUS.get(status, ServerError), False)
     )
     shown = excerpt(message, LONGEST_SENTENCE)
+    if status == "400" and not shown:  # Triton says what is wrong; nginx answers so to HTTP without TLS
+        kind = ServerUnreachable
     if kind is ServerUnreachable:
         error: BlipstreamError = unreachable(url, shown or f"status {status}")
     elif status == "DEADLINE_EXCEEDED":
@@ -110,9 +116,13 @@ def _split_code(text: str) -> tuple[str, str]:
 
 def unreachable(url: str, reason: str) -> ServerUnreachable:
     """The error for a server that does not respond at all."""
-    return ServerUnreachable(
-        f"No Triton server answers at {url}: start it, or mend the address ({excerpt(reason, LONGEST_SENTENCE)})"
-    )
+    return ServerUnreachable(f"No Triton server answers at {url}: start it, or mend the address ({_plain(reason)})")
+
+
+def _plain(reason: str) -> str:
+    """Another library's reason, with addresses as people write them."""
+    shown = _NOISE.sub("", _ENCODED.sub(lambda address: unquote(address[0]), reason))
+    return excerpt(shown, LONGEST_SENTENCE)
 
 
 def broken_off(error: ServerUnreachable) -> ServerUnreachable:
