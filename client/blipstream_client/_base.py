@@ -98,7 +98,9 @@ class BaseClient:
         self._allow_private_urls = allow_private_urls
         tls = TLS(ca_file, cert_file, key_file)
         if tls.is_given and not self._addresses[0].secure:
-            raise InvalidCertificate(f"Certificates are for grpcs:// and https://, and the address is {shown_url(url)}")
+            raise InvalidCertificate(
+                f"Certificates are for grpcs:// and https://, and the address is {shown_url(url)}: use one of these"
+            )
         interval = timeout / CHECKS_PER_TIMEOUT if keepalive is None else _positive("keepalive", keepalive)
         self._settings = Settings(_with_key(_checked_headers(headers or {}), self._addresses), tls, interval)
         self._policy = RetryPolicy(_at_least(0, "retries", retries), RoundRobin(len(self._addresses)))

@@ -259,6 +259,6 @@ def _with_remedy(name: str, result: Caption | BlipstreamError) -> Caption | Blip
             return InvalidImage(f"It is a folder, which is for bulk: {command}")
         if glob.has_magic(name) and not os.path.exists(name):  # noqa: PTH110
             found = next(glob.iglob(name, recursive=True), None)  # noqa: PTH207
-            wrong = "No file is like this pattern: check it" if found is None else "It is a pattern in quotes"
+            wrong = "No file is like this pattern: mend it" if found is None else "It is a pattern in quotes"
             return InvalidImage(wrong if found is None else f"{wrong}: take them off, or use {command}")
     return result

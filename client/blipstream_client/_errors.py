@@ -101,6 +101,8 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
         error: BlipstreamError = unreachable(url, shown or f"status {status}")
     elif status == "DEADLINE_EXCEEDED":
         error = no_response(url, timeout)
+    elif kind is AccessDenied and not shown:
+        error = AccessDenied(f"The server at {url} wants a valid key (status {status}): set BLIPSTREAM_API_KEY")
     else:
         error = kind(shown or f"The server at {url} answered {status} without a message")
     error.code = code or error.code
@@ -182,7 +184,9 @@ def translated_errors(translate: Translate, *, url: str, timeout: float, closed:
             raise
         error = translate(exc, url, timeout)
         if error is None and isinstance(exc, STRANGE_RESPONSES):
-            error = ServerError(f"The answer from {url} is not one that Triton gives: {excerpt(exc)}")
+            error = ServerError(
+                f"The answer from {url} is not one that Triton gives ({excerpt(exc)}): check the address"
+            )
         if error is None:
             raise
         raise error from exc

@@ -62,7 +62,9 @@ def _checked() -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError, ValueError) as exc:
-        raise ServerError(f"The server's description of itself is not one that Triton gives: {quoted(exc)}") from exc
+        raise ServerError(
+            f"The server's description of itself is not one that Triton gives ({quoted(exc)}): check the address"
+        ) from exc
 
 
 def _runtime(config: Mapping[str, Any]) -> str:

@@ -139,7 +139,7 @@ def test_names_that_are_no_images(tiny: TinyTriton, monkeypatch: pytest.MonkeyPa
     assert err.splitlines() == [
         f"more photos: It is a folder, which is for bulk: blipstream bulk 'more photos' {command}",
         f"*.jpg: It is a pattern in quotes: take them off, or use blipstream bulk '*.jpg' {command}",
-        "*.nix: No file is like this pattern: check it",
+        "*.nix: No file is like this pattern: mend it",
     ]
     monkeypatch.delenv("BLIPSTREAM_URL")
     url = tiny.url("http")
