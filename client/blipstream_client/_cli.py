@@ -19,7 +19,7 @@ from blipstream_client import _plugins as plugins
 from blipstream_client._base import DEFAULT_RETRIES, DEFAULT_TIMEOUT
 from blipstream_client._captions import Caption
 from blipstream_client._cli_options import DEFAULTS, IMAGE_OPTIONS, caption_options, client_options, connection_options
-from blipstream_client._cli_output import print_info, print_json, print_pieces, print_result, print_words
+from blipstream_client._cli_output import Failure, print_info, print_json, print_pieces, print_result, print_words
 from blipstream_client._client import Client
 from blipstream_client._exceptions import (
     AccessDenied,
@@ -47,14 +47,6 @@ OF_THE_SERVER = (AccessDenied, ModelNotReady, ServerUnreachable)  # errors that 
 Sources = Sequence[tuple[str, str]]  # names as they are shown, and as they are
 
 
-class Failure(click.ClickException):
-    """An error that ends the command. It is one sentence."""
-
-    def show(self, file: Any = None) -> None:  # noqa: ANN401, ARG002
-        """Print the sentence."""
-        say(f"Error: {self.message}")
-
-
 class Program(click.Group):
     """The command. It loads another package's command only when that is run."""
 
@@ -72,13 +64,17 @@ class Program(click.Group):
         """Run a subcommand."""
         try:
             return super().invoke(ctx)
+        except click.ClickException as exc:
+            if type(exc) is click.ClickException:  # another package's
+                raise Failure(exc.message) from exc
+            raise
         except OSError as exc:
             if ctx.invoked_subcommand in self.commands or exc.errno == errno.EPIPE:
                 raise
             raise Failure(f"blipstream {ctx.invoked_subcommand} failed: {exc}") from exc
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A subcommand of this package or another. Raises ClickException if it is not installed, or broken."""
+        """A subcommand of this package or another. Raises Failure if it is not installed, or broken."""
         return super().get_command(ctx, cmd_name) or plugins.load(cmd_name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
