@@ -64,7 +64,7 @@ def _scheme(address: Address, tls: TLS) -> str:
     _connected(address).close()  # so that an OSError from here on is the other side's answer
     try:
         speaks_h2 = _negotiated(address, tls, H2) == H2
-    except (ssl.SSLError, ConnectionError):  # it does not speak TLS
+    except OSError:  # it does not speak TLS: it hangs up, answers otherwise, or waits for the end of a line
         return _plain_scheme(address)
     is_grpc = speaks_h2 and (address.scheme.startswith("grpc") or _negotiated(address, tls, HTTP_1) != HTTP_1)
     return "grpcs" if is_grpc else "https"
