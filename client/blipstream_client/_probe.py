@@ -16,7 +16,7 @@ from blipstream_client._exceptions import ServerUnreachable
 from blipstream_client._text import excerpt
 from blipstream_client._tls import TLS
 
-SECONDS = 1.0  # for each step: a probe has at most five
+SECONDS = 1.0  # for each step: a probe has at most four
 FRESH_SECONDS = 1.0  # how long a finding counts: many requests may fail together
 NAMES = {"grpc": "gRPC", "grpcs": "gRPC with TLS", "http": "HTTP", "https": "HTTPS"}  # of schemes
 H2, HTTP_1 = "h2", "http/1.1"  # what a TLS client can offer to speak (ALPN); gRPC is always h2
