@@ -205,7 +205,8 @@ def on_a_terminal(command: list[str], columns: int = 80) -> tuple[int, str]:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with os.fdopen(controller, "rb", buffering=0) as screen:
         with os.fdopen(terminal, "wb", buffering=0) as output:
-            process = subprocess.Popen(command, stdin=output, stdout=output, stderr=output)
+            # os.environ lacks the COLUMNS that readline has set behind Python's back
+            process = subprocess.Popen(command, stdin=output, stdout=output, stderr=output, env=os.environ)
         shown = b""
         with suppress(OSError):  # at the end of a terminal's output
             while piece := screen.read(1 << 16):
@@ -218,7 +219,8 @@ def on_a_terminal(command: list[str], columns: int = 80) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "arguments", [["caption", "a.jpg", "nowhere.jpg"], ["info"], ["info", "--url", "grpc:localhost"]], ids=str
 )
-def test_lines_fit_the_terminal(arguments: list[str], columns: int) -> None:
+def test_lines_fit_the_terminal(arguments: list[str], columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # it would count more than the terminal
     _, shown = on_a_terminal([*COMMAND, *arguments], columns)
     assert shown.count("\n") > 1
     assert max(map(len, shown.splitlines())) <= (80 if arguments == ["info"] else min(columns, 80))
