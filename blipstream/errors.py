@@ -3,6 +3,7 @@
 
 BlipstreamError
 ├── InvalidInput    the request is at fault, and its sender can correct it
+│   └── InvalidImage   its image cannot be decoded, or costs too much
 ├── Overloaded      too many requests wait: try again later
 │   └── Stopping    the server is shutting down: ask another one
 ├── TimedOut        the request's time is up
@@ -43,6 +44,12 @@ class InvalidInput(BlipstreamError):
 
     code = "invalid_input"
     status = "INVALID_ARG"
+
+
+class InvalidImage(InvalidInput):
+    """The request's image cannot be decoded, or costs too much."""
+
+    code = "invalid_image"
 
 
 class Overloaded(BlipstreamError):

@@ -113,8 +113,8 @@ def test_codes_of_errors() -> None:
     ours = [kind.__name__ for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseException)]
     assert sorted(name for name, _ in rows) == sorted(set(ours) - {"BlipstreamError"})
     table = re.findall(r"^\| `(\w+)` \|[^|]*\| \d+ \| (\w+) \|", (DOCS / "http-and-grpc.md").read_text(), re.MULTILINE)
-    raised: list[type[errors.BlipstreamError]] = [errors.BlipstreamError, errors.InvalidInput, errors.Overloaded]
-    raised += [errors.Stopping, errors.TimedOut, errors.Gone, errors.BackendDied]
+    raised: list[type[errors.BlipstreamError]] = [errors.BlipstreamError, errors.InvalidInput, errors.InvalidImage]
+    raised += [errors.Overloaded, errors.Stopping, errors.TimedOut, errors.Gone, errors.BackendDied]
     assert dict(table) == {kind.code: kind.status.replace("INVALID_ARG", "INVALID_ARGUMENT") for kind in raised}
 
 

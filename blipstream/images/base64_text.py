@@ -5,7 +5,7 @@ import re
 from base64 import b64decode
 from string import whitespace
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 from blipstream.images.limits import ImageLimits, check_bytes
 from blipstream.images.messages import excerpt, one_line
 
@@ -18,13 +18,13 @@ _ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b""} 
 def decode_text(data: bytes, limits: ImageLimits) -> bytes:
     """The file that base64 text or a data URL holds; `data` itself if it is neither.
 
-    Raises InvalidInput if the text is damaged, or if the file would be too large.
+    Raises InvalidImage if the text is damaged, or if the file would be too large.
     """
     payload = data
     if data[:5].lower() == b"data:":
         header, comma, payload = data.partition(b",")
         if not comma or not re.search(rb";\s*base64\s*$", header, re.IGNORECASE):
-            raise InvalidInput(f"a data URL must begin like data:image/jpeg;base64, but it begins with {excerpt(data)}")
+            raise InvalidImage(f"a data URL must begin like data:image/jpeg;base64, but it begins with {excerpt(data)}")
         for escape, character in _ESCAPES.items() if b"%" in payload else ():
             payload = payload.replace(escape, character).replace(escape.lower(), character)
     elif not _SIGNATURES.match(data):
@@ -34,7 +34,7 @@ def decode_text(data: bytes, limits: ImageLimits) -> bytes:
     try:
         return b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except ValueError as exc:
-        raise InvalidInput(
+        raise InvalidImage(
             f"image that is sent as text must be complete base64, but its {len(data):,} bytes are not "
             f"({one_line(exc)}): send it again in full"
         ) from exc

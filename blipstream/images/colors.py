@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 
 WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
 
@@ -13,11 +13,11 @@ WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image in RGB, on white where it is transparent, by the same steps as the reference.
 
-    Raises InvalidInput if its samples have no known range.
+    Raises InvalidImage if its samples have no known range.
     """
     if image.mode in ("I", "F"):
         samples = "floating-point" if image.mode == "F" else "signed or 32-bit"
-        raise InvalidInput(
+        raise InvalidImage(
             f"image must have unsigned samples of at most 16 bits, but this file has {samples} ones: "
             "save it with 8 bits a sample"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens image files with PIL, within limits. Whatever is wrong with a file becomes one InvalidInput."""
+"""Opens image files with PIL, within limits. Whatever is wrong with a file becomes one InvalidImage."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from PIL import Image, _imaging
 from PIL.ImageFile import ImageFile
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 from blipstream.images.base64_text import decode_text
 from blipstream.images.formats import FORMATS, identify
 from blipstream.images.limits import (
@@ -47,7 +47,7 @@ def open_image(
 ) -> Iterator[ImageFile]:
     """An image whose header is read and within limits; its pixels are not decoded yet.
 
-    Every error in the block, PIL's included, becomes InvalidInput; only MayBeSlow, which `quick` allows, stays as it
+    Every error in the block, PIL's included, becomes InvalidImage; only MayBeSlow, which `quick` allows, stays as it
     is. `set_alarm` is called twice: before the header is read, and once more when the size is known.
     """
     data = decode_text(data, limits)
@@ -68,15 +68,15 @@ def open_image(
 
 @contextmanager
 def _translated_errors(kind: str, data: bytes) -> Iterator[None]:
-    """Turn whatever a decoder raises into InvalidInput. On bad data PIL raises nearly every built-in type."""
+    """Turn whatever a decoder raises into InvalidImage. On bad data PIL raises nearly every built-in type."""
     try:
         yield
-    except (InvalidInput, MayBeSlow):
+    except (InvalidImage, MayBeSlow):
         raise
     except Image.DecompressionBombError as exc:  # PIL's own limit on canvases and tiles, far above ours
-        raise InvalidInput(f"image must have fewer pixels ({one_line(exc)}): scale it down") from exc
+        raise InvalidImage(f"image must have fewer pixels ({one_line(exc)}): scale it down") from exc
     except Exception as exc:
-        raise InvalidInput(
+        raise InvalidImage(
             f"image must be a whole {kind} file, but its {len(data):,} bytes are cut short or damaged "
             f"({one_line(exc)}): send the file again in full, or save it again"
         ) from exc

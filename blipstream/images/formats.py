@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 
 
 class Format(NamedTuple):
@@ -52,9 +52,9 @@ _MISTAKES = {
 
 
 def identify(data: bytes) -> str:
-    """The name of a file's format, a key of FORMATS. Raises InvalidInput if it has none of them."""
+    """The name of a file's format, a key of FORMATS. Raises InvalidImage if it has none of them."""
     if not data:
-        raise InvalidInput(f"{_EXPECTED}, not empty: send the bytes of such a file")
+        raise InvalidImage(f"{_EXPECTED}, not empty: send the bytes of such a file")
     for name, each in FORMATS.items():
         if each.signature.match(data):
             return name
@@ -62,6 +62,6 @@ def identify(data: bytes) -> str:
     guesses = (name for start, name in _MISTAKES.items() if re.match(start, head, re.DOTALL | re.IGNORECASE))
     guess = next(guesses, None)
     what = f"look like {guess}" if guess else f"start with {head[:8].hex(' ')}"
-    raise InvalidInput(
+    raise InvalidImage(
         f"{_EXPECTED}, but its {len(data):,} bytes {what}: send the bytes of such a file, in JSON as base64"
     )

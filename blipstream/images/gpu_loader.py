@@ -31,7 +31,7 @@ from blipstream.images.shapes import Box, Pixels, Size
 try:
     from nvidia import nvimgcodec
 except ImportError as error:
-    raise ServerError("decoding on a GPU needs nvImageCodec: pip install 'blipstream[gpu-decode]'") from error
+    raise ServerError("decoding on a GPU needs nvImageCodec: install the extra gpu-decode of the wheel") from error
 
 MAX_BATCH_PIXELS = 2**26  # decoded together: 200 MB as bytes. One image of 100 million pixels is 1.2 GB as f32
 
@@ -68,7 +68,7 @@ class GPUImageLoader(ImageLoader):
         self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False, sample_format=nvimgcodec.P_RGB)
         Image.new("RGB", (16, 16)).save(probe := BytesIO(), "JPEG")
         if None in self._decode([nvimgcodec.CodeStream(probe.getvalue())]):
-            raise ServerError("nvImageCodec finds no nvJPEG here: pip install 'blipstream[gpu-decode]'")
+            raise ServerError("nvImageCodec finds no nvJPEG here: install the extra gpu-decode of the wheel")
 
     def load_quick(self, images: Sequence[bytes], modes: Sequence[str]) -> list[Loaded | None]:
         """Each image's pixels or error; None if it may be slow."""

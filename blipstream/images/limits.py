@@ -16,7 +16,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import STRIPBYTECOUNTS, TILEBYTECOUNTS, TiffImageFile
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class TimeBudget:
             self._set_alarm(seconds)
 
     def check(self) -> None:
-        """Raises InvalidInput if the budget is spent; MayBeSlow instead if the image was to be quick."""
+        """Raises InvalidImage if the budget is spent; MayBeSlow instead if the image was to be quick."""
         if time.thread_time() >= self._end:
-            raise MayBeSlow if self._quick else InvalidInput(TOO_SLOW)
+            raise MayBeSlow if self._quick else InvalidImage(TOO_SLOW)
 
 
 class BudgetedFile(BytesIO):
@@ -90,7 +90,7 @@ class BudgetedFile(BytesIO):
         self._budget = budget
 
     def read(self, size: int | None = -1) -> bytes:
-        """Raises InvalidInput or MayBeSlow, as TimeBudget.check."""
+        """Raises InvalidImage or MayBeSlow, as TimeBudget.check."""
         self._budget.check()
         return super().read(size)
 
@@ -102,31 +102,31 @@ def decoding_budget(image: ImageFile, num_bytes: int, limits: ImageLimits) -> fl
 
 
 def check_bytes(num_bytes: int, limits: ImageLimits) -> None:
-    """Raises InvalidInput if an encoded image is too large."""
+    """Raises InvalidImage if an encoded image is too large."""
     if num_bytes > limits.max_bytes:
-        raise InvalidInput(
+        raise InvalidImage(
             f"image must have at most {limits.max_bytes:,} bytes, not {num_bytes:,}: scale it down or compress it more"
         )
 
 
 def check_size(image: ImageFile, limits: ImageLimits) -> None:
-    """Raises InvalidInput if an image has too many pixels."""
+    """Raises InvalidImage if an image has too many pixels."""
     width, height = image.size
     if width * height > limits.max_pixels or max(width, height) > limits.max_side:
-        raise InvalidInput(
+        raise InvalidImage(
             f"image must have at most {limits.max_pixels:,} pixels and {limits.max_side:,} a side, "
             f"not {width:,} x {height:,}: scale it down"
         )
 
 
 def check_scans(image: ImageFile, data: bytes, limits: ImageLimits) -> None:
-    """Raises InvalidInput if a JPEG file has too many scans.
+    """Raises InvalidImage if a JPEG file has too many scans.
 
     A few bytes make one more scan, which is a pass over all pixels, and a file has room for many of them.
     """
     scans = data.count(START_OF_SCAN)
     if scans * image.width * image.height > limits.max_scans * limits.max_pixels or scans > MAX_SCANS:
-        raise InvalidInput(f"a progressive JPEG must have fewer scans than {scans}: save it again")
+        raise InvalidImage(f"a progressive JPEG must have fewer scans than {scans}: save it again")
 
 
 def check_quick(image: ImageFile, limits: ImageLimits) -> None:

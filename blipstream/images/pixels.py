@@ -41,8 +41,8 @@ def load_pixels(
 ) -> Pixels:
     """Decode and resize one image to uint8 [image_size, image_size, 3], RGB.
 
-    Raises InvalidInput, and nothing else, whatever `data` holds. With `quick`, also raises MayBeSlow if decoding may
-    take longer than QUICK_SECONDS.
+    Raises InvalidImage, and nothing else, whatever `data` holds, and InvalidInput if there is no such mode. With
+    `quick`, also raises MayBeSlow if decoding may take longer than QUICK_SECONDS.
 
     Args:
         data: a file of one of FORMATS, or its base64 text.

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from blipstream.deadline import Deadline
-from blipstream.errors import FAILED, BlipstreamError, InvalidInput
+from blipstream.errors import FAILED, BlipstreamError, InvalidImage, InvalidInput, format_error, parse_error
 from blipstream.images.limits import DEFAULT_LIMITS, TOO_SLOW, ImageLimits
 from blipstream.images.pixels import load_pixels
 from blipstream.images.shapes import Pixels
@@ -58,7 +58,7 @@ class ImageWorker:
             self.close()  # nobody waits for this image any more
             raise
         if kind == REFUSED:
-            raise InvalidInput(answer.decode())
+            raise parse_error(answer.decode())
         return np.frombuffer(bytearray(answer), np.uint8).reshape(self._image_size, self._image_size, 3)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class ImageWorker:
     def _cause_of_death(self) -> BlipstreamError:
         status = self._reap()
         if status == -ALARM:
-            return InvalidInput(TOO_SLOW)
+            return InvalidImage(TOO_SLOW)
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return BlipstreamError(f"{FAILED} (its decoder ended with {how}): try again, or save the image again")
 
@@ -121,7 +121,7 @@ def serve(connection: Connection, image_size: int, jpeg_scaling: str, limits: Im
             pixels = load_pixels(image, image_size, mode, limits, jpeg_scaling, set_alarm=_set_alarm)
             kind, answer = PIXELS, pixels.tobytes()
         except InvalidInput as exc:
-            kind, answer = REFUSED, str(exc).encode()
+            kind, answer = REFUSED, format_error(exc).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(kind)
         connection.send_bytes(answer)

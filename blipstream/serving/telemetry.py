@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from blipstream.errors import Gone, InvalidInput, Overloaded, ServerError, Stopping, TimedOut
+from blipstream.errors import Gone, InvalidImage, InvalidInput, Overloaded, ServerError, Stopping, TimedOut
 
 if TYPE_CHECKING:  # the server reads the names below, and must not import torch
     from blipstream.decoding import Request
@@ -28,7 +28,7 @@ RESULTS = ("ok", "cancelled", "invalid", "overloaded", "error")  # "error" is th
 REFUSALS = ("cancelled", "invalid")  # the sender's fault
 RESULT_OF = {
     "ok": "ok", "stop": "ok", "length": "ok", "cancelled": "cancelled",
-    Gone: "cancelled", InvalidInput: "invalid",
+    Gone: "cancelled", InvalidInput: "invalid", InvalidImage: "invalid",
     Overloaded: "overloaded", Stopping: "overloaded", TimedOut: "overloaded",
 }  # fmt: skip
 

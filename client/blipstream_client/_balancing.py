@@ -2,8 +2,8 @@
 """Transports over all of a client's endpoints: they choose the endpoint for each request, and try again."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from threading import Event
 from traceback import clear_frames
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address
 from blipstream_client._errors import broken_off, cancelled, client_closed
 from blipstream_client._exceptions import ModelNotReady, RequestTimeout, ServerUnreachable
+from blipstream_client._probe import Probe
 from blipstream_client._requests import ReadyRequest, Request, ResponseT
 from blipstream_client._retries import RetryPolicy
 from blipstream_client._transport import AsyncTransport, Settings, Transport
@@ -56,6 +57,7 @@ class BalancedTransport:
         self._closed = Event()
         self._branches: set[BalancedTransport] = set()
         self._transports = [connect(address, settings) for address in addresses]
+        self._probes = [Probe(address, settings.tls) for address in addresses]
 
     @contextmanager
     def branch(self) -> Iterator["BalancedTransport"]:
@@ -105,8 +107,19 @@ class BalancedTransport:
             transport.close()
 
     def _attempt(self, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
-        with self._policy.endpoints.turn() as endpoint:
+        with self._policy.endpoints.turn() as endpoint, self._explained(endpoint):
             return self._send_to(endpoint, request, deadline)
+
+    @contextmanager
+    def _explained(self, endpoint: int) -> Iterator[None]:
+        """Find out why the endpoint does not answer, unless one ever did."""
+        try:
+            yield
+        except ServerUnreachable as exc:
+            if self._policy.endpoints.have_responded or (error := self._probes[endpoint].error(exc)) is exc:
+                raise
+            error.transient = len(self._probes) > 1  # another endpoint may answer
+            raise error from exc
 
     def _send_to(self, endpoint: int, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
         return self._transports[endpoint].send(request, deadline)
@@ -114,7 +127,7 @@ class BalancedTransport:
     def _begin(
         self, request: Request[ResponseT], deadline: Deadline
     ) -> tuple[ResponseT | None, Generator[ResponseT, None, None]]:
-        with self._policy.endpoints.turn() as endpoint:
+        with self._policy.endpoints.turn() as endpoint, self._explained(endpoint):
             responses = self._transports[endpoint].stream(request, deadline)
             return next(responses, None), responses
 
@@ -127,6 +140,7 @@ class AsyncBalancedTransport:
         self._closed = False
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._transports = [connect_async(address, settings) for address in addresses]
+        self._probes = [Probe(address, settings.tls) for address in addresses]
 
     async def send(self, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
         """The response of one endpoint. Raises BlipstreamError."""
@@ -186,11 +200,25 @@ class AsyncBalancedTransport:
 
     async def _attempt(self, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
         with self._policy.endpoints.turn() as endpoint:
-            return await self._transports[endpoint].send(request, deadline)
+            async with self._explained(endpoint):
+                return await self._transports[endpoint].send(request, deadline)
+
+    @asynccontextmanager
+    async def _explained(self, endpoint: int) -> AsyncIterator[None]:
+        """Find out why the endpoint does not answer, unless one ever did."""
+        try:
+            yield
+        except ServerUnreachable as exc:
+            probe = self._probes[endpoint]
+            if self._policy.endpoints.have_responded or (error := await asyncio.to_thread(probe.error, exc)) is exc:
+                raise
+            error.transient = len(self._probes) > 1
+            raise error from exc
 
     async def _begin(
         self, request: Request[ResponseT], deadline: Deadline
     ) -> tuple[ResponseT | None, AsyncGenerator[ResponseT, None]]:
         with self._policy.endpoints.turn() as endpoint:
-            responses = self._transports[endpoint].stream(request, deadline)
-            return await anext(responses, None), responses
+            async with self._explained(endpoint):
+                responses = self._transports[endpoint].stream(request, deadline)
+                return await anext(responses, None), responses

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both clients share: their arguments, and everything that sends nothing."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike as AnyPath
 from threading import Event
 from types import NoneType
 
 from blipstream_client._deadline import Deadline
-from blipstream_client._endpoints import RoundRobin, parse_urls
+from blipstream_client._endpoints import Address, RoundRobin, parse_urls
 from blipstream_client._errors import cancelled
-from blipstream_client._exceptions import InvalidCertificate, InvalidImage, InvalidRequest
+from blipstream_client._exceptions import InvalidCertificate, InvalidImage, InvalidRequest, InvalidURL
 from blipstream_client._fetch import MAX_SECONDS, fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
 from blipstream_client._network import AbortableBackend
@@ -22,6 +23,7 @@ from blipstream_client._text import excerpt, quoted, shown_url
 from blipstream_client._tls import TLS, PathLike
 from blipstream_client._transport import Settings
 
+API_KEY = "BLIPSTREAM_API_KEY"  # the environment variable: a command line can be read by the machine's other users
 DEFAULT_URL = "grpc://localhost:8001"
 DEFAULT_MODEL = "caption"
 DEFAULT_TIMEOUT = 60.0  # seconds for a request, with all its retries
@@ -74,7 +76,8 @@ class BaseClient:
         retries: how often to try again if the server is overloaded or cannot be reached, or if the URL of an image
             does not answer for now. A server that has answered before may be restarting, so it is waited for for up to
             20 s, unless `retries` is 0.
-        headers: sent with every request to the server, such as {"authorization": "Bearer ..."}.
+        headers: sent with every request to the server, such as {"authorization": "Bearer ..."}. Without that one, the
+            key in the environment variable BLIPSTREAM_API_KEY is sent, but not over a network without TLS.
         ca_file: certificates to trust instead of the well-known ones, PEM.
         cert_file, key_file: the client's own certificate and its key, PEM, for servers that want one.
         keepalive: seconds of silence after which a connection that waits for a response is checked. None: a third of
@@ -95,9 +98,11 @@ class BaseClient:
         self._allow_private_urls = allow_private_urls
         tls = TLS(ca_file, cert_file, key_file)
         if tls.is_given and not self._addresses[0].secure:
-            raise InvalidCertificate(f"Certificates are for grpcs:// and https://, and the address is {shown_url(url)}")
+            raise InvalidCertificate(
+                f"Certificates are for grpcs:// and https://, and the address is {shown_url(url)}: use one of these"
+            )
         interval = timeout / CHECKS_PER_TIMEOUT if keepalive is None else _positive("keepalive", keepalive)
-        self._settings = Settings(_checked_headers(headers or {}), tls, interval)
+        self._settings = Settings(_with_key(_checked_headers(headers or {}), self._addresses), tls, interval)
         self._policy = RetryPolicy(_at_least(0, "retries", retries), RoundRobin(len(self._addresses)))
         self._closed = Event()
         self._web = AbortableBackend()  # for images by URL
@@ -166,6 +171,25 @@ def _at_least(least: int, name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InvalidRequest(f"{name} must be a whole number of at least {least}, got {quoted(value)}")
     return value
+
+
+def _with_key(headers: Mapping[str, str], addresses: Sequence[Address]) -> Mapping[str, str]:
+    """The headers, with the key of the environment unless they have one.
+
+    A header is given for one server, and its sender knows the way there. The environment holds for whatever server is
+    named, so its key takes no way on which others could read it. Raises InvalidRequest or InvalidURL.
+    """
+    key = os.environ.get(API_KEY, "").strip()
+    if not key or "authorization" in map(str.lower, headers):
+        return headers
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(f"{API_KEY} must be printable ASCII on one line: set it again")
+    if exposed := [each.url for each in addresses if not (each.secure or each.is_loopback)]:
+        raise InvalidURL(
+            f"Refused to send {API_KEY} without TLS to {exposed[0]}: use grpcs:// or https://, unset it, or give the"
+            " key as a header if the network is your own"
+        )
+    return {**headers, "authorization": f"Bearer {key}"}
 
 
 def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

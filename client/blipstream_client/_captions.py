@@ -6,7 +6,7 @@ Outputs have a batch of one image: shape [1, K] for its K captions.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blipstream_client._exceptions import BlipstreamError, ServerError
 from blipstream_client._tensors import Tensors
@@ -15,23 +15,29 @@ from blipstream_client._text import excerpt
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption of one image."""
+    """A caption of one image. As text, it is the caption's own."""
 
     text: str
     score: float  # log-probability: the higher, the likelier
     num_tokens: int
-    token_scores: tuple[float, ...] = ()  # log-probability of each token
+    token_scores: tuple[float, ...] = field(default=(), repr=False)  # log-probability of each token
     alternatives: "tuple[Caption, ...]" = ()  # the next best captions, if num_captions asked for them
     finish_reason: str | None = None  # of a stream: "stop", or "length" if max_tokens ended it
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a caption that is being streamed."""
+    """A part of a caption that is being streamed. As text, it is the part's own."""
 
     text: str  # all pieces joined are the caption
     score: float  # log-probability of this piece
     caption: Caption | None = None  # the whole caption, with the last piece
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def parse_caption(tensors: Tensors) -> Caption:

@@ -8,16 +8,23 @@ from typing import Any
 
 import click
 
-from blipstream_client._base import DEFAULT_MODEL, DEFAULT_URL, BaseClient
+from blipstream_client._base import API_KEY, DEFAULT_MODEL, DEFAULT_URL, BaseClient
 from blipstream_client._options import OPTIONS, Option
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
 FILE = click.Path(dir_okay=False)
+DEFAULTS = (  # the end of --help
+    "The defaults of options such as --max-tokens are the built-in ones. A server may have others: `blipstream info`."
+)
 
 IMAGE_OPTIONS: Sequence[Decorator] = [
-    click.option("--max-side", type=int, help="Scale larger images down to so many pixels before they are sent."),
+    click.option(
+        "--max-side",
+        type=int,
+        help="Scale larger images down to so many pixels before they are sent.  [default: as they are]",
+    ),
     click.option("--allow-private-urls", is_flag=True, help="Fetch images from private networks, too."),
 ]
 
@@ -34,10 +41,10 @@ def caption_options(command: Command) -> Command:
 
 
 def _help(name: str, option: Option) -> str:
-    """The option's help, with the server's default, which click does not know."""
+    """The option's help, with the built-in default, which click does not know: nothing is sent for it."""
     match option.default:
         case "":
-            return option.help
+            shown = "none"
         case bool():
             shown = f"{'' if option.default else 'no-'}{name.replace('_', '-')}"
         case _:
@@ -65,13 +72,20 @@ def connection_options(timeout: float, retries: int) -> Sequence[Decorator]:
             help="If the server is overloaded, or it or a URL cannot be reached.",
         ),
         click.option(
-            "--header", "headers", multiple=True, metavar="NAME:VALUE", callback=_headers, help="Sent with requests."
+            "--header",
+            "headers",
+            multiple=True,
+            metavar="NAME:VALUE",
+            callback=_headers,
+            help=f"Sent with requests.  [default: authorization:Bearer KEY, with the key in {API_KEY}, if it is set]",
         ),
-        click.option("--ca-file", type=FILE, help="TLS: certificates to trust instead of the well-known ones."),
-        click.option("--cert-file", type=FILE, help="TLS: the client's own certificate."),
-        click.option("--key-file", type=FILE, help="TLS: its key, if not in the same file."),
+        click.option("--ca-file", type=FILE, help="TLS: certificates to trust.  [default: the well-known ones]"),
+        click.option("--cert-file", type=FILE, help="TLS: the client's own certificate.  [default: none]"),
+        click.option("--key-file", type=FILE, help="TLS: its key.  [default: in the same file]"),
         click.option(
-            "--keepalive", type=float, help="Seconds of silence before a connection is checked; a third of --timeout."
+            "--keepalive",
+            type=float,
+            help="Seconds of silence before a connection is checked.  [default: a third of --timeout]",
         ),
     ]
 

@@ -2,6 +2,7 @@
 """What the command line prints: lines for people, or a JSON object a line."""
 
 import json
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,9 +10,21 @@ import click
 
 from blipstream_client._captions import Caption, Piece
 from blipstream_client._exceptions import BlipstreamError
+from blipstream_client._info import ServerInfo
+from blipstream_client._notices import COLUMNS, say
 from blipstream_client._text import excerpt
 
 LONGEST_NAME = 200  # characters of a file's name in an error
+REVISION_CHARACTERS = 12  # of a checkpoint, which tell it from any other
+LABEL = "{:<12}"
+
+
+class Failure(click.ClickException):
+    """An error that ends the command. It is one sentence."""
+
+    def show(self, file: Any = None) -> None:  # noqa: ANN401, ARG002
+        """Print the sentence."""
+        say(f"Error: {self.message}")
 
 
 def print_result(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
@@ -23,7 +36,7 @@ def print_result(name: str, result: Caption | BlipstreamError, as_json: bool) ->
         case _, False:
             # a name as it is, or a part of anything else, such as a data URL
             shown = name if len(name) <= LONGEST_NAME else excerpt(name)
-            click.echo(f"{shown}: {result}", err=True)
+            say(f"{shown}: {result}")
         case Caption(), True:
             print_json(file=name, **_fields(result))
         case _, True:
@@ -52,6 +65,32 @@ def print_pieces(name: str, pieces: Iterable[Piece]) -> None:
     for piece in pieces:
         whole = {} if piece.caption is None else _fields(piece.caption) | {"finish_reason": piece.caption.finish_reason}
         print_json(**{"file": name, "text": piece.text, "text_score": piece.score, **whole})
+
+
+def print_info(info: ServerInfo) -> None:
+    """Print what a server is, in aligned lines."""
+    name, at, revision = (info.checkpoint or "unknown").partition("@")
+    defaults = {each: json.dumps(value, ensure_ascii=False) for each, value in info.defaults.items()}
+    described = {
+        "server": f"Triton {info.version}",
+        "checkpoint": f"{name}{at}{revision[:REVISION_CHARACTERS]}",
+        "runtimes": ", ".join(f"{model} on {runtime}" for model, runtime in info.runtimes.items()),
+        "options": ", ".join(info.options) or "none",
+        "defaults": ", ".join(f"{each}={value}" for each, value in defaults.items()) or "the built-in ones",
+        "fixed": ", ".join(info.fixed) or "none: a request may set every option",
+    }
+    for label, text in described.items():
+        begin, indent = LABEL.format(label), LABEL.format("")
+        click.echo(
+            textwrap.fill(
+                text,
+                COLUMNS,
+                initial_indent=begin,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
 
 
 def print_json(**fields: Any) -> None:  # noqa: ANN401

@@ -10,10 +10,12 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
+from urllib.parse import unquote
 
 from blipstream_client._exceptions import (
     AccessDenied,
     BlipstreamError,
+    InvalidImage,
     InvalidRequest,
     ModelNotReady,
     RequestCancelled,
@@ -31,6 +33,7 @@ _BY_CODE = {
     "backend_died": Meaning(ServerError, True),
     "cancelled": Meaning(RequestCancelled, False),
     "internal": Meaning(ServerError, False),
+    "invalid_image": Meaning(InvalidImage, False),
     "invalid_input": Meaning(InvalidRequest, False),
     "overloaded": Meaning(ServerOverloaded, True),
     "server_error": Meaning(ServerError, False),
@@ -61,6 +64,9 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "504": RequestTimeout,
 }
 
+_ENCODED = re.compile(r"ipv6:%5B\S*%5D")  # gRPC's form of an address
+_NOISE = re.compile(r"Failed to connect to remote host: |^\[Errno \d+\] ")
+
 _CODED = re.compile(r"\[([a-z_]+)\] (.*)")
 
 # What reading a response raises if it is none of Triton's. RecursionError: JSON in a thousand brackets.
@@ -89,10 +95,14 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
         or Meaning(_BY_STATUS.get(status, ServerError), False)
     )
     shown = excerpt(message, LONGEST_SENTENCE)
+    if status == "400" and not shown:  # Triton says what is wrong; nginx answers so to HTTP without TLS
+        kind = ServerUnreachable
     if kind is ServerUnreachable:
         error: BlipstreamError = unreachable(url, shown or f"status {status}")
     elif status == "DEADLINE_EXCEEDED":
         error = no_response(url, timeout)
+    elif kind is AccessDenied and not shown:
+        error = AccessDenied(f"The server at {url} wants a valid key (status {status}): set BLIPSTREAM_API_KEY")
     else:
         error = kind(shown or f"The server at {url} answered {status} without a message")
     error.code = code or error.code
@@ -108,9 +118,13 @@ def _split_code(text: str) -> tuple[str, str]:
 
 def unreachable(url: str, reason: str) -> ServerUnreachable:
     """The error for a server that does not respond at all."""
-    return ServerUnreachable(
-        f"No Triton server answers at {url}: start it, or mend the address ({excerpt(reason, LONGEST_SENTENCE)})"
-    )
+    return ServerUnreachable(f"No Triton server answers at {url}: start it, or mend the address ({_plain(reason)})")
+
+
+def _plain(reason: str) -> str:
+    """Another library's reason, with addresses as people write them."""
+    shown = _NOISE.sub("", _ENCODED.sub(lambda address: unquote(address[0]), reason))
+    return excerpt(shown, LONGEST_SENTENCE)
 
 
 def broken_off(error: ServerUnreachable) -> ServerUnreachable:
@@ -170,7 +184,9 @@ def translated_errors(translate: Translate, *, url: str, timeout: float, closed:
             raise
         error = translate(exc, url, timeout)
         if error is None and isinstance(exc, STRANGE_RESPONSES):
-            error = ServerError(f"The answer from {url} is not one that Triton gives: {excerpt(exc)}")
+            error = ServerError(
+                f"The answer from {url} is not one that Triton gives ({excerpt(exc)}): check the address"
+            )
         if error is None:
             raise
         raise error from exc

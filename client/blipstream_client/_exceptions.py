@@ -5,7 +5,7 @@
   * InvalidURL           the server's address cannot be used
   * InvalidCertificate   a certificate or key file cannot be used
   * InvalidRequest       the server, or the client before it sends anything, refuses the request
-    * InvalidImage       the image cannot be read or fetched, or is of a kind that cannot be sent
+    * InvalidImage       the image cannot be read, fetched, sent or decoded
   * AccessDenied         the server wants other credentials
   * RequestCancelled     the client was closed before the response came
   * RequestTimeout       no response came in time
@@ -46,7 +46,7 @@ class InvalidRequest(BlipstreamError):
 
 
 class InvalidImage(InvalidRequest):
-    """The image cannot be read or fetched, or is of a kind that cannot be sent."""
+    """The image cannot be read, fetched, sent or decoded."""
 
     code = "invalid_image"
 

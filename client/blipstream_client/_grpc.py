@@ -2,6 +2,7 @@
 """The transports over gRPC. All requests to an endpoint share one channel, which is one connection."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -9,6 +10,8 @@ from threading import Event, Thread
 from types import ModuleType
 from typing import Any
 
+# Else gRPC's C library writes a line of its own to standard error for each failed handshake. The errors say it all.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 import grpc.aio
 from google.protobuf.json_format import MessageToDict

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server's description of itself."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blipstream_client._exceptions import ServerError
@@ -12,12 +13,14 @@ from blipstream_client._text import quoted
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """A server's version, checkpoint, runtimes and options."""
+    """A server's version, checkpoint, runtimes and options, and the defaults that its operator has set."""
 
     version: str  # of Triton
     checkpoint: str | None  # NAME@REVISION, if the server was started with `--id`
     runtimes: Mapping[str, str]  # of each model that a request passes through, such as openvino or tensorrt_plan
     options: tuple[str, ...]  # names of the optional inputs
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of options, where they differ from the built-in ones
+    fixed: tuple[str, ...] = ()  # names of the options that requests may not set
 
 
 def steps(config: Mapping[str, Any]) -> list[str]:
@@ -42,11 +45,14 @@ def parse_info(
 ) -> ServerInfo:
     """The description, from the server's metadata, the model's config and its steps' configs. Raises ServerError."""
     with _checked():
+        fixed = _values(config, "fixed_options")
         return ServerInfo(
             version=server["version"],
             checkpoint=checkpoint_of(server),
             runtimes={name: _runtime(part) for name, part in parts.items()},
             options=tuple(each["name"] for each in config["input"] if each.get("optional")),
+            defaults=_values(config, "option_defaults") | fixed,
+            fixed=tuple(fixed),
         )
 
 
@@ -55,11 +61,21 @@ def _checked() -> Iterator[None]:
     """Raise ServerError if the description lacks something."""
     try:
         yield
-    except (LookupError, TypeError, AttributeError) as exc:
-        raise ServerError(f"The server's description of itself is not one that Triton gives: {quoted(exc)}") from exc
+    except (LookupError, TypeError, AttributeError, ValueError) as exc:
+        raise ServerError(
+            f"The server's description of itself is not one that Triton gives ({quoted(exc)}): check the address"
+        ) from exc
 
 
 def _runtime(config: Mapping[str, Any]) -> str:
-    parameters = config.get("parameters", {})
-    named: str | None = parameters.get("runtime", {}).get("string_value")
-    return named or config["platform"] or config["backend"]
+    return _parameter(config, "runtime") or config["platform"] or config["backend"]
+
+
+def _values(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The options and their values in a parameter, which has them as JSON. Empty if there is none."""
+    return dict(json.loads(_parameter(config, name) or "{}"))
+
+
+def _parameter(config: Mapping[str, Any], name: str) -> str | None:
+    found: str | None = config.get("parameters", {}).get(name, {}).get("string_value")
+    return found

@@ -9,10 +9,11 @@ from importlib.metadata import EntryPoint, entry_points
 
 import click
 
+from blipstream_client._cli_output import Failure
 from blipstream_client._text import LONGEST_SENTENCE, excerpt
 
 GROUP = "blipstream.commands"
-INSTALL = "pip install 'blipstream[cpu]'"
+INSTALL = "made by `make wheels` in a checkout (docs/quickstart.md)"
 SERVER_COMMANDS = {  # of the package `blipstream`, with their help, which is to be shown without importing them
     "serve": "Serve captions from a checkpoint.",
     "build": "Convert a checkpoint to a model repository.",
@@ -36,21 +37,19 @@ def help_lines() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def load(name: str) -> click.Command | None:
-    """The command, or None if there is none of this name. Raises ClickException if it is not installed, or broken."""
+    """The command, or None if there is none of this name. Raises Failure if it is not installed, or broken."""
     entry_point = installed().get(name)
     if entry_point is None:
         if name in SERVER_COMMANDS:
-            raise click.ClickException(f"blipstream {name} needs the server's package: {INSTALL}")
+            raise Failure(f"blipstream {name} needs the server's package, {INSTALL}")
         return None
     try:
         command = entry_point.load()
     except Exception as exc:  # importing runs any code
         reason = excerpt(exc, LONGEST_SENTENCE) or type(exc).__name__
-        raise click.ClickException(
-            f"Cannot load blipstream {name} from the package {_package(entry_point)}: {reason}"
-        ) from exc
+        raise Failure(f"Cannot load blipstream {name} from the package {_package(entry_point)}: {reason}") from exc
     if not isinstance(command, click.Command):
-        raise click.ClickException(
+        raise Failure(
             f"Expected a click command in {entry_point.value} of the package {_package(entry_point)},"
             f" got {type(command).__name__}"
         )

@@ -34,6 +34,10 @@ class TLS:
     @cached_property
     def context(self) -> ssl.SSLContext:
         """The context for HTTP."""
+        return self.new_context()
+
+    def new_context(self) -> ssl.SSLContext:
+        """A context that may be changed. Raises InvalidCertificate."""
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as exc:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_many_in_order_with_errors_as_values(url: str, samples: dict[str, str]) 
     with Client(url) as client:
         one_by_one = [client.caption(image).text for image in images]
         results = list(client.caption_many([b"not an image", *images, "nowhere.jpg"]))
-    assert type(results[0]) is InvalidRequest
+    assert type(results[0]) is InvalidImage
     assert type(results[-1]) is InvalidImage
     assert [result.text for result in results[1:-1] if isinstance(result, Caption)] == one_by_one
     assert len(set(one_by_one)) > 1
@@ -84,12 +85,38 @@ def test_many_in_order_with_errors_as_values(url: str, samples: dict[str, str]) 
 
 def test_the_servers_errors_are_one_plain_sentence(url: str) -> None:
     with Client(url) as client:
-        with pytest.raises(InvalidRequest) as caught:
+        with pytest.raises(InvalidImage) as caught:
             client.caption(b"not an image")
-        with pytest.raises(InvalidRequest, match="resize_mode"):
+        with pytest.raises(InvalidRequest, match="resize_mode") as asked:
             client.caption(next(SAMPLES.glob("*.jpg")), resize_mode="sideways")
+    assert type(asked.value) is InvalidRequest
     for clutter in ("ensemble", "request id", "Traceback", "\n"):
         assert clutter not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("kind_of_fault", ["cut short", "no image", "slow and cut short"])
+def test_an_image_at_fault_has_an_error_of_its_own(url: str, kind: str, stream: bool, kind_of_fault: str) -> None:
+    whole = next(SAMPLES.glob("*.jpg"))
+    large = BytesIO()
+    Image.open(whole).resize((3000, 3000)).save(large, "JPEG", progressive=True)  # it is decoded in another process
+    image = {
+        "cut short": whole.read_bytes()[:-500],
+        "no image": b"not an image",
+        "slow and cut short": large.getvalue()[:-5000],
+    }[kind_of_fault]
+
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            _ = [piece async for piece in client.stream(image)] if stream else await client.caption(image)
+
+    def wait() -> None:
+        with Client(url) as client:
+            _ = list(client.stream(image)) if stream else client.caption(image)
+
+    with pytest.raises(InvalidImage, match=r"^image must be") as caught:
+        asyncio.run(ask()) if kind == "async" else wait()
+    assert caught.value.code == "invalid_image"
 
 
 def test_a_model_that_does_not_exist(url: str) -> None:
@@ -139,8 +166,15 @@ def test_a_model_that_is_no_ensemble_has_one_step(url: str) -> None:
 
 def test_the_command_line_prints_info(url: str) -> None:
     command = [sys.executable, "-m", "blipstream_client", "info", "--url", url]
-    printed = subprocess.run(command, cwd=ROOT / "client", capture_output=True, text=True, check=True).stdout
-    assert json.loads(printed)["runtimes"]["encoder"] == "openvino"
+    for_people, for_programs = (
+        subprocess.run([*command, *flags], cwd=ROOT / "client", capture_output=True, text=True, check=True).stdout
+        for flags in ([], ["--json"])
+    )
+    found = json.loads(for_programs)
+    assert found["runtimes"]["encoder"] == "openvino"
+    name, _, revision = found["checkpoint"].partition("@")
+    assert f"checkpoint  {name}@{revision[:12]}\n" in for_people
+    assert max(map(len, for_people.splitlines())) <= 80
 
 
 def test_async(url: str, samples: dict[str, str]) -> None:
@@ -151,7 +185,7 @@ def test_async(url: str, samples: dict[str, str]) -> None:
             return [result async for result in client.caption_many([b"not an image", *images])]
 
     wrong, *results = asyncio.run(ask())
-    assert type(wrong) is InvalidRequest
+    assert type(wrong) is InvalidImage
     assert [result.text for result in results if isinstance(result, Caption)] == list(samples.values())
 
 

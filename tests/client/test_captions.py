@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blipstream_client import Caption, ServerError
+from blipstream_client import Caption, Piece, ServerError
 from blipstream_client._captions import parse_caption
 from blipstream_client._tensors import Tensors
 
@@ -24,6 +24,13 @@ def test_the_best_caption_has_the_others_as_alternatives() -> None:
     other = Caption("a cup", -2.5, 3, (-1.0, -1.0, -0.5))
     assert caption == Caption("a bear", -1.5, 2, (-1.0, -0.5), (other,))
     assert (type(caption.score), type(caption.num_tokens)) == (float, int)
+
+
+def test_printed_it_is_its_text() -> None:
+    caption = Caption("a bear", -1.5, 2, (-1.0, -0.5))
+    assert f"{caption}" == "a bear"
+    assert str(Piece(" bear", -0.5, caption)) == " bear"
+    assert repr(caption) == "Caption(text='a bear', score=-1.5, num_tokens=2, alternatives=(), finish_reason=None)"
 
 
 @pytest.mark.parametrize(

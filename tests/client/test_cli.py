@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
+import fcntl
 import inspect
 import json
+import os
+import pty
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import click
 import grpc
 import pytest
 
@@ -99,13 +106,132 @@ def test_a_wrong_url_is_one_sentence() -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_without_a_server_each_image_has_one_sentence(scheme: str, closed_port: int) -> None:
-    status, out, err = blipstream("caption", "a.jpg", "b.png", "--url", f"{scheme}://127.0.0.1:{closed_port}")
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--stream"]], ids=str)
+def test_without_a_server_all_images_have_one_sentence(scheme: str, closed_port: int, flags: list[str]) -> None:
+    images = ["a.jpg", "b.png"] * 50
+    status, out, err = blipstream("caption", *images, "--url", f"{scheme}://127.0.0.1:{closed_port}", *flags)
     assert (status, out) == (1, "")
-    assert [line.split(" at ")[0] for line in err.splitlines()] == [
-        "a.jpg: No Triton server answers",
-        "b.png: No Triton server answers",
+    assert err.startswith("Error: No Triton server answers at ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("environment")
+def test_an_error_that_all_images_would_get_ends_it(tiny: TinyTriton) -> None:
+    def gone(inputs: Inputs) -> Answer:
+        if len(inputs["image"][0, 0]) == 2:
+            raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "no key")
+        return size_of_image(inputs)
+
+    tiny.answer = gone
+    status, out, err = blipstream("caption", "a.jpg", *["b.png"] * 50)
+    assert (status, out) == (1, "a.jpg: 1 bytes\n")
+    assert err == "Error: no key (1 of 51 images are done)\n"
+
+
+@pytest.mark.usefixtures("environment")
+def test_names_that_are_no_images(tiny: TinyTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told what takes them."""
+    Path("more photos").mkdir()
+    tried = ["more photos", "*.jpg", "*.nix", "a.jpg"]
+    status, out, err = blipstream("caption", *tried)
+    assert (status, out) == (1, "a.jpg: 1 bytes\n")
+    command = "--output captions.jsonl"
+    assert err.splitlines() == [
+        f"more photos: It is a folder, which is for bulk: blipstream bulk 'more photos' {command}",
+        f"*.jpg: It is a pattern in quotes: take them off, or use blipstream bulk '*.jpg' {command}",
+        "*.nix: No file is like this pattern: mend it",
     ]
+    monkeypatch.delenv("BLIPSTREAM_URL")
+    url = tiny.url("http")
+    status, out, err = blipstream("caption", "--json", "more photos", "--url", url)
+    assert (status, err) == (1, "")
+    assert json.loads(out)["error"].endswith(f"blipstream bulk 'more photos' {command} --url {url}")
+
+
+@pytest.mark.usefixtures("environment")
+def test_info(tiny: TinyTriton, scheme: str) -> None:
+    url = ["--url", tiny.url(scheme)]
+    tiny.name = f"demo@{'0123456789abcdef' * 4}"
+    assert "defaults    the built-in ones\nfixed       none" in blipstream("info", *url)[1]
+    tiny.parameters = {
+        "option_defaults": json.dumps({"max_tokens": 20, "prompt": "ein Bär"}),
+        "fixed_options": json.dumps({"num_beams": 3}),
+    }
+    status, out, err = blipstream("info", *url)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "server      Triton 2.51.0",
+        "checkpoint  demo@0123456789ab",
+        "runtimes    caption on tiny",
+        "options     none",
+        'defaults    max_tokens=20, prompt="ein Bär", num_beams=3',
+        "fixed       num_beams",
+    ]
+    assert json.loads(blipstream("info", "--json", *url)[1]) == {
+        "version": "2.51.0",
+        "checkpoint": tiny.name,
+        "runtimes": {"caption": "tiny"},
+        "options": [],
+        "defaults": {"max_tokens": 20, "prompt": "ein Bär", "num_beams": 3},
+        "fixed": ["num_beams"],
+    }
+    tiny.parameters = {"option_defaults": "max_tokens=20"}
+    status, out, err = blipstream("info", *url)
+    assert (status, out) == (1, "")
+    assert err.startswith("Error: The server's description of itself is not one that Triton gives")
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_key_from_the_environment(tiny: TinyTriton, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request has it, unless the command line has another."""
+    url = ["--url", tiny.url(scheme)]
+    monkeypatch.setenv("BLIPSTREAM_API_KEY", "secret\n")
+    assert blipstream("caption", "a.jpg", *url)[0] == 0
+    assert blipstream("caption", "a.jpg", *url, "--header", "Authorization: Basic other")[0] == 0
+    assert [headers["authorization"] for headers in tiny.headers] == ["Bearer secret", "Basic other"]
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_help_shows_every_default(command: str) -> None:
+    for parameter in main.commands[command].params:
+        if isinstance(parameter, click.Option) and not (parameter.is_flag and not parameter.secondary_opts):
+            _, text = parameter.get_help_record(click.Context(main.commands[command])) or ("", "")
+            assert "[default: " in text or "; default: " in text or "[required]" in text, parameter.name
+
+
+def on_a_terminal(command: list[str], columns: int = 80) -> tuple[int, str]:
+    """Exit status and everything on the terminal."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(controller, "rb", buffering=0) as screen:
+        with os.fdopen(terminal, "wb", buffering=0) as output:
+            # os.environ lacks the COLUMNS that readline has set behind Python's back
+            process = subprocess.Popen(command, stdin=output, stdout=output, stderr=output, env=os.environ)
+        shown = b""
+        with suppress(OSError):  # at the end of a terminal's output
+            while piece := screen.read(1 << 16):
+                shown += piece
+    return process.wait(), shown.decode()
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize(
+    "arguments", [["caption", "a.jpg", "nowhere.jpg"], ["info"], ["info", "--url", "grpc:localhost"]], ids=str
+)
+def test_lines_fit_the_terminal(arguments: list[str], columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # it would count more than the terminal
+    _, shown = on_a_terminal([*COMMAND, *arguments], columns)
+    assert shown.count("\n") > 1
+    assert max(map(len, shown.splitlines())) <= (80 if arguments == ["info"] else min(columns, 80))
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_terminal_is_told_whom_the_command_waits_for(silent_port: int) -> None:
+    url = f"http://127.0.0.1:{silent_port}"
+    _, shown = on_a_terminal([*COMMAND, "caption", "a.jpg", "--url", url, "--timeout", "4"])
+    waiting, *_ = shown.splitlines()
+    assert waiting == f"Waiting for {url} for up to 4 s; Ctrl-C ends it."
 
 
 @pytest.mark.usefixtures("environment")

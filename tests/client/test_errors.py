@@ -11,6 +11,7 @@ import blipstream.errors
 from blipstream_client import (
     AccessDenied,
     BlipstreamError,
+    InvalidImage,
     InvalidRequest,
     ModelNotReady,
     RequestCancelled,
@@ -100,6 +101,7 @@ def test_tritons_message_counts_more_than_the_status(status: str, message: str, 
 @pytest.mark.parametrize(
     ("code", "expected", "transient"),
     [
+        ("invalid_image", InvalidImage, False),
         ("invalid_input", InvalidRequest, False),
         ("overloaded", ServerOverloaded, True),
         ("stopping", ServerUnreachable, True),

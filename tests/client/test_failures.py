@@ -15,6 +15,7 @@ from blipstream_client import (
     Caption,
     Client,
     InvalidRequest,
+    InvalidURL,
     RequestCancelled,
     RequestTimeout,
     ServerOverloaded,
@@ -299,6 +300,28 @@ def test_headers_travel(tiny: TinyTriton, url: str, kind: str, headers: dict[str
     assert texts(kind, url, [b"image"], headers=headers) == ["5 bytes"]
     ((name, value),) = headers.items()
     assert tiny.headers[-1][name.lower()] == value
+
+
+@pytest.mark.parametrize("secure", ["", "s"], ids=["plain", "TLS"])
+def test_the_environments_key_takes_no_open_way(scheme: str, secure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIPSTREAM_API_KEY", "secret")
+    url = f"{scheme}{secure}://localhost,captions.example"
+    if secure:
+        Client(url).close()
+        return
+    with pytest.raises(InvalidURL, match=f"without TLS to {scheme}://captions.example: use grpcs:// or") as caught:
+        Client(url)
+    assert "secret" not in str(caught.value)
+    Client(url, headers={"Authorization": "Bearer mine"}).close()
+    for empty in ("", " \n"):
+        monkeypatch.setenv("BLIPSTREAM_API_KEY", empty)
+        Client(url).close()
+
+
+def test_a_key_that_cannot_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIPSTREAM_API_KEY", "sec\nret")
+    with pytest.raises(InvalidRequest, match=r"^BLIPSTREAM_API_KEY must be printable ASCII on one line: set it again$"):
+        Client()
 
 
 @pytest.mark.parametrize("headers", [{"a b": "c"}, {"": "c"}, {"a": "b\r\nc: d"}, {"a": " b"}, {"a": "é"}])

@@ -80,10 +80,14 @@ def test_help_shows_all_commands_without_loading_them(run: Run, tmp_path: Path) 
     install(tmp_path, serve="no_such_module:serve", other="no_such_module:other")
     status, out, err = run("--help")
     assert (status, err) == (0, "")
-    installed, _, missing = out.partition("Commands:")[2].partition("Commands of the server, which needs pip install")
+    installed, _, missing = out.partition("Commands:")[2].partition(
+        "Commands of the server's package, which is not installed:"
+    )
     assert list(lines(installed)) == ["caption", "bulk", "info", "serve", "other"]
     assert lines(installed)["serve"] == SERVER_COMMANDS["serve"]
     assert lines(installed)["other"] == "From the package toy."
+    missing, _, how = missing.partition("\n\n")
+    assert "`make wheels`" in how
     assert lines(missing) == {name: SERVER_COMMANDS[name] for name in ("build", "bench")}
 
 
@@ -94,7 +98,8 @@ def lines(section: str) -> dict[str, str]:
 
 def test_without_the_servers_package_its_commands_say_how_to_get_it(run: Run) -> None:
     for arguments in (["serve"], ["serve", "--help"], ["build", "checkpoint"], ["bench"]):
-        expected = f"Error: blipstream {arguments[0]} needs the server's package: pip install 'blipstream[cpu]'\n"
+        how = "made by `make wheels` in a checkout (docs/quickstart.md)"
+        expected = f"Error: blipstream {arguments[0]} needs the server's package, {how}\n"
         assert run(*arguments) == (1, "", expected)
 
 

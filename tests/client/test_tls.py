@@ -2,6 +2,8 @@
 """TLS over both protocols, with the tests' own certificates, through a proxy that ends TLS."""
 
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,9 +74,33 @@ def test_key_and_certificate_may_share_a_file(url: str, files: dict[str, Path]) 
 def test_a_server_that_is_not_trusted(url: str, files: dict[str, Path], ca: str | None) -> None:
     with (
         Client(url, ca_file=files[ca] if ca else None, retries=0) as client,
-        pytest.raises(ServerUnreachable, match=r"(?i)certificate"),
+        pytest.raises(ServerUnreachable, match=r"(?i)certificate") as caught,
     ):
         client.caption(b"image")
+    assert str(caught.value).startswith(f"The certificate at {url} is not trusted (")
+    assert str(caught.value).endswith("): give its authority's certificate as ca_file (--ca-file)")
+
+
+def test_the_command_line_says_it_in_one_line(url: str) -> None:
+    """gRPC's C library adds none of its own."""
+    command = [sys.executable, "-m", "blipstream_client", "caption", __file__, "--url", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: The certificate at {url} is not trusted (")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_certificate_of_another_name(tiny: TinyTriton, scheme: str, authority: trustme.CA, files: Any) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("elsewhere.example").configure_cert(context)
+    context.set_alpn_protocols(["h2"] if scheme == "grpc" else ["http/1.1"])
+    with proxy(tiny.port(scheme), tls=context) as running:
+        url = f"{scheme}s://127.0.0.1:{running.port}"
+        with (
+            Client(url, ca_file=files["ca"]) as client,
+            pytest.raises(ServerUnreachable, match=r"mismatch.*: use a name that is in it$"),
+        ):
+            client.caption(b"image")
 
 
 def test_a_client_that_is_not_trusted(url: str, files: dict[str, Path], mutual: bool) -> None:
@@ -88,8 +114,13 @@ def test_a_client_that_is_not_trusted(url: str, files: dict[str, Path], mutual: 
 
 
 def test_no_tls_to_a_server_that_wants_it(url: str, scheme: str) -> None:
-    with Client(url.replace(f"{scheme}s", scheme), retries=0) as client, pytest.raises(ServerUnreachable):
+    plain = url.replace(f"{scheme}s", scheme)
+    with Client(plain, retries=0) as client, pytest.raises(ServerUnreachable) as caught:
         client.caption(b"image")
+    if scheme == "grpc":
+        assert str(caught.value) == f"Expected gRPC at {plain}, and gRPC with TLS answers there: use {url}"
+    else:
+        assert str(caught.value) == f"Expected HTTP at {plain}, and HTTPS answers there: use {url}"
 
 
 def test_files_that_cannot_be_used(files: dict[str, Path], scheme: str, tmp_path: Path) -> None:

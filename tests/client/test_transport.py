@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import asyncio
 import json
 import socket
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from blipstream_client import (
+    AsyncClient,
     BlipstreamError,
     Client,
     InvalidRequest,
@@ -25,6 +27,7 @@ from blipstream_client import (
 from blipstream_client._deadline import Deadline
 from blipstream_client._http import http_request
 from blipstream_client._requests import InferRequest
+from tests.support.clients import texts
 from tests.support.raw_http import http_answer, serve_raw
 from tests.support.tiny_triton import Answer, Inputs, Refusal, TinyTriton, tiny_triton
 
@@ -97,11 +100,42 @@ def test_no_answer_in_time(scheme: str, silent_port: int) -> None:
         assert not client.is_ready()
 
 
-@pytest.mark.parametrize(("scheme", "other"), [("grpc", "http"), ("http", "grpc")])
-def test_the_port_of_the_other_protocol(tiny: TinyTriton, scheme: str, other: str) -> None:
-    url = tiny.url(other).replace(other, scheme)
-    with Client(url, timeout=5) as client, pytest.raises(ServerUnreachable, match=url):
+@pytest.mark.parametrize("tls", ["", "s"], ids=["", "TLS"])
+@pytest.mark.parametrize(("scheme", "other"), [("grpc", "http"), ("http", "grpc"), ("grpc", "grpc"), ("http", "http")])
+def test_the_port_of_another_protocol(tiny: TinyTriton, scheme: str, other: str, tls: str, kind: str) -> None:
+    url = tiny.url(other).replace(other, f"{scheme}{tls}")
+    if url == tiny.url(other):
+        assert texts(kind, url, [b"image"]) == ["5 bytes"]
+        return
+    with pytest.raises(ServerUnreachable, match=f"^Expected .* at {url}, and .* answers there: use {tiny.url(other)}$"):
+        asyncio.run(ask(url)) if kind == "async" else Client(url).caption(b"image")
+
+
+async def ask(url: str) -> None:
+    async with AsyncClient(url) as client:
+        await client.caption(b"image")
+
+
+def test_http_at_the_tls_port_of_nginx() -> None:
+    """It answers, and a page of its own."""
+    page = http_answer("400 Bad Request", b"<html>The plain HTTP request was sent to HTTPS port</html>")
+    port, join = serve_raw(page)
+    with Client(f"http://127.0.0.1:{port}", retries=0) as client, pytest.raises(ServerUnreachable):
         client.caption(b"image")
+    join()
+
+
+def test_one_of_several_at_another_protocol(tiny: TinyTriton, kind: str) -> None:
+    """The others do the work."""
+    url = f"grpc://127.0.0.1:{tiny.port('http')},127.0.0.1:{tiny.port('grpc')}"
+    assert texts(kind, url, [b"image"] * 4) == ["5 bytes"] * 4
+
+
+def test_addresses_are_shown_as_people_write_them(closed_port: int) -> None:
+    for scheme in ("grpc", "http"):
+        with Client(f"{scheme}://[::1]:{closed_port}", retries=0) as client, pytest.raises(ServerUnreachable) as caught:
+            client.caption(b"image")
+        assert "%5B" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

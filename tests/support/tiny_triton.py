@@ -55,6 +55,7 @@ class TinyTriton:
     grow: Callable[[Inputs], Iterable[Event]]
     ready: bool = True
     name: str = "triton"
+    parameters: dict[str, str] = field(default_factory=dict)  # of the model's config
     headers: list[dict[str, str]] = field(default_factory=list)  # of each request, names in lower case
     http_port: int = 0
     grpc_port: int = 0
@@ -64,6 +65,10 @@ class TinyTriton:
 
     def url(self, scheme: str) -> str:
         return f"{scheme}://127.0.0.1:{self.port(scheme)}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return CONFIG | {"parameters": {name: {"string_value": text} for name, text in self.parameters.items()}}
 
 
 def size_of_image(inputs: Inputs) -> Answer:
@@ -164,7 +169,9 @@ def grpc_servicer(tiny: TinyTriton) -> Any:
             return service_pb2.ServerMetadataResponse(name=tiny.name, version="2.51.0")
 
         def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ARG002, N802
-            return service_pb2.ModelConfigResponse(config=json_format.ParseDict(CONFIG, model_config_pb2.ModelConfig()))
+            return service_pb2.ModelConfigResponse(
+                config=json_format.ParseDict(tiny.config, model_config_pb2.ModelConfig())
+            )
 
         def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
             tiny.headers.append(dict(context.invocation_metadata()))
@@ -198,7 +205,7 @@ def http_handler(tiny: TinyTriton) -> type[BaseHTTPRequestHandler]:
             if self.path == "/v2":
                 self.respond(200, {}, json.dumps({"name": tiny.name, "version": "2.51.0"}).encode())
             elif self.path.endswith("/config"):
-                self.respond(200, {}, json.dumps(CONFIG).encode())
+                self.respond(200, {}, json.dumps(tiny.config).encode())
             else:
                 self.respond(200 if tiny.ready else 400, {}, b"")
 

@@ -10,7 +10,7 @@ from threading import local
 from typing import Any, NamedTuple
 
 from blipstream_client._balancing import BalancedTransport
-from blipstream_client._base import DEFAULT_URL
+from blipstream_client._base import DEFAULT_TIMEOUT, DEFAULT_URL
 from blipstream_client._client import Client
 from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address, RoundRobin, is_endpoint_failure
@@ -24,6 +24,7 @@ from blipstream_client._exceptions import (
 )
 from blipstream_client._images import opened
 from blipstream_client._info import checkpoint_of, revision_of
+from blipstream_client._notices import Waiting
 from blipstream_client._options import Options
 from blipstream_client._requests import InferRequest, MetadataRequest, Request, ResponseT
 from blipstream_client._retries import RetryPolicy
@@ -53,13 +54,22 @@ class Captioner(Client):
 
     def __init__(self, limit: Limit, options: Options, url: str = DEFAULT_URL, **arguments: Any) -> None:  # noqa: ANN401
         self._limit = limit
+        self._waiting = Waiting(url, arguments.get("timeout", DEFAULT_TIMEOUT))
         super().__init__(url, **arguments)
         self._options = options
         self._options_text = json.dumps({name: value for name, value in options.items() if value is not None})
-        self.checkpoint = self._transport.begin(self._deadline(None))
+        with self._waiting:
+            self._waiting.begin()
+            self.checkpoint = self._transport.begin(self._deadline(None))
 
     def _open(self) -> None:
-        self._transport: WatchedTransport = WatchedTransport(self._addresses, self._settings, self._policy, self._limit)
+        arguments = self._addresses, self._settings, self._policy, self._limit, self._waiting
+        self._transport: WatchedTransport = WatchedTransport(*arguments)
+
+    def close(self) -> None:
+        """Hang up. Requests of other threads end with RequestCancelled."""
+        with self._waiting:
+            super().close()
 
     def confirm(self, endpoints: AbstractSet[int]) -> None:
         """Check that these endpoints still have the checkpoint, with an image's timeout. Raises BlipstreamError."""
@@ -88,11 +98,22 @@ class Captioner(Client):
 
 
 class WatchedTransport(BalancedTransport):
-    """Tells the limit what the server accepts and refuses, and uses no endpoint with another checkpoint."""
+    """Tells the limit what the server accepts and refuses, and uses no endpoint with another checkpoint.
 
-    def __init__(self, addresses: Sequence[Address], settings: Settings, policy: RetryPolicy, limit: Limit) -> None:
+    If no server answers, whoever started the run is told.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        settings: Settings,
+        policy: RetryPolicy,
+        limit: Limit,
+        waiting: Waiting,
+    ) -> None:
         super().__init__(addresses, settings, policy)
         self._limit = limit
+        self._waiting = waiting
         self._checkpoint: str | None = None
         self._seen: set[int] = set()  # endpoints that had the checkpoint and have not failed since
         self.last = local()  # .endpoint: the last one that this thread used
@@ -118,7 +139,7 @@ class WatchedTransport(BalancedTransport):
 
     def _check(self, endpoint: int, deadline: Deadline) -> None:
         try:
-            found = checkpoint_of(self._transports[endpoint].send(MetadataRequest(), deadline))
+            found = checkpoint_of(self._watched(endpoint, MetadataRequest(), deadline))
         except AccessDenied:
             found = None
         if revision_of(found) != revision_of(self._checkpoint):
@@ -127,13 +148,13 @@ class WatchedTransport(BalancedTransport):
     def _send_to(self, endpoint: int, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
         wants_caption = isinstance(request, InferRequest)  # a name, or mypy would narrow ResponseT
         if not wants_caption:
-            return super()._send_to(endpoint, request, deadline)
+            return self._watched(endpoint, request, deadline)
         self.last.endpoint = endpoint
         if endpoint not in self._seen:
             self._check(endpoint, deadline)
             self._seen.add(endpoint)
         try:
-            response = super()._send_to(endpoint, request, deadline)
+            response = self._watched(endpoint, request, deadline)
         except ServerOverloaded:
             self._limit.refused()
             raise
@@ -142,6 +163,16 @@ class WatchedTransport(BalancedTransport):
                 self._seen.discard(endpoint)  # it may come back with another checkpoint
             raise
         self._limit.accepted()
+        return response
+
+    def _watched(self, endpoint: int, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
+        try:
+            response = super()._send_to(endpoint, request, deadline)
+        except BlipstreamError as exc:
+            if is_endpoint_failure(exc):
+                self._waiting.begin(str(exc))
+            raise
+        self._waiting.end()
         return response
 
 

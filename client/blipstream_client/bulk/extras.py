@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optional dependencies: `pip install 'blipstream-client[bulk]'`."""
+"""Optional dependencies: the extra `bulk`."""
 
 from importlib import import_module
 from types import ModuleType
@@ -12,5 +12,5 @@ def pyarrow(what: str) -> ModuleType:
     try:
         import_module("pyarrow.parquet")
     except ImportError as exc:
-        raise InvalidRequest(f"{what} needs pyarrow: pip install 'blipstream-client[bulk]' ({exc})") from exc
+        raise InvalidRequest(f"{what} needs pyarrow: pip install pyarrow ({exc})") from exc
     return import_module("pyarrow")

@@ -8,9 +8,11 @@ from typing import Any
 
 from blipstream_client._base import DEFAULT_MODEL
 from blipstream_client._exceptions import BlipstreamError, InvalidRequest
+from blipstream_client._notices import say
 from blipstream_client._options import Options, option_tensors
 from blipstream_client.bulk.captioner import Captioner, OtherCheckpoint
 from blipstream_client.bulk.errors import translated
+from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.progress import progress
 from blipstream_client.bulk.runner import Runner, Summary, skip_written
@@ -38,17 +40,42 @@ def run(
     allow_local_paths: bool = False,
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
 ) -> Summary:
-    """Write a row for each image to the output, unless an earlier run has written it. Raises BlipstreamError."""
+    """Write a row for each image to the output, unless an earlier run has written it.
+
+    Raises BlipstreamError, or KeyboardInterrupt after saying how many rows are safe.
+    """
     option_tensors(options)  # raises InvalidRequest for a bad value
     sources = Sources(inputs, column, allow_local_paths)
     sources.check()
-    sink, limit, summary = open_sink(output), Limit(max_in_flight), Summary()
+    summary = Summary()
+    try:
+        _run(sources, output, summary, connection, options, max_in_flight)
+    except KeyboardInterrupt:
+        safe = f"{counted(summary.rows, 'row')} safe in {output}" if summary.is_safe else "written rows are safe"
+        say(f"Interrupted: {safe}; the same command goes on")
+        raise
+    summary.left_out = str(sources.left_out) if sources.left_out else ""
+    if not summary.rows:
+        raise InvalidRequest(f"There is no image to caption{f': {summary.left_out}' if summary.left_out else ''}")
+    return summary
+
+
+def _run(
+    sources: Sources,
+    output: str,
+    summary: Summary,
+    connection: dict[str, Any],
+    options: Options,
+    max_in_flight: int,
+) -> None:
+    """Write the rows, and count them in `summary`."""
+    sink, limit = open_sink(output), Limit(max_in_flight)
     cannot_write = translated(f"Cannot write to {output} (the same command goes on once that is mended)", OSError)
     with Captioner(limit, options, **connection) as captioner, cannot_write, sink.lock():
         sink.begin(
             {
-                "images": list(inputs),
-                "column": column,
+                "images": list(sources.inputs),
+                "column": sources.column,
                 "model": connection.get("model", DEFAULT_MODEL),
                 "options": {name: value for name, value in options.items() if value is not None},
                 "checkpoint": captioner.checkpoint,
@@ -64,10 +91,6 @@ def run(
                 raise sink.differs("checkpoint", captioner.checkpoint, exc.found) from exc
             except BlipstreamError as exc:
                 raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
-    summary.left_out = str(sources.left_out) if sources.left_out else ""
-    if not summary.rows:
-        raise InvalidRequest(f"There is no image to caption{f': {summary.left_out}' if summary.left_out else ''}")
-    return summary
 
 
 def share_one_heap() -> None:

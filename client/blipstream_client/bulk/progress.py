@@ -10,6 +10,7 @@ from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.runner import Summary
 
 LINE_SECONDS = 10.0
+BAR_COLUMNS = 20  # so that a million images leave the line within 80
 
 Show = Callable[[], None]
 
@@ -27,7 +28,7 @@ def progress(summary: Summary, limit: Limit, count: Callable[[], int | None]) ->
         yield lines(summary, limit)
         return
     columns = (
-        BarColumn(),
+        BarColumn(BAR_COLUMNS),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),

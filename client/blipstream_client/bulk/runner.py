@@ -33,6 +33,7 @@ class Summary:
     found: int = 0  # rows of an earlier run
     captions: int = 0
     failures: int = 0
+    is_safe: bool = False  # whether all rows are on the disk
     first_failure: str = ""
     left_out: str = ""  # files that are not images, in one sentence
 
@@ -104,6 +105,7 @@ class Runner:
         finally:
             try:
                 self._sink.close()  # first: Ctrl-C may be pressed again
+                self._summary.is_safe = True
             finally:
                 self._captioner.close()  # so that nothing waits for requests in flight
                 self._executor.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -126,6 +127,14 @@ def open_sink(output: str) -> Sink:
             return Parquet(path)
         case _:
             raise InvalidRequest(f"Expected an output that ends in .parquet, .jsonl or .csv, got {output}")
+
+
+def reading(output: str) -> str:
+    """A command that shows the first rows of an output."""
+    if output.endswith(".parquet"):
+        code = "import sys, pyarrow.parquet as p; print(p.read_table(sys.argv[1]).slice(0, 3).to_pylist())"
+        return f"python -c '{code}' {shlex.quote(output)}"
+    return f"head -n 3 {shlex.quote(output)}"
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -48,10 +48,10 @@ class Sources:
             with translated(f"Cannot read {excerpt(as_utf8(name))}"):
                 exists = Path(name).exists()
             if not (exists or glob.has_magic(name)):
-                raise InvalidRequest(f"There is no file or folder {excerpt(as_utf8(name))}")
+                raise InvalidRequest(f"There is no file or folder {excerpt(as_utf8(name))}: mend the name")
             first = name if exists else next(_glob(name), None)
             if first is None:
-                raise InvalidRequest(f"No file is like {excerpt(as_utf8(name))}")
+                raise InvalidRequest(f"No file is like {excerpt(as_utf8(name))}: mend the pattern")
             if _shard_suffix(first) == ".parquet" and not Path(first).is_dir():
                 check_parquet(first, self.column)
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 from blipstream.images import base64_text
 from blipstream.images.limits import ImageLimits
 from blipstream.images.pixels import load_pixels
@@ -40,14 +40,14 @@ def test_every_form_of_base64(text: bytes) -> None:
     assert {b"+", b"/"} < {bytes([byte]) for byte in b64encode(BOOK)}
     assert np.array_equal(load_pixels(text, 64), load_pixels(BOOK, 64))
     load_pixels(text, 64, limits=ImageLimits(max_bytes=len(BOOK)))
-    with pytest.raises(InvalidInput, match=f"must have at most {len(BOOK) - 1:,} bytes, not {len(BOOK):,}"):
+    with pytest.raises(InvalidImage, match=f"must have at most {len(BOOK) - 1:,} bytes, not {len(BOOK):,}"):
         load_pixels(text, 64, limits=ImageLimits(max_bytes=len(BOOK) - 1))
 
 
 def test_size_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base64_text, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
     for start in (b"data:;base64,", b""):
-        with pytest.raises(InvalidInput, match="at most 33,554,432 bytes, not 33,554,433"):
+        with pytest.raises(InvalidImage, match="at most 33,554,432 bytes, not 33,554,433"):
             load_pixels(start + b"/9j/" + b"A" * (2**27 // 3 - 2), 64)
 
 
@@ -75,6 +75,6 @@ BEGIN = "a data URL must begin like data:image/jpeg;base64, but it begins with"
     ],
 )
 def test_bad_data_url(url: bytes, message: str) -> None:
-    with pytest.raises(InvalidInput, match=re.escape(message)) as caught:
+    with pytest.raises(InvalidImage, match=re.escape(message)) as caught:
         load_pixels(url, 224)
     assert len(str(caught.value)) < 160

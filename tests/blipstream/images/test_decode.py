@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any bytes at all give pixels or one clear InvalidInput."""
+"""Any bytes at all give pixels or one clear InvalidImage."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 from blipstream.images.limits import ImageLimits
 from blipstream.images.pixels import load_pixels
 from tests.support.bad_images import BAD_IMAGES, BadImage
@@ -26,7 +26,7 @@ pytestmark = ignore_pil_warnings
 
 @pytest.mark.parametrize("bad", BAD_IMAGES.values(), ids=BAD_IMAGES)
 def test_bad_images_are_refused(bad: BadImage) -> None:
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidImage) as caught:
         load_pixels(bad.data, SIDE)
     assert re.fullmatch(bad.message, str(caught.value))
 
@@ -75,7 +75,7 @@ FUZZ = settings(max_examples=300)
 def assert_pixels_or_invalid_input(data: bytes) -> None:
     try:
         pixels = load_pixels(data, 16, limits=ImageLimits(max_pixels=1_000_000))
-    except InvalidInput as exc:
+    except InvalidImage as exc:
         assert "\n" not in str(exc)  # noqa: PT017
     else:
         assert pixels.shape == (16, 16, 3)

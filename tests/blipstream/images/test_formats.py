@@ -3,7 +3,7 @@
 
 import pytest
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 from blipstream.images.formats import FORMATS, identify
 from tests.support.image_files import encode
 from tests.support.photographs import ENCODINGS
@@ -18,6 +18,6 @@ def test_every_encoding_is_identified(name: str) -> None:
 
 
 def test_error_names_every_format() -> None:
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidImage) as caught:
         identify(b"")
     assert all(name in str(caught.value) for name in FORMATS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import InvalidImage
 from blipstream.images.decode import open_image
 from blipstream.images.limits import DEFAULT_LIMITS, TOO_SLOW, ImageLimits, MayBeSlow
 from blipstream.images.pixels import load_pixels
@@ -36,7 +36,7 @@ def test_limits_are_inclusive() -> None:
         ImageLimits(max_pixels=5999),
         ImageLimits(max_side=99),
     ):
-        with pytest.raises(InvalidInput, match="image must have at most"):
+        with pytest.raises(InvalidImage, match="image must have at most"):
             load_pixels(data, SIDE, limits=limits)
 
 
@@ -50,11 +50,11 @@ def test_pils_own_size_limit_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_image_over_its_time_budget_is_refused(kind: str) -> None:
     data = encode(CHINA, kind)
     load_pixels(data, 64)
-    with pytest.raises(InvalidInput, match=TOO_SLOW):
+    with pytest.raises(InvalidImage, match=TOO_SLOW):
         load_pixels(data, 64, limits=ImageLimits(seconds=0, seconds_for_pixels=0, seconds_for_bytes=0))
 
 
-@pytest.mark.parametrize(("quick", "error"), [(False, InvalidInput), (True, MayBeSlow)])
+@pytest.mark.parametrize(("quick", "error"), [(False, InvalidImage), (True, MayBeSlow)])
 def test_time_is_checked_at_each_read(monkeypatch: pytest.MonkeyPatch, quick: bool, error: type[Exception]) -> None:
     with ExitStack() as stack:
         image = stack.enter_context(open_image(encode(ASTRONAUT, "PNG"), DEFAULT_LIMITS, quick=quick))
@@ -154,7 +154,7 @@ def test_reading_a_header_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch)
     load_pixels(LONG_HEADERS[name](100), 16, quick=True)
     with pytest.raises(MayBeSlow):
         load_pixels(LONG_HEADERS[name](10_000), 16, quick=True)
-    with pytest.raises(InvalidInput, match=TOO_SLOW):
+    with pytest.raises(InvalidImage, match=TOO_SLOW):
         load_pixels(LONG_HEADERS[name](30_000), 16)
 
 
@@ -171,15 +171,15 @@ def test_jpeg_in_tiff_of_many_scans_is_refused() -> None:
     progressive = encode(CHINA.convert("L"), "JPEG", progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     load_pixels(jpeg_in_tiff(CHINA.size, progressive), 64)
-    with pytest.raises(InvalidInput, match="must be a whole TIFF file"):
+    with pytest.raises(InvalidImage, match="must be a whole TIFF file"):
         load_pixels(jpeg_in_tiff(CHINA.size, progressive[:-2] + 20 * scan + progressive[-2:]), 64)
 
 
 def test_jpeg_of_many_scans_is_refused() -> None:
     """A scan takes a few bytes, and a pass over all pixels."""
     few = encode(SMALL, "JPEG", progressive=True)
-    with pytest.raises(InvalidInput, match="a progressive JPEG must have fewer scans than 1001: save it again"):
+    with pytest.raises(InvalidImage, match="a progressive JPEG must have fewer scans than 1001: save it again"):
         load_pixels(few + b"\xff\xda" * (1001 - few.count(b"\xff\xda")), SIDE)
     tight = ImageLimits(max_pixels=SMALL.width * SMALL.height, max_scans=3)
-    with pytest.raises(InvalidInput, match="fewer scans"):
+    with pytest.raises(InvalidImage, match="fewer scans"):
         load_pixels(few, SIDE, limits=tight)

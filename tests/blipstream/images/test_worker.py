@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from blipstream.deadline import Deadline
-from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidInput, TimedOut
+from blipstream.errors import FAILED, BlipstreamError, Gone, InvalidImage, InvalidInput, TimedOut
 from blipstream.images.limits import TOO_SLOW, ImageLimits
 from blipstream.images.pixels import JPEG_SCALING, load_pixels
 from blipstream.images.resize import RESIZE_MODES
@@ -68,9 +68,9 @@ def test_refusals_are_the_same(worker: ImageWorker) -> None:
     worker.load(SMALL, "stretch")
     pid = pid_of(worker)
     for bad in BAD_IMAGES.values():
-        with pytest.raises(InvalidInput) as ours:
+        with pytest.raises(InvalidImage) as ours:
             load_pixels(bad.data, SIDE)
-        with pytest.raises(InvalidInput) as theirs:
+        with pytest.raises(InvalidImage) as theirs:
             worker.load(bad.data, "stretch")
         assert str(theirs.value) == str(ours.value)
     assert pid_of(worker) == pid
@@ -80,7 +80,7 @@ def test_refusals_are_the_same(worker: ImageWorker) -> None:
 def test_an_image_over_its_time_budget_is_ended(data: bytes) -> None:
     """Even if its decoder does not read on."""
     worker = ImageWorker(SIDE, limits=ImageLimits(seconds=0.1, seconds_for_pixels=0))
-    with pytest.raises(InvalidInput, match=TOO_SLOW):
+    with pytest.raises(InvalidImage, match=TOO_SLOW):
         worker.load(data, "stretch")
     assert worker.load(SMALL, "stretch").shape == (SIDE, SIDE, 3)
     worker.close()

@@ -14,7 +14,7 @@ import torch
 
 from blipstream.decoding import Engine, Request, load_engine
 from blipstream.decoding.scheduler import Scheduler
-from blipstream.errors import BlipstreamError, Gone, InvalidInput, Overloaded, TimedOut
+from blipstream.errors import BlipstreamError, Gone, InvalidImage, InvalidInput, Overloaded, TimedOut
 from blipstream.options import DecodingOptions
 from blipstream.serving.telemetry import ENDPOINT, LOG_REQUESTS, RESULTS, Telemetry
 from tests.support.collector import Collector, collector
@@ -101,9 +101,17 @@ def test_results_are_counted(own_engine: Engine) -> None:
     for result in ("stop", "length", "cancelled", "error"):
         telemetry.record_decoding(request, result)
     telemetry.record_response("a", images=3, seconds=0.1)
-    for refusal in (Gone(), InvalidInput("no image"), Overloaded("full"), TimedOut("late"), BlipstreamError("dead")):
+    refusals = [
+        Gone(),
+        InvalidInput("no"),
+        InvalidImage("bad"),
+        Overloaded("full"),
+        TimedOut("late"),
+        BlipstreamError("dead"),
+    ]
+    for refusal in refusals:
         telemetry.record_refusal("a", refusal)
-    assert telemetry.results == {"ok": 3, "cancelled": 2, "invalid": 1, "overloaded": 2, "error": 2}
+    assert telemetry.results == {"ok": 3, "cancelled": 2, "invalid": 2, "overloaded": 2, "error": 2}
 
 
 def test_spans(own_engine: Engine, traces: Collector) -> None:

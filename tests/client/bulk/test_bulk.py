@@ -303,6 +303,7 @@ def test_the_bar(tiny: TinyTriton) -> None:
     assert status == 0
     assert "3/3" in shown
     assert "in flight" in shown
+    assert shown.splitlines()[-1] == "Next: head -n 3 a.jsonl"
     _, shown = on_a_terminal("images", "http://127.0.0.1/a.parquet", "--output", "b.jsonl", *url)
     assert "4/4" in shown
     assert "1 failed" in shown
@@ -355,6 +356,71 @@ def test_a_lost_server_ends_the_run_and_keeps_the_rows(tiny: TinyTriton) -> None
     assert f"{found} rows are done; the same command goes on" in err
     tiny.answer = size_of_image
     assert bulk(*arguments, "--url", tiny.url("grpc")) == (0, f"40 rows in a.jsonl, {found} of them from before\n")
+
+
+@pytest.mark.parametrize("moment", ["at first", "later"])
+def test_a_server_that_is_not_there_is_waited_for_aloud(tiny: TinyTriton, scheme: str, moment: str) -> None:
+    """It comes, or comes back, once the command has said that it waits."""
+    write_images(3)
+    with proxy(tiny.port(scheme)) as between:
+
+        def leave(inputs: Inputs) -> Answer:
+            if inputs["image"][0, 0] == jpeg(1) and between.connections:
+                between.target, tiny.answer = 1, size_of_image
+                between.cut()
+            return size_of_image(inputs)
+
+        if moment == "later":
+            tiny.answer = leave
+        else:
+            between.target = 1  # no process listens there
+        url = f"{scheme}://127.0.0.1:{between.port}"
+        command = [*COMMAND, "images", "--output", "a.jsonl", "--url", url, "--max-in-flight", "1"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr
+            told = process.stderr.readline()
+            between.target = tiny.port(scheme)
+            rest = process.stderr.read()
+    assert told.startswith(f"No Triton server answers at {url}: ")
+    assert told.endswith(" Trying again for up to 300 s; Ctrl-C ends it.\n")
+    assert rest == "The server answers.\n3 rows in a.jsonl, 0 of them from before\n"
+
+
+@pytest.mark.parametrize("output", ["a.jsonl", "a.parquet"])
+def test_ctrl_c_says_what_is_safe(tiny: TinyTriton, output: str) -> None:
+    write_images(40)
+    asked, opened = threading.Event(), threading.Event()
+
+    def stay(inputs: Inputs) -> Answer:
+        if inputs["image"][0, 0] == jpeg(10):
+            asked.set()
+            opened.wait(60)
+        return size_of_image(inputs)
+
+    tiny.answer = stay
+    arguments = ["images", "--output", output, "--max-in-flight", "1", "--url", tiny.url("grpc")]
+    command = [sys.executable, "-c", CONFIRM_EACH, "bulk", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert asked.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    opened.set()
+    found = len(read(Path(output)))
+    assert 0 < found <= 10
+    assert process.returncode == 130
+    assert err == f"Interrupted: {found} rows safe in {output}; the same command goes on\n"
+    assert bulk(*arguments) == (0, f"40 rows in {output}, {found} of them from before\n")
+
+
+def test_ctrl_c_while_there_is_no_server(closed_port: int) -> None:
+    write_images(1)
+    arguments = ["images", "--output", "a.jsonl", "--url", f"grpc://127.0.0.1:{closed_port}"]
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "Interrupted: written rows are safe; the same command goes on\n")
 
 
 def gone(inputs: Inputs, between: Any) -> Answer:
@@ -416,7 +482,7 @@ def test_a_server_that_comes_back_with_another_checkpoint_is_not_used(tiny: Tiny
         url = f"{scheme}://127.0.0.1:{between.port}"
         status, err = bulk("images", "--output", "a.jsonl", "--url", url, "--max-in-flight", "1")
     assert (status, other.headers) == (1, [])
-    assert err.startswith('Error: a.jsonl was begun with checkpoint "demo@1", not "demo@2"')
+    assert err.splitlines()[-1].startswith('Error: a.jsonl was begun with checkpoint "demo@1", not "demo@2"')
 
 
 class Narrow:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What answers at an address where no Triton server does: another protocol, or a certificate that is not trusted.
+
+gRPC and HTTP clients see only that the other side hangs up, and of a name with several addresses, they report the last
+one, which may be at fault for another reason.
+"""
+
+import socket
+import ssl
+import time
+from contextlib import suppress
+from threading import Lock
+
+from blipstream_client._endpoints import Address
+from blipstream_client._exceptions import ServerUnreachable
+from blipstream_client._text import excerpt
+from blipstream_client._tls import TLS
+
+SECONDS = 1.0  # for each step: a probe has at most four
+FRESH_SECONDS = 1.0  # how long a finding counts: many requests may fail together
+NAMES = {"grpc": "gRPC", "grpcs": "gRPC with TLS", "http": "HTTP", "https": "HTTPS"}  # of schemes
+H2, HTTP_1 = "h2", "http/1.1"  # what a TLS client can offer to speak (ALPN); gRPC is always h2
+SETTINGS = 4  # the type of the frame that an HTTP/2 server sends first, in byte 3
+MISMATCHES = {62, 64}  # OpenSSL's codes for a certificate of another host name or address
+EXPIRED = {9, 10}  # not yet valid, or not any more
+
+
+class Probe:
+    """Asks at one address. Any number of threads may share one."""
+
+    def __init__(self, address: Address, tls: TLS) -> None:
+        self._address = address
+        self._tls = tls
+        self._lock = Lock()
+        self._fault: str | None = None
+        self._found_at = -FRESH_SECONDS
+
+    def error(self, failure: ServerUnreachable) -> ServerUnreachable:
+        """A better error for a failed request, or the same if nothing was found out. It may take a few seconds."""
+        with self._lock:
+            if time.monotonic() - self._found_at >= FRESH_SECONDS:
+                self._fault = find_fault(self._address, self._tls)
+                self._found_at = time.monotonic()
+            return ServerUnreachable(self._fault) if self._fault else failure
+
+
+def find_fault(address: Address, tls: TLS) -> str | None:
+    """What is wrong with the address, and how to mend it. None if nothing is, or nothing answers."""
+    with suppress(OSError, ValueError):
+        found = _scheme(address, tls)
+        if found == address.scheme:
+            return _distrust(address, tls) if address.secure else None
+        if found:
+            path = address.path if found.startswith("http") else ""
+            return (
+                f"Expected {NAMES[address.scheme]} at {address.url}, and {NAMES[found]} answers there:"
+                f" use {excerpt(f'{found}://{address.netloc}{path}')}"
+            )
+    return None
+
+
+def _scheme(address: Address, tls: TLS) -> str:
+    """The scheme of what answers, or "" if it is unknown. Raises OSError if nothing does."""
+    _connected(address).close()  # so that an OSError from here on is the other side's answer
+    try:
+        speaks_h2 = _negotiated(address, tls, H2) == H2
+    except OSError:  # it does not speak TLS: it hangs up, answers otherwise, or waits for the end of a line
+        return _plain_scheme(address)
+    is_grpc = speaks_h2 and (address.scheme.startswith("grpc") or _negotiated(address, tls, HTTP_1) != HTTP_1)
+    return "grpcs" if is_grpc else "https"
+
+
+def _plain_scheme(address: Address) -> str:
+    with _connected(address) as connection:
+        connection.sendall(f"GET /v2 HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode())
+        answer = connection.recv(9)
+    if answer.startswith(b"HTTP/"):
+        return "http"
+    return "grpc" if len(answer) == 9 and answer[3] == SETTINGS else ""
+
+
+def _negotiated(address: Address, tls: TLS, offer: str) -> str | None:
+    """What a TLS server chooses to speak, whatever its certificate. None if it does not say."""
+    context = tls.new_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([offer])
+    with _connected(address) as connection, context.wrap_socket(connection, server_hostname=address.host) as secure:
+        return secure.selected_alpn_protocol()
+
+
+def _distrust(address: Address, tls: TLS) -> str | None:
+    """Why the server's certificate is not trusted. None if it is."""
+    try:
+        with _connected(address) as connection:
+            tls.context.wrap_socket(connection, server_hostname=address.host).close()
+    except ssl.SSLCertVerificationError as exc:
+        if exc.verify_code in MISMATCHES:
+            remedy = "use a name that is in it"
+        elif exc.verify_code in EXPIRED:
+            remedy = "have it renewed"
+        else:
+            remedy = "give its authority's certificate as ca_file (--ca-file)"
+        return f"The certificate at {address.url} is not trusted ({exc.verify_message.rstrip('.')}): {remedy}"
+    return None
+
+
+def _connected(address: Address) -> socket.socket:
+    return socket.create_connection((address.host, address.port), SECONDS)
