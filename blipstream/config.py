@@ -2,9 +2,9 @@
 """The config.json beside every artifact: all that a loader needs to know about the checkpoint."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class CheckpointConfig:
     dtype: DType  # what to compute in; auto: f16 on a GPU, bf16 where the CPU has it, else f32
     vision: VisionConfig
     text: TextConfig
+    option_defaults: Mapping[str, Any] = field(default_factory=dict)  # decoding options, by its generation config
 
     @property
     def origin(self) -> str:
@@ -84,6 +85,7 @@ class CheckpointConfig:
                 dtype=values["dtype"],
                 vision=VisionConfig(**vision),
                 text=TextConfig(**values["text"]),
+                option_defaults=dict(values.get("option_defaults", {})),  # 0.2.0 wrote none
             )
         except FileNotFoundError as exc:
             raise ArtifactError(f"there is no artifact in {folder}: {BUILD_HINT}") from exc

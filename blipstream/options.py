@@ -6,15 +6,18 @@ documents.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from blipstream.errors import InvalidInput
 
 MAX_BEAMS = 10
 MAX_CAPTIONS = 10
 MAX_PROMPT = 4096  # characters: more than any decoder has positions, and a limit on the tokenizer's work
+SHOWN = 40  # characters of a name that an error repeats
 SAMPLING, BEAM_SEARCH = "do_sample", "num_beams above 1"  # what some options have a meaning with only
 DATA_TYPES = {str: "BYTES", bool: "BOOL", int: "INT32", float: "FP32"}  # of the input tensors, in Triton's words
 
@@ -91,21 +94,8 @@ class DecodingOptions:
     # fmt: on
 
     def __post_init__(self) -> None:
-        if len(self.prompt) > MAX_PROMPT:
-            raise InvalidInput(f"prompt must have at most {MAX_PROMPT:,} characters, not {len(self.prompt):,}")
-        for name, option in OPTIONS.items():
-            self._check_range(name, option)
-        if self.do_sample and self.num_beams > 1:
-            raise InvalidInput("do_sample and num_beams above 1 exclude each other: ask for one of them")
-        used = {"": True, SAMPLING: self.do_sample, BEAM_SEARCH: self.num_beams > 1}
-        for name, option in OPTIONS.items():
-            if not used[option.only_with] and getattr(self, name) != DEFAULTS[name]:
-                raise InvalidInput(f"{name} has a meaning only with {option.only_with}: set that, or leave it out")
-        if not self.do_sample and self.num_captions > self.num_beams:
-            raise InvalidInput(
-                f"num_captions must be at most num_beams, which is {self.num_beams}, not {self.num_captions}: "
-                "raise num_beams, or set do_sample"
-            )
+        for fault in faults(vars(self)):
+            raise InvalidInput(fault.sentence)
 
     @property
     def strategy(self) -> Literal["greedy", "sample", "beam"]:
@@ -118,16 +108,20 @@ class DecodingOptions:
         return self.num_captions if self.do_sample else self.num_beams
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Any]) -> "DecodingOptions":
-        """Options from the tensors of one image, each numpy [1]; absent ones keep their default.
+    def from_tensors(cls, tensors: Mapping[str, Any], defaults: "OptionDefaults | None" = None) -> "DecodingOptions":
+        """Options from the tensors of one image, each numpy [1]; absent ones have their default.
 
         Raises InvalidInput.
         """
-        return cls(**{name: _scalar(name, tensor) for name, tensor in tensors.items()})
+        return (defaults or OptionDefaults()).options({name: _scalar(name, value) for name, value in tensors.items()})
 
     @classmethod
     def from_rows(
-        cls, tensors: Mapping[str, Any], images: int, positions: int | None = None
+        cls,
+        tensors: Mapping[str, Any],
+        images: int,
+        positions: int | None = None,
+        defaults: "OptionDefaults | None" = None,
     ) -> "list[DecodingOptions]":
         """Options for each image of a request, from tensors [images, 1].
 
@@ -138,7 +132,9 @@ class DecodingOptions:
         for name, rows in tensors.items():
             if len(rows) != images:
                 raise InvalidInput(f"{name} must have a row for each image, {images}, not {len(rows)}")
-        options = [cls.from_tensors({name: rows[row] for name, rows in tensors.items()}) for row in range(images)]
+        options = [
+            cls.from_tensors({name: rows[row] for name, rows in tensors.items()}, defaults) for row in range(images)
+        ]
         counts = sorted({each.num_captions for each in options})
         if len(counts) > 1:  # the output tensors have the same number of captions for every image
             raise InvalidInput(f"num_captions must be the same for all images of a request, not {counts}")
@@ -162,17 +158,6 @@ class DecodingOptions:
                 f"{prompt_tokens or 'at least 1'} and max_tokens is {self.max_tokens}: shorten one of them"
             )
 
-    def _check_range(self, name: str, option: Option) -> None:
-        value = getattr(self, name)
-        if isinstance(value, str):
-            return
-        high, shown = option.high, str(option.high)
-        if isinstance(high, str):
-            high, shown = getattr(self, high), f"{getattr(self, high)} ({high})"
-        is_above = value > option.low if option.excludes_low else value >= option.low
-        if not (is_above and value <= high):  # NaN is in no range
-            raise InvalidInput(f"{name} must be {option.allowed(shown)}, not {value}")
-
 
 TYPES = get_type_hints(DecodingOptions)
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(DecodingOptions)}
@@ -180,7 +165,137 @@ OPTIONS: dict[str, Option] = {
     name: get_args(hint)[1] for name, hint in get_type_hints(DecodingOptions, include_extras=True).items()
 }
 OPTION_NAMES = tuple(OPTIONS)
+NUMBERS = {name: option for name, option in OPTIONS.items() if TYPES[name] in (int, float)}
+ONLY_WITH = {
+    condition: [name for name, option in OPTIONS.items() if option.only_with == condition]
+    for condition in (SAMPLING, BEAM_SEARCH)
+}
 INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
+RESIZE_MODES = ("stretch", "center_crop", "letterbox")  # the values of resize_mode; the first is built in
+# The quickest caption, whatever the defaults are: what health checks ask for
+PROBE: dict[str, Any] = {
+    "prompt": "", "include_prompt": True, "max_tokens": 1, "min_tokens": 0,
+    "do_sample": False, "num_captions": 1, "num_beams": 1,
+}  # fmt: skip
+
+
+class Fault(NamedTuple):
+    """What is wrong with the values of options."""
+
+    names: tuple[str, ...]  # of the options that it lies between
+    sentence: str
+    is_idle: bool = False  # the option only has no meaning beside the others
+
+
+def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """All that is wrong with the values of all options: ranges first, then the strategy, then what depends on it.
+
+    Each fault is looked for when it is asked for. So whoever mends one in `values` meanwhile gets those that are left.
+    """
+    if len(values["prompt"]) > MAX_PROMPT:
+        yield Fault(("prompt",), f"prompt must have at most {MAX_PROMPT:,} characters, not {len(values['prompt']):,}")
+    for name, option in NUMBERS.items():
+        value, high = values[name], option.high
+        if isinstance(high, str):
+            high = values[high]
+        if not option.low <= value <= high or (option.excludes_low and value == option.low):  # NaN is in no range
+            names = (name, option.high) if isinstance(option.high, str) else (name,)
+            shown = " ".join([str(high), *(f"({other})" for other in names[1:])])
+            yield Fault(names, f"{name} must be {option.allowed(shown)}, not {value}")
+    if values["do_sample"] and values["num_beams"] > 1:
+        sentence = "do_sample and num_beams above 1 exclude each other: ask for one of them"
+        yield Fault(("do_sample", "num_beams"), sentence)
+    if not values["do_sample"] and values["num_captions"] > values["num_beams"]:
+        yield Fault(
+            ("num_captions", "num_beams"),
+            f"num_captions must be at most num_beams, which is {values['num_beams']}, not {values['num_captions']}: "
+            "raise num_beams, or set do_sample",
+        )
+    for condition, is_met in ((SAMPLING, values["do_sample"]), (BEAM_SEARCH, values["num_beams"] > 1)):
+        for name in () if is_met else ONLY_WITH[condition]:
+            if values[name] != DEFAULTS[name]:
+                sentence = f"{name} has a meaning only with {condition}: set that, or leave it out"
+                yield Fault((name,), sentence, is_idle=True)
+
+
+def agreed(
+    sent: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    fixed: frozenset[str] = frozenset(),
+    *,
+    keeps_idle: bool = False,
+) -> dict[str, Any]:
+    """The value of each option, for a request that sent some of them. Whoever sends an option has the last word.
+
+    What was sent stands. A default stands, too, unless it contradicts what was sent or has no meaning beside it. Then
+    the built-in default takes its place. A default that is `fixed` gives way only if it has no meaning. With
+    `keeps_idle`, what has no meaning stays.
+    """
+    values = {**DEFAULTS, **defaults, **sent}
+    for fault in faults(values):
+        for name in () if fault.is_idle and keeps_idle else fault.names:
+            if name not in sent and (fault.is_idle or name not in fixed):
+                values[name] = DEFAULTS[name]
+    return values
+
+
+@dataclass(frozen=True)
+class OptionDefaults:
+    """What holds for requests that leave options out, where it is not what is built in."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)  # by option; those that are fixed, too
+    fixed: frozenset[str] = frozenset()  # options that requests cannot change
+    resize_mode: str = ""  # empty: the built-in one
+
+    def options(self, sent: Mapping[str, Any]) -> DecodingOptions:
+        """The options of a request that sent some of them. Raises InvalidInput."""
+        if not self.values:
+            return DecodingOptions(**sent)
+        for name in self.fixed & sent.keys():
+            self.check_fixed(name, sent[name])
+        sent = {name: value for name, value in sent.items() if name not in self.fixed}
+        values = agreed(sent, self.values, self.fixed)
+        try:
+            return DecodingOptions(**values)
+        except InvalidInput:
+            raise InvalidInput(self._blame(next(faults(values)), sent)) from None
+
+    def check_fits(self, positions: int) -> None:
+        """Raise InvalidInput if the defaults need more than a model's `positions`."""
+        if self.values:
+            self.options({}).check_fits(positions)
+
+    def check_fixed(self, name: str, value: object) -> None:
+        """Raise InvalidInput if an option is fixed at another value."""
+        fixed = self.resize_mode if name == "resize_mode" else self.values.get(name)
+        if name in self.fixed and value != fixed:
+            raise InvalidInput(f"{name} is fixed at {fixed!r} on this server: leave it out")
+
+    def allowed(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """As many of the `wanted` options as a request may send beside those that are fixed."""
+        sent: dict[str, Any] = {}
+        for name, value in wanted.items():
+            with suppress(InvalidInput):
+                self.options(sent | {name: value})
+                sent[name] = value
+        return sent
+
+    def _blame(self, fault: Fault, sent: Mapping[str, Any]) -> str:
+        """The sentence of a fault, with what is fixed of the options that it lies between."""
+        fixed = [name for name in fault.names if name in self.fixed]
+        if not fixed:
+            return fault.sentence
+        others = " and ".join([name for name in fault.names if name in sent] or sent)
+        values = " and ".join(f"{name} is fixed at {self.values[name]!r}" for name in fixed)
+        return f"{fault.sentence.partition(': ')[0]}, and {values} on this server: leave {others} out"
+
+
+def nearest(name: str, names: tuple[str, ...]) -> str | None:
+    """Which of the names is meant: what transformers calls so, or what is written almost so."""
+    for option, declared in OPTIONS.items():
+        if name in declared.other_names:
+            return option if option in names else None
+    return next(iter(get_close_matches(name[:SHOWN], names, 1)), None)
 
 
 def data_type(name: str) -> str:

@@ -14,7 +14,8 @@ import urllib.request
 import click
 from PIL import Image
 
-from blipstream_client import BlipstreamError, Caption, Client, ServerOverloaded
+from blipstream.options import PROBE
+from blipstream_client import BlipstreamError, Caption, Client, InvalidRequest, ServerOverloaded
 
 RETRY_SECONDS = 0.5
 DIRECT = urllib.request.build_opener(
@@ -64,7 +65,10 @@ def first_caption(client: Client, deadline: float) -> Caption:
     image = Image.new("RGB", (64, 64), tuple(secrets.token_bytes(3)))
     while True:
         try:
-            return client.caption(image, max_tokens=1)
+            try:
+                return client.caption(image, **PROBE)
+            except InvalidRequest:  # the operator has fixed one of these options
+                return client.caption(image)
         except ServerOverloaded:
             if time.monotonic() > deadline:
                 raise

@@ -23,7 +23,7 @@ from blipstream.decoding.request import Caption, Request
 from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
-from blipstream.options import DecodingOptions
+from blipstream.options import DecodingOptions, OptionDefaults
 from blipstream.text.decoder import Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
@@ -83,9 +83,11 @@ class Engine:
         decoder = decoder.to(device, TORCH_DTYPES[name]).pack()
         return cls(decoder, Tokenizer(folder, config.text), config, name, max_rows, fixed_shapes)
 
-    def options(self, tensors: Mapping[str, Any], images: int) -> list[DecodingOptions]:
+    def options(
+        self, tensors: Mapping[str, Any], images: int, defaults: OptionDefaults | None = None
+    ) -> list[DecodingOptions]:
         """The options of each image, by `DecodingOptions.from_rows`, checked against the positions of this model."""
-        return DecodingOptions.from_rows(tensors, images, self.config.text.max_positions)
+        return DecodingOptions.from_rows(tensors, images, self.config.text.max_positions, defaults)
 
     def request(
         self,

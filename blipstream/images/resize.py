@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from blipstream import options
 from blipstream.images.shapes import Box, Pixels, Size
 
-DEFAULT_RESIZE_MODE = "stretch"  # as the reference
+DEFAULT_RESIZE_MODE = options.RESIZE_MODES[0]  # as the reference
 LETTERBOX_COLOR = (123, 117, 104)  # CLIP's image mean in 8 bits: close to zero once normalized
 
 
@@ -30,11 +31,9 @@ def _letterbox(picture: Box, side: int) -> tuple[Box, Size]:
 
 
 # From the box of an upright picture and the side of the model's square: the box to resize, and the size to give it.
-RESIZE_MODES: dict[str, Callable[[Box, int], tuple[Box, Size]]] = {
-    "stretch": _stretch,
-    "center_crop": _center_crop,
-    "letterbox": _letterbox,
-}
+RESIZE_MODES: dict[str, Callable[[Box, int], tuple[Box, Size]]] = dict(
+    zip(options.RESIZE_MODES, (_stretch, _center_crop, _letterbox), strict=True)
+)
 
 
 def pad_to_square(pixels: Pixels, side: int) -> Pixels:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blipstream.server.served_repository import served_repository
 from blipstream.serving.telemetry import SERVICE
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from blipstream.server.triton import TritonServer
     from blipstream.server.workspace import Workspace
 
-MODELS = "models"  # in a server's folder: a link to its repository
 # All APIs that read or change more than captions: shared memory, files that logs and traces go to, models.
 ADMIN_APIS = "shared-memory,model-repository,trace,logging"
 ADMIN_HEADER = "blipstream-admin"  # over gRPC: triton-grpc-protocol-blipstream-admin
@@ -22,7 +22,7 @@ def command_line(server: "TritonServer", installation: "Installation", workspace
     """The program and its arguments, for a server whose ports are chosen."""
     restriction = f"{ADMIN_APIS}:{ADMIN_HEADER}={server.admin_key}"
     options: dict[str, object] = {
-        "model-repository": workspace.link(server.repository, MODELS),
+        "model-repository": served_repository(server.repository, server.effective_defaults, workspace),
         "model-control-mode": "none",
         "exit-on-error": "true",
         "strict-readiness": "true",

@@ -15,6 +15,7 @@ from PIL import Image
 import blipstream_client
 from blipstream import errors
 from blipstream.config import BUILD_HINT
+from blipstream.options import PROBE, OptionDefaults
 from blipstream.server.routes import CAPTION, ROUTES, STREAM
 from blipstream.server.triton import TritonServer
 
@@ -33,7 +34,9 @@ class Canary:
     files still answers on old ones.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, defaults: OptionDefaults | None = None) -> None:
+        """`defaults` are the server's: the canary sends nothing that they forbid."""
+        self._options = (defaults or OptionDefaults()).allowed(PROBE)
         self._connect = partial(blipstream_client.Client, url, timeout=TIMEOUT_SECONDS, retries=0)
         self._clients: dict[str, blipstream_client.Client] = {}  # by route
         self._executor = ThreadPoolExecutor(len(ROUTES), thread_name_prefix="canary")
@@ -97,9 +100,9 @@ class Canary:
     def _answer(self, client: blipstream_client.Client, route: str) -> str:
         try:
             if route == STREAM:
-                text = "".join(piece.text for piece in client.stream(random_image(), max_tokens=1))
+                text = "".join(piece.text for piece in client.stream(random_image(), **self._options))
             else:
-                text = client.caption(random_image(), max_tokens=1).text
+                text = client.caption(random_image(), **self._options).text
         except (blipstream_client.ServerError, blipstream_client.ModelNotReady) as error:
             return str(error)
         if text.strip():

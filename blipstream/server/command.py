@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 
+from blipstream.defaults import from_operator, shown
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.finite import FiniteRange
 from blipstream.server import checkpoint, open_files, proc, signals
@@ -35,6 +36,13 @@ ADMIN_KEY = "BLIPSTREAM_ADMIN_KEY"  # not an option: everybody who lists process
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
+class NameAndValue(click.ParamType[str]):
+    """NAME=VALUE. An environment variable may hold several, with semicolons between: values may have spaces."""
+
+    name = "NAME=VALUE"
+    envvar_list_splitter = ";"
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of the command, by their names. The options themselves say what each means, and its default."""
@@ -43,6 +51,9 @@ class Settings:
     repository: Path | None
     processor: str | None
     config: str
+    default: tuple[str, ...]
+    fixed: tuple[str, ...]
+    defaults_file: Path | None
     host: str
     http_port: int
     grpc_port: int
@@ -76,6 +87,14 @@ class Settings:
     "--processor", help="Hub name or folder to take a CHECKPOINT's tokenizer and image processor from, if it lacks one."
 )
 @click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
+@click.option(
+    "--default",
+    type=NameAndValue(),
+    multiple=True,
+    help="For requests that leave this option out, as max_tokens=20. Repeatable; as an environment variable, with ';'.",
+)
+@click.option("--fixed", type=NameAndValue(), multiple=True, help="The same, and requests cannot send another value.")
+@click.option("--defaults-file", type=FILE, help="Both, in the tables [default] and [fixed] of a TOML file.")
 @click.option("--host", default=TritonServer.host, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--http-port", default=TritonServer.http_port, help="0 for any free port.")
 @click.option("--grpc-port", default=TritonServer.grpc_port, help="0 for any free port.")
@@ -140,6 +159,7 @@ def serve(settings: Settings) -> None:
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
             metrics_port=settings.metrics_port,
+            defaults=from_operator(settings.default, settings.fixed, settings.defaults_file),
             tls=tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca),
             admin_key=read_admin_key(settings.admin_key_file),
             traces=settings.traces,
@@ -157,6 +177,8 @@ def serve(settings: Settings) -> None:
             free_ports([*server.ports, (settings.host, "health", health_port)])  # rather now than after minutes
             server.repository = checkpoint.build(settings.checkpoint, settings.config, repository, settings.processor)
         server.config = config_name(server.repository, settings.config)
+        if defaults := shown(server.effective_defaults):
+            click.echo(f"options: {defaults}")
         bypass_proxies(server.local_host)
         with HealthServer(Health(), settings.host, health_port) as health:
             supervisor = Supervisor(server, restarts=settings.restart, health=health.health, stopping=signals.stopping)

@@ -116,7 +116,7 @@ class Supervisor:
     def _watch(self) -> Fault:
         """Return once something is wrong. Raises OSError if this process itself may open no more files."""
         before = self.server.metrics()
-        with closing(Canary(self.server.local_url)) as canary:
+        with closing(Canary(self.server.local_url, self.server.effective_defaults)) as canary:
             watch = _Watch(canary, Diagnosis.since(before.inferences))
             while True:
                 self._sleep(SAMPLE_SECONDS)

@@ -19,11 +19,13 @@ from types import TracebackType
 from typing import Self
 
 from blipstream.errors import ServerError
+from blipstream.options import OptionDefaults
 from blipstream.server import arguments, network, open_files, proc
 from blipstream.server.installation import ROOT, Installation, environment, find_installation
 from blipstream.server.launcher import launched
 from blipstream.server.log import Log, failed_model, first_error
 from blipstream.server.metrics import Metrics
+from blipstream.server.served_repository import PLAIN, WITH_DEFAULTS, effective
 from blipstream.server.tls import TLS
 from blipstream.server.workspace import Workspace
 from blipstream.serving import backpressure
@@ -50,6 +52,7 @@ class TritonServer:
     http_port: int = 8000  # 0: any free port
     grpc_port: int = 8001
     metrics_port: int = 8002
+    defaults: OptionDefaults = field(default_factory=OptionDefaults)  # of options, as the operator sets them
     tls: TLS | None = None  # at the gRPC port; HTTP, which Triton cannot encrypt, is then for this machine alone
     admin_key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)  # for arguments.ADMIN_APIS
     traces: str | None = None  # an OpenTelemetry collector for spans, such as http://localhost:4318/v1/traces
@@ -119,6 +122,11 @@ class TritonServer:
             (self.host, "gRPC", self.grpc_port),
             (self.host, "metrics", self.metrics_port),
         ]
+
+    @property
+    def effective_defaults(self) -> OptionDefaults:
+        """What holds for requests that leave options out: the operator's defaults, and those of the checkpoint."""
+        return effective(self.defaults, self.repository)
 
     @property
     def pid(self) -> int:
@@ -310,7 +318,8 @@ class TritonServer:
             log = self._log.read()
         reason = failed_model(log) or ": ".join(filter(None, [what, first_error(log)]))
         if self._workspace is not None:  # people know the repository itself, and not our link to it
-            reason = reason.replace(str(self._workspace.folder / arguments.MODELS), str(self.repository))
+            for name in (WITH_DEFAULTS, PLAIN):  # the one begins with the other
+                reason = reason.replace(str(self._workspace.folder / name), str(self.repository))
         if "no GPUs are available" in reason:
             reason += ": choose the configuration cpu, or check that nvidia-smi works here"
         return ServerError(f"{reason} (log: {self.log_path})")

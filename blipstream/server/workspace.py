@@ -49,6 +49,13 @@ class Workspace:
             link.symlink_to(target.absolute())
         return link
 
+    def write(self, text: str, *name: str) -> None:
+        """Write a file in the folder, unless it says that already."""
+        file = self.folder.joinpath(*name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+
     def remove_regions(self) -> None:
         """Remove the server's regions in shared memory, if this process may open files; else `close` does."""
         with suppress(OSError):

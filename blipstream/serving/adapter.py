@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from blipstream.deadline import Deadline
+from blipstream.defaults import FIXED, VALUES, from_parameters
 from blipstream.errors import BlipstreamError, apart, parse_error, report, triton_error
 from blipstream.options import INPUT_NAMES
 from blipstream.serving.metrics import RequestCounter
@@ -29,7 +30,7 @@ class ModelInstance:
     """One instance of a model, with its settings and its telemetry."""
 
     def __init__(self, pb_utils: Any, args: Mapping[str, str]) -> None:  # noqa: ANN401
-        """`args` is what Triton hands `initialize`. Raises ServerError where Telemetry does."""
+        """`args` is what Triton hands `initialize`. Raises ServerError where Telemetry or `from_parameters` does."""
         self.pb_utils = pb_utils
         self.name = args["model_name"]
         self.device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
@@ -37,7 +38,9 @@ class ModelInstance:
         config = json.loads(args["model_config"])
         self.max_batch: int = config["max_batch_size"]
         self.count: int = sum(group["count"] for group in config["instance_group"])  # of instances of this model
-        self.parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        self.defaults = from_parameters(parameters)  # of options
+        self.parameters = {name: value for name, value in parameters.items() if name not in (VALUES, FIXED)}
         self.telemetry = Telemetry(self.name)
         self.refusals = DelayedRefusals()
         self._counter = RequestCounter(pb_utils.MetricFamily, self.name)

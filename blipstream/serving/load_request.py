@@ -6,20 +6,27 @@ from typing import Any
 
 from blipstream.deadline import Deadline
 from blipstream.images.loader import ImageRequest
-from blipstream.options import OPTION_NAMES, DecodingOptions
+from blipstream.options import OPTION_NAMES, DecodingOptions, OptionDefaults
 
 
-def load_request(arrays: Mapping[str, Any], deadline: Deadline, positions: int) -> ImageRequest:
+def load_request(
+    arrays: Mapping[str, Any], deadline: Deadline, positions: int, defaults: OptionDefaults | None = None
+) -> ImageRequest:
     """What to load, from arrays [B, 1] of `image` and `resize_mode`, or from a copy of `pixels` [B, H, W, 3].
 
     Raises InvalidInput if a decoder with so many positions would refuse the request's options: it would do so only
     after all the work.
     """
     images, modes = (list(arrays[name].flat) if name in arrays else [] for name in ("image", "resize_mode"))
+    defaults = defaults or OptionDefaults()
     modes = [mode.decode(errors="replace") for mode in modes]
+    for mode in modes:
+        defaults.check_fixed("resize_mode", mode)
+    if defaults.resize_mode:
+        modes = modes or [defaults.resize_mode] * len(images)
     pixels = arrays["pixels"].copy() if "pixels" in arrays else None
     request = ImageRequest(images, modes, pixels, deadline)
     options = {name: arrays[name] for name in OPTION_NAMES if name in arrays}
     if options:
-        DecodingOptions.from_rows(options, request.num_images, positions)
+        DecodingOptions.from_rows(options, request.num_images, positions, defaults)
     return request

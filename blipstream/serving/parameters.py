@@ -6,13 +6,10 @@ request. No model of ours reads parameters.
 """
 
 import json
-from difflib import get_close_matches
 from typing import Any
 
 from blipstream.errors import InvalidInput
-from blipstream.options import INPUT_NAMES, OPTIONS
-
-SHOWN = 40  # characters of a name that an error repeats
+from blipstream.options import INPUT_NAMES, SHOWN, nearest
 
 
 def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> None:  # noqa: ANN401
@@ -26,14 +23,6 @@ def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> Non
             continue
         if name in names:
             raise InvalidInput(f"{name} must be an input of the request, and not one of its parameters: send a tensor")
-        near = _nearest(name, names)
+        near = nearest(name, names)
         remedy = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
         raise InvalidInput(f"there is no input {name[:SHOWN]!r}: {remedy}")
-
-
-def _nearest(name: str, names: tuple[str, ...]) -> str | None:
-    """The input that is meant: what transformers calls so, or what is written almost so."""
-    for option, declared in OPTIONS.items():
-        if name in declared.other_names:
-            return option if option in names else None
-    return next(iter(get_close_matches(name[:SHOWN], names, 1)), None)

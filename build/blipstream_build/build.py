@@ -43,6 +43,7 @@ SOURCES = (
     PACKAGE / "text/decoder.py",
     HERE / "convert.py",
     HERE / "export.py",
+    HERE / "generation.py",
     *sorted((HERE / "inspection").glob("*.py")),
     HERE / "verify.py",
 )
@@ -135,6 +136,8 @@ def _renew(
         model = checkpoint.load_model()
         tokenizer = checkpoint.load_tokenizer(model)
         settings = checkpoint.config(model, dtype)
+    if generation := str(checkpoint.generation(model)):
+        click.echo(f"  generation config: {generation}")
     size = sum(weight.nbytes for weight in model.state_dict().values())  # of all artifacts, roughly
     with ExitStack() as stack:
         folders = {name: artifact.folder for name, artifact in artifacts.items()}

@@ -14,6 +14,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from blipstream.config import CheckpointConfig, DType, TextConfig, VisionConfig
 from blipstream.errors import ArtifactError
+from blipstream_build.generation import NAME as GENERATION_CONFIG
+from blipstream_build.generation import GenerationDefaults, generation_defaults
 from blipstream_build.inspection import BASE, reason
 from blipstream_build.inspection.files import check_files, check_folder, check_is_no_file, read_json
 from blipstream_build.inspection.image_processor import check_image_processor
@@ -96,6 +98,12 @@ class Checkpoint:
         check_image_processor(processor, settings, image_size, self.image_processor)
         return processor
 
+    def generation(self, model: BlipForConditionalGeneration) -> GenerationDefaults:
+        """The options that its generation config sets: those of config.json that transformers kept, and the file's."""
+        file = self.folder / GENERATION_CONFIG
+        settings = model.text_decoder.generation_config.to_diff_dict() | (read_json(file) if file.exists() else {})
+        return generation_defaults(settings, model.config.text_config.max_position_embeddings)
+
     def config(self, model: BlipForConditionalGeneration, dtype: DType) -> CheckpointConfig:
         """What the engine must know about the checkpoint."""
         processor, vision, text = (
@@ -130,6 +138,7 @@ class Checkpoint:
                 start_token_id=text.bos_token_id,
                 end_token_id=text.sep_token_id,  # generate() stops at [SEP]; BLIP does not use eos_token_id
             ),
+            option_defaults=self.generation(model).used,
         )
 
 

@@ -131,6 +131,7 @@ def verify(
         eos_token_id=text.end_token_id,
         pad_token_id=model.config.text_config.pad_token_id,
         max_new_tokens=options.max_tokens,
+        min_new_tokens=0,  # config.json may ask for more
         do_sample=False,
     )
     captions = checkpoint.load_tokenizer(model).batch_decode(tokens, skip_special_tokens=True)

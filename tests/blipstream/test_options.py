@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from blipstream.decoding import Engine
 from blipstream.errors import InvalidInput
-from blipstream.options import TYPES, DecodingOptions
+from blipstream.options import DEFAULTS, PROBE, TYPES, DecodingOptions, OptionDefaults, agreed, faults
 
 
 @pytest.mark.parametrize(
@@ -138,3 +140,137 @@ def test_the_limits_of_fractions_are_allowed_as_people_write_them(name: str, lim
     beyond = np.nextafter(tensors[name], np.float32(0 if limit < 1 else 1000))
     with pytest.raises(InvalidInput, match=f"{name} must be between 0.01 and 100, not {beyond[0]!s}"):
         DecodingOptions.from_tensors(tensors | {name: beyond})
+
+
+# values of options that depend on each other; None: left out
+SOME: dict[str, tuple[Any, ...]] = {
+    "max_tokens": (None, 5, 40),
+    "min_tokens": (None, 35),
+    "num_captions": (None, 3),
+    "num_beams": (None, 1, 2, 4),
+    "length_penalty": (None, 2.0),
+    "do_sample": (None, False, True),
+    "temperature": (None, 0.7),
+}
+
+
+def combinations() -> list[dict[str, Any]]:
+    sets = product(*SOME.values())
+    return [{name: value for name, value in zip(SOME, each, strict=True) if value is not None} for each in sets]
+
+
+def is_valid(values: Mapping[str, Any]) -> bool:
+    return not any(faults({**DEFAULTS, **values}))
+
+
+def can_be_defaults(values: Mapping[str, Any]) -> bool:
+    return all(fault.is_idle for fault in faults({**DEFAULTS, **values}))
+
+
+def test_no_default_spoils_a_request() -> None:
+    """For every request and every set of defaults: what is valid alone is so beside them, and is as it was sent."""
+    requests = [values for values in combinations() if is_valid(values)]
+    for defaults in filter(can_be_defaults, combinations()):
+        for sent in requests:
+            values = agreed(sent, defaults)
+            assert is_valid(values)
+            assert sent.items() <= values.items()
+            for name, value in defaults.items():
+                # no default gives way without need
+                if name not in sent and values[name] != value:
+                    assert not is_valid(values | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("sent", "defaults", "expected"),
+    [
+        ({}, {"max_tokens": 20, "num_beams": 3}, {"max_tokens": 20, "num_beams": 3}),
+        ({"max_tokens": 10}, {"max_tokens": 20}, {"max_tokens": 10}),
+        ({"do_sample": True}, {"num_beams": 3, "length_penalty": 2.0}, {"do_sample": True}),
+        ({"num_beams": 3}, {"do_sample": True, "temperature": 0.7}, {"num_beams": 3}),
+        ({"num_beams": 1}, {"num_beams": 3, "length_penalty": 2.0, "num_captions": 3}, {}),
+        ({"max_tokens": 5}, {"min_tokens": 10}, {"max_tokens": 5}),
+        ({"min_tokens": 25}, {"max_tokens": 20}, {"min_tokens": 25}),
+        ({"do_sample": True}, {"temperature": 0.7, "top_k": 50}, {"do_sample": True, "temperature": 0.7, "top_k": 50}),
+        ({"temperature": 0.7}, {"do_sample": True}, {"temperature": 0.7, "do_sample": True}),
+        ({"num_captions": 3}, {"num_beams": 3}, {"num_captions": 3, "num_beams": 3}),
+        ({}, {"prompt": "a picture of"}, {"prompt": "a picture of"}),
+        ({"prompt": ""}, {"prompt": "a picture of"}, {}),
+    ],
+)
+def test_whoever_sends_an_option_has_the_last_word(
+    sent: dict[str, Any], defaults: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert OptionDefaults(defaults).options(sent) == DecodingOptions(**expected)
+
+
+@pytest.mark.parametrize("defaults", [{}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 2.0}])
+def test_a_request_that_is_wrong_alone_may_stay_wrong(defaults: dict[str, Any]) -> None:
+    sentence = "num_captions must be at most num_beams, which is 1, not 3: raise num_beams, or set do_sample"
+    with pytest.raises(InvalidInput) as caught:
+        OptionDefaults(defaults).options({"num_captions": 3})
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("fixed", "sent", "sentence"),
+    [
+        ({"max_tokens": 20}, {"max_tokens": 30}, "max_tokens is fixed at 20 on this server: leave it out"),
+        ({"prompt": "a picture"}, {"prompt": ""}, "prompt is fixed at 'a picture' on this server: leave it out"),
+        (
+            {"num_beams": 3},
+            {"do_sample": True},
+            "do_sample and num_beams above 1 exclude each other, and num_beams is fixed at 3 on this server: "
+            "leave do_sample out",
+        ),
+        (
+            {"min_tokens": 10},
+            {"max_tokens": 5},
+            "min_tokens must be between 0 and 5 (max_tokens), not 10, and min_tokens is fixed at 10 on this server: "
+            "leave max_tokens out",
+        ),
+        (
+            {"do_sample": True, "num_captions": 3},
+            {"do_sample": False},
+            "num_captions must be at most num_beams, which is 1, not 3, and num_captions is fixed at 3 on this server: "
+            "leave do_sample out",
+        ),
+        ({"num_beams": 3}, {"top_k": -1}, "top_k must be at least 0, not -1"),
+    ],
+)
+def test_what_is_fixed_cannot_be_changed(fixed: dict[str, Any], sent: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        OptionDefaults(fixed, frozenset(fixed) - {"do_sample"}).options(sent)
+    assert str(caught.value) == sentence
+
+
+def test_what_is_fixed_may_be_sent_as_it_is_and_gives_way_where_it_has_no_meaning() -> None:
+    fixed = OptionDefaults({"top_k": 50, "max_tokens": 20}, frozenset({"top_k", "max_tokens"}))
+    greedy, drawn = DecodingOptions(max_tokens=20), DecodingOptions(max_tokens=20, do_sample=True, top_k=50)
+    for sent in ({}, {"top_k": 50}, {"max_tokens": 20}):
+        assert fixed.options(sent) == greedy
+        assert fixed.options({"do_sample": True, **sent}) == drawn
+
+
+@pytest.mark.parametrize(
+    ("values", "fixed", "allowed"),
+    [
+        ({}, (), PROBE),
+        ({"prompt": "a", "num_beams": 3, "min_tokens": 9, "do_sample": False, "num_captions": 3}, (), PROBE),
+        ({"max_tokens": 20}, ("max_tokens",), {name: PROBE[name] for name in PROBE if name != "max_tokens"}),
+        ({"max_tokens": 1}, ("max_tokens",), PROBE),
+        ({"min_tokens": 9}, ("min_tokens",), {n: PROBE[n] for n in PROBE if n not in ("max_tokens", "min_tokens")}),
+        (
+            {"num_captions": 3, "num_beams": 4},
+            ("num_captions",),
+            {name: PROBE[name] for name in PROBE if name not in ("num_captions", "num_beams")},
+        ),
+    ],
+)
+def test_a_health_check_sends_what_is_not_fixed(
+    values: dict[str, Any], fixed: tuple[str, ...], allowed: dict[str, Any]
+) -> None:
+    defaults = OptionDefaults(values, frozenset(fixed))
+    assert defaults.allowed(PROBE) == allowed
+    options = defaults.options(allowed)
+    assert all(getattr(options, name) == value for name, value in allowed.items())

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,8 @@ def test_data_in_blocks_is_well_formed(name: str) -> None:
             assert YAML(typ="safe", pure=True).load(block.code)
         elif block.language == "json":
             assert json.loads(block.code)
+        elif block.language == "toml":
+            assert tomllib.loads(block.code)
         elif block.language == "mermaid":
             assert re.match(r"flowchart|sequenceDiagram", block.code)
             assert len(re.findall(r"^\s*subgraph ", block.code, re.MULTILINE)) == len(

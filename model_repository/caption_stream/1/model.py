@@ -31,7 +31,8 @@ class TritonPythonModel:
         self.service.check_room()  # before anything is computed for it
         request.refuse_parameters()
         timer = self.service.text_timer()
-        (options,) = self.engine.options(request.arrays(*OPTION_NAMES), images=1)
+        arrays = request.arrays(*OPTION_NAMES)
+        (options,) = self.engine.options(arrays, 1, self.instance.defaults)
         inputs = request.tensors("image", "resize_mode").values()
         pixels = await request.call("preprocess", inputs, "pixels")
         try:

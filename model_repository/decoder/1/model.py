@@ -7,7 +7,7 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.decoding import load_engine
 from blipstream.errors import InvalidInput
-from blipstream.options import OPTION_NAMES, DecodingOptions
+from blipstream.options import OPTION_NAMES
 from blipstream.serving.adapter import ModelInstance
 from blipstream.serving.decoding_service import DecodingService, as_torch
 from blipstream.serving.responses import caption_outputs
@@ -30,7 +30,8 @@ class TritonPythonModel:
         request.refuse_parameters(("image_embeds", *OPTION_NAMES))
         image_embeds = self.image_embeds(request)
         self.service.count_arrived(len(image_embeds))
-        options = DecodingOptions.from_rows(request.arrays(*OPTION_NAMES), len(image_embeds))
+        arrays = request.arrays(*OPTION_NAMES)
+        options = self.engine.options(arrays, len(image_embeds), self.instance.defaults)
         images = self.engine.requests(image_embeds, options, request.id, request.trace_context)
         deltas = []
         for image in images:

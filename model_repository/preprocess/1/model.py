@@ -16,6 +16,7 @@ class TritonPythonModel:
         self.instance = ModelInstance(pb_utils, args)
         checkpoint = CheckpointConfig.load(of_one_checkpoint(self.instance.folder / "artifact"))
         image_size, self.positions = checkpoint.vision.image_size, checkpoint.text.max_positions
+        self.instance.defaults.check_fits(self.positions)
         loader = load_loader(self.instance.device, image_size, self.instance.count, **self.instance.parameters)
         self.service = LoadingService(self.instance, loader)
 
@@ -30,7 +31,7 @@ class TritonPythonModel:
         self.service.check_room()  # before anything is copied for it
         request.refuse_parameters()
         arrays = request.arrays("pixels", *INPUT_NAMES)
-        image_request = load_request(arrays, request.deadline, self.positions)
+        image_request = load_request(arrays, request.deadline, self.positions, self.instance.defaults)
         request.release_inputs()
         self.service.submit(request, image_request)
 

@@ -9,6 +9,7 @@ import pytest
 
 from blipstream.deadline import Deadline
 from blipstream.errors import InvalidInput
+from blipstream.options import OptionDefaults
 from blipstream.serving.load_request import load_request
 
 PIXELS = np.zeros((1, 64, 64, 3), np.uint8)
@@ -27,3 +28,20 @@ def test_options_that_the_decoder_would_refuse_are_refused_at_once(picture: dict
         load_request(picture | {"num_beams": np.array([[99]], np.int32)}, deadline, 64)
     with pytest.raises(InvalidInput, match="num_beams must have a row for each image, 1, not 2"):
         load_request(picture | {"num_beams": np.array([[9], [9]], np.int32)}, deadline, 64)
+
+
+def test_defaults() -> None:
+    """A default needs no check. What is fixed is refused here, before any work."""
+    deadline, image = Deadline(0, lambda: False), {"image": np.array([[b"1"], [b"2"]], np.object_)}
+    letterbox, stretch = ({"resize_mode": np.array([[mode]] * 2, np.object_)} for mode in (b"letterbox", b"stretch"))
+    defaults = OptionDefaults({"num_beams": 3, "max_tokens": 20}, frozenset({"max_tokens"}), "letterbox")
+    assert load_request(image, deadline, 64, defaults).modes == ["letterbox", "letterbox"]
+    assert load_request(image | stretch, deadline, 64, defaults).modes == ["stretch", "stretch"]
+    assert load_request({"pixels": PIXELS}, deadline, 64, defaults).modes == []
+    tokens = {"max_tokens": np.array([[9]] * 2, np.int32)}
+    with pytest.raises(InvalidInput, match="max_tokens is fixed at 20 on this server: leave it out"):
+        load_request(image | tokens, deadline, 64, defaults)
+    fixed = OptionDefaults(fixed=frozenset({"resize_mode"}), resize_mode="letterbox")
+    assert load_request(image | letterbox, deadline, 64, fixed).modes == ["letterbox", "letterbox"]
+    with pytest.raises(InvalidInput, match="resize_mode is fixed at 'letterbox' on this server: leave it out"):
+        load_request(image | stretch, deadline, 64, fixed)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model repository that Triton gets: the given one, with the defaults in its configs."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from blipstream.options import OptionDefaults
+from blipstream.server.served_repository import effective, served_repository
+from blipstream.server.workspace import Workspace
+from tests.conftest import ROOT
+
+TAKE_OPTIONS = {"caption", "caption_pixels", "caption_stream", "decoder", "preprocess"}
+DEFAULTS = OptionDefaults({"prompt": 'a "quoted" \\ café\n', "max_tokens": 20}, frozenset({"max_tokens"}))
+
+
+@pytest.fixture
+def workspace() -> Iterator[Workspace]:
+    workspace = Workspace()
+    yield workspace
+    workspace.close()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for pattern in ("*/config.pbtxt", "*/configs/*.pbtxt", "*/1/model.py"):
+        for path in (ROOT / "model_repository").glob(pattern):
+            target = tmp_path / path.relative_to(ROOT / "model_repository")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return tmp_path
+
+
+def parse(path: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def test_without_defaults_it_is_the_repository_itself(repository: Path, workspace: Workspace) -> None:
+    assert served_repository(repository, OptionDefaults(), workspace).resolve() == repository
+
+
+def test_configs_say_the_defaults_and_nothing_else_differs(repository: Path, workspace: Workspace) -> None:
+    served = served_repository(repository, DEFAULTS, workspace)
+    assert {path.name for path in served.iterdir()} == {path.name for path in repository.iterdir()}
+    configs = sorted(path.relative_to(repository) for path in repository.glob("**/*.pbtxt"))
+    for name in configs:
+        config, original = parse(served / name), parse(repository / name)
+        if name.parts[0] in TAKE_OPTIONS:
+            parameters = {
+                key: json.loads(config.parameters.pop(key).string_value) for key in ("option_defaults", "fixed_options")
+            }
+            assert parameters == {"option_defaults": DEFAULTS.values, "fixed_options": {"max_tokens": 20}}
+        assert config == original
+    for path in repository.glob("*/1/model.py"):
+        assert (served / path.relative_to(repository)).samefile(path)
+
+
+def test_a_restart_writes_only_what_changed(repository: Path, workspace: Workspace) -> None:
+    served = served_repository(repository, DEFAULTS, workspace)
+    caption, decoder = served / "caption/config.pbtxt", served / "decoder/config.pbtxt"
+    before = caption.stat().st_mtime_ns
+    with (repository / "decoder/config.pbtxt").open("a") as file:
+        file.write("# built again\n")
+    assert served_repository(repository, DEFAULTS, workspace) == served
+    assert caption.stat().st_mtime_ns == before
+    assert "# built again" in decoder.read_text()
+
+
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        ({}, {"num_beams": 3}),
+        ({"max_tokens": 9}, {"num_beams": 3, "max_tokens": 9}),
+        ({"do_sample": True}, {"do_sample": True}),
+    ],
+)
+def test_a_checkpoints_defaults(
+    artifacts: Path, tmp_path: Path, operator: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    folder = tmp_path / "decoder/1/artifact"
+    folder.mkdir(parents=True)
+    config = json.loads((artifacts / "decoder/1/artifact/config.json").read_text())
+    assert effective(OptionDefaults(operator), tmp_path).values == operator
+    (folder / "config.json").write_text(json.dumps(config | {"option_defaults": {"num_beams": 3}}))
+    assert effective(OptionDefaults(operator), tmp_path).values == expected
+    del config["option_defaults"]  # as 0.2.0 wrote it
+    (folder / "config.json").write_text(json.dumps(config))
+    assert effective(OptionDefaults(operator), tmp_path).values == operator
