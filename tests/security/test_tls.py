@@ -11,9 +11,9 @@ import pytest
 import trustme
 from click.testing import CliRunner
 
+from blipstream import signals
 from blipstream.errors import ServerError
 from blipstream.server import command as serve
-from blipstream.server import signals
 from blipstream.server.tls import TLS
 from blipstream_client import Client, ServerUnreachable
 from tests.support.serving import child, serving

@@ -17,7 +17,7 @@ from tests.support.toy_models import write_repository
 def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
-        assert lines[0].startswith("serving on http://127.0.0.1:")
+        assert any(line.startswith("serving on http://127.0.0.1:") for line in lines)
         assert any("blipstream caption " in line and "--url grpc://" in line for line in lines)
         server = child(process)
         process.send_signal(number)
@@ -54,17 +54,3 @@ def test_signals_stop_it_cleanly_while_it_imports(module: str, number: signal.Si
         process.send_signal(number)
         assert process.communicate() == ("stopped\n", "")
         assert process.returncode == 0
-
-
-def test_nohup_is_heeded() -> None:
-    code = """
-import signal
-from blipstream.server import signals
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
-signals.exit_on_signals()
-signals.interrupt_on_signals()
-print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM) == signals._interrupt)
-"""
-    assert (
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"True True\n"
-    )

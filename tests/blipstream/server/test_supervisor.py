@@ -243,10 +243,10 @@ def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypa
     monkeypatch.setattr(clock_jumps, "_lead", lambda: lead)
 
     class Loading(TritonServer):
-        def wait_ready(self, timeout: float) -> None:
+        def wait_ready(self, timeout: float, waiting: Callable[[float], None] = lambda _: None) -> None:
             if not supervisor.health.restarts.total():
                 supervisor.on_clock_jump(100.0)
-            super().wait_ready(timeout)
+            super().wait_ready(timeout, waiting)
 
     server = Loading(write_repository(tmp_path / "models"), http_port=0, grpc_port=0, metrics_port=0)
     supervisor = Supervisor(server)
