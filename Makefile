@@ -12,7 +12,8 @@ REPOSITORY ?= model_repository
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
 serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT OPTIONS
 bench_TAKES := DEVICE
-loadtest_TAKES := HOST SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS MIX NAME $(build_TAKES)
+loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
+	MIX NAME $(build_TAKES)
 tune_TAKES := SLO_P95_MS BUDGET MIX NAME $(build_TAKES)
 audit_TAKES := AUDIT
 # Every target takes these, and hands them on to pip, to the hub and to our own programs
@@ -94,17 +95,18 @@ serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
 	@$(BLIPSTREAM) bench $(call option,DEVICE,device) --cache loadtest/.bench_cache --output loadtest/results
 
-loadtest: $(READY)  ## load HOST, or a server of its own, with Locust, and write a report
+loadtest: $(READY)  ## load HOST or a server of its own; say how many machines you need
 	@$(if $(HOST),,$(BUILD) --print-path >/dev/null)
-	@$(BIN)/python loadtest/load.py $(SERVED) $(call option,HOST,host) $(call option,SHAPE,shape) $(call option,USERS,users) \
+	@$(BLIPSTREAM) loadtest --output loadtest/results $(SERVED) $(call option,IMAGES_PER_DAY,images-per-day) \
+		$(call option,PEAK_FACTOR,peak-factor) $(call option,HOST,host) $(call option,SHAPE,shape) $(call option,USERS,users) \
 		$(call option,DURATION,duration) $(call option,RATE,rate) $(call option,WORKERS,workers) $(call option,MIX,mix) \
 		$(call option,NAME,name) $(call option,SLO_P95_MS,p95-ms) $(call option,SLO_ERROR_RATE,error-rate) \
 		$(call option,SLO_MIN_RPS,min-rps)
 
 tune: $(READY)  ## find the batching settings with most requests a second in time
 	@$(BUILD) --print-path >/dev/null
-	@$(BIN)/python loadtest/tune.py $(SERVED) --p95-ms $(or $(SLO_P95_MS),500) $(call option,BUDGET,budget) $(call option,MIX,mix) \
-		$(call option,NAME,name)
+	@$(BLIPSTREAM) tune --output loadtest/results $(SERVED) $(call option,SLO_P95_MS,p95-ms) $(call option,BUDGET,budget) \
+		$(call option,MIX,mix) $(call option,NAME,name)
 
 test: $(READY)  ## run the tests, except those of test-full
 	@./tests/install-tools.sh

@@ -70,7 +70,8 @@ def test_every_variable_that_a_recipe_reads_is_known() -> None:
     """What has no value in the Makefile itself comes from outside."""
     read = set(re.findall(r"\$\(([A-Z_0-9]+)\)", TEXT)) | set(re.findall(r"\$\(call option,([A-Z_0-9]+),", TEXT))
     assigned = set(re.findall(r"^(?:export )?([A-Z_0-9]+) *:?=", TEXT, re.MULTILINE))
-    taken = {name for names in re.findall(r"^\w+_TAKES? := (.*)$", TEXT, re.MULTILINE) for name in names.split()}
+    lists = re.findall(r"^\w+_TAKES? := (.*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
+    taken = {name for names in lists for name in names.split()}
     assert read - assigned - {"CURDIR", "MAKECMDGOALS", "MAKEFILE_LIST"} <= taken | {"PYTHON"}
 
 

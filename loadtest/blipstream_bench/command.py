@@ -83,7 +83,8 @@ def main(
 
     A full run takes about half an hour on two cores. Let nothing else run meanwhile.
     """
-    click.echo("loading PyTorch and transformers", err=True)
+    if not shown:
+        click.echo("loading PyTorch and transformers ...", err=True)
     try:
         with signals.handled():
             from blipstream_bench import benchmark, report
