@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import NoReturn
@@ -88,6 +88,10 @@ class Supervisor:
                         self._sleep(SAMPLE_SECONDS)
                     else:
                         self._recover_from(fault)
+            except KeyboardInterrupt:
+                with suppress(OSError):  # the terminal may be what went away
+                    self.say(f"stopping; requests in flight have {self.server.exit_timeout} seconds")
+                raise
             finally:
                 self.health.ready = False
                 self.server.stop()

@@ -12,7 +12,7 @@ from blipstream import signals
 from blipstream.command_line import command
 from blipstream.errors import ServerError
 from blipstream.server import command as serve
-from tests.support.serving import child, serving
+from tests.support.serving import STOPPED, child, serving
 from tests.support.terminal import sentence
 from tests.support.toy_models import write_repository
 
@@ -146,5 +146,5 @@ def test_shows_the_log(tmp_path: Path) -> None:
 def test_real_models(artifacts: Path, tmp_path: Path) -> None:
     with serving(tmp_path, f"--repository={artifacts}", "--config=cpu") as (process, _):
         process.terminate()
-        assert process.communicate() == ("stopped\n", "")
+        assert process.communicate() == (STOPPED, "")
         assert process.returncode == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blipstream.server.installation import ROOT
-from tests.support.serving import child, running, serving
+from tests.support.serving import STOPPED, child, running, serving
 from tests.support.toy_models import write_repository
 
 
@@ -22,7 +22,7 @@ def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None
         server = child(process)
         process.send_signal(number)
         process.send_signal(number)  # a second one does no harm
-        assert process.communicate() == ("stopped\n", "")
+        assert process.communicate() == (STOPPED, "")
         assert process.returncode == 0
         assert not running(server)
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
