@@ -12,7 +12,8 @@ from blipstream.errors import BlipstreamError
 from blipstream.files import SAMPLES
 
 
-@click.command(context_settings=command_line.SETTINGS)
+# BLIPSTREAM_REPOSITORY names what somebody serves, and the demo must not be built there
+@click.command(context_settings=command_line.SETTINGS | {"auto_envvar_prefix": None})
 @click.option(
     "--repository",
     help="Model repository to build the demo checkpoint into.  [default: a folder of ~/.cache/blipstream]",
@@ -32,10 +33,12 @@ def main(repository: str | None, sheet: Path) -> None:
     with signals.handled():
         try:
             run(command_line.repository_folder(repository), sheet)
-        except KeyboardInterrupt:
-            click.echo(signals.GOODBYE, err=True)
-            sys.exit(signals.STATUS)
-        except (BlipstreamError, OSError) as exc:
+        except (Exception, KeyboardInterrupt) as exc:
+            if signals.stopping.is_set():  # whatever a library made of it
+                click.echo(signals.GOODBYE, err=True)
+                sys.exit(signals.STATUS)
+            if not isinstance(exc, BlipstreamError | OSError):
+                raise
             command_line.fail(exc)
 
 

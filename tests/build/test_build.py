@@ -22,6 +22,7 @@ from blipstream_build import verify
 from blipstream_build.command import main
 from blipstream_build.verify import Captions, Report, Stage
 from tests.conftest import CHECKPOINT, ROOT
+from tests.support.slow_import import importing
 from tests.support.terminal import sentence
 
 ODD = """it's "mine" — モデル $HOME"""  # people give such names
@@ -135,6 +136,17 @@ def test_a_build_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
         assert [path.name[:10] for path in (repository / "preprocess/1").iterdir()] == [".artifact-"]
         assert run(CHECKPOINT, repository).exit_code == 0
         assert {path.name for path in (repository / "preprocess/1").iterdir()} == {"model.py", "artifact"}
+
+
+@pytest.mark.parametrize("module", ["click", "torch"])
+def test_ctrl_c_while_it_imports(module: str, tmp_path: Path) -> None:
+    """A library that is being imported may swallow an exception, or print a traceback."""
+    with importing("blipstream_build", module, "--repository", str(tmp_path / "repository")) as process:
+        process.send_signal(signal.SIGINT)
+        shown, error = process.communicate()
+    assert (process.returncode, error) == (130, "stopped\n")
+    assert shown in ("", "loading PyTorch and transformers ... ")
+    assert not list(tmp_path.iterdir())
 
 
 def stage(ours: float) -> Stage:

@@ -2,14 +2,12 @@
 """Stop signals."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from blipstream.server.installation import ROOT
 from tests.support.serving import STOPPED, child, running, serving
+from tests.support.slow_import import importing
 from tests.support.toy_models import write_repository
 
 
@@ -28,29 +26,10 @@ def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
-SLOW_IMPORT = """
-import runpy, sys, time
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == slow:
-            print("importing", flush=True)
-            time.sleep(300)
-
-_, slow = sys.argv
-sys.argv[1:] = ["--repository=/nowhere"]
-sys.meta_path.insert(0, Finder())
-runpy.run_module("blipstream.server", run_name="__main__")
-"""
-
-
 @pytest.mark.parametrize("module", ["click", "blipstream_client"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_stop_it_cleanly_while_it_imports(module: str, number: signal.Signals) -> None:
-    command = [sys.executable, "-c", SLOW_IMPORT, module]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "importing\n"
+    with importing("blipstream.server", module, "--repository=/nowhere") as process:
         process.send_signal(number)
         assert process.communicate() == ("stopped\n", "")
         assert process.returncode == 0
