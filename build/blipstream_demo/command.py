@@ -37,6 +37,8 @@ def main(repository: str | None, sheet: Path) -> None:
             if signals.stopping.is_set():  # whatever a library made of it
                 click.echo(signals.GOODBYE, err=True)
                 sys.exit(signals.STATUS)
+            if isinstance(exc, ModuleNotFoundError):
+                exc = BlipstreamError(f"{exc.name} is not installed here: pip install 'blipstream[cpu]'")
             if not isinstance(exc, BlipstreamError | OSError):
                 raise
             command_line.fail(exc)
