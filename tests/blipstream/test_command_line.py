@@ -76,7 +76,17 @@ def test_help(command: object) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.output.startswith("Usage: ")
     assert all(len(line) <= 80 for line in result.output.splitlines())
-    without = {"processor", "named", "tls_certificate", "tls_client_ca", "admin_key_file", "traces"}
+    without = {
+        "processor",
+        "named",
+        "default",
+        "fixed",
+        "defaults_file",
+        "tls_certificate",
+        "tls_client_ca",
+        "admin_key_file",
+        "traces",
+    }
     for option in command.params:  # type: ignore[attr-defined]
         if option.param_type_name == "option" and not (option.is_flag or option.count or option.name in without):
             assert option.default is not None or "[default: " in option.help, option.name
