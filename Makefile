@@ -6,122 +6,164 @@ PYTHON := $(or $(shell for python in python3 python3.12 python3.11; do \
 	&& echo $$python && break; done),python3)
 endif
 CHECKPOINT ?= build/demo/checkpoint
-CONFIG ?= cpu
-DEVICE ?= cpu
 REPOSITORY ?= model_repository
-HTTP_PORT ?= 8000
-GRPC_PORT ?= 8001
-METRICS_PORT ?= 8002
+
+# The variables that a target takes. `make help` shows them, and others are refused
+build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
+serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT OPTIONS
+bench_TAKES := DEVICE
+loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
+	MIX NAME $(build_TAKES)
+tune_TAKES := SLO_P95_MS BUDGET MIX NAME $(build_TAKES)
+audit_TAKES := AUDIT
+# Every target takes these, and hands them on to pip, to the hub and to our own programs
+ALL_TAKE := PYTHON BIN PIP_% HF_% BLIPSTREAM_%
 
 # Quote a value as one word for the shell, whatever it contains
 quote = '$(subst ','\'',$1)'
+# The option $2 with the value of the variable $1, if it has one
+option = $(if $($1),--$2 $(call quote,$($1)))
+
+GOALS := $(or $(MAKECMDGOALS),setup)
+TAKEN := $(ALL_TAKE) $(foreach goal,$(GOALS),$($(goal)_TAKES))
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+TAKERS := $(patsubst %_TAKES,%,$(filter %_TAKES,$(.VARIABLES)))
+UNKNOWN := $(firstword $(filter-out $(TAKEN) SHELL MAKEFLAGS,$(GIVEN)))
+ifneq ($(UNKNOWN),)
+NEAREST := $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' \
+	$(call quote,$(UNKNOWN)) $(TAKEN))
+$(error $(if $(NEAREST),no variable $(UNKNOWN): did you mean $(NEAREST)?,$(GOALS) takes no $(UNKNOWN): see make help))
+endif
 
 BIN := .venv/bin
 READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
 SOURCES := blipstream build client deploy examples loadtest model_repository tests
+# The program, which then names commands as make's
+BLIPSTREAM := BLIPSTREAM_CALLED_AS=make $(BIN)/blipstream
+BUILD = $(BLIPSTREAM) build --checkpoint $(call quote,$(CHECKPOINT)) --repository $(call quote,$(REPOSITORY)) \
+	$(call option,CONFIG,config) $(call option,PROCESSOR,processor)
+SERVED = --repository $(call quote,$(REPOSITORY)) $(call option,CONFIG,config)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
 
-setup: $(READY)  ## install the locked packages into .venv, which every other target does first
+setup: $(READY)  ## install the locked packages, which every other target does first
+	@echo "the packages are installed in .venv; next: make demo"
 
-help:  ## list these targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | LC_ALL=C sort | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+help:  ## list the targets, and the variables that each takes
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | LC_ALL=C sort | \
+		while read -r verb text; do \
+			printf '  %-11s %s\n' "$$verb" "$$text"; \
+			case $$verb in \
+				$(foreach verb,$(TAKERS),($(verb)) echo $($(verb)_TAKES) | fold -s -w 64 | sed 's/^/              /';;) \
+			esac; \
+		done
+	@echo "such as: make serve CHECKPOINT=Salesforce/blip-image-captioning-base"
+	@echo "Without variables, the demo checkpoint is built and served, on the CPU."
+	@echo "Without make, the same is .venv/bin/blipstream; its --help says more."
+
+# What to say when a step of the installation fails; its own words stand above
+failed = || { echo "error: $1" >&2; exit 1; }
 
 $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
-	PYTHON=$(PYTHON) ./install-system-packages.sh
-	$(PYTHON) -m venv .venv
-	$(BIN)/$(INSTALL) $(LOCKS:%=--requirement %)
-	$(BIN)/$(INSTALL) --requirement requirements-cpu.lock 2>/dev/null \
-		|| { echo "pip is offered no PyTorch for CPUs, so PyPI's for CUDA is installed, which is several GB"; \
-			$(BIN)/$(INSTALL) --requirement requirements-cuda.lock; }
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable .
-	touch $@
+	@PYTHON=$(PYTHON) ./install-system-packages.sh
+	@echo "installing into .venv, which takes a minute, or several where downloads are slow:"
+	@echo "  Triton, OpenVINO and all else but PyTorch"
+	@$(PYTHON) -m venv .venv $(call failed,$(PYTHON) cannot make the environment .venv)
+	@$(BIN)/$(INSTALL) $(LOCKS:%=--requirement %) $(call failed,pip cannot install what $(LOCKS) name)
+	@echo "  PyTorch"
+	@$(BIN)/$(INSTALL) --requirement requirements-cpu.lock 2>/dev/null \
+		|| { echo "  pip is offered no PyTorch for CPUs: installing PyPI's for CUDA, several GB"; \
+			$(BIN)/$(INSTALL) --requirement requirements-cuda.lock; } $(call failed,pip cannot install PyTorch)
+	@echo "  Blipstream"
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable . \
+		$(call failed,pip cannot install Blipstream itself)
+	@touch $@
 
 build: $(READY)  ## make a model repository from CHECKPOINT
-	$(BIN)/blipstream build --checkpoint $(call quote,$(CHECKPOINT)) \
-		--config $(call quote,$(CONFIG)) --repository $(call quote,$(REPOSITORY)) \
-		$(if $(PROCESSOR),--processor $(call quote,$(PROCESSOR)))
+	@$(BUILD)
 
-demo: $(READY)  ## caption the sample images through a real Triton server, and show them
-	$(BIN)/blipstream build --repository model_repository
-	$(BIN)/python build/demo/demo.py
+demo: $(READY)  ## caption the samples through a real Triton server, and show them
+	@$(BLIPSTREAM) demo --repository model_repository
 
-serve: build  ## build CHECKPOINT and serve it until Ctrl-C
-	@exec $(BIN)/blipstream serve --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
-		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(OPTIONS)
+serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
+	@exec env $(BLIPSTREAM) serve $(SERVED) $(call option,PROCESSOR,processor) $(call option,HTTP_PORT,http-port) \
+		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
-	$(BIN)/blipstream bench --device $(DEVICE) --cache loadtest/.bench_cache --output loadtest/results
+	@$(BLIPSTREAM) bench $(call option,DEVICE,device) --cache loadtest/.bench_cache --output loadtest/results
 
-loadtest: $(if $(HOST),$(READY),build)  ## load HOST, or a server of its own, with Locust, and write a report
-	$(BIN)/python loadtest/load.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
-		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(SHAPE),--shape $(SHAPE)) $(if $(USERS),--users $(USERS)) \
-		$(if $(DURATION),--duration $(DURATION)) $(if $(RATE),--rate $(RATE)) $(if $(WORKERS),--workers $(WORKERS)) \
-		$(if $(MIX),--mix $(call quote,$(MIX))) $(if $(NAME),--name $(call quote,$(NAME))) \
-		$(if $(SLO_P95_MS),--p95-ms $(SLO_P95_MS)) $(if $(SLO_ERROR_RATE),--error-rate $(SLO_ERROR_RATE)) \
-		$(if $(SLO_MIN_RPS),--min-rps $(SLO_MIN_RPS))
+loadtest: $(READY)  ## load HOST or a server of its own; say how many machines you need
+	@$(if $(HOST),,$(BUILD) --print-path >/dev/null)
+	@$(BLIPSTREAM) loadtest --output loadtest/results $(SERVED) $(call option,IMAGES_PER_DAY,images-per-day) \
+		$(call option,PEAK_FACTOR,peak-factor) $(call option,HOST,host) $(call option,SHAPE,shape) $(call option,USERS,users) \
+		$(call option,DURATION,duration) $(call option,RATE,rate) $(call option,WORKERS,workers) $(call option,MIX,mix) \
+		$(call option,NAME,name) $(call option,SLO_P95_MS,p95-ms) $(call option,SLO_ERROR_RATE,error-rate) \
+		$(call option,SLO_MIN_RPS,min-rps)
 
-tune: build  ## find the batching settings that answer most requests a second within SLO_P95_MS
-	$(BIN)/python loadtest/tune.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
-		--p95-ms $(or $(SLO_P95_MS),500) $(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(call quote,$(MIX))) \
-		$(if $(NAME),--name $(call quote,$(NAME)))
+tune: $(READY)  ## find the batching settings with most requests a second in time
+	@$(BUILD) --print-path >/dev/null
+	@$(BLIPSTREAM) tune --output loadtest/results $(SERVED) $(call option,SLO_P95_MS,p95-ms) $(call option,BUDGET,budget) \
+		$(call option,MIX,mix) $(call option,NAME,name)
 
 test: $(READY)  ## run the tests, except those of test-full
-	./tests/install-tools.sh
-	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses=2 --dist=loadfile  # most tests wait for servers
+	@./tests/install-tools.sh
+	@OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses=2 --dist=loadfile  # most tests wait for servers
 
-test-full: $(READY)  ## test real sizes, faults and a hundred thousand images; needs 12 GB of memory and half an hour
-	$(BIN)/pytest -m full
+test-full: $(READY)  ## test real sizes and faults: half an hour, 12 GB of memory
+	@$(BIN)/pytest -m full
 
 lint: $(READY)  ## check style and types
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy
-	$(BIN)/python build/generated_files.py --check
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/python build/generated_files.py --check
 
 format: $(READY)  ## mend what can be mended of the style
-	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
 
-configs: $(READY)  ## write the models' configs and the other files that follow from the decoding options
-	$(BIN)/python build/generated_files.py
+configs: $(READY)  ## write the files that follow from the decoding options
+	@$(BIN)/python build/generated_files.py
 
 lock: $(READY)  ## resolve all lock files anew
-	$(BIN)/python deploy/lock.py
+	@$(BIN)/python deploy/lock.py
 
 wheels: $(READY)  ## build the wheels of the server and of the client into dist/
-	$(BIN)/hatchling build --target wheel --directory $(CURDIR)/dist
-	cd client && $(abspath $(BIN))/hatchling build --target wheel --directory $(CURDIR)/dist
+	@$(BIN)/hatchling build --target wheel --directory $(CURDIR)/dist
+	@cd client && $(abspath $(BIN))/hatchling build --target wheel --directory $(CURDIR)/dist
 
-pin-images: $(READY)  ## pin the container images of all files to what their tags name today
-	$(BIN)/python deploy/pin_images.py
+pin-images: $(READY)  ## pin the container images to what their tags name today
+	@$(BIN)/python deploy/pin_images.py
 
-docs: $(READY)  ## build these documents as a site in site/; a link that leads nowhere is an error
-	$(BIN)/mkdocs build --quiet --strict
+docs: $(READY)  ## build the documents as a site; a dead link is an error
+	@$(BIN)/mkdocs build --quiet --strict
+	@echo "the first page is site/index.html"
 
 AUDIT_BIN := .venv/audit/bin
 AUDIT_READY := .venv/audit/ready
 
 $(AUDIT_READY): $(READY) deploy/audit.lock
-	$(PYTHON) -m venv .venv/audit
-	$(AUDIT_BIN)/$(INSTALL) --requirement deploy/audit.lock
-	touch $@
+	@echo "installing the scanners into .venv/audit"
+	@$(PYTHON) -m venv .venv/audit
+	@$(AUDIT_BIN)/$(INSTALL) --requirement deploy/audit.lock
+	@touch $@
 
-audit: $(AUDIT_READY)  ## look up known vulnerabilities of the locked packages; fails with "NOT RUN" if that was impossible
-	$(BIN)/python deploy/audit.py $(AUDIT) $(LOCKS) requirements-cuda.lock $(wildcard deploy/*.lock)
+audit: $(AUDIT_READY)  ## look up known vulnerabilities of the locked packages
+	@$(BIN)/python deploy/audit.py $(AUDIT) $(LOCKS) requirements-cuda.lock $(wildcard deploy/*.lock)
 
 SBOM = $(AUDIT_BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml
 
 # Scanners know torch's version without "+cpu"
-sbom: $(AUDIT_READY)  ## list for scanners what is installed here, in the CPU image and in the GPU image
-	cat requirements.lock requirements-cpu.lock requirements-server.lock | sed 's/+cpu//' | $(SBOM) --output-file sbom.json -
-	$(SBOM) --output-file sbom-gpu.json deploy/requirements.lock
+sbom: $(AUDIT_READY)  ## list for scanners what is installed, here and in the images
+	@cat requirements.lock requirements-cpu.lock requirements-server.lock | sed 's/+cpu//' | $(SBOM) --output-file sbom.json -
+	@$(SBOM) --output-file sbom-gpu.json deploy/requirements.lock
+	@echo "wrote sbom.json and sbom-gpu.json"
 
 clean:  ## remove what the other targets made
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png
-	rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
-	find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf site
+	@rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png site
+	@rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
+	@find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

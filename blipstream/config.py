@@ -11,7 +11,7 @@ from typing import Any, Literal
 from blipstream.errors import ArtifactError
 
 CONFIG_NAME = "config.json"
-BUILD_HINT = "build it with `make build`"
+BUILD_HINT = "build it with `blipstream build --repository REPOSITORY`"
 # folders of artifacts in a model's version folder, as globs; an encoder has one for each runtime
 ARTIFACTS = {"preprocess": "artifact", "encoder": "[!.]*", "decoder": "artifact"}
 

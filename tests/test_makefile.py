@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Makefile: what people give to make arrives as it is, and `make help` lists every target."""
+"""The Makefile: what people give to make arrives as it is, a misspelt variable is refused, and all is listed."""
 
 import os
 import re
@@ -10,21 +10,90 @@ import pytest
 
 from tests.conftest import ROOT
 
+TEXT = (ROOT / "Makefile").read_text()
+VERBS = re.findall(r"^\.PHONY: (.*)$", TEXT, re.MULTILINE)[0].split()
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run make, as if these tests did not run under another."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--old-file=.venv/ready", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=alone | environment, capture_output=True, text=True, check=False)
+
 
 @pytest.mark.parametrize("target", ["build", "serve", "loadtest", "tune"])
 def test_any_path_is_one_word(target: str) -> None:
     path, checkpoint = """/srv/a b/ü"x'y;&""", "it's mine"
-    command = ["make", "-n", target, f"REPOSITORY={path}", f"CHECKPOINT={checkpoint}"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    words = shlex.split(shown.replace("\\\n", " "))
-    assert words[words.index("--checkpoint") + 1] == checkpoint
+    done = make("-n", target, f"REPOSITORY={path}", f"CHECKPOINT={checkpoint}")
+    words = shlex.split(done.stdout.replace("\\\n", " "))
+    assert checkpoint in words, done.stderr
     assert {words[at + 1] for at, word in enumerate(words) if word == "--repository"} == {path}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "CHECKPOIN=x"], "no variable CHECKPOIN: did you mean CHECKPOINT?"),
+        (["serve", "checkpoint=x"], "no variable checkpoint: did you mean CHECKPOINT?"),
+        (["-n", "build", "serve", "HTTPPORT=1"], "no variable HTTPPORT: did you mean HTTP_PORT?"),
+        (["demo", "CHECKPOINT=x"], "demo takes no CHECKPOINT: see make help"),
+        (["it's=x"], "setup takes no it's: see make help"),
+    ],
+)
+def test_unknown_variables(arguments: list[str], words: str) -> None:
+    """They are refused before anything runs."""
+    done = make(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"Makefile:\d+: \*\*\* {re.escape(words)}\.  Stop\.\n", done.stderr), done.stderr
+    assert len(done.stderr) <= 81
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "PYTHON=python3", "PIP_INDEX_URL=https://pypi.org/simple", "HF_HOME=/hub"],
+        ["audit", "sbom", "AUDIT=--if-possible"],
+        ["build", "serve", "HTTP_PORT=9000"],
+    ],
+)
+def test_known_variables(arguments: list[str]) -> None:
+    done = make("-n", *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_variables_of_the_environment_are_not_refused() -> None:
+    done = make("-n", "demo", CHECKPOIN="x", CHECKPOINT="y", HTTP_PORT="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_variable_that_a_recipe_reads_is_known() -> None:
+    """What has no value in the Makefile itself comes from outside."""
+    read = set(re.findall(r"\$\(([A-Z_0-9]+)\)", TEXT)) | set(re.findall(r"\$\(call option,([A-Z_0-9]+),", TEXT))
+    assigned = set(re.findall(r"^(?:export )?([A-Z_0-9]+) *:?=", TEXT, re.MULTILINE))
+    lists = re.findall(r"^\w+_TAKES? := (.*)$", TEXT.replace("\\\n", ""), re.MULTILINE)
+    taken = {name for names in lists for name in names.split()}
+    assert read - assigned - {"CURDIR", "MAKECMDGOALS", "MAKEFILE_LIST"} <= taken | {"PYTHON"}
+
+
+def test_an_empty_checkpoint() -> None:
+    """It is not taken for the default."""
+    words = shlex.split(make("-n", "build", "CHECKPOINT=").stdout.replace("\\\n", " "))
+    assert words[words.index("--checkpoint") + 1] == ""
+
+
 def test_help_lists_every_verb() -> None:
-    (verbs,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # tests run under make
-    shown = subprocess.run(["make", "help"], cwd=ROOT, env=alone, capture_output=True, text=True, check=True).stdout
-    lines = [line.split(maxsplit=1) for line in shown.splitlines()]
-    assert sorted(verbs.split()) == [verb for verb, _ in lines]
-    assert all(len(text) > 10 for _, text in lines)
+    shown = make("help").stdout
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    rows = re.findall(r"^  ([a-z-]+) +(.*)\n((?: {14}.*\n)*)", shown, re.MULTILINE)
+    assert sorted(VERBS) == [verb for verb, _, _ in rows]
+    assert all(len(text) > 10 for _, text, _ in rows)
+    taken = {verb: names.split() for verb, _, names in rows}
+    assert taken["build"] == ["CHECKPOINT", "PROCESSOR", "CONFIG", "REPOSITORY"]
+    assert set(taken["build"]) < set(taken["serve"])
+    assert taken["lint"] == []
+
+
+def test_recipes_are_quiet() -> None:
+    """They say what they do in words, and make does not print their commands."""
+    commands = re.findall(r"^\t(?!\t)(.)(?<!^\t )", re.sub(r"\\\n\t+", "", TEXT), re.MULTILINE)
+    assert set(commands) == {"@"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded server: `tritonserver` as a child process, and a supervisor that keeps it captioning.
 
-    command.py         `python -m blipstream.server`: the options
-    signals.py         what SIGINT, SIGTERM and SIGHUP do
+    command.py         `blipstream serve`: the options
+    checkpoint.py      build what is to be served
     welcome.py         what is printed once the server is ready
     supervisor.py      watch the server, restart it
     diagnosis.py       samples in, fault out

@@ -40,7 +40,7 @@ def command_line(server: "TritonServer", installation: "Installation", workspace
     }
     if server.config:
         options["model-config-name"] = server.config
-    if checkpoint := _checkpoint(server.repository):
+    if checkpoint := served_checkpoint(server.repository):
         options["id"] = checkpoint  # clients see it as the server's name
     if server.verbose:
         options["log-verbose"] = server.verbose
@@ -67,7 +67,7 @@ def _trace_options(server: "TritonServer") -> list[str]:
     return [f"--trace-config={setting}" for setting in settings]
 
 
-def _checkpoint(repository: Path) -> str | None:
+def served_checkpoint(repository: Path) -> str | None:
     """NAME@REVISION of the checkpoint that is served, if its artifacts say so."""
     try:
         config = json.loads((repository / "decoder/1/artifact/config.json").read_text(encoding="utf-8"))

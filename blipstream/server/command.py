@@ -13,8 +13,6 @@ import logging
 import os
 import re
 import secrets
-import shlex
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +20,11 @@ from typing import Any
 
 import click
 
+from blipstream import command_line, signals
 from blipstream.defaults import from_operator, shown
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.finite import FiniteRange
-from blipstream.server import checkpoint, open_files, proc, signals
+from blipstream.server import checkpoint, open_files, proc
 from blipstream.server.network import bypass_proxies, free_ports
 from blipstream.server.tls import TLS
 from blipstream.server.triton import TritonServer
@@ -48,7 +47,7 @@ class Settings:
     """The options of the command, by their names. The options themselves say what each means, and its default."""
 
     checkpoint: str | None
-    repository: Path | None
+    repository: str | None
     processor: str | None
     config: str
     default: tuple[str, ...]
@@ -74,13 +73,12 @@ class Settings:
 
 
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "auto_envvar_prefix": "BLIPSTREAM"},
-    epilog="Each option is an environment variable, too, such as BLIPSTREAM_LOG_REQUESTS.",
+    context_settings=command_line.SETTINGS,
+    epilog=f"{command_line.BY_ENVIRONMENT.format('BLIPSTREAM_LOG_REQUESTS=1')} --no-restart is BLIPSTREAM_RESTART=0.",
 )
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, envvar="BLIPSTREAM_CHECKPOINT")
 @click.option(
     "--repository",
-    type=click.Path(path_type=Path),
     help="Model repository to serve; a CHECKPOINT is built there first.  [default: a folder of ~/.cache/blipstream]",
 )
 @click.option(
@@ -110,7 +108,13 @@ class Settings:
     type=FILE,
     help=f"The key to the administrative APIs, unless {ADMIN_KEY} has it. Without a key, nobody may use them.",
 )
-@click.option("--log", "log_path", type=click.Path(path_type=Path), help="Triton's log; temporary if not given.")
+@click.option(
+    "--log",
+    "log_path",
+    envvar="BLIPSTREAM_LOG",
+    type=click.Path(path_type=Path),
+    help="Triton's log.  [default: a temporary file]",
+)
 @click.option("--log-requests", is_flag=True, help="Write a line of JSON to the log for each request.")
 @click.option("--show-log", is_flag=True, help="Print Triton's log as well.")
 @click.option("--traces", metavar="URL", help="OpenTelemetry collector, such as http://localhost:4318/v1/traces.")
@@ -134,13 +138,12 @@ def main(**options: Any) -> None:  # noqa: ANN401
     try:
         serve(Settings(**options))
     except (BlipstreamError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        command_line.fail(error)
 
 
 def serve(settings: Settings) -> None:
     """Serve until a signal stops it, and say so. Raises BlipstreamError or OSError if it cannot serve."""
-    signals.exit_on_signals()
+    signals.exit_on_signals(0)
     # these take long to import, and are imported only here so that a stop signal meanwhile prints no traceback
     from blipstream.server.health import Health
     from blipstream.server.health_server import HealthServer
@@ -152,7 +155,7 @@ def serve(settings: Settings) -> None:
         open_files.raise_limit()
         proc.adopt_orphans()
         logging.basicConfig(format="%(asctime)s %(message)s")
-        repository = settings.repository
+        repository = command_line.repository_folder(settings.repository)
         server = TritonServer(
             repository=repository or Path(),  # if absent, the build says below which it is
             host=settings.host,
@@ -181,7 +184,9 @@ def serve(settings: Settings) -> None:
             click.echo(f"options: {defaults}")
         bypass_proxies(server.local_host)
         with HealthServer(Health(), settings.host, health_port) as health:
-            supervisor = Supervisor(server, restarts=settings.restart, health=health.health, stopping=signals.stopping)
+            supervisor = Supervisor(
+                server, restarts=settings.restart, health=health.health, stopping=signals.stopping, say=click.echo
+            )
             supervisor.run(lambda: click.echo(welcome(server, health.port)))
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be what went away
@@ -192,7 +197,7 @@ def config_name(repository: Path, config: str) -> str | None:
     """Triton's --model-config-name. Triton would take a wrong name for config.pbtxt, so it is checked here."""
     if not any(repository.glob("*/config.pbtxt")):
         found = "has no models" if repository.is_dir() else "is no folder" if repository.exists() else "does not exist"
-        command = shlex.join(["make", "build", f"REPOSITORY={repository}"])
+        command = command_line.command("build", repository=repository)
         raise ServerError(f"{repository} {found}: give a model repository, or build it first by `{command}`")
     names = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
     if config in names:

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import NoReturn
@@ -57,6 +57,7 @@ class Supervisor:
     restarts: bool = True
     health: Health = field(default_factory=Health)
     stopping: Event = field(default_factory=Event)  # for a KeyboardInterrupt that was lost, as in a destructor
+    say: Callable[[str], None] = lambda _: None  # tells the user how far the first start is
     _loading: bool = False  # the models load, so nobody gets an answer yet
     _clock_jump: Fault | None = None  # since the server last began to start
     _faults: int = 0  # in a row
@@ -73,8 +74,9 @@ class Supervisor:
         with clock_jumps.watch(self.on_clock_jump):
             try:
                 began = time.monotonic()
-                self._start(self.server.ready_timeout)
+                self._start(self.server.ready_timeout, self._say_what_it_waits_for)
                 self._first_start = time.monotonic() - began
+                self.say("all models are ready; waiting for a first caption")
                 self.check(self.server)
                 self.health.note_caption()
                 welcome()
@@ -86,6 +88,10 @@ class Supervisor:
                         self._sleep(SAMPLE_SECONDS)
                     else:
                         self._recover_from(fault)
+            except KeyboardInterrupt:
+                with suppress(OSError):  # the terminal may be what went away
+                    self.say(f"stopping; requests in flight have {self.server.exit_timeout} seconds")
+                raise
             finally:
                 self.health.ready = False
                 self.server.stop()
@@ -102,11 +108,17 @@ class Supervisor:
             if not self._loading:
                 self.server.sigkill()
 
-    def _start(self, timeout: float) -> None:
+    def _say_what_it_waits_for(self, seconds: float) -> None:
+        if seconds == 0:
+            self.say(f"starting Triton, which takes about ten seconds; its log: {self.server.log_path}")
+        else:
+            self.say(f"models are still loading, after {seconds:.0f} of at most {self.server.ready_timeout:g} seconds")
+
+    def _start(self, timeout: float, waiting: Callable[[float], None] = lambda _: None) -> None:
         self._loading, self._clock_jump = True, None
         self.health.beat(timeout)
         self.server.start()
-        self.server.wait_ready(timeout)
+        self.server.wait_ready(timeout, waiting)
         self.health.beat()
         self._loading = False
         self._started = time.monotonic()

@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from blipstream.serving import backpressure
 from blipstream.serving.telemetry import ENDPOINT, LOG_REQUESTS
 
 POLL_SECONDS = 0.1
+WAITING_SECONDS = 10.0  # between two words about a server that is not ready yet
 REAP_SECONDS = 1.0  # for Triton to reap a process that it ended itself
 METRICS_SECONDS = 1.0  # for the metrics page to come
 READY_SECONDS = 5.0  # for the answer whether the server is ready
@@ -168,14 +170,18 @@ class TritonServer:
             start_new_session=True,
         )
 
-    def wait_ready(self, timeout: float) -> None:
+    def wait_ready(self, timeout: float, waiting: Callable[[float], None] = lambda _: None) -> None:
         """Return once every model is ready; raise ServerError if that fails or takes longer than `timeout` seconds.
+
+        Calls `waiting` at once, and then every WAITING_SECONDS, with the seconds that have passed.
 
         Triton may abort while it loads Python models (triton-inference-server/tensorrtllm_backend, issue 349). Then it
         is started once more.
         """
-        deadline = time.monotonic() + timeout
-        started_again = False
+        began = time.monotonic()
+        deadline = began + timeout
+        started_again, told = False, 0.0
+        waiting(told)
         while True:
             if not started_again and self._aborted():
                 self.kill()
@@ -185,6 +191,9 @@ class TritonServer:
             if self._is_ready():
                 self.check()  # to remember which process serves which model
                 return
+            if time.monotonic() > began + told + WAITING_SECONDS:
+                told += WAITING_SECONDS
+                waiting(told)
             if time.monotonic() > deadline:
                 raise self._failure(f"the server was not ready after {timeout:g} seconds")
             time.sleep(POLL_SECONDS)

@@ -2,44 +2,45 @@
 """What is printed once the server is ready: where it listens, and how to send it a first image."""
 
 import shlex
-import sys
 from pathlib import Path
 
-from blipstream.files import SAMPLES
+from blipstream.command_line import command, fill, program, relative
+from blipstream.files import DEMO_NAME, SAMPLES
+from blipstream.server.arguments import served_checkpoint
+from blipstream.server.network import LOOPBACK
 from blipstream.server.triton import TritonServer
+
+PHOTOGRAPHS = "Salesforce/blip-image-captioning-base"
+BY_DEFAULT = (LOOPBACK, TritonServer.grpc_port)  # where `blipstream caption` asks
 
 
 def welcome(server: TritonServer, health_port: int) -> str:
-    """The addresses, and commands that send a sample image to them."""
-    health = f"http://{server.local_host}:{health_port}/healthz"
+    """The addresses, commands that send a sample image to them, and what the demo checkpoint does not know."""
     sample = next(iter(sorted(SAMPLES.glob("*.jpg"))), Path("photo.jpg"))
-    shown = _relative(sample)
-    command = _relative(Path(sys.prefix, "bin", "blipstream"))
+    shown = relative(sample)
+    caption = f"{program()} caption {shlex.quote(str(shown))}"
+    if server.tls or (server.local_host, server.grpc_port) != BY_DEFAULT:
+        caption += f" --url {server.local_url}"
     lines = [
-        f"serving on {server.http_url} and {server.grpc_url}, metrics on {server.metrics_url}, health on {health}",
+        f"serving on {server.http_url} and {server.grpc_url}",
+        f"metrics on {server.metrics_url}",
+        f"health on http://{server.local_host}:{health_port}/healthz",
         "try it:",
-        f"  {shlex.quote(str(command))} caption {shlex.quote(str(shown))} --url {server.local_url}",
+        *([f"  {curl(server.http_url, shown)}"] if sample.exists() else []),
+        f"  {caption}",
     ]
-    if sample.exists():
-        lines.append(f"  {curl(server.http_url, shown, sample.stat().st_size)}")
+    name, _, _ = (served_checkpoint(server.repository) or "").partition("@")
+    if name == DEMO_NAME:
+        lines.append(
+            fill("This is the demo checkpoint, which knows scenes of emoji and nothing else. Photographs need:")
+        )
+        lines.append(f"  {command('serve', PHOTOGRAPHS)}")
     return "\n".join([*lines, "Ctrl-C stops it"])
 
 
-def _relative(path: Path) -> Path:
-    """A path as seen from the working folder, if it lies within."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def curl(url: str, image: Path, size: int) -> str:
-    """A shell line that sends an image of `size` bytes as it is: JSON, the image's length in 4 bytes, the image."""
-    header = (
-        '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES",'
-        f'"parameters":{{"binary_data_size":{4 + size}}}}}]}}'
-    )
-    length = "".join(f"\\{byte:03o}" for byte in size.to_bytes(4, "little"))
+def curl(url: str, image: Path) -> str:
+    """A shell line that sends an image as JSON."""
     return (
-        f"(printf '{header}{length}'; cat {shlex.quote(str(image))}) | curl -s --data-binary @- "
-        f"-H 'Content-Type: application/octet-stream' -H 'Inference-Header-Content-Length: {len(header)}' "
-        f"{url}/v2/models/caption/infer"
+        f'printf \'{{"image": "data:image/jpeg;base64,%s"}}\' $(base64 -w0 {shlex.quote(str(image))}) | '
+        f"curl -s -H 'Content-Type: application/json' -d @- {url}/v2/models/caption/generate"
     )

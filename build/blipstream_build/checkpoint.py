@@ -5,22 +5,22 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoTokenizer, BertTokenizer, BlipForConditionalGeneration
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+import click
 
 from blipstream.config import CheckpointConfig, DType, TextConfig, VisionConfig
 from blipstream.errors import ArtifactError
-from blipstream_build.generation import NAME as GENERATION_CONFIG
-from blipstream_build.generation import GenerationDefaults, generation_defaults
+from blipstream.files import DEMO_CHECKPOINT, DEMO_NAME
 from blipstream_build.inspection import BASE, reason
 from blipstream_build.inspection.files import check_files, check_folder, check_is_no_file, read_json
-from blipstream_build.inspection.image_processor import check_image_processor
-from blipstream_build.inspection.model import check_settings, check_weights
-from blipstream_build.inspection.tokenizer import check_tokenizer
+
+# What takes seconds to import is imported where it is used: `find` needs none of it
+if TYPE_CHECKING:
+    from transformers import BertTokenizer, BlipForConditionalGeneration
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    from blipstream_build.generation import GenerationDefaults
 
 WEIGHTS = ("*.safetensors",)  # *.bin are pickles, which can run any code when they are read
 SETTINGS = ("*.json", "*.txt")
@@ -31,7 +31,7 @@ TOKENIZER, IMAGE_PROCESSOR = ("tokenizer.json", "vocab.txt"), ("processor_config
 class Checkpoint:
     """A captioner on disk. `find` checks its files; each part is loaded, and checked, on demand."""
 
-    name: str  # the hub name, or the folder's own name
+    name: str  # the hub name, the folder's own name, or DEMO_NAME
     folder: Path
     tokenizer: Path  # the file, of the checkpoint or of the processor that was given
     image_processor: Path  # likewise
@@ -61,8 +61,13 @@ class Checkpoint:
             _hash(_files(folder, SETTINGS + WEIGHTS) + lent),
         )
 
-    def load_model(self) -> BlipForConditionalGeneration:
+    def load_model(self) -> "BlipForConditionalGeneration":
         """The model in f32, in evaluation mode, on the CPU. Raises ArtifactError if it is incomplete."""
+        import torch
+        from transformers import BlipForConditionalGeneration
+
+        from blipstream_build.inspection.model import check_settings, check_weights
+
         try:
             model, report = BlipForConditionalGeneration.from_pretrained(
                 self.folder,
@@ -77,8 +82,12 @@ class Checkpoint:
         check_settings(model, self.name)
         return model.eval()
 
-    def load_tokenizer(self, model: BlipForConditionalGeneration) -> BertTokenizer:
+    def load_tokenizer(self, model: "BlipForConditionalGeneration") -> "BertTokenizer":
         """The checkpoint's tokenizer. Raises ArtifactError if it does not belong to the model."""
+        from transformers import AutoTokenizer
+
+        from blipstream_build.inspection.tokenizer import check_tokenizer
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer.parent, trust_remote_code=False)
         except Exception as exc:  # tokenizers raises nothing more specific
@@ -86,8 +95,12 @@ class Checkpoint:
         check_tokenizer(tokenizer, model.config.text_config, self.tokenizer)
         return tokenizer
 
-    def load_image_processor(self, model: BlipForConditionalGeneration) -> BlipImageProcessorPil:
+    def load_image_processor(self, model: "BlipForConditionalGeneration") -> "BlipImageProcessorPil":
         """The reference's preprocessing, through PIL. Raises ArtifactError if it does not belong to the model."""
+        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+        from blipstream_build.inspection.image_processor import check_image_processor
+
         folder = self.image_processor.parent
         try:
             settings, _ = BlipImageProcessorPil.get_image_processor_dict(folder)
@@ -98,13 +111,15 @@ class Checkpoint:
         check_image_processor(processor, settings, image_size, self.image_processor)
         return processor
 
-    def generation(self, model: BlipForConditionalGeneration) -> GenerationDefaults:
+    def generation(self, model: "BlipForConditionalGeneration") -> "GenerationDefaults":
         """The options that its generation config sets: those of config.json that transformers kept, and the file's."""
-        file = self.folder / GENERATION_CONFIG
+        from blipstream_build.generation import NAME, generation_defaults
+
+        file = self.folder / NAME
         settings = model.text_decoder.generation_config.to_diff_dict() | (read_json(file) if file.exists() else {})
         return generation_defaults(settings, model.config.text_config.max_position_embeddings)
 
-    def config(self, model: BlipForConditionalGeneration, dtype: DType) -> CheckpointConfig:
+    def config(self, model: "BlipForConditionalGeneration", dtype: DType) -> CheckpointConfig:
         """What the engine must know about the checkpoint."""
         processor, vision, text = (
             self.load_image_processor(model),
@@ -158,6 +173,10 @@ def _folder(name: str, patterns: tuple[str, ...]) -> Path:
     if name and Path(name).is_dir():
         return Path(name)
     check_is_no_file(name)
+    click.echo(f"looking for {name} on the Hugging Face hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HFValidationError as exc:
@@ -209,4 +228,7 @@ def _unreadable(exc: Exception) -> str:
 
 
 def _short(name: str) -> str:
-    return Path(name).resolve().name if Path(name).is_dir() else name
+    if not Path(name).is_dir():
+        return name
+    folder = Path(name).resolve()
+    return DEMO_NAME if folder == DEMO_CHECKPOINT else folder.name

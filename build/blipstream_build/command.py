@@ -1,59 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blipstream build`. What takes seconds to import is imported when a build begins, so that --help does not wait."""
+"""`blipstream build`. What takes seconds to import is imported if there is something to build."""
 
 import sys
 from contextlib import ExitStack, redirect_stdout
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from blipstream import command_line, signals
 from blipstream.config import DType
 from blipstream.errors import ArtifactError, BlipstreamError
 from blipstream.files import DEMO_CHECKPOINT
-from blipstream_build import interruption
 from blipstream_build.configs import CONFIGS, PlanOptions
 
 DEFAULTS = PlanOptions()
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"]}, epilog="In a checkout, `make build` calls this."
-)
-@click.argument("checkpoint", required=False)
-@click.option("--checkpoint", "named", hidden=True, help="The same as the argument.")
+@click.command(context_settings=command_line.SETTINGS, epilog=command_line.BY_ENVIRONMENT.format("BLIPSTREAM_DTYPE"))
+@click.argument("checkpoint", required=False, envvar="BLIPSTREAM_CHECKPOINT")
+@click.option("--checkpoint", "named", hidden=True, allow_from_autoenv=False, help="The same as the argument.")
 @click.option(
     "--processor",
-    envvar="BLIPSTREAM_PROCESSOR",
     help="Hub name or folder to take the tokenizer and the image processor from, if the checkpoint lacks one.",
 )
-@click.option(
-    "--config",
-    type=click.Choice(list(CONFIGS)),
-    envvar="BLIPSTREAM_CONFIG",
-    default="cpu",
-    show_default=True,
-    help="How it is to be served.",
-)
+@click.option("--config", type=click.Choice(list(CONFIGS)), default="cpu", help="How it is to be served.")
 @click.option(
     "--dtype",
     type=click.Choice(get_args(DType)),
     default="auto",
-    show_default=True,
     help="Number format to compute in; auto: f16 on a GPU, else bf16 if the serving processor has it, else f32.",
 )
-@click.option(
-    "--repository",
-    help="Model repository to build into.  [default: a folder of ~/.cache/blipstream]",
-)
+@click.option("--repository", help="Model repository to build into.  [default: a folder of ~/.cache/blipstream]")
 @click.option(
     "--opt-batch",
     type=click.IntRange(1, DEFAULTS.max_batch),
     default=DEFAULTS.opt_batch,
-    show_default=True,
     help="TensorRT: the batch size that it chooses kernels for.",
 )
-@click.option("--workspace-mib", type=click.IntRange(1), help="TensorRT: the most scratch memory; if absent, all.")
+@click.option("--workspace-mib", type=click.IntRange(1), help="TensorRT: the most scratch memory.  [default: all]")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: a slower plan, for Ampere and all later GPUs.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: a slower plan, for later versions of it too.")
 @click.option("--refit", is_flag=True, help="TensorRT: a plan that takes other weights later.")
@@ -72,43 +56,49 @@ def main(
 ) -> None:
     """Turn a BLIP checkpoint into a model repository for Triton, and compare it with transformers.
 
-    CHECKPOINT is a hub name or a folder. If absent, the demo checkpoint is built.
+    CHECKPOINT is a hub name or a folder. If absent, the demo checkpoint is built, which knows emoji scenes only.
     """
     if checkpoint is not None and named is not None:
         raise click.UsageError("CHECKPOINT is given twice, as argument and as option: leave one out.")
-    with interruption.handled(), ExitStack() as output:
+    given = named if checkpoint is None else checkpoint
+    with signals.handled(), ExitStack() as output:
         if print_path:
             output.enter_context(redirect_stdout(sys.stderr))
         try:
-            if repository == "":  # as a Path it would be the working folder
-                raise ArtifactError("--repository is empty: give the name of a folder")
-            import torch
-            import transformers
-
+            if given == "":
+                raise ArtifactError(
+                    "CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
+                )
+            folder = command_line.repository_folder(repository)
             from blipstream_build.build import build
 
-            transformers.utils.logging.disable_progress_bar()
-            transformers.utils.logging.set_verbosity_error()  # the build checks what it would warn of
-            torch.set_grad_enabled(False)
-            interruption.end_cleanly()
             built = build(
-                next((given for given in (checkpoint, named) if given is not None), str(DEMO_CHECKPOINT)),
+                str(DEMO_CHECKPOINT) if given is None else given,
                 dtype,
-                None if repository is None else Path(repository),
+                folder,
                 config,
                 PlanOptions(**plan_options),
                 processor=processor,
                 force=force,
+                prepared=signals.interrupt_on_signals,
             )
         except (Exception, KeyboardInterrupt) as exc:
-            if interruption.heard.is_set():  # whatever a library made of it
-                click.echo(interruption.MESSAGE, err=True)
-                sys.exit(interruption.STATUS)
+            if signals.stopping.is_set():  # whatever a library made of it
+                click.echo(signals.GOODBYE, err=True)
+                sys.exit(signals.STATUS)
             if isinstance(exc, ModuleNotFoundError):
                 exc = ArtifactError(f"{exc.name} is not installed here: pip install 'blipstream[{config}]'")
             if not isinstance(exc, BlipstreamError | OSError):
                 raise
-            click.echo(f"error: {exc}", err=True)
-            sys.exit(1)
+            command_line.fail(exc)
     if print_path:
         click.echo(built)
+        return
+    other = {"config": None if config == "cpu" else config}
+    if command_line.called_by_make():
+        following = command_line.command("serve", given, repository=repository, processor=processor, **other)
+    elif repository is None and dtype == "auto":
+        following = command_line.command("serve", given, processor=processor, **other)
+    else:
+        following = command_line.command("serve", repository=built, **other)
+    click.echo(f"next: {following}")

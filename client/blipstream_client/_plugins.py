@@ -15,6 +15,7 @@ from blipstream_client._text import LONGEST_SENTENCE, excerpt
 GROUP = "blipstream.commands"
 INSTALL = "made by `make wheels` in a checkout (docs/quickstart.md)"
 SERVER_COMMANDS = {  # of the package `blipstream`, with their help, which is to be shown without importing them
+    "demo": "Caption sample images through a server, and show them.",
     "serve": "Serve captions from a checkpoint.",
     "build": "Convert a checkpoint to a model repository.",
     "bench": "Measure throughput and latency against transformers.",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from blipstream import signals
 from blipstream.finite import FiniteRange
 from blipstream_bench.plans import PLANS, STRATEGIES
 from blipstream_bench.random_checkpoint import ARCHITECTURES
@@ -82,8 +83,11 @@ def main(
 
     A full run takes about half an hour on two cores. Let nothing else run meanwhile.
     """
+    if not shown:
+        click.echo("loading PyTorch and transformers ...", err=True)
     try:
-        from blipstream_bench import benchmark, report
+        with signals.handled():
+            from blipstream_bench import benchmark, report
     except ModuleNotFoundError as exc:
         raise click.ClickException(
             f"{exc.name} is not installed here: pip install 'blipstream[{device},bench]'"

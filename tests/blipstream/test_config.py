@@ -11,7 +11,7 @@ from blipstream.errors import ArtifactError
 
 def test_round_trip(f32_artifacts: Path, tmp_path: Path) -> None:
     config = CheckpointConfig.load(f32_artifacts / "decoder/1/artifact")
-    assert (config.checkpoint, config.dtype, config.vision.image_size) == ("checkpoint", "f32", 192)
+    assert (config.checkpoint, config.dtype, config.vision.image_size) == ("emoji-demo", "f32", 192)
     config.save(tmp_path, fingerprint="anything")
     assert CheckpointConfig.load(tmp_path) == config
 
@@ -19,7 +19,7 @@ def test_round_trip(f32_artifacts: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"checkpoint": "x"}', "null"])
 def test_foreign_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"config\.json is not one that this version writes: .*make build"):
+    with pytest.raises(ArtifactError, match=r"config\.json is not one that this version writes: .*blipstream build"):
         CheckpointConfig.load(tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_of_two_checkpoints(repository: Path, model: str, other: str) -> None:
     change(repository / other / "1" / MODELS[other] / "config.json", checkpoint="another", revision="0123456789abcdef")
     if model == other:
         first = next(each for each in MODELS if each != other)
-        expected = f"{other} was built from another@0123456789ab and {first} from checkpoint@"
+        expected = f"{other} was built from another@0123456789ab and {first} from emoji-demo@"
     else:
         expected = f" and {other} from another@0123456789ab, where one checkpoint is expected in {repository}: build it"
     with pytest.raises(ArtifactError) as error:
@@ -80,7 +80,7 @@ def test_encoders_of_other_runtimes_may_be_of_others(repository: Path) -> None:
     (folder / "tensorrt/config.json").write_text("{}")  # written by another version
     of_one_checkpoint(repository / "decoder/1/artifact")
     of_one_checkpoint(repository / "encoder/1/openvino")
-    with pytest.raises(ArtifactError, match="encoder was built from checkpoint@0123456789ab and preprocess from"):
+    with pytest.raises(ArtifactError, match="encoder was built from emoji-demo@0123456789ab and preprocess from"):
         of_one_checkpoint(repository / "encoder/1/torch")
     shutil.rmtree(folder / "openvino")
     (folder / "torch").rename(folder / ".openvino-staged")

@@ -17,6 +17,7 @@ from blipstream.errors import ServerError
 from blipstream.options import DecodingOptions, OptionDefaults
 from blipstream.server.command import main
 from tests.conftest import CHECKPOINT, ROOT
+from tests.support.terminal import sentence
 
 FILE = """
 [default]
@@ -169,8 +170,8 @@ def test_a_wrong_default_is_reported_before_anything_is_built(tmp_path: Path) ->
     arguments = [f"--repository={tmp_path}", "--fixed=max_token=5", str(CHECKPOINT)]
     command = [sys.executable, "-m", "blipstream.server", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    sentence = "error: --fixed max_token=5: there is no option 'max_token': did you mean max_tokens?\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
+    told = "error: --fixed max_token=5: there is no option 'max_token': did you mean max_tokens?"
+    assert (done.returncode, done.stdout, sentence(done.stderr)) == (1, "", told)
     assert not any(tmp_path.iterdir())
 
 

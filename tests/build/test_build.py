@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from blipstream_build import verify
 from blipstream_build.command import main
 from blipstream_build.verify import Captions, Report, Stage
 from tests.conftest import CHECKPOINT, ROOT
+from tests.support.slow_import import importing
+from tests.support.terminal import sentence
 
 ODD = """it's "mine" — モデル $HOME"""  # people give such names
 
@@ -53,7 +56,9 @@ def test_whole_life(checkpoint: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*") if path.is_file()}
 
     second = run(checkpoint, repository)
-    assert (second.exit_code, second.output) == (0, f"{repository} is up to date with {checkpoint.name}\n")
+    said, following = second.output.splitlines()
+    assert (second.exit_code, said) == (0, f"{repository} is up to date with {checkpoint.name}")
+    assert shlex.split(following)[-3:] == ["serve", "--repository", str(repository)]
     assert all(path.stat().st_mtime_ns == before[path] for path in before if path.parts[-2] in ("artifact", "openvino"))
 
     # one artifact is gone: it alone is made again, and no staging folder stays behind
@@ -76,7 +81,7 @@ def test_what_is_off_is_not_installed(checkpoint: Path, tmp_path: Path, monkeypa
     monkeypatch.setitem(verify.TOLERANCE, "decoder", {"f32": 1e-9, "bf16": 1e-9})
     result = run(checkpoint, repository)
     assert result.exit_code == 1
-    assert "error: what was built is too far from transformers: nothing was installed" in result.output
+    assert sentence(result.stderr) == "error: what was built is too far from transformers: nothing was installed"
     assert not [path for path in repository.rglob("*") if path.is_file()]  # neither artifacts nor their configs
 
 
@@ -88,7 +93,9 @@ def test_what_has_no_words_is_not_installed(checkpoint: Path, tmp_path: Path) ->
     result = run(checkpoint, tmp_path / "repository")
     assert result.exit_code == 1
     assert "8 of 8 equal transformers'" in result.output
-    assert "error: it has no words for 8 of 8 samples, such as a-book.jpg: nothing was installed" in result.output
+    assert sentence(result.stderr) == (
+        "error: it has no words for 8 of 8 samples, such as a-book.jpg: nothing was installed"
+    )
     assert not [path for path in (tmp_path / "repository").rglob("*") if path.is_file()]
 
 
@@ -101,9 +108,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.exit_code == 1
-    assert result.stderr == (
+    assert sentence(result.stderr) == (
         f"error: {tmp_path}/repository/encoder/1 cannot hold artifacts: File too large; "
-        "make room there, or give another --repository\n"
+        "make room there, or give another --repository"
     )
     assert not list(tmp_path.iterdir())
 
@@ -129,6 +136,17 @@ def test_a_build_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
         assert [path.name[:10] for path in (repository / "preprocess/1").iterdir()] == [".artifact-"]
         assert run(CHECKPOINT, repository).exit_code == 0
         assert {path.name for path in (repository / "preprocess/1").iterdir()} == {"model.py", "artifact"}
+
+
+@pytest.mark.parametrize("module", ["click", "torch"])
+def test_ctrl_c_while_it_imports(module: str, tmp_path: Path) -> None:
+    """A library that is being imported may swallow an exception, or print a traceback."""
+    with importing("blipstream_build", module, "--repository", str(tmp_path / "repository")) as process:
+        process.send_signal(signal.SIGINT)
+        shown, error = process.communicate()
+    assert (process.returncode, error) == (130, "stopped\n")
+    assert shown in ("", "loading PyTorch and transformers ... ")
+    assert not list(tmp_path.iterdir())
 
 
 def stage(ours: float) -> Stage:
@@ -182,20 +200,48 @@ def test_make_hands_on_names_as_they_are(tmp_path: Path) -> None:
         assert arguments[arguments.index(f"--{variable.lower()}") + 1] == name
 
 
+def test_an_empty_name(tmp_path: Path) -> None:
+    """As of a variable that has no value."""
+    for name in ([""], ["--checkpoint", ""]):
+        result = CliRunner().invoke(main, [*name, "--repository", str(tmp_path / "repository")])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert sentence(result.stderr) == (
+            "error: CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
+        )
+
+
+def test_what_is_up_to_date_needs_no_torch(artifacts: Path) -> None:
+    """So that it is told in a moment."""
+    code = """
+import sys
+from blipstream_build.command import main
+main(sys.argv[1:], standalone_mode=False)
+print(sorted(sys.modules.keys() & {"torch", "transformers", "openvino", "huggingface_hub"}))
+"""
+    command = [sys.executable, "-c", code, str(CHECKPOINT), "--repository", str(artifacts)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{artifacts} is up to date with emoji-demo"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     result = run("nobody/nothing", tmp_path / "repository")
     assert result.exit_code == 1
-    assert result.output.startswith("error: there is no folder nobody/nothing, and it could not be downloaded")
+    assert sentence(result.stderr).startswith(
+        "error: there is no folder nobody/nothing, and it could not be downloaded"
+    )
 
 
 def test_neither_folder_nor_hub_name(tmp_path: Path) -> None:
     result = run("no/such/folder", tmp_path / "repository")
-    assert result.output == "error: there is no folder no/such/folder, and it is no hub name either\n"
+    assert sentence(result.stderr) == "error: there is no folder no/such/folder, and it is no hub name either"
 
 
 def test_folder_without_checkpoint(tmp_path: Path) -> None:
     result = run(tmp_path, tmp_path / "repository")
-    assert result.output == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json\n"
+    assert sentence(result.stderr) == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json"
+    assert result.stdout == ""
 
 
 def test_repository_that_holds_something_else(tmp_path: Path) -> None:
@@ -204,15 +250,13 @@ def test_repository_that_holds_something_else(tmp_path: Path) -> None:
     for folder in (tmp_path, Path("/")):
         result = run(CHECKPOINT, folder)
         assert result.exit_code == 1
-        assert result.output == (
+        assert result.stdout == ""
+        assert sentence(result.stderr) == (
             f"error: {folder} holds other files and no model repository: give a --repository that is new, empty, or "
-            "from an earlier build\n"
+            "from an earlier build"
         )
     result = run(CHECKPOINT, tmp_path / "file")
-    assert result.output == f"error: {tmp_path}/file is a file: give a --repository that is a folder\n"
-    result = CliRunner().invoke(main, [str(CHECKPOINT), "--repository", ""])
-    assert result.exit_code == 1
-    assert result.output == "error: --repository is empty: give the name of a folder\n"
+    assert sentence(result.stderr) == f"error: {tmp_path}/file is a file: give a --repository that is a folder"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -220,5 +264,5 @@ def test_repository_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = run(CHECKPOINT, tmp_path / "file" / "repository")
     assert result.exit_code == 1
-    assert "cannot hold artifacts: Not a directory" in result.output
+    assert "cannot hold artifacts: Not a directory" in sentence(result.stderr)
     assert "Traceback" not in result.output

@@ -178,10 +178,13 @@ def serving(repository: Path, folder: Path, *options: str, before: str = "") -> 
     with process:
         try:
             assert process.stdout
-            line = process.stdout.readline()
-            if not line:
-                raise NotRun(log.read_text().strip())
-            yield Served(process, repository, *re.findall(r"\w+://[\w.:]+", line))
+            told = ""
+            while "\nhealth on " not in told:
+                line = process.stdout.readline()
+                if not line:
+                    raise NotRun(log.read_text().strip())
+                told += line
+            yield Served(process, repository, *re.findall(r"\w+://[\w.:]+", told))
         finally:
             process.terminate()
             process.communicate()

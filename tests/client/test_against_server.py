@@ -153,7 +153,7 @@ def test_info(url: str, kind: str) -> None:
         info = asyncio.run(ask()) if kind == "async" else client.info()
     assert info.version[0].isdigit()
     assert info.checkpoint
-    assert info.checkpoint.startswith("checkpoint@")
+    assert info.checkpoint.startswith("emoji-demo@")
     assert list(info.runtimes) == ["preprocess", "encoder", "decoder"]
     assert info.runtimes["encoder"] == "openvino"
     assert set(info.options) == set(Options.__annotations__)

@@ -57,7 +57,7 @@ def test_health(stub: Any) -> None:
 
 def test_metadata(stub: Any) -> None:
     metadata = stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=TIMEOUT)
-    assert metadata.name.startswith("checkpoint@")
+    assert metadata.name.startswith("emoji-demo@")
     model = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="caption"), timeout=TIMEOUT)
     assert ("image", "BYTES", [-1, 1]) in [(each.name, each.datatype, list(each.shape)) for each in model.inputs]
     assert [each.name for each in model.outputs][:2] == ["caption", "score"]

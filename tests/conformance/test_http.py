@@ -62,7 +62,7 @@ def test_health(server: TritonServer, path: str) -> None:
 def test_server_metadata(server: TritonServer) -> None:
     status, answer = curl(f"{server.http_url}/v2")
     assert status == 200
-    assert answer["name"].startswith("checkpoint@")
+    assert answer["name"].startswith("emoji-demo@")
     assert {"statistics", "binary_tensor_data"} <= set(answer["extensions"])
 
 

@@ -11,9 +11,9 @@ import pytest
 import trustme
 from click.testing import CliRunner
 
+from blipstream import signals
 from blipstream.errors import ServerError
 from blipstream.server import command as serve
-from blipstream.server import signals
 from blipstream.server.tls import TLS
 from blipstream_client import Client, ServerUnreachable
 from tests.support.serving import child, serving
@@ -62,7 +62,8 @@ def listening(mutual: bool, files: Files, tmp_path_factory: pytest.TempPathFacto
     options = ["--host=0.0.0.0", "--config=toy", f"--tls-certificate={files.server}"]
     options += [f"--tls-client-ca={files.ca}"] if mutual else []
     with serving(folder, f"--repository={write_repository(folder / 'models')}", *options) as (process, lines):
-        ports = dict(re.findall(r"(http|grpcs)://127\.0\.0\.1:(\d+)(?: and|,)", lines[0]))
+        (told,) = (line for line in lines if line.startswith("serving on "))
+        ports = dict(re.findall(r"(http|grpcs)://127\.0\.0\.1:(\d+)", told))
         connections = psutil.Process(child(process)).net_connections("inet")
         addresses = {each.laddr.port: each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
         yield {f"{scheme}://{ADDRESS}:{port}": addresses[int(port)] for scheme, port in ports.items()}

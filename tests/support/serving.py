@@ -10,6 +10,7 @@ from pathlib import Path
 
 from blipstream.server.installation import ROOT
 
+STOPPED = "stopping; requests in flight have 10 seconds\nstopped\n"  # what it prints when it is asked to stop
 ANY_PORTS = ("--http-port=0", "--grpc-port=0", "--metrics-port=0")
 
 

@@ -180,14 +180,14 @@ def test_embeddings_of_another_shape(engine: Engine) -> None:
 
 
 def test_missing_artifact(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"there is no artifact in .*make build"):
+    with pytest.raises(ArtifactError, match=r"there is no artifact in .*blipstream build"):
         load_engine(tmp_path)
 
 
 def test_incomplete_artifact(f32_artifacts: Path, tmp_path: Path) -> None:
     whole = f32_artifacts / "decoder/1/artifact"
     (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
-    with pytest.raises(ArtifactError, match=r"decoder\.safetensors cannot be loaded: .*make build"):
+    with pytest.raises(ArtifactError, match=r"decoder\.safetensors cannot be loaded: .*blipstream build"):
         load_engine(tmp_path)
     (tmp_path / "decoder.safetensors").write_bytes((whole / "decoder.safetensors").read_bytes()[:-100])
     with pytest.raises(ArtifactError, match=r"decoder\.safetensors cannot be loaded"):

@@ -128,5 +128,11 @@ def test_server_that_is_ready_and_fails(tmp_path: Path) -> None:
 
 def test_server_that_has_no_words(tmp_path: Path) -> None:
     server = TritonServer(repository=write_repository(tmp_path, words=""), http_port=0, grpc_port=0, metrics_port=0)
-    with server, pytest.raises(ServerError, match=r"but its first caption is empty: build it with `make build`$"):
+    with (
+        server,
+        pytest.raises(
+            ServerError,
+            match=r"but its first caption is empty: build it with `blipstream build --repository REPOSITORY`$",
+        ),
+    ):
         check_first_caption(server)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m blipstream.server`: with toy models, and once with the real ones."""
+"""`blipstream serve`: with toy models, and once with the real ones."""
 
 import os
 import signal
@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from blipstream import signals
+from blipstream.command_line import command
 from blipstream.errors import ServerError
 from blipstream.server import command as serve
-from blipstream.server import signals
-from tests.support.serving import child, serving
+from tests.support.serving import STOPPED, child, serving
+from tests.support.terminal import sentence
 from tests.support.toy_models import write_repository
 
 
@@ -34,8 +36,7 @@ def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
         os.kill(child(process), signal.SIGKILL)
         output, errors = process.communicate()
         assert output == ""
-        assert errors.startswith("error: tritonserver was ended by signal 9 (log: ")
-        assert errors.count("\n") == 1
+        assert sentence(errors).startswith("error: tritonserver was ended by signal 9 (log: ")
         assert process.returncode == 1
 
 
@@ -44,7 +45,23 @@ def test_unknown_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     options = [f"--repository={write_repository(tmp_path)}", "--config=typo"]
     result = CliRunner().invoke(serve.main, options)
     assert result.exit_code == 1
-    assert result.stderr == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt\n"
+    assert (
+        sentence(result.stderr) == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt"
+    )
+
+
+def test_the_log_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of the variables are those of the options."""
+    found: list[serve.Settings] = []
+    monkeypatch.setattr(serve, "serve", found.append)
+    names = {"LOG": "/log", "RESTART": "0", "CHECKPOINT": "a/b", "HTTP_PORT": "1", "VERBOSE": "2", "SHOW_LOG": "1"}
+    names |= {"HOST": "10.0.0.1", "TIMEOUT": "7", "REPOSITORY": str(tmp_path), "TRACE_EVERY": "9"}
+    result = CliRunner(env={f"BLIPSTREAM_{name}": value for name, value in names.items()}).invoke(serve.main)
+    assert result.output == ""
+    (settings,) = found
+    assert (settings.log_path, settings.restart, settings.checkpoint) == (Path("/log"), False, "a/b")
+    assert (settings.http_port, settings.verbose, settings.show_log, settings.timeout) == (1, 2, True, 7.0)
+    assert (settings.host, settings.repository, settings.trace_every) == ("10.0.0.1", str(tmp_path), 9)
 
 
 def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,13 +70,9 @@ def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     environment = {"BLIPSTREAM_REPOSITORY": str(write_repository(tmp_path)), "BLIPSTREAM_CONFIG": "typo"}
     environment |= dict.fromkeys(("BLIPSTREAM_LOG_REQUESTS", "BLIPSTREAM_TRACES", "BLIPSTREAM_TLS_CERTIFICATE"), "")
     result = CliRunner(env=environment).invoke(serve.main)
-    assert result.stderr == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt\n"
-
-
-def test_short_help() -> None:
-    result = CliRunner().invoke(serve.main, ["-h"])
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.output.startswith("Usage: ")
+    assert (
+        sentence(result.stderr) == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt"
+    )
 
 
 @pytest.mark.parametrize("config", ["tensorrt", "default"])
@@ -79,9 +92,9 @@ def test_what_is_no_repository(tmp_path: Path, config: str, monkeypatch: pytest.
     }.items():
         result = CliRunner().invoke(serve.main, [f"--repository={tmp_path / name}", f"--config={config}"])
         assert result.exit_code == 1
-        assert result.stderr == (
+        assert sentence(result.stderr) == (
             f"error: {tmp_path / name} {found}: give a model repository, "
-            f"or build it first by `make build REPOSITORY={tmp_path / name}`\n"
+            f"or build it first by `{command('build', repository=tmp_path / name)}`"
         )
 
 
@@ -133,5 +146,5 @@ def test_shows_the_log(tmp_path: Path) -> None:
 def test_real_models(artifacts: Path, tmp_path: Path) -> None:
     with serving(tmp_path, f"--repository={artifacts}", "--config=cpu") as (process, _):
         process.terminate()
-        assert process.communicate() == ("stopped\n", "")
+        assert process.communicate() == (STOPPED, "")
         assert process.returncode == 0

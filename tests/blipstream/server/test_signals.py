@@ -2,14 +2,12 @@
 """Stop signals."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from blipstream.server.installation import ROOT
-from tests.support.serving import child, running, serving
+from tests.support.serving import STOPPED, child, running, serving
+from tests.support.slow_import import importing
 from tests.support.toy_models import write_repository
 
 
@@ -17,54 +15,21 @@ from tests.support.toy_models import write_repository
 def test_signals_stop_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     repository = write_repository(tmp_path / "models")
     with serving(tmp_path, f"--repository={repository}", "--config=toy") as (process, lines):
-        assert lines[0].startswith("serving on http://127.0.0.1:")
+        assert any(line.startswith("serving on http://127.0.0.1:") for line in lines)
         assert any("blipstream caption " in line and "--url grpc://" in line for line in lines)
         server = child(process)
         process.send_signal(number)
         process.send_signal(number)  # a second one does no harm
-        assert process.communicate() == ("stopped\n", "")
+        assert process.communicate() == (STOPPED, "")
         assert process.returncode == 0
         assert not running(server)
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
-SLOW_IMPORT = """
-import runpy, sys, time
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == slow:
-            print("importing", flush=True)
-            time.sleep(300)
-
-_, slow = sys.argv
-sys.argv[1:] = ["--repository=/nowhere"]
-sys.meta_path.insert(0, Finder())
-runpy.run_module("blipstream.server", run_name="__main__")
-"""
-
-
 @pytest.mark.parametrize("module", ["click", "blipstream_client"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_stop_it_cleanly_while_it_imports(module: str, number: signal.Signals) -> None:
-    command = [sys.executable, "-c", SLOW_IMPORT, module]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "importing\n"
+    with importing("blipstream.server", module, "--repository=/nowhere") as process:
         process.send_signal(number)
         assert process.communicate() == ("stopped\n", "")
         assert process.returncode == 0
-
-
-def test_nohup_is_heeded() -> None:
-    code = """
-import signal
-from blipstream.server import signals
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
-signals.exit_on_signals()
-signals.interrupt_on_signals()
-print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM) == signals._interrupt)
-"""
-    assert (
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"True True\n"
-    )

@@ -26,7 +26,7 @@ from blipstream.server.supervisor import MAX_CLOCK_JUMP, Supervisor
 from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError, Client
 from tests.deploy.programs import wait_for
-from tests.support.serving import child, serving
+from tests.support.serving import STOPPED, child, serving
 from tests.support.toy_models import STREAM_CONFIG, STREAM_TOY, write_repository
 
 STREAMS_ALONE = r"no stream came out, though captions did, for \d+ seconds"
@@ -34,7 +34,7 @@ STREAMS_ALONE = r"no stream came out, though captions did, for \d+ seconds"
 
 def places(lines: list[str]) -> tuple[str, str]:
     """The addresses of gRPC and of the health page, as the server prints them."""
-    words = lines[0].replace(",", "").split()
+    words = " ".join(lines).split()
     url = next(word for word in words if word.startswith("grpc://"))
     page = next(word for word in words if word.endswith("/healthz"))
     return url, page
@@ -178,7 +178,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
             pass
         process.terminate()  # while it waits for the next attempt
         output, errors = process.communicate()
-        assert output == "stopped\n"
+        assert output == STOPPED
         assert "Traceback" not in errors
         assert process.returncode == 0
     assert log.read_text().count("Started HTTPService") == 4
@@ -231,7 +231,7 @@ def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
         permit_no_more_files(process.pid)
         process.terminate()
         output, errors = process.communicate()
-        assert (output, process.returncode) == ("stopped\n", 0)
+        assert (output, process.returncode) == (STOPPED, 0)
         assert "Traceback" not in errors
         assert not proc.processes_of_group(server)
 
@@ -243,10 +243,10 @@ def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypa
     monkeypatch.setattr(clock_jumps, "_lead", lambda: lead)
 
     class Loading(TritonServer):
-        def wait_ready(self, timeout: float) -> None:
+        def wait_ready(self, timeout: float, waiting: Callable[[float], None] = lambda _: None) -> None:
             if not supervisor.health.restarts.total():
                 supervisor.on_clock_jump(100.0)
-            super().wait_ready(timeout)
+            super().wait_ready(timeout, waiting)
 
     server = Loading(write_repository(tmp_path / "models"), http_port=0, grpc_port=0, metrics_port=0)
     supervisor = Supervisor(server)

@@ -33,5 +33,5 @@ def test_rare_words_take_several_tokens(tokenizer: Tokenizer) -> None:
 
 def test_missing_tokenizer(tmp_path: Path, f32_artifacts: Path) -> None:
     text = CheckpointConfig.load(f32_artifacts / "decoder/1/artifact").text
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json is missing: .*make build"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is missing: .*blipstream build"):
         Tokenizer(tmp_path, text)

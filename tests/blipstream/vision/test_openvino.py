@@ -44,8 +44,8 @@ def test_pixels_of_another_size_are_refused(f32_artifacts: Path) -> None:
 
 
 def test_missing_and_broken_artifacts(f32_artifacts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"there is no artifact in .*make build"):
+    with pytest.raises(ArtifactError, match=r"there is no artifact in .*blipstream build"):
         OpenVINOEncoder(tmp_path)
     (tmp_path / "config.json").write_bytes((f32_artifacts / "encoder/1/openvino/config.json").read_bytes())
-    with pytest.raises(ArtifactError, match=r"encoder\.xml cannot be loaded: .*make build"):
+    with pytest.raises(ArtifactError, match=r"encoder\.xml cannot be loaded: .*blipstream build"):
         OpenVINOEncoder(tmp_path)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our commands share: their settings, how they name each other, and how they print an error."""
+
+import os
+import shlex
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from blipstream.errors import BlipstreamError
+from blipstream.files import DEMO_CHECKPOINT, MODEL_REPOSITORY
+
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+    "auto_envvar_prefix": "BLIPSTREAM",
+}
+BY_ENVIRONMENT = "Each option is an environment variable, too, such as {}."
+WIDTH = 80  # columns
+CALLED_AS = "BLIPSTREAM_CALLED_AS"  # the Makefile sets it to "make"
+
+
+def command(verb: str, checkpoint: str | None = None, **options: object) -> str:
+    """A command line of ours, in the words of whoever called us: `blipstream VERB`, or `make VERB`.
+
+    Options that are None are left out, and for make what is its default.
+    """
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    if not called_by_make():
+        words = [program(), verb, *([checkpoint] if checkpoint else [])]
+        words += [word for name, value in given.items() for word in (f"--{name}", value)]
+        return shlex.join(words)
+    given = ({"checkpoint": checkpoint} if checkpoint else {}) | given
+    defaults = {"checkpoint": DEMO_CHECKPOINT, "repository": MODEL_REPOSITORY}
+    changed = {
+        name: value
+        for name, value in given.items()
+        if not (name in defaults and Path(value).absolute() == defaults[name])
+    }
+    return shlex.join(["make", verb, *(f"{name.upper()}={value}" for name, value in changed.items())])
+
+
+def called_by_make() -> bool:
+    """Whether the user typed make, and not our program's name."""
+    return os.environ.get(CALLED_AS) == "make"
+
+
+def program() -> str:
+    """How to call the program `blipstream` of this environment from the working folder."""
+    installed = Path(sys.prefix, "bin", "blipstream")
+    found = shutil.which("blipstream")
+    if not installed.exists() or (found and Path(found).absolute() == installed):
+        return "blipstream"
+    return str(relative(installed))
+
+
+def relative(path: Path) -> Path:
+    """A path as seen from the working folder, if it lies within."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def repository_folder(given: str | None) -> Path | None:
+    """The folder of the option --repository. Raises BlipstreamError if it is empty: it would be the working folder."""
+    if given == "":
+        raise BlipstreamError("--repository is empty: give the name of a folder, or leave it out")
+    return None if given is None else Path(given)
+
+
+def fail(error: object) -> NoReturn:
+    """Print an error, in lines that fit a terminal, and exit with status 1."""
+    click.echo(fill(f"error: {error}"), err=True)
+    sys.exit(1)
+
+
+def fill(sentence: str) -> str:
+    """Break a sentence into lines of at most WIDTH columns. A path or an address stays whole."""
+    return textwrap.fill(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)

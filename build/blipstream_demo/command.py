@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blipstream demo`. What is slow to import is imported once the options have been read."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from blipstream import command_line, signals
+from blipstream.errors import BlipstreamError
+from blipstream.files import SAMPLES
+
+
+# BLIPSTREAM_REPOSITORY names what somebody serves, and the demo must not be built there
+@click.command(context_settings=command_line.SETTINGS | {"auto_envvar_prefix": None})
+@click.option(
+    "--repository",
+    help="Model repository to build the demo checkpoint into.  [default: a folder of ~/.cache/blipstream]",
+)
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("demo.png"),
+    help="The picture to write: the images with their captions.",
+)
+def main(repository: str | None, sheet: Path) -> None:
+    """Caption the sample images through a real Triton server, and show them.
+
+    Builds the demo checkpoint unless it is up to date, starts a server on free ports, asks it over gRPC and over HTTP,
+    and stops it. The exit status is 0 only if every caption is right over both.
+    """
+    with signals.handled():
+        try:
+            run(command_line.repository_folder(repository), sheet)
+        except (Exception, KeyboardInterrupt) as exc:
+            if signals.stopping.is_set():  # whatever a library made of it
+                click.echo(signals.GOODBYE, err=True)
+                sys.exit(signals.STATUS)
+            if isinstance(exc, ModuleNotFoundError):
+                exc = BlipstreamError(f"{exc.name} is not installed here: pip install 'blipstream[cpu]'")
+            if not isinstance(exc, BlipstreamError | OSError):
+                raise
+            command_line.fail(exc)
+
+
+def run(repository: Path | None, sheet: Path) -> None:
+    """Build, serve, ask and show. Raises BlipstreamError if there is no answer, or a wrong one."""
+    from rich.console import Console
+
+    from blipstream.server import checkpoint
+    from blipstream.server.network import bypass_proxies
+    from blipstream.server.triton import TritonServer
+    from blipstream_client import BlipstreamError as ClientError
+    from blipstream_demo.answers import ask, is_right, table
+    from blipstream_demo.contact_sheet import contact_sheet, save_sheet
+
+    signals.interrupt_on_signals()
+    bypass_proxies()
+    expected: dict[str, str] = json.loads((SAMPLES / "captions.json").read_text(encoding="utf-8"))
+    files = [SAMPLES / name for name in expected]
+    server = TritonServer(
+        repository=checkpoint.build(None, "cpu", repository), config="cpu", http_port=0, grpc_port=0, metrics_port=0
+    )
+    try:
+        click.echo("starting Triton, which takes about ten seconds")
+        with server:
+            click.echo(f"captioning {len(files)} images over gRPC, and again over HTTP")
+            over_grpc, over_http = ask(server.grpc_url, files), ask(server.http_url, files)
+    except ClientError as exc:
+        raise BlipstreamError(str(exc)) from exc
+    Console().print(table(expected, over_grpc, over_http))
+    save_sheet(contact_sheet(files, over_grpc), over_grpc, sheet)
+    click.echo(f"images and captions: {sheet}")
+    right = sum(is_right(answers[name], expected[name]) for answers in (over_grpc, over_http) for name in expected)
+    if right < 2 * len(expected):
+        raise BlipstreamError(f"{2 * len(expected) - right} of {2 * len(expected)} captions are not the expected ones")
+    click.echo(f"next: {command_line.command('serve')}")
