@@ -55,17 +55,19 @@ serve: build  ## build CHECKPOINT and serve it until Ctrl-C
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
 	$(BIN)/blipstream bench --device $(DEVICE) --cache loadtest/.bench_cache --output loadtest/results
 
-loadtest: $(if $(HOST),$(READY),build)  ## load HOST, or a server of its own, with Locust, and write a report
-	$(BIN)/python loadtest/load.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
+loadtest: $(if $(HOST),$(READY),build)  ## load HOST, or a server of its own; IMAGES_PER_DAY says how many machines you need
+	$(BIN)/blipstream loadtest --output loadtest/results --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
 		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(SHAPE),--shape $(SHAPE)) $(if $(USERS),--users $(USERS)) \
 		$(if $(DURATION),--duration $(DURATION)) $(if $(RATE),--rate $(RATE)) $(if $(WORKERS),--workers $(WORKERS)) \
 		$(if $(MIX),--mix $(call quote,$(MIX))) $(if $(NAME),--name $(call quote,$(NAME))) \
 		$(if $(SLO_P95_MS),--p95-ms $(SLO_P95_MS)) $(if $(SLO_ERROR_RATE),--error-rate $(SLO_ERROR_RATE)) \
-		$(if $(SLO_MIN_RPS),--min-rps $(SLO_MIN_RPS))
+		$(if $(SLO_MIN_RPS),--min-rps $(SLO_MIN_RPS)) \
+		$(if $(IMAGES_PER_DAY),--images-per-day $(call quote,$(IMAGES_PER_DAY))) \
+		$(if $(PEAK_FACTOR),--peak-factor $(PEAK_FACTOR))
 
 tune: build  ## find the batching settings that answer most requests a second within SLO_P95_MS
-	$(BIN)/python loadtest/tune.py --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
-		--p95-ms $(or $(SLO_P95_MS),500) $(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(call quote,$(MIX))) \
+	$(BIN)/blipstream tune --output loadtest/results --repository $(call quote,$(REPOSITORY)) --config $(call quote,$(CONFIG)) \
+		$(if $(SLO_P95_MS),--p95-ms $(SLO_P95_MS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(MIX),--mix $(call quote,$(MIX))) \
 		$(if $(NAME),--name $(call quote,$(NAME)))
 
 test: $(READY)  ## run the tests, except those of test-full

@@ -82,6 +82,8 @@ def main(
 
     A full run takes about half an hour on two cores. Let nothing else run meanwhile.
     """
+    if not shown:
+        click.echo("loading PyTorch and transformers ...", err=True)
     try:
         from blipstream_bench import benchmark, report
     except ModuleNotFoundError as exc:

@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from blipstream.server.triton import TritonServer
-from load_results import LoadTest
+from blipstream_loadtest.options import MIX_FILE
+from blipstream_loadtest.results import LoadTest
 from tests.conftest import ROOT
 from tests.support.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
 
@@ -29,7 +30,7 @@ MODELS = {"caption", "preprocess", "encoder", "decoder"}
 
 
 def start(*options: str | float | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "loadtest" / "load.py"), *map(str, options)]
+    command = [sys.executable, "-m", "blipstream_loadtest", *map(str, options)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -51,7 +52,7 @@ def closed(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of steps of closed-loop users, over both protocols, on a server that the load test starts."""
     output = tmp_path_factory.mktemp("closed")
     status, said = load(
-        *("--repository", artifacts, "--protocol", "both", "--shape", "steps", "--users", 2, "--duration", 8),
+        *("--repository", artifacts, "--protocol", "both", "--shape", "steps", "--users", 2, "--duration", 4),
         *("--timeout", 60, "--name", "steps", "--output", output),
     )
     assert status == 0, said
@@ -65,8 +66,7 @@ def open_loop(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) ->
     """The results of a spike of open-loop users in two workers, on a running server. Some requests are streams."""
     output = tmp_path_factory.mktemp("open")
     streams = output / "streams.yaml"
-    text = (ROOT / "loadtest/mix.yaml").read_text().replace("../build", f"{ROOT}/build")
-    streams.write_text(text.replace("weight: 0", "weight: 9"))
+    streams.write_text(MIX_FILE.read_text().replace("weight: 0", "weight: 9"))
     status, said = load(
         *("--mix", streams),
         *("--host", server.grpc_url, "--shape", "spike", "--users", 4, "--rate", 20, "--duration", 6),
@@ -155,7 +155,7 @@ def test_both_protocols_and_frequent_parts_of_the_mix(closed: Path, open_loop: P
     frequent = {"greedy", "stream"}
     assert frequent <= {row["kind"] for row in asked} <= frequent | {"prompt", "beams", "sampling"}
     assert {"original", "640"} <= {row["size"] for row in asked} <= {"original", "640", "1920"}
-    assert json.loads((closed / "run.json").read_text())["mix"] == (ROOT / "loadtest/mix.yaml").read_text()
+    assert json.loads((closed / "run.json").read_text())["mix"] == MIX_FILE.read_text()
 
 
 def test_processor_and_memory(folder: Path) -> None:
@@ -207,7 +207,10 @@ def test_page_can_be_written_again(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "index.html").unlink()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "loadtest/load_report.py"), str(copy)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "blipstream_loadtest", "--report", str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert (copy / "index.html").read_text() == (folder / "index.html").read_text()
