@@ -57,7 +57,12 @@ def closed(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert status == 0, said
     assert "SLO met" in said
-    assert f"report: {output}/steps/index.html" in said
+    assert f"report: {output}/steps/index.html (open it in a browser)" in said
+    lines = said.splitlines()
+    assert lines[0] == "preparing the load test ..."
+    assert {"starting a server ...", "sending one request of each kind ...", "writing the report ..."} < set(lines)
+    assert any("/s  p95 " in line and line.endswith(" s left of this step") for line in lines)
+    assert max(map(len, lines[:-1])) <= 80
     return output / "steps"
 
 
@@ -140,7 +145,10 @@ def test_the_server_counts_the_same(folder: Path) -> None:
 
 @pytest.mark.full
 def test_stages(closed: Path, open_loop: Path) -> None:
-    assert [(stage["name"], stage["users"]) for stage in summary(closed)["stages"]] == [("1 user", 1), ("2 users", 2)]
+    assert [(stage["name"], stage["users"]) for stage in summary(closed)["stages"]][:2] == [
+        ("1 user", 1),
+        ("2 users", 2),
+    ]
     assert [(stage["name"], stage["users"]) for stage in summary(open_loop)["stages"]] == [
         ("before", 1),
         ("spike", 4),
@@ -214,6 +222,36 @@ def test_page_can_be_written_again(folder: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (copy / "index.html").read_text() == (folder / "index.html").read_text()
+
+
+def test_a_report_for_another_demand(closed: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(closed, tmp_path / "copy")
+    status, said = load("--report", copy, "--images-per-day", "5M", "--peak-factor", 3)
+    assert status == 0, said
+    assert "5,000,000 images a day are 57.9 a second on average and 173.6 at the peak" in said
+    assert "Machines: " in said
+    assert f"report: {copy}/index.html" in said
+    page = (copy / "index.html").read_text()
+    assert page.index("Machines: ") < page.index("<h2>Stages</h2>")
+    assert summary(copy)["plan"][0].startswith("5,000,000 images a day")
+
+
+def test_a_search_says_what_it_found(closed: Path) -> None:
+    """Two users were the bound. In the end comes a try with random arrivals, and every line fits a terminal."""
+    test = LoadTest(closed)
+    assert test.findings[0] == "The limit was not reached with 2 users: search on with a higher --users."
+    assert test.planned
+    assert test.findings[1].endswith(f"a second, sent at random times as people do: p95 {test.planned.p95_ms:.0f} ms.")
+    assert test.planned.requests > 0
+    stages = (closed / "stages.csv").read_text()
+    assert [line.split(",")[0] for line in stages.splitlines()] == [
+        "name",
+        "1 user",
+        "2 users",
+        "pause",
+        "at 70%",
+        "end",
+    ]
 
 
 @pytest.mark.full
