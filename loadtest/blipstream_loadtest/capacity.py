@@ -24,7 +24,7 @@ def breaking(steps: Sequence[Step]) -> int | None:
 
 
 def is_flat(steps: Sequence[Step]) -> bool:
-    """Whether throughput has stopped to grow, so that more users only wait longer."""
+    """Whether throughput has stopped growing, so that more users only wait longer."""
     rates = [rps for _, rps, _ in sorted(steps)]
     return len(rates) > FLAT_STEPS and max(rates[-FLAT_STEPS:]) < MIN_GAIN * max(rates[:-FLAT_STEPS])
 

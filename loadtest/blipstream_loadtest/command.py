@@ -5,6 +5,7 @@ What is slow to import, or not installed, is imported once the options have been
 """
 
 import importlib.util
+import os
 import sys
 from contextlib import ExitStack
 from datetime import datetime
@@ -83,6 +84,11 @@ STEADY = "steady"
 )
 @click.option("--error-rate", type=FiniteRange(0, 1), default=0.01, help="SLO: share of requests that may fail.")
 @click.option("--min-rps", type=FiniteRange(min=0), show_default="no bound", help="SLO: answers a second, at least.")
+@click.option(
+    "--work-for",
+    metavar="HOST",
+    help="Only be one of the --remote-workers of a load test on this machine, at its --master-port.",
+)
 @options.name("loadtest")
 @options.OUTPUT
 @click.option(
@@ -112,6 +118,7 @@ def main(
     p95_ms: float | None,
     error_rate: float,
     min_rps: float | None,
+    work_for: str | None,
     name: str | None,
     output: Path,
     again: Path | None,
@@ -126,6 +133,9 @@ def main(
         raise click.ClickException(f"locust is not installed here: {INSTALL}")
     if remote_workers and not master_port:
         raise click.UsageError("--remote-workers need a --master-port that they know, not 0")
+    if work_for:
+        worker = ["--worker", "--master-host", work_for, "--master-port", str(master_port)]
+        os.execv(sys.executable, [sys.executable, "-m", "locust", "--locustfile", str(options.LOCUSTFILE), *worker])  # noqa: S606
     demand = Demand(images_per_day, peak_factor) if images_per_day else None
     shape = shape or (STEPS if demand else STEADY)
     load = Load(shape, users, duration or DEFAULT_SECONDS[shape], rate)

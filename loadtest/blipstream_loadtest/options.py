@@ -9,7 +9,9 @@ import click
 
 from blipstream.files import MODEL_REPOSITORY
 
-MIX_FILE = Path(__file__).resolve().parent / "mix.yaml"
+FOLDER = Path(__file__).resolve().parent
+MIX_FILE = FOLDER / "mix.yaml"
+LOCUSTFILE = FOLDER / "locustfile.py"
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]

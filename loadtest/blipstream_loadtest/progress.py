@@ -3,6 +3,7 @@
 
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ class Progress:
         elif time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             self._write(f"{text}\n")
+
+    def tell(self, text: str) -> None:
+        """Write a text that stays."""
+        self.clear()
+        self._write(f"{textwrap.fill(text, WIDTH)}\n")
 
     def clear(self) -> None:
         """Remove the text, and let the next one show at once."""

@@ -75,7 +75,7 @@ def render(test: LoadTest) -> str:
 def text(test: LoadTest, folder: Path) -> str:
     """The report for a terminal of 80 columns; `folder` has the page."""
     rows = [f"{'stage':18}{'requests':>9}{'failed':>8}{'answers/s':>11}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}"]
-    for stage in (*test.stages, test.overall):
+    for stage in (*test.stages, test.overall) if len(test.stages) > 1 else test.stages:
         latencies = "".join(f"{_whole(value):>10}" for value in (stage.p50_ms, stage.p95_ms, stage.p99_ms))
         rows.append(f"{stage.name:18}{stage.requests:9}{stage.errors:8}{stage.rps:11.2f}{latencies}")
     verdict = f"SLO {'met' if test.verdict.passed else 'missed'}: {test.verdict.text}"

@@ -25,11 +25,11 @@ from blipstream_client import Client
 from blipstream_loadtest import mix, report
 from blipstream_loadtest.collector import Collector, Statistics, Unavailable, local_server
 from blipstream_loadtest.machines import Demand
+from blipstream_loadtest.options import LOCUSTFILE
 from blipstream_loadtest.progress import Progress
 from blipstream_loadtest.results import LoadTest, RequestLog, Slo
-from blipstream_loadtest.shapes import END, PAUSE, STEPS, Load
+from blipstream_loadtest.shapes import END, PAUSE, STEPS, Load, most_users
 
-LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
 PROTOCOLS = {"grpc": ("grpc",), "http": ("http",), "both": ("grpc", "http")}
 PACKAGES = ("locust", "blipstream", "blipstream-client", "tritonclient", "grpcio")
 DRAIN_SECONDS = 60.0  # that Locust may take to end, beyond the timeout of a request
@@ -99,6 +99,7 @@ def load_test(plan: LoadPlan, target: Target, folder: Path, progress: Progress) 
     folder.mkdir(parents=True, exist_ok=True)
     conditions = json.dumps(_conditions(plan, target, folder.name), indent=2)
     (folder / "run.json").write_text(f"{conditions}\n", encoding="utf-8")
+    progress.tell(_announced(plan))
     _run_locust(plan, target, folder, progress)
     with progress.waiting("writing the report"):
         return report.write(folder)
@@ -111,6 +112,16 @@ def write_again(folder: Path, demand: Demand | None) -> LoadTest:
         conditions = json.dumps(test.conditions | {"demand": asdict(demand)}, indent=2)
         (folder / "run.json").write_text(f"{conditions}\n", encoding="utf-8")
     return report.write(folder)
+
+
+def _announced(plan: LoadPlan) -> str:
+    """What is about to happen, in a sentence."""
+    load, p95_ms = plan.load, plan.slo.p95_ms
+    if load.shape != STEPS:
+        return f"{load.shape} load with up to {most_users(load)} users for {load.seconds:g} s:"
+    if p95_ms is None:
+        return f"steps of {load.seconds:g} s, until throughput stops growing (no --p95-ms bounds how long answers take):"
+    return f"steps of {load.seconds:g} s, until one answer in 20 takes longer than {p95_ms:g} ms:"
 
 
 def _warm_up(target: Target, plan: LoadPlan) -> None:

@@ -88,7 +88,7 @@ def test_help_shows_all_commands_without_loading_them(run: Run, tmp_path: Path) 
     assert lines(installed)["other"] == "From the package toy."
     missing, _, how = missing.partition("\n\n")
     assert "`make wheels`" in how
-    assert lines(missing) == {name: SERVER_COMMANDS[name] for name in ("build", "bench")}
+    assert lines(missing) == {name: SERVER_COMMANDS[name] for name in ("build", "bench", "loadtest", "tune")}
 
 
 def lines(section: str) -> dict[str, str]:
