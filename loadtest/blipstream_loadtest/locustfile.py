@@ -53,10 +53,9 @@ class StagedShape(LoadTestShape):
         """Begin with the first stage."""
         super().reset_time()
         options = self._options()
-        users = options.num_users or None
         seconds = options.run_time or DEFAULT_SECONDS[options.shape]
         self._slo = Slo(options.p95_ms, options.error_rate)
-        self._stages = stages(Load(options.shape, users, seconds, options.rate))
+        self._stages = stages(Load(options.shape, options.num_users, seconds, options.rate))
         recorder.keeps_stage = options.shape == STEPS
         if options.record:
             write_rows(Path(options.record, "stages.csv"), [STAGE_COLUMNS], "w")

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LINE_SECONDS = 5.0  # between lines, if standard error is no terminal
@@ -43,20 +43,25 @@ class Progress:
             self._write(CLEAR)
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
-        """Show the text and how long it has been true, until the `with` block ends."""
+    def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Show the text and how long it has been true, until the `with` block ends. Gives a function to change it."""
         stop = threading.Event()
+        what = text, time.monotonic()
+
+        def change(text: str) -> None:
+            nonlocal what
+            what = text, time.monotonic()
 
         def tell() -> None:
-            began = time.monotonic()
             self.show(f"{text} ...")
             while not stop.wait(RENEW_SECONDS):
-                self.show(f"{text} ... {time.monotonic() - began:.0f} s")
+                now, since = what
+                self.show(f"{now} ... {time.monotonic() - since:.0f} s")
 
         thread = threading.Thread(target=tell)
         thread.start()
         try:
-            yield
+            yield change
         finally:
             stop.set()
             thread.join()

@@ -120,7 +120,7 @@ def _announced(plan: LoadPlan) -> str:
     if load.shape != STEPS:
         return f"{load.shape} load with up to {most_users(load)} users for {load.seconds:g} s:"
     if p95_ms is None:
-        return f"steps of {load.seconds:g} s, until throughput stops growing (no --p95-ms bounds how long answers take):"
+        return f"steps of {load.seconds:g} s, until throughput stops growing (no --p95-ms bounds latency):"
     return f"steps of {load.seconds:g} s, until one answer in 20 takes longer than {p95_ms:g} ms:"
 
 
@@ -144,11 +144,12 @@ def _run_locust(plan: LoadPlan, target: Target, folder: Path, progress: Progress
     port = plan.master_port or _free_port()
     options = [
         *("--host", target.host, "--shape", load.shape, "--run-time", f"{load.seconds:g}s", "--rate", f"{load.rate:g}"),
+        *("--users", str(most_users(load))),  # else Locust has one
         *("--timeout", f"{plan.timeout:g}", "--stop-timeout", f"{plan.timeout:g}", "--mix", str(plan.mix.resolve())),
         *("--record", str(folder), "--csv", str(folder / "locust"), "--html", str(folder / "locust.html")),
         *("--headless", "--only-summary", "--exit-code-on-error", "0", "--loglevel", "WARNING"),
     ]
-    optional = {"--users": load.users, "--p95-ms": plan.slo.p95_ms, "--error-rate": plan.slo.error_rate}
+    optional = {"--p95-ms": plan.slo.p95_ms, "--error-rate": plan.slo.error_rate}
     for name, value in optional.items():
         options += [] if value is None else [name, f"{value:g}"]
     waited = plan.workers + plan.remote_workers

@@ -103,7 +103,6 @@ def run_trial(
     """
     write_settings(repository, config, settings)
     points: list[Point] = []
-    say("starting a server")
     with TritonServer(repository, config=VARIANT, http_port=0, grpc_port=0, metrics_port=0) as server:
         with Client(server.grpc_url, timeout=TIMEOUT) as client:
             for request in chosen.one_of_each():

@@ -47,13 +47,8 @@ def tune(plan: TunePlan, repository: Path, folder: Path, progress: Progress) -> 
     start = read_settings(copy, plan.config)
 
     def run(settings: Settings) -> Trial:
-        what = f"{time.monotonic() - began:6.0f} s  "
-
-        def say(text: str) -> None:
-            progress.show(f"{what}{text}: {', '.join(changes(settings, start)) or 'as before'}")
-
-        trial = run_trial(copy, plan.config, settings, chosen, plan.p95_ms, plan.seconds, plan.max_in_flight, say)
-        progress.clear()
+        with progress.waiting("starting a server") as say:
+            trial = run_trial(copy, plan.config, settings, chosen, plan.p95_ms, plan.seconds, plan.max_in_flight, say)
         click.echo(f"{time.monotonic() - began:6.0f} s  {describe(trial, plan.p95_ms)}")
         click.echo(_indented(settings, start, 10))
         return trial

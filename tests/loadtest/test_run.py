@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -252,6 +253,29 @@ def test_a_search_says_what_it_found(closed: Path) -> None:
         "at 70%",
         "end",
     ]
+
+
+def test_a_search_goes_on_until_throughput_stops_growing(tmp_path: Path, tiny: TinyTriton) -> None:
+    """The server answers one request after the other."""
+    one_at_a_time = threading.Lock()
+
+    def busy(inputs: Inputs) -> tuple[str, float, int]:
+        with one_at_a_time:
+            time.sleep(0.1)
+        return size_of_image(inputs)
+
+    tiny.answer = busy
+    status, said = load(
+        *("--host", tiny.url("grpc"), "--images-per-day", "100_000", "--duration", 3, "--name", "search"),
+        *("--output", tmp_path),
+    )
+    assert status == 0, said
+    test = LoadTest(tmp_path / "search")
+    assert [stage.users for stage in test.searched][:3] == [1, 2, 4]
+    assert test.findings[0].startswith("The limit was found: with more than ")
+    assert test.planned
+    assert "100,000 images a day are 1.2 a second on average and 2.9 at the peak, 2.5 times" in said
+    assert "Machines: 1, each at 70% of the " in said
 
 
 @pytest.mark.full
