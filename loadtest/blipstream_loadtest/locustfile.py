@@ -21,7 +21,7 @@ from blipstream_loadtest.capacity import Step
 from blipstream_loadtest.options import MIX_FILE
 from blipstream_loadtest.results import RequestLog, Slo
 from blipstream_loadtest.shapes import DEFAULT_SECONDS, END, STEPS, Load, Stage, stages
-from blipstream_loadtest.users import COLUMNS, ClosedUser, OpenUser, row
+from blipstream_loadtest.users import COLUMNS, ClosedUser, OpenUser, load_mix, row
 
 __all__ = ["ClosedUser", "OpenUser", "StagedShape"]  # Locust looks for them
 
@@ -37,10 +37,16 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--shape", choices=list(DEFAULT_SECONDS), default="steady")
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--timeout", type=float, default=30.0)
-    parser.add_argument("--mix", default=str(MIX_FILE))
+    parser.add_argument("--mix", default=str(MIX_FILE), type=_read_mix)
     parser.add_argument("--p95-ms", type=float)
     parser.add_argument("--error-rate", type=float)
     parser.add_argument("--record", default="", help="Folder for requests.csv and stages.csv.")
+
+
+def _read_mix(path: str) -> str:
+    """Read the mix while Locust parses its options; else the first users would read it, in the first stage."""
+    load_mix(path)
+    return path
 
 
 class StagedShape(LoadTestShape):

@@ -158,7 +158,8 @@ def _run_locust(plan: LoadPlan, target: Target, folder: Path, progress: Progress
         options += ["--master", "--expect-workers", str(waited), "--master-bind-port", str(port)]
         options += ["--master-bind-host", host]
         options += [] if plan.remote_workers else ["--expect-workers-max-wait", f"{START_SECONDS:g}"]
-    commands = [options, *[["--worker", "--master-port", str(port), "--loglevel", "WARNING"]] * plan.workers]
+    worker = ["--worker", "--master-port", str(port), "--mix", str(plan.mix.resolve()), "--loglevel", "WARNING"]
+    commands = [options, *[worker] * plan.workers]
     with ExitStack() as stack:
         log = stack.enter_context((folder / "locust.log").open("wb"))
         processes = [stack.enter_context(_locust(command, folder, log)) for command in commands]

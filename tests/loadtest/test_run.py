@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
+from blipstream.server.network import free_ports
 from blipstream.server.triton import TritonServer
 from blipstream_loadtest.options import MIX_FILE
 from blipstream_loadtest.results import LoadTest
@@ -276,6 +277,23 @@ def test_a_search_goes_on_until_throughput_stops_growing(tmp_path: Path, tiny: T
     assert test.planned
     assert "100,000 images a day are 1.2 a second on average and 2.9 at the peak, 2.5 times" in said
     assert "Machines: 1, each at 70% of the " in said
+
+
+@pytest.mark.full
+def test_a_worker_elsewhere(tmp_path: Path, tiny: TinyTriton) -> None:
+    """It waits for its master, and ends with it."""
+    (port,) = free_ports([("127.0.0.1", "master", 0)])
+    with start("--work-for", "127.0.0.1", "--master-port", port) as worker:
+        try:
+            status, said = load(
+                *("--host", tiny.url("grpc"), "--users", 2, "--duration", 3, "--name", "far", "--output", tmp_path),
+                *("--remote-workers", 1, "--master-port", port),
+            )
+            assert status == 0, said
+            assert len(rows(tmp_path / "far")) > 0
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
 
 
 @pytest.mark.full
