@@ -281,13 +281,15 @@ def compare(
     try:
         output.mkdir(parents=True, exist_ok=True)
         tell(f"measuring {architecture or checkpoint} on {device}")
-        with console.status("preparing the checkpoint") as status:
+        with console.status("") as status:
+            say = status.update if console.is_terminal else tell
+            say("preparing the checkpoint")
             folder = checkpoint or prepare_checkpoint(cache, architecture, plan.layers)
-            status.update("building the model repository")
+            say("building the model repository")
             built = build_repository(cache, folder, device)
             repositories = {dtype: in_dtype(built, dtype) for dtype in plan.dtypes}
             benchmark = Benchmark(plan, device, folder, repositories)
-            benchmark.run(status.update if console.is_terminal else tell, tell)
+            benchmark.run(say, tell)
     except BrokenProcessPool as exc:
         raise click.ClickException("the process of a system died: is there enough memory for all of them?") from exc
     except (BlipstreamError, ClientError, OSError) as exc:
