@@ -65,6 +65,8 @@ class StagedShape(LoadTestShape):
         recorder.keeps_stage = options.shape == STEPS
         if options.record:
             write_rows(Path(options.record, "stages.csv"), [STAGE_COLUMNS], "w")
+        self._users = 0
+        self._ends = 0.0  # when the current stage is to end, in seconds of the run; its start may come a tick late
         self._start(next(self._stages))
 
     def tick(self) -> tuple[int, float, list[Any]] | None:
@@ -74,16 +76,19 @@ class StagedShape(LoadTestShape):
             waited = now - self._began
             if not self.get_current_user_count() or waited > self._options().timeout + STOPPING_SECONDS:
                 return None
-        elif now >= self._began + self._stage.seconds:
+        elif now >= self._ends:
             try:
                 self._start(self._stages.send(self._measured()))
             except StopIteration:
                 self._start(Stage(END, 0, 0))
-        users = [OpenUser] if self._stage.rate else [ClosedUser]
-        return self._stage.users, float(max(self._stage.users, self.get_current_user_count(), 1)), list(users)
+        users: list[Any] = [OpenUser] if self._stage.rate else [ClosedUser]
+        return self._stage.users, self._spawn_rate, users
 
     def _start(self, stage: Stage) -> None:
+        self._spawn_rate = float(max(stage.users, self._users, 1))  # all within a second
+        self._users = stage.users
         self._stage, self._began = stage, self.get_run_time()
+        self._ends += stage.seconds
         recorder.stage_rows.clear()
         if stage.rate:
             self.runner.send_message(RATE, stage.rate / stage.users)  # type: ignore[union-attr]
