@@ -21,12 +21,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import cli
 from blipstream.decoding import Engine, Request, load_engine
 from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import BlipstreamError
 from blipstream.finite import FiniteRange
 from blipstream.options import DecodingOptions
+from blipstream_loadtest import options as shared
 
 LENGTHS = (4,) * 7 + (12,) * 2 + (60,)  # tokens, of which each request draws one evenly
 MAX_BATCH = 64  # requests in a batch that runs to completion
@@ -131,8 +131,8 @@ def measure(driver: Driver, engine: Engine, expected: list[Arrival]) -> tuple[di
     return latencies, rate
 
 
-@click.command(context_settings=cli.SETTINGS)
-@cli.repository("Model repository with the decoder.")
+@click.command(context_settings=shared.SETTINGS)
+@shared.repository("Model repository with the decoder.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--rate", type=FiniteRange(min=0, min_open=True), default=40.0, help="Requests a second.")
 @click.option("--seconds", type=FiniteRange(min=0, min_open=True), default=20.0, help="Length of a turn.")

@@ -23,9 +23,8 @@ from urllib.parse import urlsplit
 
 import click
 
-import cli
-import mix
 from blipstream.server.network import bypass_proxies
+from blipstream_loadtest import mix, options
 
 CACHE = Path(__file__).resolve().parent / ".perf_analyzer_cache"
 WHEEL = "tritonclient==2.51.0"  # of Triton 24.10, like the embedded server
@@ -49,8 +48,8 @@ def input_data(chosen: mix.Mix, kind: str) -> dict[str, Any]:
 
 def _step(request: mix.CaptionRequest) -> dict[str, Any]:
     element = len(request.image).to_bytes(4, "little") + request.image
-    options = {name: {"content": [value], "shape": [1]} for name, value in request.options.items()}
-    return {"image": {"content": {"b64": base64.b64encode(element).decode()}, "shape": [1]}, **options}
+    chosen = {name: {"content": [value], "shape": [1]} for name, value in request.options.items()}
+    return {"image": {"content": {"b64": base64.b64encode(element).decode()}, "shape": [1]}, **chosen}
 
 
 def find() -> tuple[Path, dict[str, str]]:
@@ -99,10 +98,10 @@ def fetch() -> None:
         program.rename(CACHE / "perf_analyzer")
 
 
-@click.command(context_settings=cli.SETTINGS)
+@click.command(context_settings=options.SETTINGS)
 @click.option("--host", default="grpc://localhost:8001", help="URL of the server, grpc:// or http://.")
 @click.option("--kind", default="greedy", help="Kind of request in the mix.")
-@cli.MIX
+@options.MIX
 @click.option(
     "--write", type=click.Path(path_type=Path, dir_okay=False), help="Only write the input data to this file."
 )

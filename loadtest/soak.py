@@ -39,7 +39,6 @@ from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-import cli
 import difficult_clients
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.files import SAMPLES
@@ -50,7 +49,8 @@ from blipstream.server.proc import STUB
 from blipstream.server.triton import TritonServer
 from blipstream.server.workspace import SHARED_MEMORY
 from blipstream_bench.signals import stop_on_signals
-from collector import Statistics, Unavailable, family, group_members
+from blipstream_loadtest import options
+from blipstream_loadtest.collector import Statistics, Unavailable, family, group_members
 from raw_requests import FORM, caption_body, caption_request
 
 SHARD = 1000  # images of a tar file
@@ -384,8 +384,8 @@ def wait(client: subprocess.Popen[bytes], server: TritonServer, visits: Visits) 
                 raise ServerError(f"{error}; round {visits.pause + 1}, at or after: {present}") from error
 
 
-@click.command(context_settings=cli.SETTINGS)
-@cli.repository("What the server serves.")
+@click.command(context_settings=options.SETTINGS)
+@options.repository("What the server serves.")
 @click.option("--config", default="cpu", help="Its configuration.")
 @click.option("--images", type=click.IntRange(min=1), default=200_000, help="Captions to make.")
 @click.option("--settled", type=click.IntRange(min=1), default=10_000, help="Captions after which nothing may grow.")

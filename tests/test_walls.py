@@ -14,15 +14,11 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCES = (ROOT, ROOT / "client", ROOT / "build", ROOT / "loadtest")  # folders from which modules are imported by name
-PACKAGES = ("blipstream", "blipstream_client", "blipstream_build", "blipstream_demo", "blipstream_bench")
+TOOL_PACKAGES = ("blipstream_build", "blipstream_demo", "blipstream_bench", "blipstream_loadtest", "blipstream_tune")
+PACKAGES = ("blipstream", "blipstream_client", *TOOL_PACKAGES)
 TRITON = "triton_python_backend_utils"
 INNER_ROOMS = ("images", "vision", "text", "decoding")
-TOOLS = (
-    "blipstream_build",
-    "blipstream_demo",
-    "blipstream_bench",
-    *(path.stem for path in (ROOT / "build").glob("*.py")),
-)
+TOOLS = (*TOOL_PACKAGES, *(path.stem for path in (ROOT / "build").glob("*.py")))
 # who must not reach whom; a name stands for its submodules, too
 WALLS = {
     **{f"blipstream.{room}": ("blipstream.serving", "blipstream.server") for room in INNER_ROOMS},

@@ -47,6 +47,8 @@ def test_what_travels(wheels: Path) -> None:
         "build/demo/checkpoint/": "blipstream/share/build/demo/checkpoint/",
         "build/demo/samples/": "blipstream/share/build/demo/samples/",
         "loadtest/blipstream_bench/": "blipstream_bench/",
+        "loadtest/blipstream_loadtest/": "blipstream_loadtest/",
+        "loadtest/blipstream_tune/": "blipstream_tune/",
         "model_repository/": "blipstream/share/model_repository/",
     }
     expected = {

@@ -19,6 +19,8 @@ SERVER_COMMANDS = {  # of the package `blipstream`, with their help, which is to
     "serve": "Serve captions from a checkpoint.",
     "build": "Convert a checkpoint to a model repository.",
     "bench": "Measure throughput and latency against transformers.",
+    "loadtest": "Put a server under load, and say how many machines you need.",
+    "tune": "Find the batching settings that suit this machine.",
 }
 
 

@@ -120,10 +120,10 @@ class Benchmark:
         self.captions: dict[tuple[str, str], dict[str, list[str]]] = {}  # by strategy and dtype, then by system
         self.triton_version = ""
 
-    def run(self, say: Callable[[str], None]) -> None:
-        """Measure everything, and tell `say` what is being done."""
+    def run(self, say: Callable[[str], None], tell: Callable[[str], None]) -> None:
+        """Measure everything, and tell `say` what is being done, and `tell` what was measured."""
         kinds = [(kind, dtype) for kind in SYSTEMS.values() for dtype in self.plan.dtypes]
-        batches = {key: self._best_batches(*key, say) for key in kinds}
+        batches = {key: self._best_batches(*key, say, tell) for key in kinds}
         with ExitStack() as stack:
             processes = []
             for key in kinds:
@@ -131,12 +131,14 @@ class Benchmark:
                 processes.append((stack.enter_context(self._start(*key)), batches[key]))
             self.triton_version = next(each.call("version") for each, _ in processes if each.kind is Triton)
             for strategy in self.plan.strategies:
-                self._measure(processes, strategy, say)
+                self._measure(processes, strategy, say, tell)
 
     def _start(self, kind: type[System], dtype: str) -> SystemProcess:
         return SystemProcess(kind, self.checkpoint, self.repositories[dtype], self.device, dtype)
 
-    def _best_batches(self, kind: type[System], dtype: str, say: Callable[[str], None]) -> dict[str, int]:
+    def _best_batches(
+        self, kind: type[System], dtype: str, say: Callable[[str], None], tell: Callable[[str], None]
+    ) -> dict[str, int]:
         """Find the batch size with the highest throughput for each strategy, in a process that ends afterwards."""
         if kind is Triton:
             return dict.fromkeys(self.plan.strategies, self.plan.in_flight)
@@ -153,13 +155,18 @@ class Benchmark:
                     say(f"{process.title}, {strategy}: trying batches of {batch}")
                     rates[batch] = process.call("throughput", self.images, beams, batch, 0)
                 best[strategy] = max(candidates, key=rates.__getitem__)
+                tell(f"{process.title}, {strategy}: batches of {best[strategy]} are best")
                 # The next strategy has more beams, so more rows for each image: a larger batch will not do better
                 index = candidates.index(best[strategy])
                 candidates = candidates[max(index - 1, 0) : index + 1]
         return best
 
     def _measure(
-        self, processes: list[tuple[SystemProcess, dict[str, int]]], strategy: str, say: Callable[[str], None]
+        self,
+        processes: list[tuple[SystemProcess, dict[str, int]]],
+        strategy: str,
+        say: Callable[[str], None],
+        tell: Callable[[str], None],
     ) -> None:
         beams, seconds = STRATEGIES[strategy], self.plan.seconds
         rates: dict[str, list[float]] = {process.title: [] for process, _ in processes}
@@ -170,9 +177,13 @@ class Benchmark:
             self.captions.setdefault((strategy, process.dtype), {})[process.kind.name] = captions
         for turn in range(self.plan.rounds):
             for process, batches in processes:
-                say(f"{process.title}, {strategy}: round {turn + 1} of {self.plan.rounds}")
-                rates[process.title].append(process.call("throughput", self.images, beams, batches[strategy], seconds))
-                times[process.title] += process.call("latency", self.images, beams, seconds)
+                what = f"{process.title}, {strategy}: round {turn + 1} of {self.plan.rounds}"
+                say(what)
+                rate = process.call("throughput", self.images, beams, batches[strategy], seconds)
+                alone = process.call("latency", self.images, beams, seconds)
+                rates[process.title].append(rate)
+                times[process.title] += alone
+                tell(f"{what}, {rate:.2f} images/s, {statistics.median(alone):.0f} ms alone")
         for process, batches in processes:
             self.measurements.append(
                 Measurement(
@@ -262,16 +273,23 @@ def compare(
     bypass_proxies()
     transformers.utils.logging.disable_progress_bar()
     console = Console()
+
+    def tell(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     began = time.monotonic()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with console.status("preparing the checkpoint") as status:
+        tell(f"measuring {architecture or checkpoint} on {device}")
+        with console.status("") as status:
+            say = status.update if console.is_terminal else tell
+            say("preparing the checkpoint")
             folder = checkpoint or prepare_checkpoint(cache, architecture, plan.layers)
-            status.update("building the model repository")
+            say("building the model repository")
             built = build_repository(cache, folder, device)
             repositories = {dtype: in_dtype(built, dtype) for dtype in plan.dtypes}
             benchmark = Benchmark(plan, device, folder, repositories)
-            benchmark.run(status.update if console.is_terminal else click.echo)
+            benchmark.run(say, tell)
     except BrokenProcessPool as exc:
         raise click.ClickException("the process of a system died: is there enough memory for all of them?") from exc
     except (BlipstreamError, ClientError, OSError) as exc:
@@ -288,5 +306,6 @@ def compare(
     chart(result, output / f"{stem}.png")
     console.print(terminal_table(result))
     for line in benchmark.agreement():
-        console.print(line, highlight=False)
-    console.print(f"{output}/{stem}.json and {stem}.png, after {time.monotonic() - began:.0f} s", markup=False)
+        tell(line)
+    tell(f"all figures, after {time.monotonic() - began:.0f} s: {output}/{stem}.json")
+    tell(f"chart: {output}/{stem}.png (open it with an image viewer)")

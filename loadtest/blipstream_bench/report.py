@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import click
 import matplotlib as mpl
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 mpl.use("agg")
@@ -15,13 +16,13 @@ from matplotlib import pyplot as plt
 
 from blipstream_bench.plans import NEW_TOKENS, PICTURE_SIZE, STRATEGIES
 
+TEXT_COLUMNS = ("strategy", "system", "dtype")  # of the Markdown table
 REFERENCE = "transformers"  # the system that the others are compared with
 COLOURS = {  # of the first dtype and of the second
     "transformers": ("#c4c4c4", "#8a8a8a"),
     "engine": ("#9ecae1", "#3182bd"),
     "blipstream-triton": ("#a1d99b", "#31a354"),
 }
-TEXT_COLUMNS = ("strategy", "system", "dtype")
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,25 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def terminal_table(result: dict[str, Any]) -> Table:
-    """The table for a terminal."""
+    """The table for a terminal of 80 columns, with a row of its own for each strategy."""
     rows = rows_of(result)
-    table = Table(title="Throughput, and latency of one image at a time", caption=conditions(result))
-    for heading in headings(rows):
-        table.add_column(heading, justify="left" if heading in TEXT_COLUMNS else "right")
-    for i, row in enumerate(rows):
-        last = i + 1 == len(rows) or rows[i + 1].strategy != row.strategy
-        table.add_row(*cells(row, rows), end_section=last)
+    ratios = [f"vs {dtype}" for dtype in dtypes(rows)]
+    table = Table(
+        title="Throughput, and latency of one image at a time",
+        caption=f"{', '.join(ratios)}: against transformers in that format. MB: the most memory. {conditions(result)}",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("batch", "images/s", *ratios, "p50 ms", "p99 ms", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    strategy = ""
+    for row in rows:
+        if row.strategy != strategy:
+            strategy = row.strategy
+            table.add_row(strategy)
+        _, system, dtype, *others = cells(row, rows)
+        table.add_row(f"  {system.removeprefix('blipstream-')} {dtype}", *others)
     return table
 
 

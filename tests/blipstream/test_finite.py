@@ -7,7 +7,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-COMMANDS = ("blipstream.server.command", "blipstream_bench.command", "inflight", "load", "soak", "tune")
+COMMANDS = (
+    "blipstream.server.command",
+    "blipstream_bench.command",
+    "blipstream_loadtest.command",
+    "blipstream_tune.command",
+    "inflight",
+    "soak",
+)
 OPTIONS = [
     (module, parameter.opts[0])
     for module in COMMANDS

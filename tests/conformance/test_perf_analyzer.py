@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import mix
 import perf_analyzer
 from blipstream.server.triton import TritonServer
+from blipstream_loadtest import mix
+from blipstream_loadtest.options import MIX_FILE
 from tests.conftest import ROOT
 
 REQUESTS = 12
@@ -18,7 +19,7 @@ REQUESTS = 12
 
 @pytest.fixture(scope="module")
 def chosen() -> mix.Mix:
-    return mix.load(mix.DEFAULT)
+    return mix.load(MIX_FILE)
 
 
 @pytest.fixture(scope="module")

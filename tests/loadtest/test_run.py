@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
+from blipstream.server.network import free_ports
 from blipstream.server.triton import TritonServer
-from load_results import LoadTest
+from blipstream_loadtest.options import MIX_FILE
+from blipstream_loadtest.results import LoadTest
 from tests.conftest import ROOT
 from tests.support.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
 
@@ -29,7 +32,7 @@ MODELS = {"caption", "preprocess", "encoder", "decoder"}
 
 
 def start(*options: str | float | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "loadtest" / "load.py"), *map(str, options)]
+    command = [sys.executable, "-m", "blipstream_loadtest", *map(str, options)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -51,12 +54,17 @@ def closed(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of steps of closed-loop users, over both protocols, on a server that the load test starts."""
     output = tmp_path_factory.mktemp("closed")
     status, said = load(
-        *("--repository", artifacts, "--protocol", "both", "--shape", "steps", "--users", 2, "--duration", 8),
+        *("--repository", artifacts, "--protocol", "both", "--shape", "steps", "--users", 2, "--duration", 4),
         *("--timeout", 60, "--name", "steps", "--output", output),
     )
     assert status == 0, said
     assert "SLO met" in said
-    assert f"report: {output}/steps/index.html" in said
+    assert f"report: {output}/steps/index.html (open it in a browser)" in said
+    lines = said.splitlines()
+    assert lines[0] == "preparing the load test ..."
+    assert {"starting a server ...", "sending one request of each kind ...", "writing the report ..."} < set(lines)
+    assert any("/s  p95 " in line and line.endswith(" s left of this step") for line in lines)
+    assert max(map(len, lines[:-1])) <= 80
     return output / "steps"
 
 
@@ -65,8 +73,7 @@ def open_loop(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) ->
     """The results of a spike of open-loop users in two workers, on a running server. Some requests are streams."""
     output = tmp_path_factory.mktemp("open")
     streams = output / "streams.yaml"
-    text = (ROOT / "loadtest/mix.yaml").read_text().replace("../build", f"{ROOT}/build")
-    streams.write_text(text.replace("weight: 0", "weight: 9"))
+    streams.write_text(MIX_FILE.read_text().replace("weight: 0", "weight: 9"))
     status, said = load(
         *("--mix", streams),
         *("--host", server.grpc_url, "--shape", "spike", "--users", 4, "--rate", 20, "--duration", 6),
@@ -140,7 +147,10 @@ def test_the_server_counts_the_same(folder: Path) -> None:
 
 @pytest.mark.full
 def test_stages(closed: Path, open_loop: Path) -> None:
-    assert [(stage["name"], stage["users"]) for stage in summary(closed)["stages"]] == [("1 user", 1), ("2 users", 2)]
+    assert [(stage["name"], stage["users"]) for stage in summary(closed)["stages"]][:2] == [
+        ("1 user", 1),
+        ("2 users", 2),
+    ]
     assert [(stage["name"], stage["users"]) for stage in summary(open_loop)["stages"]] == [
         ("before", 1),
         ("spike", 4),
@@ -155,7 +165,7 @@ def test_both_protocols_and_frequent_parts_of_the_mix(closed: Path, open_loop: P
     frequent = {"greedy", "stream"}
     assert frequent <= {row["kind"] for row in asked} <= frequent | {"prompt", "beams", "sampling"}
     assert {"original", "640"} <= {row["size"] for row in asked} <= {"original", "640", "1920"}
-    assert json.loads((closed / "run.json").read_text())["mix"] == (ROOT / "loadtest/mix.yaml").read_text()
+    assert json.loads((closed / "run.json").read_text())["mix"] == MIX_FILE.read_text()
 
 
 def test_processor_and_memory(folder: Path) -> None:
@@ -207,10 +217,83 @@ def test_page_can_be_written_again(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "index.html").unlink()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "loadtest/load_report.py"), str(copy)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "blipstream_loadtest", "--report", str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert (copy / "index.html").read_text() == (folder / "index.html").read_text()
+
+
+def test_a_report_for_another_demand(closed: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(closed, tmp_path / "copy")
+    status, said = load("--report", copy, "--images-per-day", "5M", "--peak-factor", 3)
+    assert status == 0, said
+    assert "5,000,000 images a day are 57.9 a second on average and 173.6 at the peak" in said
+    assert "Machines: " in said
+    assert f"report: {copy}/index.html" in said
+    page = (copy / "index.html").read_text()
+    assert page.index("Machines: ") < page.index("<h2>Stages</h2>")
+    assert summary(copy)["plan"][0].startswith("5,000,000 images a day")
+
+
+def test_a_search_says_what_it_found(closed: Path) -> None:
+    """Two users were the bound. In the end comes a try with random arrivals, and every line fits a terminal."""
+    test = LoadTest(closed)
+    assert test.findings[0] == "The limit was not reached with 2 users: search on with a higher --users."
+    assert test.planned
+    assert test.findings[1].endswith(f"a second, sent at random times as people do: p95 {test.planned.p95_ms:.0f} ms.")
+    assert test.planned.requests > 0
+    stages = (closed / "stages.csv").read_text()
+    assert [line.split(",")[0] for line in stages.splitlines()] == [
+        "name",
+        "1 user",
+        "2 users",
+        "pause",
+        "at 70%",
+        "end",
+    ]
+
+
+def test_a_search_goes_on_until_throughput_stops_growing(tmp_path: Path, tiny: TinyTriton) -> None:
+    """The server answers one request after the other."""
+    one_at_a_time = threading.Lock()
+
+    def busy(inputs: Inputs) -> tuple[str, float, int]:
+        with one_at_a_time:
+            time.sleep(0.1)
+        return size_of_image(inputs)
+
+    tiny.answer = busy
+    status, said = load(
+        *("--host", tiny.url("grpc"), "--images-per-day", "100_000", "--duration", 3, "--name", "search"),
+        *("--output", tmp_path),
+    )
+    assert status == 0, said
+    test = LoadTest(tmp_path / "search")
+    assert [stage.users for stage in test.searched][:3] == [1, 2, 4]
+    assert test.findings[0].startswith("The limit was found: with more than ")
+    assert test.planned
+    assert "100,000 images a day are 1.2 a second on average and 2.9 at the peak, 2.5 times" in said
+    assert "Machines: 1, each at 70% of the " in said
+
+
+@pytest.mark.full
+def test_a_worker_elsewhere(tmp_path: Path, tiny: TinyTriton) -> None:
+    """It waits for its master, and ends with it."""
+    (port,) = free_ports([("127.0.0.1", "master", 0)])
+    with start("--work-for", "127.0.0.1", "--master-port", port) as worker:
+        try:
+            status, said = load(
+                *("--host", tiny.url("grpc"), "--users", 2, "--duration", 3, "--name", "far", "--output", tmp_path),
+                *("--remote-workers", 1, "--master-port", port),
+            )
+            assert status == 0, said
+            assert len(rows(tmp_path / "far")) > 0
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
 
 
 @pytest.mark.full

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import yaml
 from PIL import Image
 
+from blipstream.files import SAMPLES
 from blipstream_client import Client, Options
 
-DEFAULT = Path(__file__).resolve().parent / "mix.yaml"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ORIGINAL = "original"
 JPEG_QUALITY = 90
@@ -91,8 +91,9 @@ def load(path: Path) -> Mix:
     }
     sizes = _weights(_mapping(images.get("sizes"), path, "images.sizes"), path, "images.sizes")
     weights = _weights({kind: each.get("weight", 1) for kind, each in kinds.items()}, path, "requests")
+    folder = path.parent / str(images["folder"]) if images.get("folder") else SAMPLES
     return Mix(
-        images=_read_images(path.parent / str(images.get("folder", "")), sizes, path),
+        images=_read_images(folder, sizes, path),
         sizes=sizes,
         kinds=weights,
         options={kind: _options(kinds[kind].get("options") or {}, path, kind) for kind in weights},

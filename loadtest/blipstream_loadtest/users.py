@@ -19,8 +19,8 @@ import grpc.experimental.gevent
 from gevent.pool import Group
 from locust import User, task
 
-import mix
 from blipstream_client import BlipstreamError, Client
+from blipstream_loadtest import mix
 
 grpc.experimental.gevent.init_gevent()  # because importing locust has patched the standard library
 
@@ -107,10 +107,12 @@ class ClosedUser(CaptionUser):
 class OpenUser(CaptionUser):
     """Sends requests at random times, whether earlier ones are answered or not."""
 
+    rate = 0.0  # requests a second of each user; the master tells it before it starts them
+
     def on_start(self) -> None:
         """Wait until the first request is due."""
         super().on_start()
-        self._rate: float = self.environment.parsed_options.rate_per_user
+        self._rate = OpenUser.rate
         self._asking = Group()
         self._due = time.perf_counter()
         gevent.sleep(self.wait_time())

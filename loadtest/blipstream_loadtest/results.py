@@ -4,8 +4,8 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shapes import END
+from blipstream_loadtest.capacity import Step, breaking, is_flat
+from blipstream_loadtest.machines import Demand
+from blipstream_loadtest.shapes import PLANNED, PLANNED_LOAD, STEPS
 
 PERCENTILES = (50, 90, 95, 99)
 SLICES = 60  # of the time axis in charts, at most
@@ -106,11 +108,9 @@ class ModelFigures:
 
 
 class RequestLog:
-    """All requests of a load test, in columns."""
+    """Requests of a load test, in columns."""
 
-    def __init__(self, path: Path, origin: float) -> None:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+    def __init__(self, rows: Sequence[Mapping[str, Any]], origin: float) -> None:
         self.due = np.array([float(row["due"]) - origin for row in rows])
         self.latency_ms = np.array([float(row["latency_ms"]) for row in rows])
         self.late_ms = np.array([float(row["late_ms"]) for row in rows])
@@ -181,7 +181,8 @@ class LoadTest:
             with (folder / "stages.csv").open(encoding="utf-8", newline="") as file:
                 marks = [(row["name"], int(row["users"]), float(row["started"])) for row in csv.DictReader(file)]
             self.origin = marks[0][2]
-            self.requests = RequestLog(folder / "requests.csv", self.origin)
+            with (folder / "requests.csv").open(encoding="utf-8", newline="") as file:
+                self.requests = RequestLog(list(csv.DictReader(file)), self.origin)
             self.lines = [
                 json.loads(line) for line in (folder / "server.jsonl").read_text(encoding="utf-8").splitlines()
             ]
@@ -191,13 +192,16 @@ class LoadTest:
         self.stages = [
             self.requests.window(name, users, started - self.origin, end)
             for (name, users, started), end in zip(marks, ends, strict=False)
-            if name != END
+            if users  # nobody asks in a pause
         ]
         if not self.stages or len(self.requests.due) == 0:
             raise RecordError(f"{folder} holds no complete load test: it ended before its first stage did")
         self.end = self.stages[-1].end
         self.overall = self.requests.window("all", max(stage.users for stage in self.stages), 0.0, self.end)
         self.slo = Slo(**self.conditions["slo"])
+        self.planned = next((stage for stage in self.stages if stage.name == PLANNED), None)
+        demand = self.conditions.get("demand")
+        self.demand = Demand(**demand) if demand else None
 
     @cached_property
     def windows(self) -> list[Window]:
@@ -241,19 +245,73 @@ class LoadTest:
         return float(np.percentile(self.requests.late_ms, 99))
 
     @cached_property
+    def searched(self) -> list[Window]:
+        """The steps of a search, by their users; none in other shapes."""
+        steps = [stage for stage in self.stages if stage is not self.planned]
+        return sorted(steps, key=lambda stage: stage.users) if self.conditions["shape"] == STEPS else []
+
+    @cached_property
+    def best(self) -> Window | None:
+        """The stretch of time with the most answers a second within the SLO, or None. A search may choose its step."""
+        good = [window for window in self.searched or [self.overall] if not self.slo.misses(window)]
+        return max(good, key=lambda window: window.rps, default=None)
+
+    @cached_property
     def verdict(self) -> Verdict:
         """Whether the SLO is met: in the shape "steps" by one step, in any other by the whole time."""
-        if self.conditions["shape"] == "steps":
-            good = [stage for stage in self.stages if not self.slo.misses(stage)]
-            if good:
-                best = max(good, key=lambda stage: stage.rps)
-                return Verdict(True, f"{best.rps:.2f} requests a second within the SLO, with {best.name}")
-            nearest = "; ".join(self.slo.misses(self.stages[0]))
-            return Verdict(False, f"no step meets the SLO; in the first, {nearest}")
-        misses = self.slo.misses(self.overall)
-        if misses:
-            return Verdict(False, "; ".join(misses))
-        return Verdict(True, f"{self.overall.rps:.2f} requests a second with p95 {self.overall.p95_ms:.0f} ms")
+        best = self.best
+        if not self.searched:
+            if best:
+                return Verdict(True, f"{best.rps:.2f} requests a second with p95 {best.p95_ms:.0f} ms")
+            return Verdict(False, "; ".join(self.slo.misses(self.overall)))
+        if best:
+            return Verdict(True, f"{best.rps:.2f} requests a second within the SLO, with {best.name}")
+        nearest = "; ".join(self.slo.misses(self.searched[0]))
+        return Verdict(False, f"no step meets the SLO; in the first, {nearest}")
+
+    @cached_property
+    def findings(self) -> list[str]:
+        """What a search found out beyond its verdict, in sentences."""
+        if not self.searched or not self.best:
+            return []
+        said = [self._limit(self.best.name)]
+        if self.planned:
+            misses = self.slo.misses(self.planned)
+            said.append(
+                f"At {self.planned.requests / (self.planned.end - self.planned.start):.1f} a second, sent at random "
+                f"times as people do: {'; '.join(misses) if misses else f'p95 {self.planned.p95_ms:.0f} ms'}."
+            )
+        return said
+
+    def _limit(self, best: str) -> str:
+        bounds = replace(self.slo, min_rps=None)  # more load does not break that one
+        steps = [Step(stage.users, stage.rps, bool(bounds.misses(stage))) for stage in self.searched]
+        above = breaking(steps)
+        if above is not None:
+            broken = next(stage for stage in self.searched if stage.users == above)
+            return f"The limit was found: with {broken.name}, {'; '.join(bounds.misses(broken))}."
+        if is_flat(steps):
+            return f"The limit was found: with more than {best}, requests only wait longer."
+        further = "--rate" if self.conditions.get("rate") else "--users"
+        return f"The limit was not reached with {self.searched[-1].name}: search on with a higher {further}."
+
+    @cached_property
+    def plan(self) -> list[str]:
+        """What the demand means in machines, in sentences; none if no demand is known."""
+        if not self.demand:
+            return []
+        said = [self.demand.text()]
+        if not self.best or not self.best.rps:
+            return [*said, "Machines: unknown, since no load met the SLO."]
+        said.append(
+            f"Machines: {self.demand.machines(self.best.rps)}, each at {PLANNED_LOAD:.0%} of the "
+            f"{self.best.rps:.1f} a second measured here; one more if one may fail."
+        )
+        if not self.searched:
+            said.append("Nothing searched for the limit, so fewer may do: the shape steps finds it.")
+        elif self.planned and self.slo.misses(self.planned):
+            said.append("At that load the SLO was missed, so plan for more.")
+        return said
 
     @cached_property
     def unavailable(self) -> str | None:
@@ -296,6 +354,8 @@ class LoadTest:
         return {
             "passed": self.verdict.passed,
             "verdict": self.verdict.text,
+            "findings": self.findings,
+            "plan": self.plan,
             "overall": _plain(self.overall),
             "stages": [_plain(stage) for stage in self.stages],
             "kinds": [_plain(kind) for kind in self.by_kind],

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a load test: index.html, a page that needs no network, and summary.json for programs.
-
-python loadtest/load_report.py loadtest/results/FOLDER    writes both again
-"""
+"""The report of a load test: index.html, a page that needs no network, summary.json for programs, and a text."""
 
 import base64
 import io
 import json
 import math
-import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import click
 import jinja2
 import matplotlib as mpl
 import numpy as np
@@ -23,13 +19,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from load_results import PERCENTILES, LoadTest, ModelFigures, RecordError, Window
+from blipstream_loadtest.results import PERCENTILES, LoadTest, ModelFigures, Window
 
-TEMPLATE = "load_report.html"
+TEMPLATE = "report.html"
 COLOURS = {"p50": "#9ecae1", "p95": "#3182bd", "p99": "#08306b", "queue": "#fdae6b", "compute": "#31a354"}
 NEUTRAL = "#6e6e6e"
 WRONG = "#c0392b"
 WIDTH = 10.0  # inches
+TEXT_WIDTH = 80  # columns
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -75,6 +72,21 @@ def render(test: LoadTest) -> str:
     return environment.get_template(TEMPLATE).render(test=test, charts=charts, percentiles=PERCENTILES)
 
 
+def text(test: LoadTest, folder: Path) -> str:
+    """The report for a terminal of 80 columns; `folder` has the page."""
+    rows = [f"{'stage':18}{'requests':>9}{'failed':>8}{'answers/s':>11}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}"]
+    for stage in (*test.stages, test.overall) if len(test.stages) > 1 else test.stages:
+        latencies = "".join(f"{_whole(value):>10}" for value in (stage.p50_ms, stage.p95_ms, stage.p99_ms))
+        rows.append(f"{stage.name:18}{stage.requests:9}{stage.errors:8}{stage.rps:11.2f}{latencies}")
+    verdict = f"SLO {'met' if test.verdict.passed else 'missed'}: {test.verdict.text}"
+    sentences = [textwrap.fill(each, TEXT_WIDTH) for each in (verdict, *test.findings, *test.plan)]
+    return "\n".join([*rows, *sentences, f"report: {folder}/index.html (open it in a browser)"])
+
+
+def _whole(milliseconds: float) -> str:
+    return "-" if math.isnan(milliseconds) else f"{milliseconds:.0f}"
+
+
 def throughput_chart(test: LoadTest) -> str:
     """Latency percentiles against throughput: one point for each stage, and behind them the p95 of each slice."""
     figure, axes = _figure(3.6)
@@ -82,7 +94,7 @@ def throughput_chart(test: LoadTest) -> str:
         *_columns(test.windows, "rps", "p95_ms"), s=12, color=COLOURS["p95"], alpha=0.25, label="p95 of a slice"
     )
     for name in ("p50", "p95", "p99"):
-        axes.plot(*_columns(test.stages, "rps", f"{name}_ms"), "o-", color=COLOURS[name], label=name)
+        axes.plot(*_columns(test.searched or test.stages, "rps", f"{name}_ms"), "o-", color=COLOURS[name], label=name)
     for stage in test.stages:
         if not math.isnan(stage.p99_ms):
             axes.annotate(stage.name, (stage.rps, stage.p99_ms), (0, 6), textcoords="offset points", ha="center")
@@ -225,19 +237,3 @@ def _data_url(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def main(folder: Path) -> None:
-    """Write the report of the load test in FOLDER again."""
-    try:
-        test = write(folder)
-    except RecordError as exc:
-        click.echo(f"error: {exc}", err=True)
-        sys.exit(2)
-    click.echo(f"{folder}/index.html: {test.verdict.text}")
-
-
-if __name__ == "__main__":
-    main()

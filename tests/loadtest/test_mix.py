@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mix of requests: what is drawn, and what a file may not say."""
+
+import io
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blipstream_loadtest import mix
+from blipstream_loadtest.options import MIX_FILE
+from tests.conftest import ROOT
+
+
+def test_default_mix_draws_by_weight() -> None:
+    chosen = mix.load(MIX_FILE)
+    rng = random.Random(0)
+    drawn = [chosen.draw(rng) for _ in range(2000)]
+    kinds = Counter(request.kind for request in drawn)
+    assert set(kinds) == {"greedy", "prompt", "beams", "sampling"}
+    assert kinds["greedy"] / len(drawn) == pytest.approx(0.6, abs=0.05)
+    assert {request.options["prompt"] for request in drawn if request.kind == "prompt"} == {
+        "a picture of",
+        "two",
+        "a photograph of a",
+    }
+    for request in drawn[:20]:
+        with Image.open(io.BytesIO(request.image)) as image:
+            assert max(image.size) == (384 if request.size == "original" else int(request.size))
+
+
+def test_one_of_each_covers_everything() -> None:
+    chosen = mix.load(MIX_FILE)
+    requests = list(chosen.one_of_each())
+    assert {request.kind for request in requests} == set(chosen.kinds)
+    assert {request.size for request in requests} == set(chosen.sizes)
+
+
+IMAGES = f"images: {{folder: {ROOT}/build/demo/samples, sizes: {{original: 1}}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "cannot be read as YAML"),
+        ("[]", "the file must be a mapping, got []"),
+        ("pictures: {}", "the file has pictures; known are images, requests"),
+        (IMAGES, "requests must be a mapping, got None"),
+        (f"{IMAGES}\nrequests: {{greedy: {{weight: -1}}}}", "the weight of greedy in requests must be a number of at"),
+        (f"{IMAGES}\nrequests: {{greedy: {{weight: 0}}}}", "requests needs at least one weight above 0"),
+        (f"{IMAGES}\nrequests: {{a: {{options: {{beams: 3}}}}}}", "requests.a.options has beams; known are"),
+        (f"{IMAGES}\nrequests: {{a: {{options: {{prompt: []}}}}}}", "needs at least one value to choose from"),
+        (f"{IMAGES}\nrequests: {{a: {{stream: 1}}}}", "requests.a.stream must be true or false, got 1"),
+        ("images: {folder: ., sizes: {original: 1}}\nrequests: {a: {weight: 1}}", "has no images"),
+        (
+            IMAGES.replace("original", "huge") + "\nrequests: {a: {weight: 1}}",
+            "must be 'original' or pixels such as 640, got 'huge'",
+        ),
+    ],
+)
+def test_mix_mistakes(text: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "mix.yaml"
+    file.write_text(text)
+    with pytest.raises(mix.MixError) as caught:
+        mix.load(file)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
