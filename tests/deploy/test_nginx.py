@@ -30,8 +30,8 @@ from blipstream.server.arguments import ADMIN_HEADER
 from blipstream.server.triton import TritonServer
 from blipstream_client import AccessDenied, Client, ServerOverloaded, ServerUnreachable
 from tests.conftest import ROOT, SAMPLES
-from tests.deploy.files import compose
-from tests.deploy.programs import free_port, listens, program, running, wait_for
+from tests.support.deployment import compose
+from tests.support.programs import free_port, listens, program, running, wait_for
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 KEY, BUSY_KEY = "0f3c-A-key", "77aa-another-key"

@@ -21,8 +21,8 @@ from blipstream.server.health import Health
 from blipstream.server.triton import TritonServer
 from blipstream_client import Client, ServerError
 from tests.conftest import ROOT
-from tests.deploy.files import compose, load_yaml
-from tests.deploy.programs import answers, free_port, program, running, wait_for
+from tests.support.deployment import compose, load_yaml
+from tests.support.programs import answers, free_port, program, running, wait_for
 
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus" / "prometheus.yml"
