@@ -54,7 +54,8 @@ def _within(name: str, folder: str) -> bool:
 def _mention(file: PurePosixPath) -> str:
     """What the text of a test has that imports or names the file."""
     if file.suffix != ".py" or file.parts[0] == "examples":
-        return rf"(?<![\w.-]){re.escape(file.name)}\b"
+        namesakes = _git("ls-files", f"*/{file.name}")
+        return rf"(?<![\w.-]){re.escape(file.name if len(namesakes) < 2 else f'{file.parent.name}/{file.name}')}\b"
     parts = file.with_suffix("").parts
     root = next((root for root in IMPORT_ROOTS if parts[: len(root)] == root), ())
     parts = parts[len(root) :]
