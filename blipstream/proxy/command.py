@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blipstream proxy`: make the folder, start nginx, give keys and take them back."""
 
-import os
 import shlex
 import shutil
 import sys
@@ -118,8 +117,7 @@ def start(folder: Path) -> None:
     click.echo(
         f"nginx listens on {nginx.free_address(folder)} until Ctrl-C. It prints a line for each request.", err=True
     )
-    sys.stderr.flush()
-    os.execv(command[0], command)  # noqa: S606
+    nginx.become(command)
 
 
 @main.command()

@@ -8,7 +8,10 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 from blipstream.errors import ServerError
 from blipstream.files import NGINX
@@ -25,6 +28,7 @@ def configuration(listen: str, http: str, grpc: str) -> str:
     """
     text = (NGINX / "nginx.conf").read_text(encoding="utf-8")
     for ours, here in {
+        "error_log /dev/stderr": "error_log stderr",  # see `become`
         "listen 8443": f"listen {listen}",
         "triton:8000": http,
         "triton:8001": grpc,
@@ -67,6 +71,18 @@ def command(folder: Path) -> list[str]:
         owner = folder.stat()  # nginx's own choice, nobody, could not enter the folder
         directives.append(f"user {pwd.getpwuid(owner.st_uid).pw_name} {grp.getgrgid(owner.st_gid).gr_name}")
     return [program, "-p", str(folder.resolve()), "-c", "nginx.conf", "-g", "; ".join([*directives, ""]).strip()]
+
+
+def become(command: list[str]) -> NoReturn:
+    """Run nginx in place of this process.
+
+    nginx opens /dev/stdout anew for its log. It may not where that belongs to another user, as after sudo, and cannot
+    where that is a socket, as under systemd. So it gets a pipe of its own.
+    """
+    log, stdout = os.pipe()
+    subprocess.Popen(["cat"], stdin=log, start_new_session=True)  # Ctrl-C does not end it, so no line is lost
+    os.dup2(stdout, sys.stdout.fileno())
+    os.execv(command[0], command)  # noqa: S606
 
 
 def reload(folder: Path) -> bool:
