@@ -11,7 +11,7 @@ import click
 
 from blipstream.errors import BlipstreamError
 from blipstream.proxy import certificate, keys, nginx
-from blipstream.server.network import LOOPBACK
+from blipstream.server.triton import TritonServer
 
 FIRST_CLIENT = "me"
 
@@ -46,11 +46,11 @@ def main() -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--client", default=FIRST_CLIENT, help="The name of the first client, who gets a key.")
 @click.option("--domain", "domains", multiple=True, help="A name or IP address of this machine; may be repeated.")
-@click.option("--host", default=LOOPBACK, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--host", default=TritonServer.host, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--https-port", default=8443, type=click.IntRange(1, 65535), help="For HTTP and gRPC.")
-@click.option("--triton", default=LOOPBACK, help="Host on which the server listens.")
-@click.option("--http-port", default=8000, type=click.IntRange(1, 65535), help="The server's.")
-@click.option("--grpc-port", default=8001, type=click.IntRange(1, 65535), help="The server's.")
+@click.option("--triton", default=TritonServer.host, help="Host on which the server listens.")
+@click.option("--http-port", default=TritonServer.http_port, type=click.IntRange(1, 65535), help="The server's.")
+@click.option("--grpc-port", default=TritonServer.grpc_port, type=click.IntRange(1, 65535), help="The server's.")
 def init(
     folder: Path,
     client: str,
@@ -70,9 +70,7 @@ def init(
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        (folder / ".gitignore").write_text(
-            "*\n", encoding="utf-8"
-        )  # first, so that no key lies in a checkout unignored
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")  # before there are keys
         folder.chmod(0o700)
         (folder / "tmp").mkdir()
         certificate.make(folder / "certificate.pem", folder / "key.pem", domains)
@@ -89,7 +87,7 @@ def init(
         raise
     url = f"grpcs://{_address(domains[0] if domains else 'localhost', https_port)}"
     click.echo(f"{folder} has nginx.conf, a key for {client} and a certificate to try it with.")
-    if host == LOOPBACK:
+    if host == TritonServer.host:
         click.echo("It is for this machine alone; --host 0.0.0.0 would open it to others.")
     _show("Start it", _command("start", folder))
     _show(
