@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.deploy.programs import wait_for
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -20,7 +21,6 @@ from blipstream.server.canary import Canary, check_first_caption
 from blipstream.server.routes import ROUTES
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT
-from tests.deploy.programs import wait_for
 from tests.support.triton_requests import Streams, infer, refusal, words
 
 CHECKPOINT = {"num_beams": 3, "length_penalty": 2.0, "max_tokens": 7}
