@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from alerts_page import alerts_page
 from client_options import client_options
 from model_configs import model_configs
 from options_table import options_table
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # what is generated between two lines of a file: the files, the lines and the text
 PAGES = ("README.md", "docs/*.md", "client/README.md")
 PAGE_MARKS = ("<!-- options: `make configs` writes this table -->\n", "<!-- end of options -->\n")
+ALERTS_PAGE = "deploy/prometheus/user/alerts.html"
 CLIENT = ("client/blipstream_client/*.py",)
 CLIENT_MARKS = ("    # options: `make configs` writes these lines\n", "    # end of options\n")
 
@@ -27,6 +29,9 @@ def generated_files(root: Path) -> dict[Path, str]:
             _, end, after = rest.partition(marks[1])
             if begin and end:
                 files[path] = before + begin + text + end + after
+    monitoring = root / "docs" / "monitoring.md"
+    if monitoring.exists():
+        files[root / ALERTS_PAGE] = alerts_page(monitoring.read_text(encoding="utf-8"))
     return files
 
 
@@ -42,7 +47,7 @@ def stale_files(root: Path) -> dict[Path, str]:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing, and fail if a file is stale.")
 def main(check: bool) -> None:
-    """Write what follows from the decoding options: model configs, the client's options and the documents' table."""
+    """Write model configs, the client's options, the documents' table of options, and the page of alerts."""
     stale = stale_files(ROOT)
     for path, text in stale.items():
         if check:

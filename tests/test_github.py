@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.files import load_yaml
+from tests.support.deployment import load_yaml
 from tests.support.documents import ROOT
 
 FOLDER = ROOT / ".github"

@@ -18,7 +18,7 @@ from blipstream.options import DecodingOptions
 from tests.support.documents import ROOT, Block, all_blocks, blocks, commands, text_of
 
 README = ROOT / "README.md"
-MOST_LINES = 130
+MOST_LINES = 120
 DOCS = ROOT / "docs"
 SYSTEMS = {
     "transformers": "transformers",

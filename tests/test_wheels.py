@@ -46,6 +46,8 @@ def test_what_travels(wheels: Path) -> None:
         "build/blipstream_demo/": "blipstream_demo/",
         "build/demo/checkpoint/": "blipstream/share/build/demo/checkpoint/",
         "build/demo/samples/": "blipstream/share/build/demo/samples/",
+        "deploy/nginx/check-keys.sh": "blipstream/share/deploy/nginx/check-keys.sh",
+        "deploy/nginx/nginx.conf": "blipstream/share/deploy/nginx/nginx.conf",
         "loadtest/blipstream_bench/": "blipstream_bench/",
         "loadtest/blipstream_loadtest/": "blipstream_loadtest/",
         "loadtest/blipstream_tune/": "blipstream_tune/",

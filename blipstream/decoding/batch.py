@@ -258,8 +258,7 @@ class Batch:
             *(cache[:slots].flatten(0, 1).transpose(0, 1) for cache in (buffers.keys, buffers.values)),
         )
         (logits,) = self._decoder([segment])
-        features = Features(constrained, constrained, constrained, filtered)  # few combinations, so few graphs
-        return self._choose(logits.view(slots, self._width, -1), length, features)
+        return self._choose(logits.view(slots, self._width, -1), length, Features.every(constrained, filtered))
 
     def _prefill(self, slots: list[int]) -> None:
         """Feed prompts without their last tokens, a row for each, of any lengths; all rows of a slot begin with it."""

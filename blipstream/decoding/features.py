@@ -26,7 +26,12 @@ class Features(NamedTuple):
             filters=any(each.top_k or each.top_p < 1 for each in every),
         )
 
+    @classmethod
+    def every(cls, constraints: bool, filters: bool) -> Self:
+        """All constraints or none, and filters or none: few combinations, so that few steps become graphs."""
+        return cls(*[constraints] * len(cls._fields))._replace(filters=filters)
+
     @property
     def constraints(self) -> bool:
         """Whether any constraint is used."""
-        return self.repetition_penalty or self.ngrams or self.min_tokens
+        return any(self._replace(filters=False))

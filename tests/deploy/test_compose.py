@@ -14,7 +14,7 @@ import pytest
 from blipstream.server import command as serve
 from blipstream_build import command as build_command
 from tests.conftest import ROOT
-from tests.deploy.files import COMPOSE, VARIABLE, compose, compose_variables, dockerfile, load_yaml
+from tests.support.deployment import COMPOSE, VARIABLE, compose, compose_variables, dockerfile, load_yaml
 from tests.support.documents import text_of
 
 BIN = Path(sys.executable).parent

@@ -11,7 +11,7 @@ import pytest
 
 from blipstream.server import command as serve
 from tests.conftest import ROOT
-from tests.deploy.files import DOCKERFILE, copied, dockerfile, in_context, pins
+from tests.support.deployment import DOCKERFILE, copied, dockerfile, in_context, pins
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 TENSORRT = "tensorrt-cu13-bindings"

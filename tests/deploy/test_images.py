@@ -15,8 +15,8 @@ from click.testing import CliRunner
 import pin_images
 from pin_images import FILES, IMAGE, digest_of
 from tests.conftest import ROOT
-from tests.deploy.files import compose, dockerfile, load_yaml
-from tests.deploy.programs import answers, free_port, program, running
+from tests.support.deployment import compose, dockerfile, load_yaml
+from tests.support.programs import answers, free_port, program, running
 
 UNPINNED = {"nvcr.io/nvidia/tritonserver:26.05-py3"}  # no registry could be asked yet
 PAGE = (ROOT / "docs" / "deploying" / "packages.md").read_text()

@@ -19,7 +19,7 @@ from blipstream.server import command as serve
 from blipstream.server.health import Health
 from blipstream.server.triton import GRACE_SECONDS, TritonServer
 from tests.conftest import ROOT
-from tests.deploy.files import compose, dockerfile, load_yaml
+from tests.support.deployment import compose, dockerfile, load_yaml
 from tests.support.documents import blocks
 
 FOLDER = ROOT / "deploy" / "kubernetes"

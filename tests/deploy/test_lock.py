@@ -17,7 +17,7 @@ import pytest
 import lock
 from lock import CUDA, cpu_build, entries
 from tests.conftest import ROOT
-from tests.deploy.files import dockerfile, pins
+from tests.support.deployment import dockerfile, pins
 
 LOCKS = sorted([*ROOT.glob("*.lock"), *ROOT.glob("deploy/*.lock")])
 INSTALLED = [ROOT / f"requirements{part}.lock" for part in ("", "-server", "-dev")]

@@ -26,12 +26,13 @@ import pytest
 import trustme
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from blipstream.proxy.nginx import configuration
 from blipstream.server.arguments import ADMIN_HEADER
 from blipstream.server.triton import TritonServer
 from blipstream_client import AccessDenied, Client, ServerOverloaded, ServerUnreachable
 from tests.conftest import ROOT, SAMPLES
-from tests.deploy.files import compose
-from tests.deploy.programs import free_port, listens, program, running, wait_for
+from tests.support.deployment import compose
+from tests.support.programs import free_port, listens, program, running, wait_for
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 KEY, BUSY_KEY = "0f3c-A-key", "77aa-another-key"
@@ -105,34 +106,18 @@ def proxying(server: TritonServer, folder: Path, changes: dict[str, str] | None 
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     authority.cert_pem.write_to_path(folder / "authority.pem")
-    certificate.cert_chain_pems[0].write_to_path(folder / "tls_certificate")
-    certificate.private_key_pem.write_to_path(folder / "tls_key")
-    (folder / "api_keys").write_text(f"~^{KEY}$ alice;\n~^{BUSY_KEY}$ bob;\n~^$ nobody;\n")
-    config = CONFIG.read_text()
-    places = {
-        "triton:8000": f"127.0.0.1:{server.http_port}",
-        "triton:8001": f"127.0.0.1:{server.grpc_port}",
-        "listen 8443": f"listen 127.0.0.1:{port}",
-        "/tmp/": f"{folder}/",  # noqa: S108
-        "/run/secrets": str(folder),
-        "worker_processes auto": "worker_processes 1",
-    }
-    for ours, here in (places | (changes or {})).items():
+    certificate.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "tmp").mkdir()
+    (folder / "keys").write_text(f"~^{KEY}$ alice;\n~^{BUSY_KEY}$ bob;\n~^$ nobody;\n")
+    triton = f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}"
+    config = configuration(f"127.0.0.1:{port}", *triton)
+    for ours, here in ({"worker_processes auto": "worker_processes 1"} | (changes or {})).items():
         assert ours in config
         config = config.replace(ours, here)
     (folder / "nginx.conf").write_text(config)
-    command: list[str | Path] = [
-        program("nginx"),
-        "-c",
-        folder / "nginx.conf",
-        "-p",
-        folder,
-        "-e",
-        "stderr",
-        "-g",
-        GLOBALS,
-    ]
-    with running(*start, *command, log=folder / "log", until=lambda: listens(port)):
+    options: list[str | Path] = ["-p", folder, "-c", "nginx.conf", "-e", "stderr", "-g", GLOBALS]
+    with running(*start, program("nginx"), *options, log=folder / "log", until=lambda: listens(port)):
         yield Proxy(port, folder)
 
 
@@ -301,7 +286,7 @@ def recorder(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as upstream, ThreadPoolExecutor(1) as pool:
         pool.submit(upstream.serve_forever)
         try:
-            changes = {"triton:8000": f"127.0.0.1:{upstream.server_port}"}
+            changes = {f"server 127.0.0.1:{server.http_port}": f"server 127.0.0.1:{upstream.server_port}"}
             with proxying(server, tmp_path_factory.mktemp("recorder"), changes) as proxy:
                 yield Recorder(proxy, arrived)
         finally:
@@ -589,7 +574,10 @@ def test_too_many_at_a_time(
     path = "/v2/health/ready"
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         hanging.settimeout(60)
-        changes = {limit: f"{limit.rpartition(' ')[0]} 2", "triton:8000": f"127.0.0.1:{hanging.getsockname()[1]}"}
+        changes = {
+            limit: f"{limit.rpartition(' ')[0]} 2",
+            f"server 127.0.0.1:{server.http_port}": f"server 127.0.0.1:{hanging.getsockname()[1]}",
+        }
         with proxying(server, tmp_path, changes) as proxy, ThreadPoolExecutor() as pool, ExitStack() as connections:
 
             def goes_through(key: str, source: str = "127.0.0.1") -> None:
@@ -679,7 +667,7 @@ def test_no_room_for_a_request(server: TritonServer, tmp_path: Path, samples: di
 def test_a_stream_in_flight_ends_before_nginx_does(server: TritonServer, tmp_path: Path) -> None:
     """Docker and Kubernetes send SIGQUIT to nginx's image."""
     with proxying(server, tmp_path) as proxy, proxy.stub() as stub:
-        pid = tmp_path / "nginx.pid"
+        pid = tmp_path / "tmp" / "nginx.pid"
 
         def requests() -> Iterator[Any]:
             yield stream_request(1)

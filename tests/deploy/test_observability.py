@@ -21,12 +21,15 @@ from blipstream.server.health import Health
 from blipstream.server.triton import TritonServer
 from blipstream_client import Client, ServerError
 from tests.conftest import ROOT
-from tests.deploy.files import compose, load_yaml
-from tests.deploy.programs import answers, free_port, program, running, wait_for
+from tests.support.deployment import compose, load_yaml
+from tests.support.documents import all_blocks, anchors
+from tests.support.programs import answers, free_port, program, running, wait_for
 
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus" / "prometheus.yml"
+SCRAPE = DEPLOY / "prometheus" / "scrape.yml"
 RULES = DEPLOY / "prometheus" / "rules" / "blipstream.yml"
+ALERTS_PAGE = DEPLOY / "prometheus" / "user" / "alerts.html"
 RULE_TESTS = ROOT / "tests" / "deploy" / "alerts.yml"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 PROMETHEUS_OWN = {"up", "ALERTS"}
@@ -53,6 +56,11 @@ def queries() -> list[str]:
 def rules() -> list[dict[str, str]]:
     """The recorded figures and the alerts."""
     return [rule for group in load_yaml(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The alerts."""
+    return [rule for group in load_yaml(RULES.read_text())["groups"] for rule in group["rules"] if "alert" in rule]
 
 
 RECORDED = {rule["record"] for rule in rules() if "record" in rule}
@@ -129,8 +137,33 @@ def test_everyone_finds_the_other() -> None:
     assert home in {f"{folder}/{path.name}" for path in DASHBOARDS}
 
 
+def test_a_prometheus_of_ones_own() -> None:
+    """It scrapes as compose's does, on this machine. The page shows the file."""
+    ours, theirs = (load_yaml(path.read_text())["scrape_configs"] for path in (PROMETHEUS, SCRAPE))
+    interval = load_yaml(PROMETHEUS.read_text())["global"]["scrape_interval"]
+    for job in ours:
+        job["scrape_interval"] = interval
+        for group in job["static_configs"]:
+            group["targets"] = [target.replace("triton:", "localhost:") for target in group["targets"]]
+    assert theirs == ours
+    shown = [block.code for block in all_blocks("yaml") if block.page == ROOT / "docs" / "monitoring.md"]
+    assert SCRAPE.read_text().endswith(f"\n{shown[0]}")
+
+
+def test_every_alert_has_its_section() -> None:
+    """In the document, which lint compares with the page, and on the page to which the alert links."""
+    annotated = {rule["alert"]: rule["annotations"] for rule in alerts()}
+    on_page = set(re.findall(r'<h3 id="(\w+)">', ALERTS_PAGE.read_text()))
+    assert on_page == {name.lower() for name in ALERTS}
+    assert on_page <= anchors(ROOT / "docs" / "monitoring.md")
+    for name, annotations in annotated.items():
+        assert annotations["runbook_url"] == f"{{{{ $externalURL }}}}/user/{ALERTS_PAGE.name}#{name.lower()}"
+
+
 @pytest.mark.parametrize(
-    "arguments", [("check", "config", PROMETHEUS), ("test", "rules", RULE_TESTS)], ids=["config", "rules"]
+    "arguments",
+    [("check", "config", PROMETHEUS), ("check", "config", SCRAPE), ("test", "rules", RULE_TESTS)],
+    ids=["config", "scrape", "rules"],
 )
 def test_promtool(arguments: tuple[str | Path, ...]) -> None:
     done = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)
@@ -175,11 +208,13 @@ def in_seconds(text: str) -> str:
 
 
 def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: TritonServer, tmp_path: Path) -> None:
-    (tmp_path / "rules").mkdir()
-    (tmp_path / "rules" / RULES.name).write_text(in_seconds(RULES.read_text()))
+    """As the page says: with our files in a folder beside its configuration. An alert's link leads to its section."""
+    ours = Path(shutil.copytree(DEPLOY / "prometheus", tmp_path / "blipstream"))
+    (ours / "rules" / RULES.name).write_text(in_seconds(RULES.read_text()))
     targets = f"127.0.0.1:{server.metrics_port}", f"127.0.0.1:{failing.metrics_port}", "127.0.0.1:1"
-    config = in_seconds(PROMETHEUS.read_text()).replace('"triton:8002"', ", ".join(f'"{each}"' for each in targets))
-    (tmp_path / "prometheus.yml").write_text(config)
+    scrape = in_seconds(SCRAPE.read_text()).replace('"localhost:8002"', ", ".join(f'"{each}"' for each in targets))
+    ahead = "global: {evaluation_interval: 500ms}\nrule_files: [blipstream/rules/*.yml]\n"
+    (tmp_path / "prometheus.yml").write_text(ahead + scrape)  # scrape_config_files came with 2.43
     port = free_port()
 
     def ask(query: str) -> set[tuple[str, ...]]:
@@ -202,7 +237,8 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
         return fires() == failures | {(targets[2], "BlipstreamStillDown")}
 
     failures = {(targets[1], "BlipstreamFailing", model) for model in ("decoder", "caption_stream")}
-    arguments = f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"
+    arguments = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    arguments += [f"--web.user-assets={ours}/user", f"--web.external-url=http://127.0.0.1:{port}"]
     address = f"--web.listen-address=127.0.0.1:{port}"
     ready = f"http://127.0.0.1:{port}/-/ready"
     with running(program("prometheus"), *arguments, address, log=tmp_path / "log", until=lambda: answers(ready)):
@@ -213,3 +249,9 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
         failing.stop()
         wait_for(lambda: (targets[1], "BlipstreamDown") in fires())
         assert (targets[2], "BlipstreamDown") not in fires()
+        found = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/alerts"))["data"]["alerts"]
+        links = {each["annotations"]["runbook_url"] for each in found}
+        assert f"http://127.0.0.1:{port}/user/alerts.html#blipstreamdown" in links
+        for link in links:
+            page, _, section = link.partition("#")
+            assert f'id="{section}"' in urllib.request.urlopen(page).read().decode()

@@ -15,18 +15,20 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 from blipstream.server import command as serve
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT, SAMPLES
 from tests.support.documents import Block, all_blocks, commands, sessions
+from tests.support.programs import NODE
 
 BIN = Path(sys.executable).parent
 FIRST_CAPTION = "a book on a purple background"
 NOWHERE = "captions.example"  # no host of this name exists
 OTHER_PROGRAMS = {  # of the system, of Docker and Kubernetes, and NVIDIA's
-    *("cp", "curl", "docker", "echo", "find", "install", "jq", "kubectl", "nginx", "openssl", "pip", "polygraphy"),
-    *("printf", "sed", "sh", "trtexec", "umask"),
+    *("cp", "curl", "docker", "echo", "export", "find", "install", "jq", "kubectl", "nginx", "openssl", "pip"),
+    *("polygraphy", "printf", "sed", "sh", "trtexec", "umask"),
 }
 
 
@@ -34,10 +36,11 @@ def asks_the_server(block: Block) -> bool:
     """Whether a block of shell asks the server that the tests have, and does nothing else."""
     code = re.sub(r"(^|\s)#.*", "", block.code)
     asks = re.search(r"\bcurl\b[^|]* localhost:800[01]/|\bblipstream caption |/python examples/", code, re.DOTALL)
-    return bool(asks) and not re.search(r"\b(make|docker|kubectl|sudo|pip)\b", code)
+    return bool(asks) and not re.search(rf"\b(make|docker|kubectl|sudo|pip|{NOWHERE})\b", code)
 
 
 PYTHON = all_blocks("python")
+JAVASCRIPT = all_blocks("js")
 SHELL = all_blocks("sh")
 ASKING = [block for block in SHELL if asks_the_server(block)]
 SESSIONS = [
@@ -71,11 +74,17 @@ def run(server: TritonServer, folder: Path, *command: str) -> subprocess.Complet
     )
 
 
+PROGRAMS = {
+    "python": [sys.executable, "-c"],
+    "js": [str(NODE), "--input-type=module", "--eval"],
+    "sh": ["sh", "-ec"],
+}
+
+
 def run_block(server: TritonServer, folder: Path, block: Block) -> str:
     """What a block prints. The README's and the examples' names are those of a checkout."""
-    program = [sys.executable, "-c"] if block.language == "python" else ["sh", "-ec"]
     in_checkout = block.page.parent == ROOT or block.page.parent.name == "examples"
-    done = run(server, ROOT if in_checkout else folder, *program, block.code)
+    done = run(server, ROOT if in_checkout else folder, *PROGRAMS[block.language], block.code)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -88,7 +97,7 @@ def check_printed(promised: str, printed: str) -> None:
 
 def block_with(words: str, page: str) -> Block:
     """The one block of a page that contains some words."""
-    (found,) = (block for block in PYTHON + SHELL if words in block.code and block.page == ROOT / page)
+    (found,) = (block for block in PYTHON + JAVASCRIPT + SHELL if words in block.code and block.page == ROOT / page)
     return found
 
 
@@ -104,10 +113,17 @@ def test_python_is_python(block: Block) -> None:
     compile(block.code, str(block), "exec")
 
 
+@pytest.mark.parametrize("block", JAVASCRIPT, ids=str)
+def test_javascript_runs(server: TritonServer, folder: Path, block: Block) -> None:
+    printed = run_block(server, folder, block)
+    assert FIRST_CAPTION in printed
+    check_printed(block.printed or printed, printed)
+
+
 @pytest.mark.parametrize("block", ASKING, ids=str)
 def test_shell_runs(server: TritonServer, folder: Path, block: Block) -> None:
     printed = run_block(server, folder, block)
-    assert FIRST_CAPTION in printed or "generate_stream" in block.code
+    assert FIRST_CAPTION in printed or "generate_stream" in block.code or '{"error":' in str(block.printed)
     check_printed(block.printed or printed, printed)
 
 
@@ -131,7 +147,8 @@ def test_commands_exist(words: list[str]) -> None:
         done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     elif name == "blipstream":
-        check_flags(arguments[1:], help_of(arguments[0]))
+        verbs = arguments[: 2 if arguments[0] == "proxy" else 1]
+        check_flags(arguments[len(verbs) :], help_of(*verbs))
     elif name == "python" and arguments[0] == "-m":
         assert arguments[1] == "blipstream.server"
         check_flags(arguments[2:], help_text(serve.main))
@@ -154,8 +171,8 @@ def check_flags(arguments: list[str], text: str) -> None:
 
 
 @functools.cache
-def help_of(verb: str) -> str:
-    done = subprocess.run([BIN / "blipstream", verb, "--help"], capture_output=True, text=True, check=False)
+def help_of(*verbs: str) -> str:
+    done = subprocess.run([BIN / "blipstream", *verbs, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -186,6 +203,22 @@ def test_the_readmes_python(server: TritonServer, folder: Path) -> None:
 def test_curl(server: TritonServer, folder: Path, words: str) -> None:
     printed = run_block(server, folder, block_with(words, "docs/http-and-grpc.md"))
     assert f'"data":["{FIRST_CAPTION}"]' in printed
+
+
+def test_curl_sends_a_large_image(server: TritonServer, folder: Path) -> None:
+    """20 MB, which are no argument of a program."""
+    Image.new("RGB", (2600, 2600)).save(folder / "a-book.jpg", "BMP")
+    assert (folder / "a-book.jpg").stat().st_size > 20_000_000
+    assert '{"caption":"' in run_block(server, folder, block_with('"num_beams": 3}', "docs/http-and-grpc.md"))
+
+
+def test_the_code_of_an_error(server: TritonServer, folder: Path) -> None:
+    """The page's regular expression finds it."""
+    (expression,) = re.findall(r"`(\S+ \S+)` finds the code", (ROOT / "docs" / "http-and-grpc.md").read_text())
+    printed = run_block(server, folder, block_with('"num_beams": 99', "docs/http-and-grpc.md"))
+    found = re.search(expression, json.loads(printed)["error"])
+    assert found
+    assert found.groups() == ("invalid_input", "num_beams must be between 1 and 10, not 99")
 
 
 def test_server_sent_events(server: TritonServer, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT, SAMPLES
+from tests.support.programs import NODE
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOK: dict[str, Any] = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
@@ -21,7 +22,8 @@ BOOK, DOG = SAMPLES / "a-book.jpg", SAMPLES / "a-dog-above-a-door.jpg"
 
 def run(server: TritonServer, program: str, *arguments: str | Path) -> str:
     environment = os.environ | {"BLIPSTREAM_URL": server.grpc_url}
-    command: list[str | Path] = [sys.executable, EXAMPLES / program, *arguments]
+    interpreter = NODE if program.endswith(".mjs") else sys.executable
+    command: list[str | Path] = [interpreter, EXAMPLES / program, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -30,7 +32,7 @@ def run(server: TritonServer, program: str, *arguments: str | Path) -> str:
 def test_the_page_names_them_all() -> None:
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
-    assert sorted(named) == sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))
+    assert sorted(named) == sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs", ".ipynb"))
 
 
 def test_caption_folder(server: TritonServer, samples: dict[str, str]) -> None:
@@ -62,6 +64,17 @@ def test_beams_and_sampling(server: TritonServer) -> None:
     assert lines[1].endswith("a dog above a door on a brown background")
     assert " two" in lines[-1]
     assert run(server, "beams_and_sampling.py", DOG).splitlines() == lines, "the same request has another answer"
+
+
+def test_fetch(server: TritonServer) -> None:
+    assert run(server, "fetch.mjs", BOOK, server.http_url) == "a book on a purple background\n"
+
+
+def test_fetch_fails_with_a_code(server: TritonServer) -> None:
+    command: list[str | Path] = [NODE, EXAMPLES / "fetch.mjs", SAMPLES / "captions.json", server.http_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"invalid_\w+: image must be a JPEG.*\n", done.stderr)
 
 
 def test_plain_http(server: TritonServer) -> None:

@@ -15,8 +15,8 @@ from blipstream.server.canary import random_image
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
-from tests.deploy.programs import wait_for
 from tests.support.backpressure_file import backpressure_file, read_counts, write_counts
+from tests.support.programs import wait_for
 
 DECODER_QUEUE = 48
 BATCH, ROOM = 4, 16  # both are less than a queue holds

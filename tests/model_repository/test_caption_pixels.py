@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from blipstream.images.pixels import load_pixels
 from blipstream.server.triton import TritonServer
-from tests.deploy.programs import wait_for
+from tests.support.programs import wait_for
 from tests.support.triton_requests import infer
 
 IMAGE_SIZE = 192  # the demo checkpoint's

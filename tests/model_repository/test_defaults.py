@@ -20,7 +20,7 @@ from blipstream.server.canary import Canary, check_first_caption
 from blipstream.server.routes import ROUTES
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT
-from tests.deploy.programs import wait_for
+from tests.support.programs import wait_for
 from tests.support.triton_requests import Streams, infer, refusal, words
 
 CHECKPOINT = {"num_beams": 3, "length_penalty": 2.0, "max_tokens": 7}

@@ -22,8 +22,8 @@ from blipstream.errors import FAILED, ServerError
 from blipstream.server.proc import processes_of_group, stub_model
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
-from tests.deploy.programs import wait_for
 from tests.support.backpressure_file import backpressure_file, without_room, write_counts
+from tests.support.programs import wait_for
 from tests.support.triton_requests import Streams, failure, infer, refusal, text, words
 
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)

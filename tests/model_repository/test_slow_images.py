@@ -11,8 +11,8 @@ from blipstream.server.triton import TritonServer
 from blipstream_client import Client, InvalidRequest
 from slow_images import run_length_encoded_bmp
 from tests.conftest import SAMPLES
-from tests.deploy.programs import wait_for
 from tests.support.image_files import encode
+from tests.support.programs import wait_for
 
 
 def decoders(server: TritonServer) -> list[psutil.Process]:

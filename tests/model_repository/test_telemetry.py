@@ -17,8 +17,8 @@ from blipstream.server.triton import TritonServer
 from blipstream.serving.telemetry import RESULTS
 from blipstream_client import BlipstreamError, Client, InvalidRequest
 from tests.conftest import SAMPLES
-from tests.deploy.programs import wait_for
 from tests.support.collector import Collector, collector
+from tests.support.programs import wait_for
 
 IMAGE = (SAMPLES / "a-book.jpg").read_bytes()
 Results = dict[tuple[str, ...], int]  # by model and result

@@ -16,7 +16,7 @@ from blipstream.errors import ServerError
 from blipstream.server.canary import IDLE_SECONDS, MAX_PAUSE_SECONDS, Canary, check_first_caption
 from blipstream.server.routes import ROUTES, STREAM
 from blipstream.server.triton import TritonServer
-from tests.deploy.programs import wait_for
+from tests.support.programs import wait_for
 from tests.support.proxy import proxy
 from tests.support.tiny_triton import Answer, Inputs, Refusal, size_of_image, tiny_triton, word_by_word
 from tests.support.tiny_triton import Event as StreamEvent

@@ -17,7 +17,7 @@ from blipstream.server import health_server as module
 from blipstream.server.health import Health
 from blipstream.server.health_server import MAX_CONNECTIONS, HealthServer
 from tests.conftest import ROOT
-from tests.deploy.programs import wait_for
+from tests.support.programs import wait_for
 
 
 @pytest.fixture

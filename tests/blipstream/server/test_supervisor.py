@@ -25,7 +25,7 @@ from blipstream.server.routes import STREAM
 from blipstream.server.supervisor import MAX_CLOCK_JUMP, Supervisor
 from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError, Client
-from tests.deploy.programs import wait_for
+from tests.support.programs import wait_for
 from tests.support.serving import STOPPED, child, serving
 from tests.support.toy_models import STREAM_CONFIG, STREAM_TOY, write_repository
 

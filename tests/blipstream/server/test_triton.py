@@ -23,8 +23,8 @@ from blipstream.server.installation import ROOT
 from blipstream.server.leftovers import sweep
 from blipstream.server.triton import TritonServer
 from blipstream.server.workspace import SHARED_MEMORY
-from tests.deploy.programs import wait_for
 from tests.support.double_model import ANY, DOUBLE, infer, leftovers, running_stubs, write_model
+from tests.support.programs import wait_for
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

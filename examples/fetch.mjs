@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ask with fetch, in node 18 or newer: node examples/fetch.mjs IMAGE [ADDRESS]
+import { readFile } from "node:fs/promises";
+import { argv, exit } from "node:process";
+
+/**
+ * The caption of an image, which is a data URL or base64. This function runs in a browser, too.
+ * Throws an Error with a `code` if the server has one.
+ */
+async function caption(address, image, options = {}) {
+  const answer = await fetch(`${address}/v2/models/caption/generate`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ image, ...options }),
+  });
+  const { caption, error } = await answer.json();
+  if (error === undefined) return caption;
+  const [, code, sentence] = error.match(/\[(\w+)\] (.*)/s) ?? [, undefined, error];
+  throw Object.assign(new Error(sentence), { code });
+}
+
+const [file, address = "http://localhost:8000"] = argv.slice(2);
+const image = await readFile(file, "base64");
+try {
+  console.log(await caption(address, `data:image/jpeg;base64,${image}`, { num_beams: 3 }));
+} catch (error) {
+  const code = error.code ?? error.cause?.code; // the server's, or node's if no server answers
+  console.error(code ? `${code}: ${error.message}` : error.message);
+  exit(1);
+}

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`blipstream proxy` as a user calls it, with the real nginx in front of a real server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from blipstream.server.triton import TritonServer
+from tests.conftest import SAMPLES
+from tests.support.programs import TOOLS, free_port, listens, program, wait_for
+
+BIN = Path(sys.executable).parent
+SAMPLE = "a-book.jpg"
+PATH = os.pathsep.join([str(BIN), f"{TOOLS}/sbin", os.environ["PATH"]])
+
+
+def run(here: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """A line of shell, where the programs of the environment are."""
+    environment = os.environ | {"PATH": PATH}
+    return subprocess.run(
+        ["sh", "-c", command], cwd=here, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def well(here: Path, command: str) -> str:
+    """What a command prints that succeeds. No line is wider than a terminal."""
+    done = run(here, command)
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= 80 for line in (done.stdout + done.stderr).splitlines())
+    return done.stdout
+
+
+def fault(here: Path, command: str) -> str:
+    """The one sentence with which a command fails."""
+    done = run(here, command)
+    assert done.returncode != 0
+    assert not done.stdout
+    return done.stderr.splitlines()[-1]
+
+
+@contextmanager
+def started(here: Path, command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The proxy while it runs in the foreground."""
+    environment = os.environ | {"PATH": PATH}
+    with (here / "log").open("w") as log:
+        process = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=here, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: process.poll() is not None or listens(port), (here / "log").read_text)
+        assert process.poll() is None, (here / "log").read_text()
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder to work in, whose name needs quotes."""
+    program("nginx")
+    here = tmp_path / "it's here"
+    here.mkdir()
+    (here / "photo.jpg").write_bytes((SAMPLES / SAMPLE).read_bytes())
+    return here
+
+
+def initialise(here: Path, server: TritonServer, port: int, options: str = "") -> list[list[str]]:
+    """The commands that `init` prints, paragraph by paragraph."""
+    ports = f"--https-port {port} --http-port {server.http_port} --grpc-port {server.grpc_port}"
+    printed = well(here, f"blipstream proxy init 'my proxy' {ports} {options}")
+    paragraphs: list[list[str]] = []
+    for line in printed.splitlines():
+        if not line.startswith("  "):
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(line)
+    return [lines for lines in paragraphs if lines]
+
+
+def test_what_is_printed_works(here: Path, server: TritonServer, samples: dict[str, str]) -> None:
+    """Start, ask, give a key and take one back: the printed lines as they stand."""
+    port = free_port()
+    (start,), ask, (add, revoke) = initialise(here, server, port)
+    caption = textwrap.dedent("\n".join(ask)).replace("IMAGE", "photo.jpg")
+    as_bob = caption.replace(" me)", " bob)")
+    assert as_bob != caption
+    with started(here, start.strip(), port):
+        for url in ("grpcs", "https"):
+            assert samples[SAMPLE] in well(here, caption.replace("grpcs", url))
+        assert "no key for 'bob'" in run(here, as_bob).stderr
+        well(here, add.replace("NAME", "bob"))
+        wait_for(lambda: samples[SAMPLE] in run(here, as_bob).stdout)
+        key = well(here, "blipstream proxy key 'my proxy' bob").strip()
+        well(here, revoke.replace("NAME", "bob"))
+        refused = f"BLIPSTREAM_API_KEY={key}; export BLIPSTREAM_API_KEY\n" + caption.partition("\n")[2]
+        wait_for(lambda: "a key is required" in run(here, refused).stdout + run(here, refused).stderr)
+        assert samples[SAMPLE] in well(here, caption)
+    log = (here / "log").read_text()
+    assert '"client":"bob"' in log
+    assert key not in log
+
+
+def test_its_files(here: Path, server: TritonServer) -> None:
+    """Nobody else may read what is secret, and git takes none of it."""
+    initialise(here, server, free_port())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (here / "my proxy").iterdir()}
+    assert modes["keys"] == modes["key.pem"] == 0o600
+    assert (here / "my proxy").stat().st_mode & 0o777 == 0o700
+    well(here, "git init -q . && git add -A")
+    assert "my proxy" not in well(here, "git ls-files")
+
+
+def test_an_image_that_waits_in_a_file(here: Path, server: TritonServer) -> None:
+    """A request above 1 MiB goes through a file, in the folder; and the folder may be moved."""
+    port = free_port()
+    initialise(here, server, port)
+    (here / "my proxy").rename(here / "moved")
+    header = '{"inputs":[{"name":"image","shape":[1,1],"datatype":"BYTES","parameters":{"binary_data_size":3000004}}]}'
+    body = header.encode() + (3_000_000).to_bytes(4, "little") + b"BM" + bytes(2_999_998)
+    (here / "body").write_bytes(body)
+    with started(here, "blipstream proxy start moved", port):
+        key = well(here, "blipstream proxy key moved me").strip()
+        answer = well(
+            here,
+            f"curl -s --cacert moved/certificate.pem -H 'x-api-key: {key}' -H 'Content-Type: application/octet-stream'"
+            f" -H 'Inference-Header-Content-Length: {len(header)}' --data-binary @body"
+            f" https://localhost:{port}/v2/models/caption/infer | cut -c 1-60",
+        )
+    assert "[invalid_" in answer, (here / "log").read_text()
+    assert [path.name for path in (here / "moved" / "tmp").rglob("*") if path.is_file()] == []
+
+
+def test_domains_and_addresses(here: Path, server: TritonServer) -> None:
+    port = free_port()
+    options = "--domain captions.example --domain 192.0.2.7 --host ::1 --triton localhost --client alice"
+    _, ask, _ = initialise(here, server, port, options)
+    assert f"grpcs://captions.example:{port}" in "".join(ask)
+    assert "'my proxy' alice" in ask[0]
+    config = (here / "my proxy" / "nginx.conf").read_text()
+    assert f"listen [::1]:{port} ssl" in config
+    assert f"server localhost:{server.grpc_port};" in config
+    nginx = program("nginx")
+    done = subprocess.run([nginx, "-t", "-p", here / "my proxy", "-c", "nginx.conf", "-e", "stderr"], check=False)
+    assert done.returncode == 0
+
+
+def test_a_folder_that_is_taken(here: Path, server: TritonServer) -> None:
+    """Nothing in it is touched. One that fails on the way leaves nothing."""
+    assert fault(here, "blipstream proxy init .").startswith("Error: . exists: choose another folder")
+    assert "a domain is a name" in fault(here, "blipstream proxy init new --domain 'no name'")
+    assert [path.name for path in here.iterdir()] == ["photo.jpg"]
+    assert "has no file of keys: make it by `blipstream proxy init .`" in " ".join(
+        run(here, "blipstream proxy add . bob").stderr.split()
+    )
+    initialise(here, server, free_port())
+    before = (here / "my proxy" / "keys").read_text()
+    assert "exists" in fault(here, "blipstream proxy init 'my proxy'")
+    assert "me has a key" in fault(here, "blipstream proxy add 'my proxy' me")
+    assert (here / "my proxy" / "keys").read_text() == before
+
+
+def test_what_keeps_it_from_starting(here: Path, server: TritonServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        initialise(here, server, port)
+        start = "blipstream proxy start 'my proxy'"
+        assert f"port {port} cannot be used (Address already in use): mend the line" in fault(here, start)
+    places = f"PATH={BIN}:/usr/bin:/bin"
+    if not run(here, f"{places}; command -v nginx || ls /usr/sbin/nginx /usr/local/sbin/nginx").stdout:
+        assert "nginx is not installed: apt-get install nginx" in fault(here, f"{places}; {start}")
+    with (here / "my proxy" / "keys").open("a") as file:
+        file.write("short bob;\n")
+    assert "line 2 is not a key and its name: write" in fault(here, start)
+    assert "line 2 is not a key and its name: write" in fault(here, "blipstream proxy add 'my proxy' carol")
+    (here / "my proxy" / "nginx.conf").write_text("")
+    well(here, "printf '' > 'my proxy/keys'")
+    assert "has no line `listen HOST:PORT ssl`: write one" in fault(here, start)
+
+
+def test_an_old_pid(here: Path, server: TritonServer) -> None:
+    """nginx was killed, and its number is another process's."""
+    initialise(here, server, free_port())
+    (here / "my proxy" / "tmp" / "nginx.pid").write_text(f"{os.getpid()}\n")
+    done = run(here, "blipstream proxy add 'my proxy' bob")
+    assert done.returncode == 0
+    assert "nginx does not run from this folder now" in done.stderr
