@@ -25,7 +25,7 @@ class DecodingService:
         self._metrics = DecodingMetrics(instance.pb_utils.MetricFamily, instance.name)
         self._backpressure = Backpressure()
         self._backpressure.add_room(ROOM)
-        self._scheduler = Scheduler(engine, max_waiting, self._export, instance.telemetry.record_decoding)
+        self._scheduler = Scheduler(engine, max_waiting, self._export, instance.telemetry.record_decoding, warm_up=True)
 
     def check_room(self) -> None:
         """Raise Overloaded if a request would be refused now."""

@@ -18,6 +18,7 @@ from blipstream.decoding import Engine, Request, engine
 from blipstream.options import DecodingOptions
 from tests.conftest import DEVICES
 from tests.reference import Reference
+from tests.support.recorded_graphs import Record
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,25 @@ def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
         ]
         ours.generate(requests)
         (batch,) = ours._batches.values()
-        keys |= batch._graphs._seen
+        keys |= {key for _, key in batch._graphs._seen}
     assert keys == {(slots, 32, True, False) for slots in (1, 2, 4, 8, 16)}
+
+
+@pytest.mark.parametrize("max_rows", [7, 512])
+def test_recorded_steps_equal_ordinary_ones(
+    f32_artifacts: Path, embeds: Tensor, recorded_graphs: Record, max_rows: int
+) -> None:
+    """A graph is what one step did, operator by operator: it must fit all later steps of its shapes."""
+    rng = Random(max_rows)
+    asked = [(embed, random_options(rng)) for embed in embeds[::4]]
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = Engine.load(folder), Engine.load(folder, max_rows=max_rows, fixed_shapes=True)
+    expected, requests = ([each.request(*one) for one in asked] for each in (theirs, ours))
+    theirs.generate(expected)
+    ours.generate(requests)
+    assert len(recorded_graphs.recordings) > 3
+    for request, other in zip(requests, expected, strict=True):
+        assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
 
 
 def test_a_request_that_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
