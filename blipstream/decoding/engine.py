@@ -75,6 +75,11 @@ class Engine:
         fixed_shapes: bool | None = None,
     ) -> Self:
         """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError if it is broken."""
+        # By default, f16 products may be summed in f16, in an order that depends on the batch
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        # On Hopper, cuDNN's attention comes first by default. It makes a plan for each thread and each stride, also
+        # while a graph is recorded, which fails
+        torch.backends.cuda.enable_cudnn_sdp(False)
         config = CheckpointConfig.load(folder)
         with torch.device("meta"):
             decoder = TextDecoder(config.text)

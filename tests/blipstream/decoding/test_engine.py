@@ -201,3 +201,11 @@ def test_a_token_that_the_model_has_not(artifacts: Path) -> None:
     with pytest.raises(InvalidInput, match="prompt must be of the model's 478 tokens, and its tokenizer makes others"):
         engine.request(torch.zeros(145, 192), DecodingOptions(prompt="a quokka"))
     generate(engine, torch.zeros(1, 145, 192), [DecodingOptions(prompt="a zebra")])
+
+
+def test_what_a_gpu_would_do_otherwise_is_off(artifacts: Path) -> None:
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Engine.load(artifacts / "decoder/1/artifact")
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
