@@ -7,7 +7,8 @@ batch's step is one CUDA graph, and the host waits once for the reports of all b
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +34,17 @@ MAX_ROWS = {"cpu": 64, "cuda": 512}
 # tokens that buffers may have room for; with more, batches give back what they do not use before one grows
 ROOM_TO_KEEP = {"cpu": 2**12, "cuda": 2**16}  # on base 0.3 GB in f32, 2.4 GB in f16
 
+WarmUps = Sequence[tuple[DecodingOptions, Sequence[int]]]  # options, and batch sizes in which they come up
+SHORT = DecodingOptions(max_tokens=2)
+WARM_UPS: WarmUps = [(SHORT, (1,))]
+GRAPH_WARM_UPS: WarmUps = [
+    (SHORT, WARM_UP_SIZES),
+    *(
+        (options, tuple(size for size in WARM_UP_SIZES if size <= 16))
+        for options in (replace(SHORT, do_sample=True), replace(SHORT, num_beams=3), replace(SHORT, num_beams=5))
+    ),
+]
+
 
 class Engine:
     """Captions from image embeddings. Not thread-safe: one thread drives it, though any may make requests."""
@@ -57,7 +69,7 @@ class Engine:
         self._fixed_shapes = has_graphs if fixed_shapes is None else fixed_shapes
         self._num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
         self.image_embeds_shape = (self._num_patches, config.text.encoder_hidden_size)
-        self._warm_up_counts = WARM_UP_SIZES if has_graphs else (1,)
+        self._warm_ups = GRAPH_WARM_UPS if has_graphs else WARM_UPS
         if has_graphs:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
@@ -211,11 +223,11 @@ class Engine:
             raise
 
     def warm_up(self) -> None:
-        """Do what would make the first requests wait: greedy captions, in each batch size that comes up."""
+        """Do what would make the first requests wait."""
         image_embeds = torch.zeros(self.image_embeds_shape)
-        options = DecodingOptions(max_tokens=2)
-        for count in self._warm_up_counts:
-            self.generate(self.request(image_embeds, options) for _ in range(count))
+        for options, sizes in self._warm_ups:
+            for size in sizes:
+                self.generate(self.request(image_embeds, options) for _ in range(size))
 
     def text(self, request: Request, ids: list[int]) -> str:
         """The caption of generated `ids`, with the prompt if the request wants it."""
