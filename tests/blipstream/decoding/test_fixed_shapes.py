@@ -2,6 +2,7 @@
 """Steps of fixed shapes, as on a GPU, give the same captions as steps over growing rows, as on a CPU."""
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from blipstream.decoding import Engine, Request, engine
+from blipstream.decoding.batch import Slot
+from blipstream.decoding.strategies import StepReport
 from blipstream.options import DecodingOptions
 from tests.conftest import DEVICES
 from tests.reference import Reference
@@ -137,6 +140,33 @@ def test_a_request_that_joins_midway_changes_nothing(f32_artifacts: Path, embeds
         ours.step()
         ours.generate([ours.request(embeds[0], replace(options, prompt="a key to the left of " * 6))])
         assert_same(requests, expected)
+
+
+def test_a_step_is_launched_before_the_last_one_is_read(f32_artifacts: Path, embeds: Tensor) -> None:
+    """So a GPU need not wait. A request takes part in one step too many, unless it is known to be its last."""
+    ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
+    launched: list[int] = []
+    collected: list[int] = []
+    (batch,) = [ours._batch(DecodingOptions())]
+    step, collect = batch.fixed_step, batch.collect
+
+    def watched_step() -> StepReport:
+        launched.append(len(collected))
+        return step()
+
+    def watched_collect(slots: Sequence[Slot | None], report: StepReport) -> list[Request]:
+        collected.append(len(launched))
+        return collect(slots, report)
+
+    batch.fixed_step = watched_step  # type: ignore[method-assign]
+    batch.collect = watched_collect  # type: ignore[method-assign]
+    ours.generate([ours.request(embeds[0], DecodingOptions(max_tokens=4, min_tokens=4))])
+    assert (launched, collected) == ([0, 0, 1, 2], [2, 3, 4, 4])
+    launched.clear()
+    collected.clear()
+    request = ours.request(embeds[0], DecodingOptions())
+    ours.generate([request])
+    assert len(launched) == len(request.sequences[0].ids) + 1
 
 
 def test_batches_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
