@@ -16,6 +16,9 @@ from blipstream.server.triton import TritonServer
 from blipstream_build.build import build
 from scenes import Scene, examination
 from tests.reference import Reference
+from tests.support.recorded_graphs import recorded_graphs
+
+__all__ = ["recorded_graphs"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"

@@ -14,22 +14,14 @@ __all__ = ["WEIGHTS_NAME", "Caption", "Engine", "Request", "TextDelta", "load_en
 def load_engine(folder: Path, device: str = "cpu", dtype: DType | None = None, *, served: bool = False) -> Engine:
     """The engine on a device, in the artifact's dtype unless told otherwise.
 
-    If it is to be `served`, it is warmed up, and must be of the same checkpoint as the models around it. Raises
-    ArtifactError if it is not, or if the artifact is broken.
+    If it is to be `served`, it must be of the same checkpoint as the models around it. Raises ArtifactError if it is
+    not, or if the artifact is broken.
     """
-
     if served:
         of_one_checkpoint(folder)
-
-    def load() -> Engine:
-        engine = Engine.load(folder, device, dtype)
-        if served:
-            engine.warm_up()
-        return engine
-
     if device != "cpu":
-        return load()
+        return Engine.load(folder, device, dtype)
     # Each thread that computes gets helpers from OpenMP for as long as it lives. Once they are more than the
     # processors, none spins any more, and a step of another thread took 1.6 times as long. So this thread ends
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(load).result()
+        return thread.submit(Engine.load, folder, device, dtype).result()

@@ -138,9 +138,18 @@ class Batch:
         """Free the slot of a request, if it has one."""
         self._vacate([index for index, slot in enumerate(self._slots) if slot and slot.request is request])
 
-    def collect(self, report: StepReport) -> list[Request]:
-        """Read a step's report, on the host: requests that are finished get their sequences and leave."""
+    @property
+    def slots(self) -> list[Slot | None]:
+        """All slots, in the order of the next step's report."""
+        return list(self._slots)
+
+    def collect(self, slots: Sequence[Slot | None], report: StepReport) -> list[Request]:
+        """Read the report, on the host, of a step over `slots`.
+
+        Requests that are finished get their sequences and leave. What has left or come since has no part in it.
+        """
         finished, freed = [], []
+        places = {slot: index for index, slot in enumerate(self._slots) if slot}
         done, lengths, scores = (part.tolist() for part in report[:3])
 
         def sequence(slot: int, row: int, start: int) -> TokenSequence:
@@ -148,8 +157,8 @@ class Batch:
             ids, token_scores = report.ids[slot, row, part], report.token_scores[slot, row, part]
             return TokenSequence(ids.tolist(), token_scores.tolist(), scores[slot][row])
 
-        for index, slot in enumerate(self._slots):
-            if not slot:
+        for index, slot in enumerate(slots):
+            if slot not in places:
                 continue
             request, start = slot.request, len(slot.request.prompt_ids)
             if done[index]:
@@ -157,7 +166,7 @@ class Batch:
                 sequences.sort(key=lambda each: -each.score)
                 request.sequences = sequences[: request.options.num_captions]
                 finished.append(request)
-                freed.append(index)
+                freed.append(places[slot])
             elif request.streams and self._strategy.tokens_are_final and self._width == 1:
                 request.draft = sequence(index, 0, start)
         self._vacate(freed)
@@ -237,9 +246,17 @@ class Batch:
 
     # a step over all slots
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether any request may need another step."""
+        return any(slot.length < slot.request.max_length for slot in self._in_use)
+
     def fixed_step(self) -> StepReport:
-        """Bring every row one token further. The report lies on the device."""
-        length = length_bucket(1 + max(slot.length for slot in self._in_use))
+        """Bring every row one token further. The report lies on the device.
+
+        Requests that are finished may take part until they are collected: nobody reads what becomes of them.
+        """
+        length = min(length_bucket(1 + max(slot.length for slot in self._in_use)), self._size[1])
         for slot in self._in_use:
             slot.length += 1
         features = self._features()
@@ -292,7 +309,7 @@ class Batch:
             self._reorder(choice.parents, length)
             history.reorder(choice.parents, ngrams=features.ngrams)
         history.append(choice.tokens, choice.token_scores, ngrams=features.ngrams)
-        history.lengths += self._buffers.active[:slots]
+        history.lengths += self._buffers.active[:slots] * ~choice.done  # what is finished stays where there is room
         return self._strategy.report(choice.done, history, state)
 
     def _reorder(self, parents: Tensor, length: int) -> None:

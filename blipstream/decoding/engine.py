@@ -2,15 +2,17 @@
 """The decoding engine: it brings all requests that run one token further, step by step.
 
 Requests of one strategy and width share a batch. On a CPU, one forward runs over the rows of all batches. On a GPU, a
-batch's step is one CUDA graph, and the host waits once for the reports of all batches.
+batch's step is one CUDA graph, and the host launches it before it reads the reports of the step before, so that the GPU
+need not wait for the host. A request that turns out to be finished has then taken part in one step too many.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from blipstream.config import CheckpointConfig, DType
 from blipstream.cuda_graphs import WARM_UP_SIZES
-from blipstream.decoding.batch import Batch
+from blipstream.decoding.batch import Batch, Slot
 from blipstream.decoding.request import Caption, Request
 from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
@@ -32,6 +34,25 @@ WEIGHTS_NAME = "decoder.safetensors"
 MAX_ROWS = {"cpu": 64, "cuda": 512}
 # tokens that buffers may have room for; with more, batches give back what they do not use before one grows
 ROOM_TO_KEEP = {"cpu": 2**12, "cuda": 2**16}  # on base 0.3 GB in f32, 2.4 GB in f16
+
+WarmUps = Sequence[tuple[DecodingOptions, Sequence[int]]]  # options, and batch sizes in which they come up
+SHORT = DecodingOptions(max_tokens=2)
+WARM_UPS: WarmUps = [(SHORT, (1,))]
+GRAPH_WARM_UPS: WarmUps = [
+    (SHORT, WARM_UP_SIZES),
+    *(
+        (options, tuple(size for size in WARM_UP_SIZES if size <= 16))
+        for options in (replace(SHORT, do_sample=True), replace(SHORT, num_beams=3), replace(SHORT, num_beams=5))
+    ),
+]
+
+
+class Step(NamedTuple):
+    """A step of a batch."""
+
+    batch: Batch
+    slots: list[Slot | None]  # over which it runs
+    report: StepReport  # on the host, once the step has ended
 
 
 class Engine:
@@ -57,13 +78,15 @@ class Engine:
         self._fixed_shapes = has_graphs if fixed_shapes is None else fixed_shapes
         self._num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
         self.image_embeds_shape = (self._num_patches, config.text.encoder_hidden_size)
-        self._warm_up_counts = WARM_UP_SIZES if has_graphs else (1,)
+        self._warm_ups = GRAPH_WARM_UPS if has_graphs else WARM_UPS
         if has_graphs:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         self._running: list[Request] = []
         self._joining: list[Request] = []  # of those that run: they get their slots with the next step
         self._batches: dict[tuple[str, int], Batch] = {}  # by strategy and width
+        self._launched: list[Step] = []  # not collected yet
+        self._ends: list[torch.cuda.Event] = []  # of what was launched
 
     @classmethod
     def load(
@@ -75,6 +98,11 @@ class Engine:
         fixed_shapes: bool | None = None,
     ) -> Self:
         """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError if it is broken."""
+        # By default, f16 products may be summed in f16, in an order that depends on the batch
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        # On Hopper, cuDNN's attention comes first by default. It makes a plan for each thread and each stride, also
+        # while a graph is recorded, which fails
+        torch.backends.cuda.enable_cudnn_sdp(False)
         config = CheckpointConfig.load(folder)
         with torch.device("meta"):
             decoder = TextDecoder(config.text)
@@ -162,19 +190,21 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """Bring every row one token further, and return the requests that are finished now."""
+        """Bring every row one token further, and return the requests that are known to be finished now."""
         self._join()
         batches = [batch for batch in self._batches.values() if batch.rows]
-        reports = self._fixed_steps(batches) if self._fixed_shapes else self._shared_step(batches)
+        steps = self._launch(batches) if self._fixed_shapes else self._shared_step(batches)
         finished = []
-        for batch, report in zip(batches, reports, strict=True):
-            finished += batch.collect(report)
+        for step in steps:
+            finished += step.batch.collect(step.slots, step.report)
         for request in finished:
             request.captions = [
                 Caption(self.text(request, each.ids), each.score, len(each.ids), each.token_scores)
                 for each in request.sequences
             ]
             self._running.remove(request)
+        if not self._running:
+            self._launched = []  # nobody is left whom it concerns
         return finished
 
     @torch.inference_mode()
@@ -192,6 +222,7 @@ class Engine:
         self._running.clear()
         self._joining.clear()
         self._batches.clear()
+        self._launched = []
 
     def generate(self, requests: Iterable[Request]) -> None:
         """Run requests, and all that run already, until they have their captions."""
@@ -206,11 +237,11 @@ class Engine:
             raise
 
     def warm_up(self) -> None:
-        """Do what would make the first requests wait: greedy captions, in each batch size that comes up."""
+        """Do what would make the first requests wait."""
         image_embeds = torch.zeros(self.image_embeds_shape)
-        options = DecodingOptions(max_tokens=2)
-        for count in self._warm_up_counts:
-            self.generate(self.request(image_embeds, options) for _ in range(count))
+        for options, sizes in self._warm_ups:
+            for size in sizes:
+                self.generate(self.request(image_embeds, options) for _ in range(size))
 
     def text(self, request: Request, ids: list[int]) -> str:
         """The caption of generated `ids`, with the prompt if the request wants it."""
@@ -235,28 +266,32 @@ class Engine:
             self._batches[key] = Batch(self._decoder, *key, self._num_patches, fixed_shapes=self._fixed_shapes)
         return self._batches[key]
 
-    def _shared_step(self, batches: list[Batch]) -> list[StepReport]:
+    def _shared_step(self, batches: list[Batch]) -> list[Step]:
         """One forward over all batches."""
         segments = [batch.segments() for batch in batches]
         logits = iter(self._decoder([*chain(*segments)]) if segments else [])
-        return [batch.advance([*islice(logits, len(own))]) for batch, own in zip(batches, segments, strict=True)]
-
-    def _fixed_steps(self, batches: list[Batch]) -> list[StepReport]:
-        """A forward for each batch. The host waits once."""
-        reports = [batch.fixed_step() for batch in batches]
-        if self._device.type != "cuda":
-            return reports
-        copies = [
-            StepReport(
-                *(
-                    torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
-                    for part in report
-                )
-            )
-            for report in reports
+        return [
+            Step(batch, batch.slots, batch.advance([*islice(logits, len(own))]))
+            for batch, own in zip(batches, segments, strict=True)
         ]
-        torch.cuda.current_stream(self._device).synchronize()
-        return copies
+
+    def _launch(self, batches: list[Batch]) -> list[Step]:
+        """Launch a forward for each batch. Returns what was launched before, once that has ended."""
+        ended, self._launched = (
+            self._launched,
+            [Step(batch, batch.slots, self._to_host(batch.fixed_step())) for batch in batches if batch.goes_on],
+        )
+        for end in self._ends:
+            end.synchronize()
+        self._ends = [torch.cuda.current_stream(self._device).record_event()] if self._device.type == "cuda" else []
+        return ended
+
+    def _to_host(self, report: StepReport) -> StepReport:
+        """A copy on the host, which is whole when the step has ended."""
+        if self._device.type != "cuda":
+            return StepReport(*(part.clone() for part in report))
+        copies = (torch.empty_like(part, device="cpu", pin_memory=True) for part in report)
+        return StepReport(*(copy.copy_(part, non_blocking=True) for copy, part in zip(copies, report, strict=True)))
 
     def _copy(self, image_embeds: Tensor) -> Tensor:
         """A request's own, on the engine's device. What lies on a GPU must be written already, as Triton ensures."""

@@ -4,6 +4,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from itertools import chain
 from queue import Empty, SimpleQueue
@@ -35,7 +36,10 @@ class Scheduler:
         max_waiting: int = MAX_WAITING,
         on_watch: Callable[["Scheduler"], None] = lambda _: None,
         on_end: Callable[[Request, str], None] = lambda _request, _result: None,
+        *,
+        warm_up: bool = False,
     ) -> None:
+        """`warm_up`: return when the engine is warmed up, in the thread that will drive it; raise what fails there."""
         self.engine = engine
         self.num_steps = 0
         self.num_tokens = 0  # sent to listeners
@@ -49,8 +53,12 @@ class Scheduler:
         self._closed = Event()
         self._deltas: SimpleQueue[tuple[Request, TextDelta] | None] = SimpleQueue()
         self._threads = [Thread(target=target, daemon=True) for target in (self._run, self._deliver)]
+        self._warmed_up: Future[None] = Future()
+        if not warm_up:
+            self._warmed_up.set_result(None)
         for thread in self._threads:
             thread.start()
+        self._warmed_up.result()
 
     @property
     def num_waiting(self) -> int:
@@ -101,6 +109,8 @@ class Scheduler:
     # the thread that drives the engine
 
     def _run(self) -> None:
+        if not self._warmed_up.done():
+            self._warm_up()
         while self._await_work():
             try:
                 self._drop_cancelled()
@@ -109,6 +119,15 @@ class Scheduler:
             except Exception as exc:
                 self._split(report(exc))
         self._deltas.put(None)
+
+    def _warm_up(self) -> None:
+        try:
+            self.engine.warm_up()
+        except Exception as exc:
+            self._closed.set()
+            self._warmed_up.set_exception(exc)
+        else:
+            self._warmed_up.set_result(None)
 
     def _await_work(self) -> bool:
         """Return True once there is work, or False once all is done and closed."""

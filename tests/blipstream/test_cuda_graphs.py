@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a graph gives is what its function gives, also after graphs were forgotten."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
 
+from blipstream import cuda_graphs
 from blipstream.cuda_graphs import Graphs, bucket
 from tests.conftest import DEVICES
+from tests.support.recorded_graphs import Record
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@torch.inference_mode()
-def test_buffers_that_move(device: str) -> None:
+def check_buffers_that_move(device: str) -> None:
     """Each is read by an ordinary run, then by a graph; results stay, and with them the memory that they lie in."""
     graphs: Graphs[Tensor] = Graphs(torch.device(device))
     kept = []
@@ -23,6 +25,57 @@ def test_buffers_that_move(device: str) -> None:
             assert (total.item(), largest.item()) == (size * value, value)
             kept += [total, largest]
         graphs.clear()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_buffers_that_move(device: str) -> None:
+    check_buffers_that_move(device)
+
+
+@torch.inference_mode()
+def test_buffers_that_move_under_recorded_graphs(recorded_graphs: Record) -> None:
+    check_buffers_that_move("cpu")
+    assert len(recorded_graphs.recordings) == 3 * 2  # forgotten graphs begin anew with an ordinary run
+
+
+@torch.inference_mode()
+def test_each_has_a_stream_and_workspaces_of_its_own(recorded_graphs: Record) -> None:
+    """One that forgets its graphs must not free what those of another still use."""
+    both: list[Graphs[Tensor]] = [Graphs(torch.device("cpu")) for _ in range(2)]
+    buffer = torch.ones(3)
+    for graphs in both:
+        for key in ("a", "b"):
+            for _ in range(3):
+                graphs.run(key, buffer.sum)
+    streams = [stream for _, stream, _ in recorded_graphs.recordings]
+    assert len(set(streams[:2])) == len(set(streams[2:])) == 1
+    assert streams[0] != streams[2]
+    assert [cleared for *_, cleared in recorded_graphs.recordings] == [1, 3, 5, 7]  # before each
+    assert recorded_graphs.cleared == 8  # and after it
+
+
+@torch.inference_mode()
+def test_a_thread_records_only_what_it_has_run(recorded_graphs: Record) -> None:
+    """Libraries warm up in each thread, and cannot while a graph is recorded."""
+    graphs: Graphs[Tensor] = Graphs(torch.device("cpu"))
+    buffer = torch.ones(3)
+    graphs.run("sum", buffer.sum)
+    with ThreadPoolExecutor(1) as thread:
+        for count in (0, 1, 1):
+            thread.submit(graphs.run, "sum", buffer.sum).result()
+            assert len(recorded_graphs.recordings) == count
+
+
+@torch.inference_mode()
+@pytest.mark.usefixtures("recorded_graphs")
+def test_the_graph_that_was_used_longest_ago_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    graphs: Graphs[Tensor] = Graphs(torch.device("cpu"))
+    buffer = torch.ones(3)
+    for key in "aabbacc":
+        graphs.run(key, buffer.sum)
+    assert [*graphs._recorded] == ["a", "c"]
 
 
 def test_bucket() -> None:

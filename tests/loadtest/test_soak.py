@@ -18,9 +18,10 @@ from soak import (
     Footprint,
     Sample,
     Visits,
+    bounds,
     check_rows,
     compare,
-    compared_pauses,
+    halves,
     main,
     medians,
     write_shards,
@@ -64,14 +65,26 @@ def sample(pause: int, captions: int, mb: float) -> Sample:
 
 
 def test_the_pauses_that_are_compared() -> None:
-    """The first that begins after so many captions, by the median of its samples, and the last."""
+    """Those that begin after so many captions, each by the median of its samples."""
     samples = [sample(0, 9, 99), sample(0, 11, 99), sample(1, 12, 1), sample(1, 13, 2), sample(1, 14, 7)]
-    samples += [sample(2, 20, 99), sample(3, 30, 4)]
-    first, last = compared_pauses(samples, 10)
-    assert medians(first) == {"a": Footprint(2)}
-    assert medians(last) == {"a": Footprint(4)}
-    assert compared_pauses(samples, 30) == ([], [])
-    assert medians([]) == {}
+    samples += [sample(2, 20, 5), sample(3, 30, 4), sample(4, 40, 6), sample(5, 50, 3)]
+    earlier, later = halves(samples, 10)
+    assert bounds(earlier, max) == {"a": Footprint(5)}
+    assert bounds(later, min) == {"a": Footprint(3)}
+    assert halves(samples, 50) == ([], [])
+    assert [len(half) for half in halves(samples, 40)] == [1, 1]
+    assert bounds([], max) == medians([]) == {}
+
+
+def test_what_goes_up_and_down_has_not_grown() -> None:
+    def growth(*mb: float) -> list[str]:
+        earlier, later = halves([sample(pause, pause, each) for pause, each in enumerate(mb)], 0)
+        return compare(bounds(earlier, max), bounds(later, min), growth=0.02)
+
+    assert not growth(10, 14, 11, 15, 12, 13)
+    assert not growth(10, 12, 11, 11, 14, 14)
+    assert growth(10, 11, 12, 13, 14, 15)
+    assert growth(10, 11, 10, 12, 11.5, 13)
 
 
 def test_what_is_not_there_all_the_time_has_no_median() -> None:
@@ -89,7 +102,7 @@ def test_what_is_not_there_all_the_time_has_no_median() -> None:
     ],
 )
 def test_growth(after: Footprint, held: str | None) -> None:
-    wrong = [f"a holds {held} at the end, 10.0, 3 and 2 near the beginning"] if held else []
+    wrong = [f"a holds at least {held} in the second half, and held at most 10.0, 3 and 2 in the first"] if held else []
     assert compare({"a": Footprint(10, 3, 2)}, {"a": after, "new": Footprint(1)}, growth=0.02) == wrong
 
 

@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from blipstream.decoding import Engine, Request, load_engine
+from blipstream.decoding.engine import GRAPH_WARM_UPS
 from blipstream.errors import ArtifactError, InvalidInput
 from blipstream.options import DecodingOptions
 from blipstream.server.installation import ROOT
 from tests.conftest import LoadEngine
 from tests.reference import Generated, Reference, relative_error
+from tests.support.recorded_graphs import Record
 
 PROMPTS = ["", "a", "a key to the left", "two strawberries on a", "zebra quark 7"]  # the last in many pieces
 
@@ -201,3 +203,25 @@ def test_a_token_that_the_model_has_not(artifacts: Path) -> None:
     with pytest.raises(InvalidInput, match="prompt must be of the model's 478 tokens, and its tokenizer makes others"):
         engine.request(torch.zeros(145, 192), DecodingOptions(prompt="a quokka"))
     generate(engine, torch.zeros(1, 145, 192), [DecodingOptions(prompt="a zebra")])
+
+
+def test_what_a_gpu_would_do_otherwise_is_off(artifacts: Path) -> None:
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Engine.load(artifacts / "decoder/1/artifact")
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+
+
+def test_a_gpu_is_warmed_up_for_each_strategy(
+    artifacts: Path, monkeypatch: pytest.MonkeyPatch, recorded_graphs: Record
+) -> None:
+    """Then no such request waits for a graph to be recorded."""
+    engine = Engine.load(artifacts / "decoder/1/artifact", fixed_shapes=True)
+    monkeypatch.setattr(engine, "_warm_ups", GRAPH_WARM_UPS)
+    engine.warm_up()
+    recorded = len(recorded_graphs.recordings)
+    for options, sizes in GRAPH_WARM_UPS:
+        for size in (sizes[0], 3, 1):
+            engine.generate([engine.request(torch.zeros(engine.image_embeds_shape), options) for _ in range(size)])
+    assert len(recorded_graphs.recordings) == recorded == sum(len(set(sizes)) for _, sizes in GRAPH_WARM_UPS)

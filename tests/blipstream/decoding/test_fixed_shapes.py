@@ -2,6 +2,7 @@
 """Steps of fixed shapes, as on a GPU, give the same captions as steps over growing rows, as on a CPU."""
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from blipstream.decoding import Engine, Request, engine
+from blipstream.decoding.batch import Slot
+from blipstream.decoding.strategies import StepReport
 from blipstream.options import DecodingOptions
 from tests.conftest import DEVICES
 from tests.reference import Reference
+from tests.support.recorded_graphs import Record
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,25 @@ def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
         ]
         ours.generate(requests)
         (batch,) = ours._batches.values()
-        keys |= batch._graphs._seen
+        keys |= {key for _, key in batch._graphs._seen}
     assert keys == {(slots, 32, True, False) for slots in (1, 2, 4, 8, 16)}
+
+
+@pytest.mark.parametrize("max_rows", [7, 512])
+def test_recorded_steps_equal_ordinary_ones(
+    f32_artifacts: Path, embeds: Tensor, recorded_graphs: Record, max_rows: int
+) -> None:
+    """A graph is what one step did, operator by operator: it must fit all later steps of its shapes."""
+    rng = Random(max_rows)
+    asked = [(embed, random_options(rng)) for embed in embeds[::4]]
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs, ours = Engine.load(folder), Engine.load(folder, max_rows=max_rows, fixed_shapes=True)
+    expected, requests = ([each.request(*one) for one in asked] for each in (theirs, ours))
+    theirs.generate(expected)
+    ours.generate(requests)
+    assert len(recorded_graphs.recordings) > 3
+    for request, other in zip(requests, expected, strict=True):
+        assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
 
 
 def test_a_request_that_joins_midway_changes_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
@@ -119,6 +140,33 @@ def test_a_request_that_joins_midway_changes_nothing(f32_artifacts: Path, embeds
         ours.step()
         ours.generate([ours.request(embeds[0], replace(options, prompt="a key to the left of " * 6))])
         assert_same(requests, expected)
+
+
+def test_a_step_is_launched_before_the_last_one_is_read(f32_artifacts: Path, embeds: Tensor) -> None:
+    """So a GPU need not wait. A request takes part in one step too many, unless it is known to be its last."""
+    ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
+    launched: list[int] = []
+    collected: list[int] = []
+    (batch,) = [ours._batch(DecodingOptions())]
+    step, collect = batch.fixed_step, batch.collect
+
+    def watched_step() -> StepReport:
+        launched.append(len(collected))
+        return step()
+
+    def watched_collect(slots: Sequence[Slot | None], report: StepReport) -> list[Request]:
+        collected.append(len(launched))
+        return collect(slots, report)
+
+    batch.fixed_step = watched_step  # type: ignore[method-assign]
+    batch.collect = watched_collect  # type: ignore[method-assign]
+    ours.generate([ours.request(embeds[0], DecodingOptions(max_tokens=4, min_tokens=4))])
+    assert (launched, collected) == ([0, 0, 1, 2], [2, 3, 4, 4])
+    launched.clear()
+    collected.clear()
+    request = ours.request(embeds[0], DecodingOptions())
+    ours.generate([request])
+    assert len(launched) == len(request.sequences[0].ids) + 1
 
 
 def test_batches_give_room_back(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from blipstream.errors import Overloaded
 from blipstream.options import DecodingOptions
 from tests.conftest import LoadEngine
 from tests.reference import Reference
+from tests.support.recorded_graphs import Record
 
 LONG = DecodingOptions(max_tokens=60, min_tokens=60)
 FAILED = "the server failed at this request (RuntimeError): try again, or see its log"
@@ -369,3 +370,44 @@ def test_a_stream_whose_caption_changes_fails(
 
     monkeypatch.setattr(scheduler.engine, "step", fails_once)
     assert "came out otherwise when it was begun anew" in str(listener.wait().error)
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(1, 45), (80, 12)])
+def test_graphs_are_recorded_after_ordinary_steps_in_the_same_thread(
+    f32_artifacts: Path, embeds: Tensor, recorded_graphs: Record, count: int, tokens: int
+) -> None:
+    """Also for longer and for more requests than before, for which buffers move."""
+    engine = Engine.load(f32_artifacts / "decoder/1/artifact", max_rows=512, fixed_shapes=True)
+    ordinary: set[int] = set()
+    step = engine.step
+
+    def watched() -> list[Request]:
+        before = len(recorded_graphs.recordings)
+        finished = step()
+        if len(recorded_graphs.recordings) == before:
+            ordinary.add(threading.get_ident())
+        return finished
+
+    engine.step = watched  # type: ignore[method-assign]
+    scheduler = Scheduler(engine, warm_up=True)
+    try:
+        for number, length in ((1, 12), (count, tokens)):
+            options = DecodingOptions(max_tokens=length, min_tokens=length)
+            for request, listener in [submit(scheduler, embeds[i % 16], options) for i in range(number)]:
+                assert not listener.wait().error
+                assert len(request.sequences[0].ids) == length
+    finally:
+        scheduler.close()
+    assert len(recorded_graphs.recordings) >= 2
+    assert {thread for thread, *_ in recorded_graphs.recordings} == ordinary
+
+
+def test_a_warm_up_that_fails_is_raised(own_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(own_engine, "warm_up", fail)
+    threads = threading.active_count()
+    with pytest.raises(RuntimeError, match="no memory"):
+        Scheduler(own_engine, warm_up=True)
+    wait_until(lambda: threading.active_count() == threads)

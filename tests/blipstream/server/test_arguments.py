@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The administrative APIs, which tritonserver's arguments close."""
+"""What tritonserver's arguments close and set."""
 
 import urllib.error
 import urllib.request
@@ -9,6 +9,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from blipstream.server import arguments
 from blipstream.server.arguments import ADMIN_HEADER
 from blipstream.server.triton import TritonServer
 from tests.support.double_model import ANY
@@ -51,3 +52,11 @@ def test_administrative_apis_are_closed_unless_one_gives_a_key(repository: Path)
     with TritonServer(repository, **ANY) as server:
         assert status(server, "/v2/repository/index") == 403
         assert "This protocol is restricted" in grpc_status(server)
+
+
+def test_each_gpu_has_a_pool_that_holds_batches(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "count_gpus", lambda: 2)
+    with TritonServer(repository, **ANY) as server:  # without a GPU, Triton checks the arguments alone
+        given = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+    pools = [each for each in given if each.startswith("--cuda-memory-pool-byte-size")]
+    assert pools == ["--cuda-memory-pool-byte-size=0:1073741824", "--cuda-memory-pool-byte-size=1:1073741824"]

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan of TensorRT-RTX gives transformers' image_embeds on a GPU, and one clear error elsewhere."""
+"""A plan of TensorRT or TensorRT-RTX gives transformers' image_embeds on a GPU, and one clear error elsewhere."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from blipstream.config import CheckpointConfig
 from blipstream.errors import ArtifactError
-from blipstream.vision.tensorrt import ONNX_NAME, PLAN_NAME, TensorRTEncoder
+from blipstream.vision.tensorrt import MODULES, ONNX_NAME, PLAN_NAME, Flavour, TensorRTEncoder
 from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.configs import PlanOptions
 from blipstream_build.onnx_export import export_onnx
@@ -22,25 +24,42 @@ MAX_BATCH = 4
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint's plan, for the GPU here; if there is none, for a common one."""
-    folder = tmp_path_factory.mktemp("tensorrt")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint's encoder, ready to be compiled."""
+    folder = tmp_path_factory.mktemp("exported")
     checkpoint = Checkpoint.find(str(CHECKPOINT))
     model = checkpoint.load_model()
     config = checkpoint.config(model, "auto")
     config.save(folder)
     export_onnx(model, config, folder)
-    capability = None if torch.cuda.is_available() else "8.9"
+    return folder
+
+
+def compile_here(exported: Path, folder: Path, flavour: Flavour, capability: str | None = None) -> Path:
+    """A plan for the GPU here, or for a compute capability."""
+    shutil.copytree(exported, folder, dirs_exist_ok=True)
     options = PlanOptions(opt_batch=MAX_BATCH, max_batch=MAX_BATCH)
-    plan = Plan.here(checkpoint.revision, options, "tensorrt_rtx", capability)
+    plan = Plan.here(CheckpointConfig.load(folder).revision, options, flavour, capability)
     compile_plan(folder / ONNX_NAME, plan, folder / PLAN_NAME)
     return folder
 
 
+@pytest.fixture(scope="module")
+def artifact(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan of TensorRT-RTX for a common GPU."""
+    return compile_here(exported, tmp_path_factory.mktemp("tensorrt"), "tensorrt_rtx", "8.9")
+
+
 @pytest.mark.requires_cuda
-def test_equals_transformers(artifact: Path, reference: Reference, scene_images: list[Image.Image]) -> None:
+@pytest.mark.parametrize("flavour", MODULES)
+def test_equals_transformers(
+    exported: Path, tmp_path: Path, reference: Reference, scene_images: list[Image.Image], flavour: Flavour
+) -> None:
     """Also in batches larger than the plan's."""
-    encoder = TensorRTEncoder(artifact, "tensorrt_rtx")
+    pytest.importorskip(MODULES[flavour])
+    if flavour == "tensorrt_rtx" and torch.cuda.get_device_capability() == (9, 0):
+        pytest.skip("TensorRT-RTX knows no compute capability 9.0")
+    encoder = TensorRTEncoder(compile_here(exported, tmp_path, flavour), flavour)
     for start, stop in ((0, 1), (1, 5), (5, 15)):
         images = scene_images[start:stop]
         image_embeds = encoder.encode(stack_pixels(images, encoder.config.vision.image_size))
