@@ -314,21 +314,15 @@ def halves(samples: list[Sample], settled: int) -> tuple[list[list[Sample]], lis
 
 def medians(samples: list[Sample]) -> dict[str, Footprint]:
     """The median footprint of each process that is in all samples."""
-    found = [sample.footprints for sample in samples]
-    names = [name for name in (found[0] if found else {}) if all(name in each for each in found)]
-    return {
-        name: Footprint(
-            median(each[name].mb for each in found),
-            round(median(each[name].files for each in found)),
-            round(median(each[name].threads for each in found)),
-        )
-        for name in names
-    }
+    return _together([sample.footprints for sample in samples], median)
 
 
 def bounds(pauses: list[list[Sample]], choose: Callable[[Iterable[float]], float]) -> dict[str, Footprint]:
-    """For each process that is in all pauses, the least or the most of each number, as `choose` is min or max."""
-    found = [medians(pause) for pause in pauses]
+    """Of the medians of each pause, the least or the most of each number, as `choose` is min or max."""
+    return _together([medians(pause) for pause in pauses], choose)
+
+
+def _together(found: list[dict[str, Footprint]], choose: Callable[[Iterable[float]], float]) -> dict[str, Footprint]:
     names = [name for name in (found[0] if found else {}) if all(name in each for each in found)]
     return {
         name: Footprint(

@@ -41,6 +41,6 @@ def welcome(server: TritonServer, health_port: int) -> str:
 def curl(url: str, image: Path) -> str:
     """A shell line that sends an image as JSON."""
     return (
-        f'printf \'{{"image": "data:image/jpeg;base64,%s"}}\' $(base64 -w0 {shlex.quote(str(image))}) | '
+        f'printf \'{{"image": "data:image/jpeg;base64,%s"}}\' "$(base64 < {shlex.quote(str(image))} | tr -d "\\n")" | '
         f"curl -s -H 'Content-Type: application/json' -d @- {url}/v2/models/caption/generate"
     )
