@@ -15,7 +15,7 @@ async function caption(address, image, options = {}) {
   });
   const { caption, error } = await answer.json();
   if (error === undefined) return caption;
-  const [, code, sentence] = error.match(/\[(\w+)\] (.*)/s) ?? [, undefined, error];
+  const [, code, sentence] = error.match(/\[([a-z_]+)\] (.*)/s) ?? [, undefined, error];
   throw Object.assign(new Error(sentence), { code });
 }
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from blipstream.command_line import called_by_make
 from blipstream.errors import ServerError
 from blipstream.server.open_files import NO_FILES_LEFT
 
@@ -64,7 +65,8 @@ def free_ports(wanted: Sequence[tuple[str, str, int]]) -> list[int]:
 
 
 def _option(protocol: str) -> str:
-    return f"--{protocol.lower()}-port"
+    name = f"{protocol.lower()}-port"
+    return f"{name.upper().replace('-', '_')}=" if called_by_make() else f"--{name}"
 
 
 def get(host: str, port: int, path: str, seconds: float) -> tuple[int, str]:

@@ -110,7 +110,7 @@ class Supervisor:
 
     def _say_what_it_waits_for(self, seconds: float) -> None:
         if seconds == 0:
-            self.say(f"starting Triton, which takes about ten seconds; its log: {self.server.log_path}")
+            self.say(f"starting Triton, which takes about ten seconds; its log:\n  {self.server.log_path}")
         else:
             self.say(f"models are still loading, after {seconds:.0f} of at most {self.server.ready_timeout:g} seconds")
 

@@ -3,6 +3,7 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -64,7 +65,10 @@ def run(repository: Path | None, sheet: Path) -> None:
     )
     try:
         click.echo("starting Triton, which takes about ten seconds")
-        with server:
+        with ExitStack() as stack:
+            stack.callback(server.stop)
+            server.start()
+            server.wait_ready(server.ready_timeout, _say_that_it_loads)
             click.echo(f"captioning {len(files)} images over gRPC, and again over HTTP")
             over_grpc, over_http = ask(server.grpc_url, files), ask(server.http_url, files)
     except ClientError as exc:
@@ -76,3 +80,8 @@ def run(repository: Path | None, sheet: Path) -> None:
     if right < 2 * len(expected):
         raise BlipstreamError(f"{2 * len(expected) - right} of {2 * len(expected)} captions are not the expected ones")
     click.echo(f"next: {command_line.command('serve')}")
+
+
+def _say_that_it_loads(seconds: float) -> None:
+    if seconds:
+        click.echo(f"models are still loading, after {seconds:.0f} seconds")

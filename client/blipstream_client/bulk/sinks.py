@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shlex
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -133,7 +134,7 @@ def reading(output: str) -> str:
     """A command that shows the first rows of an output."""
     if output.endswith(".parquet"):
         code = "import sys, pyarrow.parquet as p; print(p.read_table(sys.argv[1]).slice(0, 3).to_pylist())"
-        return f"python -c '{code}' {shlex.quote(output)}"
+        return shlex.join([sys.executable, "-c", code, output])
     return f"head -n 3 {shlex.quote(output)}"
 
 
