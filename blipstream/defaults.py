@@ -127,6 +127,8 @@ def _parse(table: str, texts: Iterable[str]) -> dict[str, Any]:
     """The values of NAME=VALUE, by their names."""
     values: dict[str, Any] = {}
     for text in texts:
+        if not text.strip():  # between two semicolons of the environment's variable
+            continue
         name, equals, value = text.partition("=")
         name = name.strip()
         try:

@@ -36,7 +36,9 @@ class Canary:
 
     def __init__(self, url: str, defaults: OptionDefaults | None = None) -> None:
         """`defaults` are the server's: the canary sends nothing that they forbid."""
-        self._options = (defaults or OptionDefaults()).allowed(PROBE)
+        defaults = defaults or OptionDefaults()
+        self._options = defaults.allowed(PROBE)
+        self._may_be_empty = _may_be_empty(defaults)
         self._connect = partial(blipstream_client.Client, url, timeout=TIMEOUT_SECONDS, retries=0)
         self._clients: dict[str, blipstream_client.Client] = {}  # by route
         self._executor = ThreadPoolExecutor(len(ROUTES), thread_name_prefix="canary")
@@ -105,7 +107,7 @@ class Canary:
                 text = client.caption(random_image(), **self._options).text
         except (blipstream_client.ServerError, blipstream_client.ModelNotReady) as error:
             return str(error)
-        if text.strip():
+        if text.strip() or self._may_be_empty:
             return ""
         self._empty[route] += 1
         return EMPTY
@@ -118,8 +120,14 @@ def check_first_caption(server: TritonServer) -> None:
             text = client.caption(random_image()).text
     except blipstream_client.BlipstreamError as error:
         raise errors.ServerError(f"the server is ready, but its first caption failed: {error}") from error
-    if not text.strip():
+    if not (text.strip() or _may_be_empty(server.effective_defaults)):
         raise errors.ServerError(f"the server is ready, but its first caption is empty: {BUILD_HINT}")
+
+
+def _may_be_empty(defaults: OptionDefaults) -> bool:
+    """Whether a right caption may have no words: a prompt may be all of it, and be left out."""
+    fixed = {name: defaults.values.get(name) for name in defaults.fixed}
+    return bool(fixed.get("prompt")) and fixed.get("include_prompt") is False
 
 
 def random_image() -> bytes:

@@ -51,6 +51,8 @@ class Diagnosis:
     - A model works that has finished nothing since the last caption: a large batch takes long.
     - A decoder makes steps, of which large requests take many, or refuses requests whose senders are at fault.
     - The decoders have nothing to do, and a stage before them goes on: captions wait behind requests for it alone.
+    - Of one route alone: its decoder has nothing to do, and requests wait for the stage that the other route's captions
+      pass, too. The caption that is due may be one of them.
 
     When a model finishes its first work since the last caption, the wait starts again. What it finishes after that is
     no excuse while anything waits behind it: if a stage hangs, those before it go on for requests that will be refused.
@@ -67,6 +69,7 @@ class Diagnosis:
     _progress: int = 0  # the most progress of the decoders that was seen
     _unblocked: dict[str, int] = field(default_factory=dict)  # inferences of stages when nothing waited behind them
     _stalled: float = math.inf  # seconds since the decoders, or stages with nothing waiting behind them, went on
+    _unqueued: float = math.inf  # seconds since a caption of this route alone could have waited among the other's
     _halted: int = 0  # samples in a row that found a process halted
 
     @classmethod
@@ -97,6 +100,7 @@ class Diagnosis:
         seconds = min(seconds, 2 * SAMPLE_SECONDS)  # if the supervisor was held up, the server may have been, too
         self._update_silences(sample.inferences, seconds)
         self._stalled = 0.0 if self._goes_on(sample) else self._stalled + seconds
+        self._unqueued = 0.0 if self._may_queue(sample.pending) else self._unqueued + seconds
         if self.silence == 0:
             self.caption_due, self._last, self._finished = False, sample.inferences, set()
             self._restart_wait()
@@ -116,7 +120,7 @@ class Diagnosis:
         what = f"no {SUBJECTS.get(self.routes, 'caption came out')} for {self.silence:.0f} seconds"
         if sample.refusal:
             return Fault("failing", f"{what}: {sample.refusal}")
-        if self._waited < LIVELOCK_SECONDS and (self._is_busy() or self._stalled < HANG_SECONDS):
+        if self._waited < LIVELOCK_SECONDS and (self._is_busy() or min(self._stalled, self._unqueued) < HANG_SECONDS):
             return None
         return Fault("hung", what)
 
@@ -147,6 +151,12 @@ class Diagnosis:
             return ()
         last = max((number for number, stage in enumerate(STAGES) if pending.get(stage)), default=0)
         return STAGES[last:]
+
+    def _may_queue(self, pending: dict[str, int]) -> bool:
+        """Whether a caption of this one route may wait among those of the other."""
+        if self.routes == ROUTES or any(pending.get(DECODERS[route]) for route in self.routes):
+            return False
+        return bool(pending.get(STAGES[0]))
 
     def _restart_wait(self) -> None:
         self._waited, self._samples, self._working = 0.0, 0, Counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blipstream.config import CheckpointConfig
 from blipstream.defaults import over, to_parameters
-from blipstream.errors import ArtifactError
+from blipstream.errors import ArtifactError, InvalidInput, ServerError
 from blipstream.options import OptionDefaults
 from blipstream.server.workspace import Workspace
 
@@ -16,12 +16,20 @@ TAKES_OPTIONS = re.compile(r'name: "max_tokens"')  # in a model's config
 
 
 def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
-    """The operator's defaults over those of the checkpoint in the repository."""
+    """The operator's defaults over those of the checkpoint in the repository.
+
+    Raises ServerError if they need more positions than its text decoder has.
+    """
     try:
         checkpoint = CheckpointConfig.load(repository / "decoder/1/artifact")
     except ArtifactError:  # its model says so when it loads
         return operator
-    return over(operator, checkpoint.option_defaults)
+    defaults = over(operator, checkpoint.option_defaults)
+    try:
+        defaults.check_fits(checkpoint.text.max_positions)
+    except InvalidInput as error:
+        raise ServerError(f"these defaults are not allowed with {checkpoint.origin}: {error}") from error
+    return defaults
 
 
 def served_repository(repository: Path, defaults: OptionDefaults, workspace: Workspace) -> Path:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels to image_embeds: BLIP's vision encoder, in several runtimes with one surface."""
 
+import sys
 from pathlib import Path
 
 from blipstream.config import DType
@@ -10,6 +11,9 @@ from blipstream.vision.encoder import Encoder
 __all__ = ["RUNTIMES", "Encoder", "load_encoder"]
 
 RUNTIMES = ("openvino", "torch", "tensorrt")
+
+# With this module, OpenVINO's tools send usage statistics to Google Analytics. They do without it if it is absent
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def load_encoder(runtime: str, folder: Path, device: str = "cpu", dtype: DType | None = None) -> Encoder:

@@ -64,10 +64,17 @@ class Checkpoint:
     def load_model(self) -> "BlipForConditionalGeneration":
         """The model in f32, in evaluation mode, on the CPU. Raises ArtifactError if it is incomplete."""
         import torch
-        from transformers import BlipForConditionalGeneration
+        from transformers import BlipForConditionalGeneration, GenerationConfig
 
+        from blipstream_build.generation import NAME
         from blipstream_build.inspection.model import check_settings, check_weights
 
+        generation = self.folder / NAME
+        try:
+            if generation.exists():
+                GenerationConfig.from_pretrained(self.folder)
+        except Exception as exc:  # as many kinds as values can be wrong in
+            raise ArtifactError(f"{generation} {_unreadable(exc)}") from exc
         try:
             model, report = BlipForConditionalGeneration.from_pretrained(
                 self.folder,

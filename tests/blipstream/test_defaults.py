@@ -164,6 +164,7 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLIPSTREAM_FIXED", "")
     given = main.make_context("serve", []).params
     assert (given["default"], given["fixed"]) == (("prompt=a picture of", "max_tokens=5"), ())
+    assert from_operator(["num_beams=3", "", " "]).values == {"num_beams": 3}  # of semicolons that follow each other
 
 
 def test_a_wrong_default_is_reported_before_anything_is_built(tmp_path: Path) -> None:

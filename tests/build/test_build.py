@@ -42,6 +42,17 @@ def edit(file: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
+    """OpenVINO's tools would send statistics. Their first sign is a folder in the user's home."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(home)}
+    command = [sys.executable, "-m", "blipstream_build", "--repository", str(tmp_path / "repository"), str(CHECKPOINT)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (home / "intel").exists()
+
+
 def test_whole_life(checkpoint: Path, tmp_path: Path) -> None:
     repository = tmp_path / ODD
     first = run(checkpoint, repository)

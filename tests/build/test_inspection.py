@@ -20,6 +20,7 @@ from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.command import main
 from blipstream_build.inspection.tokenizer import BERT_IDS, BERT_SENTENCE, check_tokenizer
 from tests.conftest import CHECKPOINT
+from tests.support.terminal import sentence
 
 WEIGHTS = "model.safetensors"
 MATRIX = "text_decoder.bert.embeddings.word_embeddings.weight"
@@ -38,8 +39,7 @@ def refusal(checkpoint: Path | str, folder: Path, *options: str) -> str:
     assert result.exit_code == 1, result.output
     assert not repository.exists()  # so nothing was exported
     assert "Traceback" not in result.output
-    *stages, error = result.stderr.splitlines()
-    assert not stages
+    error = sentence(result.stderr)
     assert error.startswith("error: ")
     return error.removeprefix("error: ")
 
@@ -251,6 +251,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "generation_config.json").write_text("{"),
         "{folder}/generation_config.json cannot be read as JSON (Expecting",
     ),
+    "a word for a number in generation_config": (
+        lambda folder: (folder / "generation_config.json").write_text('{"max_new_tokens": "many"}'),
+        "{folder}/generation_config.json cannot be read ('<=' not supported between instances of 'str' and",
+    ),
     "a list for generation_config": (
         lambda folder: (folder / "generation_config.json").write_text("[]"),
         "{folder}/generation_config.json must be a JSON object, not list: copy or download it again",
@@ -435,7 +439,7 @@ def test_a_file_is_no_folder(name: str, remedy: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_no_name(tmp_path: Path) -> None:
-    assert refusal("", tmp_path) == "there is no folder '', and it is no hub name either"
+    assert refusal("", tmp_path) == "CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

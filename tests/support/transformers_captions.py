@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blipstream.decoding import Caption
-from blipstream.options import DecodingOptions
+from blipstream.options import DEFAULTS, DecodingOptions
 from tests.reference import Reference
 
 
@@ -18,6 +18,8 @@ def theirs(reference: Reference, embeds: Tensor, options: DecodingOptions) -> li
         "num_captions": "num_return_sequences",
     }
     same = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size")
+    unknown = {name for name in DEFAULTS if getattr(options, name) != DEFAULTS[name]} - {*names, *same, "prompt"}
+    assert not unknown, f"say here what transformers calls {unknown}"
     settings = {names.get(name, name): getattr(options, name) for name in (*names, *same)}
     config = reference.model.config.text_config
     prompt_ids = [config.bos_token_id, *reference.tokenizer(options.prompt, add_special_tokens=False)["input_ids"]]

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from blipstream.errors import ServerError
+from blipstream.options import OptionDefaults
 from blipstream.server.canary import IDLE_SECONDS, MAX_PAUSE_SECONDS, Canary, check_first_caption
 from blipstream.server.routes import ROUTES, STREAM
 from blipstream.server.triton import TritonServer
@@ -88,6 +89,15 @@ def test_an_empty_caption_does_not_count() -> None:
         tiny.answer = size_of_image
         send(canary, ["caption"])
         assert canary.without_empty({"caption": 9}) == {"caption": 5}
+
+
+def test_an_empty_caption_counts_where_the_operator_fixed_all_of_it() -> None:
+    fixed = OptionDefaults({"prompt": "a book", "include_prompt": False}, frozenset({"prompt", "include_prompt"}))
+    with tiny_triton() as tiny, closing(Canary(tiny.url("grpc"), fixed)) as canary:
+        tiny.answer = lambda _: (" ", 0.0, 1)
+        send(canary, ["caption"])
+        assert canary.refusal == ""
+        assert canary.without_empty({"caption": 8}) == {"caption": 8}
 
 
 def test_the_canary_takes_a_new_connection_each_time() -> None:

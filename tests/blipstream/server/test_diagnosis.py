@@ -174,6 +174,24 @@ def test_stages_that_serve_the_other_route_are_no_excuse() -> None:
     assert any(streams.add(flooded(n, {}), SAMPLE_SECONDS) for n in range(20))
 
 
+def test_one_route_may_wait_in_the_queue_that_it_shares() -> None:
+    """As when all who streamed have hung up, and the canary waits behind captions that come out slowly."""
+
+    def judge_streams(*pending: dict[str, int]) -> list[int]:
+        """The samples, of half a second each, that find a fault."""
+        streams = Diagnosis.since(QUIET, STREAM, caption_due=True)
+        faults = [
+            streams.add(Sample(QUIET | {"caption": 8 + number}, pending=each), SAMPLE_SECONDS)
+            for number, each in enumerate(pending)
+        ]
+        return [number for number, fault in enumerate(faults) if fault]
+
+    flooded = {"preprocess": 200, "decoder": 60, "caption_stream": 0}
+    assert not judge_streams(*[flooded, flooded | {"preprocess": 0}] * 60)
+    assert judge_streams(*[flooded] * 60, *[flooded | {"preprocess": 0}] * 9)[0] == 65
+    assert judge_streams(*[flooded | {"caption_stream": 1}] * 9)  # it has arrived there
+
+
 def test_a_server_that_refuses_every_caption_fails_though_it_works() -> None:
     fault = judge(samples(HANG_SECONDS, lambda _: Sample(QUIET, frozenset({"decoder"}), refusal="no words")))
     assert fault == Fault("failing", "no caption came out for 3 seconds: no words")

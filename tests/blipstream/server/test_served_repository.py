@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from blipstream.errors import ServerError
 from blipstream.options import OptionDefaults
 from blipstream.server.served_repository import effective, served_repository
 from blipstream.server.workspace import Workspace
@@ -92,3 +93,11 @@ def test_a_checkpoints_defaults(
     del config["option_defaults"]  # as 0.2.0 wrote it
     (folder / "config.json").write_text(json.dumps(config))
     assert effective(OptionDefaults(operator), tmp_path).values == operator
+
+
+def test_defaults_that_need_more_positions_than_the_decoder_has(artifacts: Path) -> None:
+    """Else the models would say so, one by one, once Triton has started."""
+    for operator in ({"max_tokens": 65}, {"max_tokens": 10**11}):
+        with pytest.raises(ServerError, match=r"^these defaults are not allowed with emoji-demo@\w+: .* 64 positions"):
+            effective(OptionDefaults(operator), artifacts)
+    assert effective(OptionDefaults({"max_tokens": 64}), artifacts).values == {"max_tokens": 64}
