@@ -439,7 +439,8 @@ def test_a_file_is_no_folder(name: str, remedy: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_no_name(tmp_path: Path) -> None:
-    assert refusal("", tmp_path) == "CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
+    told = "CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
+    assert refusal("", tmp_path) == told
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
