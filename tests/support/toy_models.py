@@ -3,23 +3,27 @@
 
 from pathlib import Path
 
+from blipstream.options import PROBE, data_type
 from blipstream.server.routes import STREAM
 
-CONFIG = """
+OPTIONS = "".join(  # those that the canary sends
+    f',\n  {{ name: "{name}" data_type: TYPE_{data_type(name).replace("BYTES", "STRING")} dims: [1] optional: true }}'
+    for name in PROBE
+)
+CONFIG = f"""
 name: "NAME"
 backend: "python"
 max_batch_size: 4
 input [
-  { name: "image" data_type: TYPE_STRING dims: [1] },
-  { name: "max_tokens" data_type: TYPE_INT32 dims: [1] optional: true }
+  {{ name: "image" data_type: TYPE_STRING dims: [1] }}{OPTIONS}
 ]
 output [
-  { name: "caption" data_type: TYPE_STRING dims: [-1] },
-  { name: "score" data_type: TYPE_FP32 dims: [-1] },
-  { name: "num_tokens" data_type: TYPE_INT32 dims: [-1] },
-  { name: "token_scores" data_type: TYPE_FP32 dims: [-1, -1] }
+  {{ name: "caption" data_type: TYPE_STRING dims: [-1] }},
+  {{ name: "score" data_type: TYPE_FP32 dims: [-1] }},
+  {{ name: "num_tokens" data_type: TYPE_INT32 dims: [-1] }},
+  {{ name: "token_scores" data_type: TYPE_FP32 dims: [-1, -1] }}
 ]
-instance_group [{ kind: KIND_CPU count: 1 }]
+instance_group [{{ kind: KIND_CPU count: 1 }}]
 """
 TOY = """
 import numpy as np
