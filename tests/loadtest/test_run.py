@@ -340,8 +340,8 @@ def test_a_server_behind_tls(scheme: str, tmp_path: Path, tiny: TinyTriton) -> N
         )
     assert status == 0, said
     assert {row["error"] for row in rows(tmp_path / "tls")} == {""}
-    version = json.loads((tmp_path / "tls" / "run.json").read_text())["server"]["tritonserver"]
-    assert version == ("2.51.0" if scheme == "http" else "unknown")  # which the tests' server tells over HTTP alone
+    refusal = {"grpc": "not implemented", "http": "Expecting value"}  # the tests' server has no statistics
+    assert refusal[scheme] in (tmp_path / "tls" / "server.jsonl").read_text()
 
 
 @pytest.mark.full
