@@ -8,6 +8,7 @@ import ipaddress
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 import urllib.request
@@ -35,14 +36,17 @@ class Unavailable(Exception):
 class Statistics:
     """Triton's statistics and metadata, over the protocol of the URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ca_file: Path | None = None) -> None:
         self.url = url
         parts = urlsplit(url)
         self._grpc = (
-            InferenceServerClient(parts.netloc, ssl=parts.scheme == "grpcs")
+            InferenceServerClient(
+                parts.netloc, ssl=parts.scheme == "grpcs", root_certificates=str(ca_file) if ca_file else None
+            )
             if parts.scheme.startswith("grpc")
             else None
         )
+        self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
 
     def version(self) -> str:
         """The server's version. Raises Unavailable."""
@@ -76,7 +80,7 @@ class Statistics:
 
     def _ask_http(self, path: str) -> dict[str, Any]:
         try:
-            with urllib.request.urlopen(self.url.rstrip("/") + path, timeout=TIMEOUT) as answer:  # noqa: S310
+            with urllib.request.urlopen(self.url.rstrip("/") + path, timeout=TIMEOUT, context=self._tls) as answer:  # noqa: S310
                 content: dict[str, Any] = json.load(answer)
         except (OSError, ValueError) as exc:
             raise Unavailable(f"{self.url} gave no statistics: {exc}") from exc

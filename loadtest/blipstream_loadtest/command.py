@@ -43,6 +43,12 @@ STEADY = "steady"
 )
 @click.option("--host", help="URLs of running servers, grpc:// or http://, with commas.  [default: start a server]")
 @click.option(
+    "--ca-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    show_default="the well-known ones",
+    help="Certificates to trust, of a --host with grpcs:// or https://.",
+)
+@click.option(
     "--protocol", type=click.Choice(["grpc", "http", "both"]), default="grpc", help="Protocol, without --host."
 )
 @options.SERVED
@@ -103,6 +109,7 @@ def main(
     images_per_day: float | None,
     peak_factor: float,
     host: str | None,
+    ca_file: Path | None,
     protocol: str,
     repository: Path | None,
     config: str,
@@ -131,6 +138,8 @@ def main(
     """
     if importlib.util.find_spec("locust") is None:
         raise click.ClickException(f"locust is not installed here: {INSTALL}")
+    if ca_file and not host:
+        raise click.UsageError("--ca-file is for a --host with grpcs:// or https://")
     if remote_workers and not master_port:
         raise click.UsageError("--remote-workers need a --master-port that they know, not 0")
     if work_for:
@@ -156,12 +165,12 @@ def main(
             return
         slo = Slo(p95_ms, error_rate, min_rps)
         plan = run.LoadPlan(load, slo, demand, timeout, mix_path, workers, remote_workers, master_port)
+        target = run.running(host, ca_file) if host else None
         mix.load(mix_path)
         folder = run.new_folder(output, name or datetime.now().astimezone().strftime("loadtest-%Y%m%d-%H%M%S"))
         with ExitStack() as stack:
-            if host:
+            if target:
                 stop_on_signals()
-                target = run.running(host)
             else:
                 progress.clear()
                 served = repository_to_serve(checkpoint, config, repository)
@@ -175,4 +184,4 @@ def main(
     finally:
         progress.clear()
     click.echo(report.text(test, folder))
-    sys.exit(0 if test.verdict.passed else 1)
+    sys.exit(2 if test.stopped else 0 if test.verdict.passed else 1)

@@ -17,17 +17,22 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
+from blipstream_client import BlipstreamError
 from blipstream_loadtest.capacity import Step
 from blipstream_loadtest.options import MIX_FILE
-from blipstream_loadtest.results import RequestLog, Slo
-from blipstream_loadtest.shapes import DEFAULT_SECONDS, END, STEPS, Load, Stage, stages
-from blipstream_loadtest.users import COLUMNS, ClosedUser, OpenUser, load_mix, row
+from blipstream_loadtest.results import UNANSWERED, RequestLog, Slo
+from blipstream_loadtest.shapes import DEFAULT_SECONDS, END, SILENCE, STEPS, Load, Stage, stages
+from blipstream_loadtest.users import COLUMNS, ClosedUser, OpenUser, client, load_mix, row
 
 __all__ = ["ClosedUser", "OpenUser", "StagedShape"]  # Locust looks for them
 
+ERROR = COLUMNS.index("error")
 STAGE_COLUMNS = ["name", "users", "started"]
 ROWS = "blipstream_requests"  # key in a worker's report to its master
 RATE = "blipstream_rate"  # message from the master to its workers: requests a second of each open-loop user
+SILENCE_SECONDS = 5.0  # without an answer, after which a search asks whether the server is there,
+READY_SECONDS = 10.0  # that each server has to say so
+TICK_SECONDS = 1.0  # between two looks at the stage
 STOPPING_SECONDS = 5.0  # that users have to stop, beyond the timeout of a request
 
 
@@ -37,6 +42,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--shape", choices=list(DEFAULT_SECONDS), default="steady")
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--timeout", type=float, default=30.0)
+    parser.add_argument("--ca-file")
     parser.add_argument("--mix", default=str(MIX_FILE), type=_read_mix)
     parser.add_argument("--p95-ms", type=float)
     parser.add_argument("--error-rate", type=float)
@@ -65,6 +71,8 @@ class StagedShape(LoadTestShape):
         recorder.keeps_stage = options.shape == STEPS
         if options.record:
             write_rows(Path(options.record, "stages.csv"), [STAGE_COLUMNS], "w")
+        self._asked = 0.0  # the time of day at which the stage began, or it was asked whether the server is there
+        self._was_silent = True  # whether the stage before had no answer
         self._users = 0
         self._ends = 0.0  # when the current stage is to end, in seconds of the run; its start may come a tick late
         self._start(next(self._stages))
@@ -72,10 +80,12 @@ class StagedShape(LoadTestShape):
     def tick(self) -> tuple[int, float, list[Any]] | None:
         """The number of users, how many of them to start in a second, and their classes; None at the end."""
         now = self.get_run_time()
-        if self._stage.name == END:
+        if self._stage.name in (END, SILENCE):
             waited = now - self._began
             if not self.get_current_user_count() or waited > self._options().timeout + STOPPING_SECONDS:
                 return None
+        elif self._has_stopped_answering(now):
+            self._start(Stage(SILENCE, 0, 0))
         elif now >= self._ends:
             try:
                 self._start(self._stages.send(self._measured()))
@@ -88,12 +98,40 @@ class StagedShape(LoadTestShape):
         self._spawn_rate = float(max(stage.users, self._users, 1))  # all within a second
         self._users = stage.users
         self._stage, self._began = stage, self.get_run_time()
-        self._ends += stage.seconds
-        recorder.stage_rows.clear()
+        self._ends = max(self._ends, self._began - TICK_SECONDS) + stage.seconds
+        self._asked = time.time()
+        recorder.begin_stage()
         if stage.rate:
             self.runner.send_message(RATE, stage.rate / stage.users)  # type: ignore[union-attr]
         if self._options().record:
             write_rows(Path(self._options().record, "stages.csv"), [[stage.name, stage.users, time.time()]], "a")
+
+    def _has_stopped_answering(self, now: float) -> bool:
+        """Whether a search is over because nobody answers. An overloaded server still says that it is ready.
+
+        If it says so, but answers no request of two stages, or of the first, the search is over, too.
+        """
+        if not recorder.keeps_stage or not self._stage.users:
+            return False
+        if now >= self._ends:
+            was_silent, self._was_silent = self._was_silent, not recorder.heard
+            return (was_silent and self._was_silent) or not (recorder.hears or self._is_ready())
+        if time.time() - max(recorder.heard, self._asked) < SILENCE_SECONDS:
+            return False
+        is_ready = self._is_ready()
+        self._asked = time.time()
+        return not is_ready
+
+    def _is_ready(self) -> bool:
+        """Whether any of the servers says that it is ready."""
+        options = self._options()
+        for url in str(options.host).split(","):
+            try:
+                if client(url, READY_SECONDS, options.ca_file).is_ready():
+                    return True
+            except BlipstreamError:  # an answer, such as that of a proxy which keeps this question to itself
+                return True
+        return False
 
     def _measured(self) -> Step:
         """What the stage that ends has shown so far. Requests that are not answered yet are in the report alone."""
@@ -119,6 +157,8 @@ class Recorder:
     def __init__(self) -> None:
         self.keeps_stage = False
         self.stage_rows: list[list[Any]] = []  # that came in the current stage, if they are to be kept
+        self.heard = 0.0  # the time of day at which the newest answer of the stage came; 0: there was none
+        self.hears = False  # whether the stage's newest request was answered
         self._rows: list[list[Any]] = []  # of a worker, until its next report
         self._is_worker = False
         self._file: Path | None = None
@@ -136,6 +176,11 @@ class Recorder:
         if folder:
             self._file = Path(folder, "requests.csv")
             write_rows(self._file, [list(COLUMNS)], "w")
+
+    def begin_stage(self) -> None:
+        """Forget what came in the stage before."""
+        self.stage_rows.clear()
+        self.heard, self.hears = 0.0, False
 
     def record(
         self,
@@ -166,6 +211,11 @@ class Recorder:
     def _take(self, rows: list[list[Any]]) -> None:
         if self.keeps_stage:
             self.stage_rows += rows
+        answered = [each[ERROR] not in UNANSWERED for each in rows]
+        if answered:
+            self.hears = answered[-1]
+        if any(answered):
+            self.heard = time.time()
         if self._file and rows:
             write_rows(self._file, rows, "a")
 

@@ -78,7 +78,7 @@ def text(test: LoadTest, folder: Path) -> str:
     for stage in (*test.stages, test.overall) if len(test.stages) > 1 else test.stages:
         latencies = "".join(f"{_whole(value):>10}" for value in (stage.p50_ms, stage.p95_ms, stage.p99_ms))
         rows.append(f"{stage.name:18}{stage.requests:9}{stage.errors:8}{stage.rps:11.2f}{latencies}")
-    verdict = f"SLO {'met' if test.verdict.passed else 'missed'}: {test.verdict.text}"
+    verdict = f"{test.verdict.title}: {test.verdict.text}"
     sentences = [textwrap.fill(each, TEXT_WIDTH) for each in (verdict, *test.findings, *test.plan)]
     return "\n".join([*rows, *sentences, f"report: {folder}/index.html (open it in a browser)"])
 

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from blipstream_loadtest.capacity import Step, breaking, is_flat
 from blipstream_loadtest.machines import Demand
-from blipstream_loadtest.shapes import PLANNED, PLANNED_LOAD, STEPS
+from blipstream_loadtest.shapes import PLANNED, PLANNED_LOAD, SILENCE, STEPS
 
+UNANSWERED = ["RequestTimeout", "ServerUnreachable"]  # errors that the server did not send
+NOTHING = "no request was answered"
 PERCENTILES = (50, 90, 95, 99)
 SLICES = 60  # of the time axis in charts, at most
 REQUESTS_A_SLICE = 5  # on average, at least: percentiles of fewer mean nothing
@@ -38,7 +40,9 @@ class Slo:
     def misses(self, window: "Window") -> list[str]:
         """The bounds that a window breaks, a few words each."""
         found = []
-        if self.p95_ms is not None and not window.p95_ms <= self.p95_ms:  # NaN breaks it: nothing succeeded
+        if self.p95_ms is not None and window.requests == window.errors:
+            found.append("no request succeeded, so there is no p95")
+        elif self.p95_ms is not None and window.p95_ms > self.p95_ms:
             found.append(f"p95 {window.p95_ms:.0f} ms is above {self.p95_ms:g} ms")
         if self.error_rate is not None and not window.error_rate <= self.error_rate:
             found.append(f"error rate {window.error_rate:.2%} is above {self.error_rate:.2%}")
@@ -86,6 +90,7 @@ class Verdict:
 
     passed: bool
     text: str
+    title: str  # in two words
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,9 @@ class LoadTest:
             for (name, users, started), end in zip(marks, ends, strict=False)
             if users  # nobody asks in a pause
         ]
+        self._fell_silent = marks[-1][0] == SILENCE
+        if self._fell_silent and len(self.requests.due) == 0:
+            raise RecordError(f"the server stopped answering after 0 s ({NOTHING})")
         if not self.stages or len(self.requests.due) == 0:
             raise RecordError(f"{folder} holds no complete load test: it ended before its first stage did")
         self.end = self.stages[-1].end
@@ -257,34 +265,66 @@ class LoadTest:
         return max(good, key=lambda window: window.rps, default=None)
 
     @cached_property
+    def stopped(self) -> str | None:
+        """Why a search has no result: a sentence without its full stop; None if it has one."""
+        if not self._fell_silent:
+            return None
+        found = self.requests
+        answered = ~np.isin(found.error, UNANSWERED)
+        last = max(0.0, float(found.done[answered].max())) if answered.any() else 0.0
+        failed = np.flatnonzero(~answered & (found.done >= last))
+        reason = found.message[failed[np.argmin(found.done[failed])]] if failed.size else NOTHING
+        return f"the server stopped answering after {last:.0f} s ({reason})"
+
+    @cached_property
     def verdict(self) -> Verdict:
-        """Whether the SLO is met: in the shape "steps" by one step, in any other by the whole time."""
+        """Whether the SLO is met: in the shape "steps" by one step and at the load to plan with, else all the time."""
+        if self.stopped:
+            return Verdict(False, self.stopped, "No result")
+        passed, text = self._judged()
+        return Verdict(passed, text, "SLO met" if passed else "SLO missed")
+
+    def _judged(self) -> tuple[bool, str]:
         best = self.best
         if not self.searched:
             if best:
-                return Verdict(True, f"{best.rps:.2f} requests a second with p95 {best.p95_ms:.0f} ms")
-            return Verdict(False, "; ".join(self.slo.misses(self.overall)))
-        if best:
-            return Verdict(True, f"{best.rps:.2f} requests a second within the SLO, with {best.name}")
-        nearest = "; ".join(self.slo.misses(self.searched[0]))
-        return Verdict(False, f"no step meets the SLO; in the first, {nearest}")
+                return True, f"{best.rps:.2f} requests a second with {_p95(best)}"
+            return False, "; ".join(self.slo.misses(self.overall))
+        if not best:
+            return False, f"no step meets the SLO; in the first, {'; '.join(self.slo.misses(self.searched[0]))}"
+        if self._planned_misses:
+            return (
+                False,
+                f"{best.name} kept to it, but requests at random times did not, at {PLANNED_LOAD:.0%} of that load",
+            )
+        return True, f"{best.rps:.2f} requests a second within the SLO, with {best.name}"
+
+    @cached_property
+    def _bounds(self) -> Slo:
+        """The bounds that more load breaks, and less does not."""
+        return replace(self.slo, min_rps=None)
+
+    @cached_property
+    def _planned_misses(self) -> list[str]:
+        """The bounds that the load to plan with has broken."""
+        return self._bounds.misses(self.planned) if self.planned else []
 
     @cached_property
     def findings(self) -> list[str]:
         """What a search found out beyond its verdict, in sentences."""
-        if not self.searched or not self.best:
+        if not self.searched or not self.best or self.stopped:
             return []
         said = [self._limit(self.best.name)]
         if self.planned:
-            misses = self.slo.misses(self.planned)
+            p95 = _p95(self.planned)
             said.append(
                 f"At {self.planned.requests / (self.planned.end - self.planned.start):.1f} a second, sent at random "
-                f"times as people do: {'; '.join(misses) if misses else f'p95 {self.planned.p95_ms:.0f} ms'}."
+                f"times as people do: {'; '.join(self._planned_misses) or p95}."
             )
         return said
 
     def _limit(self, best: str) -> str:
-        bounds = replace(self.slo, min_rps=None)  # more load does not break that one
+        bounds = self._bounds
         steps = [Step(stage.users, stage.rps, bool(bounds.misses(stage))) for stage in self.searched]
         above = breaking(steps)
         if above is not None:
@@ -301,6 +341,11 @@ class LoadTest:
         if not self.demand:
             return []
         said = [self.demand.text()]
+        if self.stopped:
+            return [*said, "Machines: unknown, since the server stopped answering."]
+        if self._planned_misses:
+            unknown = "Machines: unknown, since the load to plan with missed the SLO."
+            return [*said, f"{unknown} Measure again on a quiet machine, or with a lower load (--users)."]
         if not self.best or not self.best.rps:
             return [*said, "Machines: unknown, since no load met the SLO."]
         said.append(
@@ -309,8 +354,6 @@ class LoadTest:
         )
         if not self.searched:
             said.append("Nothing searched for the limit, so fewer may do: the shape steps finds it.")
-        elif self.planned and self.slo.misses(self.planned):
-            said.append("At that load the SLO was missed, so plan for more.")
         return said
 
     @cached_property
@@ -373,6 +416,11 @@ class LoadTest:
             "late_p99_ms": self.late_p99_ms,
             "conditions": self.conditions,
         }
+
+
+def _p95(window: Window) -> str:
+    """The p95 of a window in words; it has none if nothing succeeded."""
+    return f"p95 {window.p95_ms:.0f} ms" if window.requests > window.errors else "no success"
 
 
 def _percentiles(values: Sequence[float] | npt.NDArray[np.float64]) -> list[float]:

@@ -28,11 +28,13 @@ from blipstream_loadtest.machines import Demand
 from blipstream_loadtest.options import LOCUSTFILE
 from blipstream_loadtest.progress import Progress
 from blipstream_loadtest.results import LoadTest, RequestLog, Slo
-from blipstream_loadtest.shapes import END, PAUSE, STEPS, Load, most_users
+from blipstream_loadtest.shapes import END, PAUSE, SILENCE, STEPS, Load, most_users
 
+SCHEMES = ("grpc", "grpcs", "http", "https")
 PROTOCOLS = {"grpc": ("grpc",), "http": ("http",), "both": ("grpc", "http")}
 PACKAGES = ("locust", "blipstream", "blipstream-client", "tritonclient", "grpcio")
 DRAIN_SECONDS = 60.0  # that Locust may take to end, beyond the timeout of a request
+GRACE_SECONDS = 2.0  # for the answers of users who stop, beyond the timeout of a request, so that these are recorded
 START_SECONDS = 120.0  # that local workers may take to start
 RECENT_SECONDS = 5.0  # that the figures count which are shown while Locust runs
 
@@ -62,6 +64,7 @@ class Target:
     urls: tuple[str, ...]  # users take them in turn
     what: str  # the server in words, for the report
     group: int | None  # the server's process group, if it is visible from here
+    ca_file: Path | None = None  # certificates to trust instead of the well-known ones, PEM
 
     @property
     def host(self) -> str:
@@ -69,10 +72,20 @@ class Target:
         return ",".join(self.urls)
 
 
-def running(host: str) -> Target:
-    """A server that runs already; `host` is its URL, or several with commas."""
-    urls = tuple(host.split(","))
-    return Target(urls, f"the server at {host}", local_server(urls[0]))
+def running(host: str, ca_file: Path | None = None) -> Target:
+    """A server that runs already; `host` is its URL, or several with commas. Nothing is sent.
+
+    Raises LoadTestError, InvalidURL or InvalidCertificate if they cannot be used.
+    """
+    urls = tuple(url.strip() for url in host.split(","))
+    for url in urls:
+        if url.partition("://")[0] not in SCHEMES or "://" not in url:
+            raise LoadTestError(
+                "Expected an address such as grpc://localhost:8001, or several such as grpc://a:8001,http://b:8000, "
+                f"got {url!r}; the schemes are {', '.join(SCHEMES)}"
+            )
+        Client(url, ca_file=ca_file).close()
+    return Target(urls, f"the server at {host}", local_server(urls[0]), ca_file and ca_file.resolve())
 
 
 @contextmanager
@@ -130,7 +143,7 @@ def _warm_up(target: Target, plan: LoadPlan) -> None:
     Raises LoadTestError if one fails.
     """
     for url in target.urls:
-        with Client(url, timeout=plan.timeout) as client:
+        with Client(url, timeout=plan.timeout, ca_file=target.ca_file) as client:
             for request in mix.load(plan.mix).one_of_each():
                 try:
                     request.ask(client)
@@ -145,13 +158,14 @@ def _run_locust(plan: LoadPlan, target: Target, folder: Path, progress: Progress
     options = [
         *("--host", target.host, "--shape", load.shape, "--run-time", f"{load.seconds:g}s", "--rate", f"{load.rate:g}"),
         *("--users", str(most_users(load))),  # else Locust has one
-        *("--timeout", f"{plan.timeout:g}", "--stop-timeout", f"{plan.timeout:g}", "--mix", str(plan.mix.resolve())),
+        *("--timeout", f"{plan.timeout:g}", "--stop-timeout", f"{plan.timeout + GRACE_SECONDS:g}"),
+        *("--mix", str(plan.mix.resolve())),
         *("--record", str(folder), "--csv", str(folder / "locust"), "--html", str(folder / "locust.html")),
         *("--headless", "--only-summary", "--exit-code-on-error", "0", "--loglevel", "WARNING"),
     ]
-    optional = {"--p95-ms": plan.slo.p95_ms, "--error-rate": plan.slo.error_rate}
+    optional = {"--p95-ms": plan.slo.p95_ms, "--error-rate": plan.slo.error_rate, "--ca-file": target.ca_file}
     for name, value in optional.items():
-        options += [] if value is None else [name, f"{value:g}"]
+        options += [] if value is None else [name, str(value)]
     waited = plan.workers + plan.remote_workers
     if waited:
         host = "*" if plan.remote_workers else "127.0.0.1"
@@ -165,7 +179,10 @@ def _run_locust(plan: LoadPlan, target: Target, folder: Path, progress: Progress
         processes = [stack.enter_context(_locust(command, folder, log)) for command in commands]
         stack.enter_context(
             Collector(
-                folder / "server.jsonl", Statistics(target.urls[0]), target.group, [each.pid for each in processes]
+                folder / "server.jsonl",
+                Statistics(target.urls[0], target.ca_file),
+                target.group,
+                [each.pid for each in processes],
             )
         )
         status = _wait(processes[0], plan, folder, progress)
@@ -226,7 +243,7 @@ class Live:
         window = RequestLog(self._recent, now).window("", users, -RECENT_SECONDS, 0.0)
         p95 = f"p95 {window.p95_ms:6,.0f} ms" if window.requests > window.errors else "no answers"
         left = self._left(stages, now)
-        if name in (END, PAUSE) or left <= 0:
+        if name in (END, PAUSE, SILENCE) or left <= 0:
             ending = "last answers"
         else:
             ending = f"{left:.0f} s left" + " of this step" * (self._load.shape == STEPS)
@@ -279,7 +296,7 @@ def _free_port() -> int:
 
 def _conditions(plan: LoadPlan, target: Target, name: str) -> dict[str, Any]:
     """Everything that the figures depend on, for the report."""
-    statistics = Statistics(target.urls[0])
+    statistics = Statistics(target.urls[0], target.ca_file)
     try:
         server = {"what": target.what, "tritonserver": statistics.version(), "ensembles": statistics.ensembles()}
     except Unavailable:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from blipstream_loadtest.capacity import MOST_USERS, Step, next_users
 
 END = "end"  # name of what comes after the last stage
+SILENCE = "silence"  # name of what comes instead if the server has stopped answering
 PAUSE = "pause"  # name of a stage without users, in which those before it get their answers
 PAUSE_SECONDS = 2.0
 SPIKE_FACTOR = 4  # the spike as a multiple of the usual load

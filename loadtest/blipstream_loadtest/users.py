@@ -19,18 +19,20 @@ import grpc.experimental.gevent
 from gevent.pool import Group
 from locust import User, task
 
-from blipstream_client import BlipstreamError, Client
+from blipstream_client import BlipstreamError, Client, ServerUnreachable
 from blipstream_loadtest import mix
 
 grpc.experimental.gevent.init_gevent()  # because importing locust has patched the standard library
+
+RECONNECT_SECONDS = 1.0  # that a closed-loop user waits who has reached no server
 
 EPOCH = time.time() - time.perf_counter()  # added to the performance counter, it gives the time of day
 
 
 @cache
-def client(url: str, timeout: float) -> Client:
+def client(url: str, timeout: float, ca_file: str | None) -> Client:
     """The client that all users of a process share. It does not retry, since that would hide failures."""
-    return Client(url, timeout=timeout, retries=0)
+    return Client(url, timeout=timeout, retries=0, ca_file=ca_file)
 
 
 @cache
@@ -53,12 +55,15 @@ class CaptionUser(User):
         CaptionUser._count += 1
         self._protocol = url.partition(":")[0]
         self._timeout: float = options.timeout
-        self._client = client(url, self._timeout)
+        self._client = client(url, self._timeout, options.ca_file)
         self._mix = load_mix(options.mix)
         self._random = random.Random()  # noqa: S311
 
-    def ask(self, due: float) -> None:
-        """Send one request, which was due at that time of the performance counter, and tell Locust the outcome."""
+    def ask(self, due: float) -> BlipstreamError | None:
+        """Send one request, which was due at that time of the performance counter, and tell Locust the outcome.
+
+        Returns the error if it failed.
+        """
         request = self._mix.draw(self._random)
         began = time.perf_counter()
         error: BlipstreamError | None = None
@@ -78,6 +83,7 @@ class CaptionUser(User):
         self._tell(request.kind, latency_ms, error, context)
         for number, (before, after) in enumerate(pairwise([0.0, *texts_ms])):
             self._tell(f"{request.kind}: {'next' if number else 'first'} text", after - before, None, {})
+        return error
 
     def _tell(self, name: str, milliseconds: float, error: BlipstreamError | None, context: dict[str, Any]) -> None:
         """Add an entry to Locust's own report. An entry without a context is not a request."""
@@ -94,14 +100,16 @@ class CaptionUser(User):
 class ClosedUser(CaptionUser):
     """Sends the next request as soon as the last one is answered."""
 
+    _unreachable = False  # whether the last request reached no server
+
     def wait_time(self) -> float:
-        """No time passes between an answer and the next request."""
-        return 0
+        """No time passes between an answer and the next request. A server that is away is not flooded."""
+        return RECONNECT_SECONDS if self._unreachable else 0.0
 
     @task
     def caption(self) -> None:
         """Send a request and wait for the answer."""
-        self.ask(time.perf_counter())
+        self._unreachable = isinstance(self.ask(time.perf_counter()), ServerUnreachable)
 
 
 class OpenUser(CaptionUser):

@@ -165,9 +165,57 @@ def test_machines_for_a_demand(tmp_path: Path) -> None:
         "5,000,000 images a day are 57.9 a second on average and 144.7 at the peak, 2.5 times that.",
         "Machines: 5, each at 70% of the 45.0 a second measured here; one more if one may fail.",
     ]
+
+
+def test_the_slo_is_missed_if_the_load_to_plan_with_misses_it(tmp_path: Path) -> None:
     missed = search(tmp_path, *FOUND, ("at 70%", 3, 30.0, 90.0), p95_ms=70, demand=5e6)
+    assert not missed.verdict.passed
+    assert "SLO missed: 3 users kept to it, but requests at random times did not," in text(missed, tmp_path)
     assert missed.findings[1] == "At 30.0 a second, sent at random times as people do: p95 90 ms is above 70 ms."
-    assert missed.plan[2] == "At that load the SLO was missed, so plan for more."
+    assert missed.plan[1:] == [
+        "Machines: unknown, since the load to plan with missed the SLO. Measure again on a quiet machine, or with a "
+        "lower load (--users)."
+    ]
+    kept = search(tmp_path, *FOUND, ("at 70%", 3, 30.0, 60.0), p95_ms=70, min_rps=40)
+    assert kept.verdict.passed  # less load has fewer answers
+
+
+def silenced(folder: Path, *rows: str) -> LoadTest:
+    """The results of a search that ended in its second stage because the server stopped answering."""
+    search(folder, *FOUND[:1], p95_ms=70, demand=5e6)
+    (folder / "stages.csv").write_text(
+        f"name,users,started\n1 user,1,{ORIGIN}\n2 users,2,{ORIGIN + 10}\nsilence,0,{ORIGIN + 18}\n"
+    )
+    with (folder / "requests.csv").open("a") as file:
+        file.write("".join(f"{row}\n" for row in rows))
+    return LoadTest(folder)
+
+
+def test_a_server_that_stopped_answering_gives_no_result(tmp_path: Path) -> None:
+    answered = [f"{ORIGIN + 11},0,1000,grpc,greedy,640,ServerOverloaded,it was full,"]
+    lost = [f"{ORIGIN + 12 + i},0,10,grpc,greedy,640,ServerUnreachable,refused {i}," for i in range(6)]
+    test = silenced(tmp_path, *answered, *lost)
+    assert not test.summary()["passed"]
+    said = text(test, tmp_path)
+    assert "No result: the server stopped answering after 12 s (refused 0)\n" in said
+    assert "Machines: unknown, since the server stopped answering." in said
+    assert "limit" not in said
+    assert "nan" not in said + json.dumps(test.summary())
+
+
+def test_a_server_may_stop_without_a_word(tmp_path: Path) -> None:
+    assert silenced(tmp_path).stopped == "the server stopped answering after 10 s (no request was answered)"
+    (tmp_path / "requests.csv").write_text(",".join(COLUMNS) + "\n")
+    with pytest.raises(RecordError, match=r"the server stopped answering after 0 s \(no request was answered\)"):
+        LoadTest(tmp_path)
+
+
+@pytest.mark.parametrize("bound", [{"p95_ms": 100}, {}])
+@pytest.mark.parametrize("shape", ["steady", "steps"])
+def test_no_percentile_of_nothing(shape: str, bound: dict[str, float], tmp_path: Path) -> None:
+    test = record(tmp_path, [(1.0, 1.0, "ServerError")], shape, **bound)
+    assert "nan" not in text(test, Path("/results"))
+    assert "nan" not in json.dumps(test.summary())
 
 
 def test_no_machines_without_a_figure(tmp_path: Path) -> None:

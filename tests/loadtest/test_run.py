@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,12 +20,14 @@ from xml.etree import ElementTree
 
 import psutil
 import pytest
+import trustme
 
 from blipstream.server.network import free_ports
 from blipstream.server.triton import TritonServer
 from blipstream_loadtest.options import MIX_FILE
 from blipstream_loadtest.results import LoadTest
 from tests.conftest import ROOT
+from tests.support.proxy import proxy
 from tests.support.tiny_triton import Inputs, TinyTriton, size_of_image, tiny_triton
 
 SVG = "data:image/svg+xml;base64,"
@@ -279,6 +282,68 @@ def test_a_search_goes_on_until_throughput_stops_growing(tmp_path: Path, tiny: T
     assert "Machines: 1, each at 70% of the " in said
 
 
+def test_a_search_ends_if_the_server_dies(tmp_path: Path) -> None:
+    """Few requests are sent to nobody."""
+    options = ("--images-per-day", "5M", "--p95-ms", 30000, "--duration", 300, "--name", "dead", "--output", tmp_path)
+    with tiny_triton() as server:
+        process = start("--host", server.url("grpc"), *options)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "dead" / "requests.csv").exists() or len(rows(tmp_path / "dead")) < 10:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 2, said
+    assert "No result: the server stopped answering after " in said
+    assert "Machines: unknown, since the server stopped answering." in said
+    assert not summary(tmp_path / "dead")["passed"]
+    assert "nan" not in (tmp_path / "dead" / "index.html").read_text().split("<h2>Stages</h2>")[0]
+    assert 0 < sum(1 for row in rows(tmp_path / "dead") if row["error"]) < 100
+
+
+def test_a_search_ends_if_its_first_requests_are_not_answered(tmp_path: Path, tiny: TinyTriton) -> None:
+    """The server says that it is ready. The first four requests warm up."""
+    asked, opened = 0, threading.Event()
+
+    def hanging(inputs: Inputs) -> tuple[str, float, int]:
+        nonlocal asked
+        asked += 1
+        if asked > 4:
+            opened.wait(240)
+        return size_of_image(inputs)
+
+    tiny.answer = hanging
+    try:
+        status, said = load(
+            *("--host", tiny.url("grpc"), "--images-per-day", "5M", "--duration", 3, "--timeout", 10),
+            *("--name", "hung", "--output", tmp_path),
+        )
+    finally:
+        opened.set()
+    assert status == 2, said
+    assert "the server stopped answering after 0 s (No answer from grpc://127.0.0.1:" in " ".join(said.split())
+    assert len(rows(tmp_path / "hung")) == 1
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_behind_tls(scheme: str, tmp_path: Path, tiny: TinyTriton) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    if scheme == "grpc":
+        context.set_alpn_protocols(["h2"])
+    with proxy(tiny.port(scheme), tls=context) as running:
+        status, said = load(
+            *("--host", f"{scheme}s://127.0.0.1:{running.port}", "--ca-file", tmp_path / "ca.pem", "--users", 1),
+            *("--duration", 1, "--name", "tls", "--output", tmp_path),
+        )
+    assert status == 0, said
+    assert {row["error"] for row in rows(tmp_path / "tls")} == {""}
+    refusal = {"grpc": "not implemented", "http": "Expecting value"}  # the tests' server has no statistics
+    assert refusal[scheme] in (tmp_path / "tls" / "server.jsonl").read_text()
+
+
 @pytest.mark.full
 def test_a_worker_elsewhere(tmp_path: Path, tiny: TinyTriton) -> None:
     """It waits for its master, and ends with it."""
@@ -390,6 +455,8 @@ def test_interrupted(tmp_path: Path, tiny: TinyTriton, number: signal.Signals) -
     ("options", "sentence"),
     [
         (["--host", "grpc://127.0.0.1:1"], "error: the first 'greedy' request of"),
+        (["--host", "grpc://127.0.0.1:1,localhost:2"], "a:8001,http://b:8000, got 'localhost:2'; the schemes are"),
+        (["--ca-file", str(MIX_FILE)], "--ca-file is for a --host with grpcs:// or https://"),
         (["--host", "ftp://there"], "error: Expected an address such as grpc://localhost:8001"),
         (["--name", "a/b", "--host", "grpc://127.0.0.1:1"], "error: a name has letters, digits"),
         (["--mix", str(ROOT / "README.md")], "error: "),
