@@ -111,7 +111,7 @@ def _reason(printed: str, folder: Path) -> str:
         return f"the key {file['name']} does not belong to the certificate: put both of one pair into {folder}"
     if file and "No such file" in reason:
         return f"the file {file['name']} is missing: put it there, or mend {folder / 'nginx.conf'}"
-    return f"nginx cannot start: {reason}: mend {folder / 'nginx.conf'}, or the file that it names"
+    return f"nginx cannot start: {reason}: mend that, starting from {folder / 'nginx.conf'}"
 
 
 def become(command: list[str], folder: Path) -> NoReturn:

@@ -56,8 +56,12 @@ def started(here: Path, command: str, port: int) -> Iterator[subprocess.Popen[by
     environment = os.environ | {"PATH": PATH}
     with (here / "log").open("w") as log:
         process = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=here, env=environment, stdout=log, stderr=log)
+    name = Path(f"/proc/{process.pid}/comm")  # nginx's at last; what it checks before listens for a moment, too
     try:
-        wait_for(lambda: process.poll() is not None or listens(port), (here / "log").read_text)
+        wait_for(
+            lambda: process.poll() is not None or (name.read_text() == "nginx\n" and listens(port)),
+            (here / "log").read_text,
+        )
         assert process.poll() is None, (here / "log").read_text()
         yield process
     finally:
