@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blipstream proxy`: make the folder, start nginx, give keys and take them back."""
 
+import ipaddress
+import re
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from blipstream.errors import BlipstreamError
+from blipstream.errors import BlipstreamError, ServerError
 from blipstream.proxy import certificate, keys, nginx
 from blipstream.server.triton import TritonServer
 
@@ -19,8 +22,18 @@ FOLDER = click.argument(
     "folder",
     metavar="DIR",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    callback=lambda context, parameter, folder: _ours(folder),  # noqa: ARG005
+    callback=lambda context, parameter, folder: _ours(context, folder),  # noqa: ARG005
 )
+
+
+def _host(context: click.Context, parameter: click.Parameter, host: str) -> str:  # noqa: ARG001
+    """What may stand in nginx.conf as a host."""
+    with suppress(ValueError):
+        if "%" not in host:  # what follows it may be anything
+            return str(ipaddress.ip_address(host))
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", host):
+        raise click.BadParameter(f"a host is a name such as triton.example, or an IP address, which {host!r} is not")
+    return host
 
 
 class Commands(click.Group):
@@ -46,9 +59,9 @@ def main() -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--client", default=FIRST_CLIENT, help="The name of the first client, who gets a key.")
 @click.option("--domain", "domains", multiple=True, help="A name or IP address of this machine; may be repeated.")
-@click.option("--host", default=TritonServer.host, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--host", default=TritonServer.host, callback=_host, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--https-port", default=8443, type=click.IntRange(1, 65535), help="For HTTP and gRPC.")
-@click.option("--triton", default=TritonServer.host, help="Host on which the server listens.")
+@click.option("--triton", default=TritonServer.host, callback=_host, help="Host on which the server listens.")
 @click.option("--http-port", default=TritonServer.http_port, type=click.IntRange(1, 65535), help="The server's.")
 @click.option("--grpc-port", default=TritonServer.grpc_port, type=click.IntRange(1, 65535), help="The server's.")
 def init(
@@ -85,9 +98,10 @@ def init(
         if is_new:
             folder.rmdir()
         raise
-    url = f"grpcs://{_address(domains[0] if domains else 'localhost', https_port)}"
+    is_local = host in certificate.LOCAL_NAMES
+    url = f"grpcs://{_address(domains[0] if domains and not is_local else 'localhost', https_port)}"
     click.echo(f"{folder} has nginx.conf, a key for {client} and a certificate to try it with.")
-    if host == TritonServer.host:
+    if is_local:
         click.echo("It is for this machine alone; --host 0.0.0.0 would open it to others.")
     _show("Start it", _command("start", folder))
     _show(
@@ -111,11 +125,19 @@ def start(folder: Path) -> None:
     It runs as you do. If you are root, its workers run as the owner of DIR.
     """
     keys.check(folder / "keys")
+    if not keys.clients(folder / "keys"):
+        give = _command("add", folder, FIRST_CLIENT)
+        raise click.ClickException(f"{folder / 'keys'} has no key, so nobody could ask: give one by `{give}`")
+    if pid := nginx.master(folder):
+        raise click.ClickException(f"nginx runs from {folder} already: to start it anew, end it by `kill {pid}`")
     command = nginx.command(folder)
-    click.echo(
-        f"nginx listens on {nginx.free_address(folder)} until Ctrl-C. It prints a line for each request.", err=True
-    )
-    nginx.become(command)
+    address = nginx.free_address(folder)
+    nginx.check(command, folder)
+    for secret in (folder / "keys", folder / "key.pem"):
+        if secret.exists() and secret.stat().st_mode & 0o044:
+            click.echo(f"Others may read {secret}: `chmod 600 {shlex.quote(str(secret))}` ends that.", err=True)
+    click.echo(f"nginx listens on {address} until Ctrl-C. It prints a line for each request.", err=True)
+    nginx.become(command, folder)
 
 
 @main.command()
@@ -135,7 +157,7 @@ def revoke(folder: Path, client: str) -> None:
     """Take back a client's key."""
     keys.revoke(folder / "keys", client)
     _apply(folder)
-    click.echo(f"{client} has no key any more.")
+    click.echo(f"{client} has no key in {folder} any more.")
 
 
 @main.command()
@@ -149,16 +171,32 @@ def key(folder: Path, client: str) -> None:
     click.echo(keys.key_of(folder / "keys", client))
 
 
-def _ours(folder: Path) -> Path:
-    if not (folder / "keys").is_file():
-        raise click.BadParameter(f"{folder} has no file of keys: make it by `{_command('init', folder)}`")
+def _ours(context: click.Context, folder: Path) -> Path:
+    if not (folder / "nginx.conf").is_file():
+        init = f"{_program()} proxy init DIR"
+        raise click.BadParameter(f"{folder} has no nginx.conf: name a folder that `{init}` made, or make a new one")
+    if not (folder / "keys").is_file() and context.command is not add:
+        new = _command("add", folder, FIRST_CLIENT)
+        raise click.BadParameter(f"{folder} has lost its file of keys: `{new}` begins a new one, with new keys")
     return folder
 
 
 def _apply(folder: Path) -> None:
     """Let nginx read the keys, if it runs and could read them."""
     keys.check(folder / "keys")
-    if not nginx.reload(folder):
+    try:
+        if nginx.reload(folder):
+            return
+    except ServerError as error:
+        raise ServerError(f"{folder / 'keys'} is changed, but {error}") from error
+    if address := nginx.taken_address(folder):
+        click.echo(
+            f"No nginx runs from this folder, but something listens on {address}.\n"
+            "If it is an nginx without its master, it goes on with the keys that it had:\n"
+            "`ss -ltnp` names it. End it, and start nginx again.",
+            err=True,
+        )
+    else:
         click.echo("nginx does not run from this folder now, so it counts from its next start.", err=True)
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """nginx: its configuration, filled in for a folder, and the program."""
 
+import contextlib
 import grp
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -18,6 +20,7 @@ from blipstream.files import NGINX
 
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])  # PATH may lack sbin
 LISTEN = re.compile(r"^\s*listen (?P<address>\[?(?P<host>[^;\s]*?)\]?:(?P<port>\d+)) ssl\b", re.MULTILINE)
+CERTIFICATE = re.compile(r"^\s*ssl_certificate\s+([^;\s$\"']+);", re.MULTILINE)
 
 
 def configuration(listen: str, http: str, grpc: str) -> str:
@@ -42,12 +45,27 @@ def configuration(listen: str, http: str, grpc: str) -> str:
     return text
 
 
-def free_address(folder: Path) -> str:
-    """Where a folder's configuration listens. Raises ServerError if it does not say so, or if nginx could not."""
+def _listen(folder: Path) -> re.Match[str]:
     file = folder / "nginx.conf"
     found = LISTEN.search(file.read_text(encoding="utf-8"))
     if not found:
         raise ServerError(f"{file} has no line `listen HOST:PORT ssl`: write one")
+    return found
+
+
+def taken_address(folder: Path) -> str | None:
+    """Where a folder's configuration listens, if something listens there already."""
+    with contextlib.suppress(ServerError, OSError):
+        found = _listen(folder)
+        socket.create_connection((found["host"], int(found["port"])), timeout=5).close()
+        return found["address"]
+    return None
+
+
+def free_address(folder: Path) -> str:
+    """Where a folder's configuration listens. Raises ServerError if it does not say so, or if nginx could not."""
+    file = folder / "nginx.conf"
+    found = _listen(folder)
     listen = f"the line `listen` in {file}"
     try:
         family = socket.AF_INET6 if ":" in found["host"] else socket.AF_INET
@@ -73,8 +91,31 @@ def command(folder: Path) -> list[str]:
     return [program, "-p", str(folder.resolve()), "-c", "nginx.conf", "-g", "; ".join([*directives, ""]).strip()]
 
 
-def become(command: list[str]) -> NoReturn:
-    """Run nginx in place of this process.
+def check(command: list[str], folder: Path) -> None:
+    """Raises ServerError if nginx would not start by `command`, or with a certificate that has expired."""
+    done = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerError(_reason(done.stderr, folder))
+    openssl = shutil.which("openssl")
+    for name in re.findall(CERTIFICATE, (folder / "nginx.conf").read_text(encoding="utf-8")) if openssl else ():
+        asked = [str(openssl), "x509", "-noout", "-checkend", "0", "-in", folder / name]
+        if subprocess.run(asked, capture_output=True, check=False).returncode:
+            raise ServerError(f"the certificate {folder / name} has expired: put a new one and its key there")
+
+
+def _reason(printed: str, folder: Path) -> str:
+    """Why `nginx -t` failed, in one sentence."""
+    (reason,) = re.findall(r"\[emerg\] (?:\d+#\d+: )?(.*)", printed)[:1] or [printed.strip().replace("\n", "; ")]
+    file = re.search(r'"(?P<name>[^"]*)"', reason)
+    if file and "key values mismatch" in reason:
+        return f"the key {file['name']} does not belong to the certificate: put both of one pair into {folder}"
+    if file and "No such file" in reason:
+        return f"the file {file['name']} is missing: put it there, or mend {folder / 'nginx.conf'}"
+    return f"nginx cannot start: {reason}: mend that, starting from {folder / 'nginx.conf'}"
+
+
+def become(command: list[str], folder: Path) -> NoReturn:
+    """Run nginx in place of this process. It works in the folder, so that `master` can tell whose it is.
 
     nginx opens /dev/stdout anew for its log. It may not where that belongs to another user, as after sudo, and cannot
     where that is a socket, as under systemd. So it gets a pipe of its own.
@@ -82,16 +123,49 @@ def become(command: list[str]) -> NoReturn:
     log, stdout = os.pipe()
     subprocess.Popen(["cat"], stdin=log, start_new_session=True)  # Ctrl-C does not end it, so no line is lost
     os.dup2(stdout, sys.stdout.fileno())
+    os.chdir(folder)
     os.execv(command[0], command)  # noqa: S606
 
 
 def reload(folder: Path) -> bool:
-    """Let a running nginx read its files again, keys among them. Returns whether one runs."""
-    try:
-        pid = int((folder / "tmp" / "nginx.pid").read_text(encoding="ascii"))
-        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") != "nginx\n":  # the number is another's by now
-            return False
+    """Let a running nginx read its files again, keys among them. Returns whether one runs, else raises as `master`."""
+    pid = master(folder)
+    if pid:
         os.kill(pid, signal.SIGHUP)
-    except (FileNotFoundError, ProcessLookupError, ValueError):
-        return False
-    return True
+    return bool(pid)
+
+
+def master(folder: Path) -> int | None:
+    """The process of a folder's nginx, if it runs. Raises ServerError if its workers go on without it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+        pid = int((folder / "tmp" / "nginx.pid").read_text(encoding="ascii"))
+        # otherwise the number is another's by now, or that of one who has died
+        if _name(pid) == "nginx\n" and _command_line(pid):
+            return pid
+    if workers := _workers(folder):
+        kill = shlex.join(["kill", *map(str, workers)])
+        raise ServerError(
+            f"nginx's master was killed, and its workers go on with the keys that they had: end them by `{kill}`, "
+            "then start nginx, which reads the keys anew"
+        )
+    return None
+
+
+def _workers(folder: Path) -> list[int]:
+    """The folder's workers, by where they work."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(process.name)
+            is_worker = _name(pid) == "nginx\n" and _command_line(pid).startswith(b"nginx: worker process")
+            if is_worker and (process / "cwd").samefile(folder):
+                found.append(pid)
+    return sorted(found)
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()

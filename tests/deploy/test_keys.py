@@ -93,5 +93,10 @@ def test_git_takes_no_secrets() -> None:
     )
     files = {name for names in named for name in names if name and not name.startswith("/dev/")}
     assert {"keys", "api-keys", "admin-key", "tls-key.pem"} <= files
+    files |= {
+        "admin.key",
+        *re.findall(r"(?<![\w/-])(?:\./)?([\w-]*(?:key|-ca)\.(?:pem|txt))\b", text_of("docs", "README.md")),
+    }
+    assert {"key.pem", "key.txt", "clients-ca.pem"} <= files
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {name for name in files if f"/{name}" not in ignored and not name.startswith("captions-proxy/")} == set()

@@ -137,6 +137,11 @@ def test_everyone_finds_the_other() -> None:
     assert home in {f"{folder}/{path.name}" for path in DASHBOARDS}
 
 
+def shown_on_the_page() -> list[str]:
+    """The configurations that the page shows: scrape.yml, and what to write for a new and for an old Prometheus."""
+    return [block.code for block in all_blocks("yaml") if block.page == ROOT / "docs" / "monitoring.md"]
+
+
 def test_a_prometheus_of_ones_own() -> None:
     """It scrapes as compose's does, on this machine. The page shows the file."""
     ours, theirs = (load_yaml(path.read_text())["scrape_configs"] for path in (PROMETHEUS, SCRAPE))
@@ -146,8 +151,9 @@ def test_a_prometheus_of_ones_own() -> None:
         for group in job["static_configs"]:
             group["targets"] = [target.replace("triton:", "localhost:") for target in group["targets"]]
     assert theirs == ours
-    shown = [block.code for block in all_blocks("yaml") if block.page == ROOT / "docs" / "monitoring.md"]
+    shown = shown_on_the_page()
     assert SCRAPE.read_text().endswith(f"\n{shown[0]}")
+    assert load_yaml(shown[2])["scrape_configs"] == theirs
 
 
 def test_every_alert_has_its_section() -> None:
@@ -212,9 +218,8 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
     ours = Path(shutil.copytree(DEPLOY / "prometheus", tmp_path / "blipstream"))
     (ours / "rules" / RULES.name).write_text(in_seconds(RULES.read_text()))
     targets = f"127.0.0.1:{server.metrics_port}", f"127.0.0.1:{failing.metrics_port}", "127.0.0.1:1"
-    scrape = in_seconds(SCRAPE.read_text()).replace('"localhost:8002"', ", ".join(f'"{each}"' for each in targets))
-    ahead = "global: {evaluation_interval: 500ms}\nrule_files: [blipstream/rules/*.yml]\n"
-    (tmp_path / "prometheus.yml").write_text(ahead + scrape)  # scrape_config_files came with 2.43
+    config = in_seconds(shown_on_the_page()[2]).replace('"localhost:8002"', ", ".join(f'"{each}"' for each in targets))
+    (tmp_path / "prometheus.yml").write_text("global: {evaluation_interval: 500ms}\n" + config)
     port = free_port()
 
     def ask(query: str) -> set[tuple[str, ...]]:

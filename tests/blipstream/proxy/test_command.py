@@ -2,16 +2,20 @@
 """`blipstream proxy` as a user calls it, with the real nginx in front of a real server."""
 
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trustme
 
 from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
@@ -52,8 +56,12 @@ def started(here: Path, command: str, port: int) -> Iterator[subprocess.Popen[by
     environment = os.environ | {"PATH": PATH}
     with (here / "log").open("w") as log:
         process = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=here, env=environment, stdout=log, stderr=log)
+    name = Path(f"/proc/{process.pid}/comm")  # nginx's at last; what it checks before listens for a moment, too
     try:
-        wait_for(lambda: process.poll() is not None or listens(port), (here / "log").read_text)
+        wait_for(
+            lambda: process.poll() is not None or (name.read_text() == "nginx\n" and listens(port)),
+            (here / "log").read_text,
+        )
         assert process.poll() is None, (here / "log").read_text()
         yield process
     finally:
@@ -87,7 +95,7 @@ def initialise(here: Path, server: TritonServer, port: int, options: str = "") -
 def test_what_is_printed_works(here: Path, server: TritonServer, samples: dict[str, str]) -> None:
     """Start, ask, give a key and take one back: the printed lines as they stand."""
     port = free_port()
-    (start,), ask, (add, revoke) = initialise(here, server, port)
+    (start,), ask, (add, revoke) = initialise(here, server, port, "--domain captions.example")
     caption = textwrap.dedent("\n".join(ask)).replace("IMAGE", "photo.jpg")
     as_bob = caption.replace(" me)", " bob)")
     assert as_bob != caption
@@ -100,7 +108,7 @@ def test_what_is_printed_works(here: Path, server: TritonServer, samples: dict[s
         key = well(here, "blipstream proxy key 'my proxy' bob").strip()
         well(here, revoke.replace("NAME", "bob"))
         refused = f"BLIPSTREAM_API_KEY={key}; export BLIPSTREAM_API_KEY\n" + caption.partition("\n")[2]
-        wait_for(lambda: "a key is required" in run(here, refused).stdout + run(here, refused).stderr)
+        wait_for(lambda: "the key is missing or wrong" in run(here, refused).stdout + run(here, refused).stderr)
         assert samples[SAMPLE] in well(here, caption)
     log = (here / "log").read_text()
     assert '"client":"bob"' in log
@@ -141,7 +149,9 @@ def test_domains_and_addresses(here: Path, server: TritonServer) -> None:
     port = free_port()
     options = "--domain captions.example --domain 192.0.2.7 --host ::1 --triton localhost --client alice"
     _, ask, _ = initialise(here, server, port, options)
-    assert f"grpcs://captions.example:{port}" in "".join(ask)
+    assert f"grpcs://localhost:{port}" in "".join(ask)
+    opened = well(here, f"blipstream proxy init open --https-port {port} --domain captions.example --host 0.0.0.0")
+    assert f"grpcs://captions.example:{port}" in opened
     assert "'my proxy' alice" in ask[0]
     config = (here / "my proxy" / "nginx.conf").read_text()
     assert f"listen [::1]:{port} ssl" in config
@@ -156,9 +166,7 @@ def test_a_folder_that_is_taken(here: Path, server: TritonServer) -> None:
     assert fault(here, "blipstream proxy init .").startswith("Error: . exists: choose another folder")
     assert "a domain is a name" in fault(here, "blipstream proxy init new --domain 'no name'")
     assert [path.name for path in here.iterdir()] == ["photo.jpg"]
-    assert "has no file of keys: make it by `blipstream proxy init .`" in " ".join(
-        run(here, "blipstream proxy add . bob").stderr.split()
-    )
+    assert "name a folder that `blipstream proxy init DIR` made" in fault(here, "blipstream proxy add . bob")
     initialise(here, server, free_port())
     before = (here / "my proxy" / "keys").read_text()
     assert "exists" in fault(here, "blipstream proxy init 'my proxy'")
@@ -180,8 +188,92 @@ def test_what_keeps_it_from_starting(here: Path, server: TritonServer) -> None:
     assert "line 2 is not a key and its name: write" in fault(here, start)
     assert "line 2 is not a key and its name: write" in fault(here, "blipstream proxy add 'my proxy' carol")
     (here / "my proxy" / "nginx.conf").write_text("")
-    well(here, "printf '' > 'my proxy/keys'")
+    (here / "my proxy" / "keys").write_text("# nobody\n")
+    assert "has no key, so nobody could ask: give one by `blipstream proxy add" in fault(here, start)
+    well(here, "blipstream proxy add 'my proxy' me")
     assert "has no line `listen HOST:PORT ssl`: write one" in fault(here, start)
+
+
+@pytest.mark.parametrize("host", ["a;b", "", "a b", "http://a", "a:8000", "fe80::1%a;b", "[::1]"])
+@pytest.mark.parametrize("option", ["--triton", "--host"])
+def test_hosts_that_cannot_be(here: Path, option: str, host: str) -> None:
+    found = fault(here, f"blipstream proxy init new {option} '{host}'")
+    assert f"a host is a name such as triton.example, or an IP address, which '{host}' is not" in found
+    assert not (here / "new").exists()
+
+
+def test_what_nginx_would_refuse(here: Path) -> None:
+    """One sentence says why, before anything says that nginx listens."""
+    well(here, f"blipstream proxy init proxy --https-port {free_port()}")
+    start, folder = "blipstream proxy start proxy", here / "proxy"
+    key, certificate = (folder / "key.pem").read_text(), (folder / "certificate.pem").read_text()
+    expired = trustme.CA().issue_cert("localhost", not_after=datetime(2020, 1, 1, tzinfo=UTC))
+    expired.private_key_pem.write_to_path(folder / "key.pem")
+    assert "key.pem does not belong to the certificate: put both of one pair into proxy" in fault(here, start)
+    expired.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
+    assert "the certificate proxy/certificate.pem has expired: put a new one and its key there" in fault(here, start)
+    (folder / "certificate.pem").write_text(certificate)
+    (folder / "key.pem").unlink()
+    assert "proxy/key.pem is missing: put it there" in fault(here, start)
+    (folder / "key.pem").write_text(key)
+    with (folder / "nginx.conf").open("a") as file:
+        file.write("nonsense;\n")
+    assert 'nginx cannot start: unknown directive "nonsense" in' in fault(here, start)
+
+
+def test_keys_that_others_may_read(here: Path) -> None:
+    port = free_port()
+    well(here, f"blipstream proxy init 'my proxy' --https-port {port}")
+    (here / "my proxy" / "keys").chmod(0o644)
+    with started(here, "blipstream proxy start 'my proxy'", port):
+        log = (here / "log").read_text()
+    assert "Others may read my proxy/keys: `chmod 600 'my proxy/keys'` ends that." in log
+    assert "Others may read my proxy/key.pem" not in log
+
+
+def test_a_master_that_was_killed(here: Path) -> None:
+    """Its workers hold the port and go on with the old keys, and nothing says otherwise."""
+    port = free_port()
+    start = "blipstream proxy start 'my proxy'"
+    well(here, f"blipstream proxy init 'my proxy' --https-port {port}")
+    with started(here, start, port) as process:
+        wait_for(lambda: (here / "my proxy" / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
+        ssl.get_server_certificate(("127.0.0.1", port))  # so the workers work
+        assert f"nginx runs from my proxy already: to start it anew, end it by `kill {process.pid}`" in fault(
+            here, start
+        )
+        process.kill()
+        process.wait(timeout=20)
+        assert "my proxy/keys is changed, but nginx's master was" in fault(here, "blipstream proxy add 'my proxy' bob")
+        assert "my proxy/keys is changed, but nginx's master was" in fault(
+            here, "blipstream proxy revoke 'my proxy' me"
+        )
+        assert listens(port)
+        (kill,) = re.findall(r"master was killed, and its workers go on .*`(kill [\d ]+)`", fault(here, start))
+        well(here, kill)
+        wait_for(lambda: not listens(port))
+    assert "counts from its next start" in run(here, "blipstream proxy add 'my proxy' me").stderr
+
+
+def test_a_taken_address(here: Path) -> None:
+    """Nobody can tell whose process listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        well(here, f"blipstream proxy init proxy --https-port {port}")
+        well(here, "blipstream proxy add proxy bob 2>&1")
+        said = run(here, "blipstream proxy revoke proxy bob").stderr
+    assert f"something listens on 127.0.0.1:{port}" in said
+    assert "goes on with the keys that it had" in said
+
+
+def test_lost_keys(here: Path) -> None:
+    """The advice works."""
+    well(here, f"blipstream proxy init 'my proxy' --https-port {free_port()}")
+    (here / "my proxy" / "keys").unlink()
+    for verb in ("start 'my proxy'", "key 'my proxy' me", "revoke 'my proxy' me"):
+        (advice,) = re.findall("has lost its file of keys: `(.*)` begins", fault(here, f"blipstream proxy {verb}"))
+    well(here, advice)
+    assert len(well(here, "blipstream proxy key 'my proxy' me").strip()) == 64
 
 
 def test_an_old_pid(here: Path, server: TritonServer) -> None:
