@@ -4,7 +4,7 @@
 import errno
 import fcntl
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
@@ -59,10 +59,12 @@ def test_a_second_build_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert found == [[artifact.folder]]
 
 
-def test_a_second_build_waits_for_one_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_build_waits_for_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which removes the folder that both have opened."""
     repository = tmp_path / "new" / "repository"
     locked: list[bool] = []
+    waits = Event()
+    monkeypatch.setattr("blipstream_build.repository.click.echo", lambda *_, **__: waits.set())
 
     def second() -> None:
         with exclusive(repository):
@@ -71,8 +73,7 @@ def test_a_second_build_waits_for_one_that_fails(tmp_path: Path, capsys: pytest.
     thread = Thread(target=second)
     with exclusive(repository):
         thread.start()
-        while "waiting" not in capsys.readouterr().out:
-            pass
+        assert waits.wait(60)
     thread.join()
     assert locked == [True]
     assert not list(tmp_path.iterdir())
