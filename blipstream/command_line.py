@@ -6,11 +6,14 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from blipstream import signals
 from blipstream.errors import BlipstreamError
 from blipstream.files import DEMO_CHECKPOINT, MODEL_REPOSITORY
 
@@ -69,6 +72,26 @@ def repository_folder(given: str | None) -> Path | None:
     if given == "":
         raise BlipstreamError("--repository is empty: give the name of a folder, or leave it out")
     return None if given is None else Path(given)
+
+
+@contextmanager
+def ending_in_one_sentence(extra: str) -> Iterator[None]:
+    """Handle stop signals, and end the command in one sentence if one comes or something fails inside the block.
+
+    `extra` is that of our package which brings a module that is not installed.
+    """
+    with signals.handled():
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as exc:
+            if signals.stopping.is_set():  # whatever a library made of it
+                click.echo(signals.GOODBYE, err=True)
+                sys.exit(signals.STATUS)
+            if isinstance(exc, ModuleNotFoundError):
+                fail(f"{exc.name} is not installed here: pip install 'blipstream[{extra}]'")
+            if not isinstance(exc, BlipstreamError | OSError):
+                raise
+            fail(exc)
 
 
 def fail(error: object) -> NoReturn:

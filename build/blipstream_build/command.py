@@ -9,7 +9,7 @@ import click
 
 from blipstream import command_line, signals
 from blipstream.config import DType
-from blipstream.errors import ArtifactError, BlipstreamError
+from blipstream.errors import ArtifactError
 from blipstream.files import DEMO_CHECKPOINT
 from blipstream_build.configs import CONFIGS, PlanOptions
 
@@ -61,36 +61,26 @@ def main(
     if checkpoint is not None and named is not None:
         raise click.UsageError("CHECKPOINT is given twice, as argument and as option: leave one out.")
     given = named if checkpoint is None else checkpoint
-    with signals.handled(), ExitStack() as output:
+    with command_line.ending_in_one_sentence(config), ExitStack() as output:
         if print_path:
             output.enter_context(redirect_stdout(sys.stderr))
-        try:
-            if given == "":
-                raise ArtifactError(
-                    "CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
-                )
-            folder = command_line.repository_folder(repository)
-            from blipstream_build.build import build
-
-            built = build(
-                str(DEMO_CHECKPOINT) if given is None else given,
-                dtype,
-                folder,
-                config,
-                PlanOptions(**plan_options),
-                processor=processor,
-                force=force,
-                prepared=signals.interrupt_on_signals,
+        if given == "":
+            raise ArtifactError(
+                "CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
             )
-        except (Exception, KeyboardInterrupt) as exc:
-            if signals.stopping.is_set():  # whatever a library made of it
-                click.echo(signals.GOODBYE, err=True)
-                sys.exit(signals.STATUS)
-            if isinstance(exc, ModuleNotFoundError):
-                exc = ArtifactError(f"{exc.name} is not installed here: pip install 'blipstream[{config}]'")
-            if not isinstance(exc, BlipstreamError | OSError):
-                raise
-            command_line.fail(exc)
+        folder = command_line.repository_folder(repository)
+        from blipstream_build.build import build
+
+        built = build(
+            str(DEMO_CHECKPOINT) if given is None else given,
+            dtype,
+            folder,
+            config,
+            PlanOptions(**plan_options),
+            processor=processor,
+            force=force,
+            prepared=signals.interrupt_on_signals,
+        )
     if print_path:
         click.echo(built)
         return

@@ -2,7 +2,6 @@
 """`blipstream demo`. What is slow to import is imported once the options have been read."""
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,18 +30,8 @@ def main(repository: str | None, sheet: Path) -> None:
     Builds the demo checkpoint unless it is up to date, starts a server on free ports, asks it over gRPC and over HTTP,
     and stops it. The exit status is 0 only if every caption is right over both.
     """
-    with signals.handled():
-        try:
-            run(command_line.repository_folder(repository), sheet)
-        except (Exception, KeyboardInterrupt) as exc:
-            if signals.stopping.is_set():  # whatever a library made of it
-                click.echo(signals.GOODBYE, err=True)
-                sys.exit(signals.STATUS)
-            if isinstance(exc, ModuleNotFoundError):
-                exc = BlipstreamError(f"{exc.name} is not installed here: pip install 'blipstream[cpu]'")
-            if not isinstance(exc, BlipstreamError | OSError):
-                raise
-            command_line.fail(exc)
+    with command_line.ending_in_one_sentence("cpu"):
+        run(command_line.repository_folder(repository), sheet)
 
 
 def run(repository: Path | None, sheet: Path) -> None:
