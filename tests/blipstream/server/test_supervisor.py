@@ -92,11 +92,10 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
     repository = Path(shutil.copytree(artifacts, tmp_path / "models", symlinks=True))
     model, hang = repository / "caption_stream/1/model.py", tmp_path / "hang"
     loop = f"while __import__('os').path.exists({str(hang)!r}): __import__('time').sleep(0.1)"
-    text = model.read_text()
+    text, execute = model.read_text(), "    async def execute(self, requests):\n"
+    assert execute in text
     model.unlink()
-    model.write_text(
-        text.replace("        for request in requests:\n", f"        {loop}\n        for request in requests:\n")
-    )
+    model.write_text(text.replace(execute, f"{execute}        {loop}\n"))
     with serving(tmp_path, f"--repository={repository}") as (_, lines):
         url, page = places(lines)
         time.sleep(3 * IDLE_SECONDS)
