@@ -249,6 +249,34 @@ def test_neither_folder_nor_hub_name(tmp_path: Path) -> None:
     assert sentence(result.stderr) == "error: there is no folder no/such/folder, and it is no hub name either"
 
 
+@pytest.mark.parametrize("path", ["/no/such/folder", "./no-folder", "../no/folder", "~/no-folder", "~nobody/x"])
+def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, path: str) -> None:
+    result = run(path, tmp_path / "repository")
+    told = f"error: there is no folder {path}: check the path, or give a hub name, such as "
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert sentence(result.stderr).startswith(told)
+    assert sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr).startswith(told)
+
+
+def test_a_path_whose_home_the_shell_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `make serve CHECKPOINT=~/my-blip`."""
+    monkeypatch.setenv("HOME", str(CHECKPOINT.parent))
+    result = run(f"~/{CHECKPOINT.name}", tmp_path / "repository")
+    assert sentence(result.stderr) == f"error: there is no folder ~/{CHECKPOINT.name}: did you mean {CHECKPOINT}?"
+
+
+def test_other_revisions_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay, and the build says how to remove them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old = tmp_path / "blipstream/repositories/emoji-demo-0123456789ab-cpu-auto"
+    old.mkdir(parents=True)
+    first = CliRunner().invoke(main, [])
+    told = "other revisions of emoji-demo are there, too; if you no longer serve one:\n"
+    assert f"{told}  rm -r {old}  # 0.00 GB" in first.stdout
+    assert old.exists()
+    assert told not in CliRunner().invoke(main, []).stdout
+
+
 def test_folder_without_checkpoint(tmp_path: Path) -> None:
     result = run(tmp_path, tmp_path / "repository")
     assert sentence(result.stderr) == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json"
