@@ -24,15 +24,31 @@ quote = '$(subst ','\'',$1)'
 # The option $2 with the value of the variable $1, if it has one
 option = $(if $($1),--$2 $(call quote,$($1)))
 
+VERBS := setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
+# What of the words $2 is spelt almost as $1
+nearest = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' \
+	$(call quote,$1) $2)
+
+NO_GOAL := $(firstword $(filter-out $(VERBS) .venv/%,$(MAKECMDGOALS)))
+ifneq ($(NO_GOAL),)
+NEAREST := $(call nearest,$(NO_GOAL),$(VERBS))
+$(error no target $(NO_GOAL): $(if $(NEAREST),did you mean $(NEAREST)?,see make help))
+endif
+
 GOALS := $(or $(MAKECMDGOALS),setup)
 TAKEN := $(ALL_TAKE) $(foreach goal,$(GOALS),$($(goal)_TAKES))
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 TAKERS := $(patsubst %_TAKES,%,$(filter %_TAKES,$(.VARIABLES)))
 UNKNOWN := $(firstword $(filter-out $(TAKEN) SHELL MAKEFLAGS,$(GIVEN)))
 ifneq ($(UNKNOWN),)
-NEAREST := $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' \
-	$(call quote,$(UNKNOWN)) $(TAKEN))
+NEAREST := $(call nearest,$(shell printf %s $(call quote,$(UNKNOWN)) | tr a-z A-Z),$(TAKEN))
 $(error $(if $(NEAREST),no variable $(UNKNOWN): did you mean $(NEAREST)?,$(GOALS) takes no $(UNKNOWN): see make help))
+endif
+# The program itself refuses an empty CHECKPOINT or REPOSITORY
+EMPTY := $(firstword $(foreach name,$(filter-out CHECKPOINT REPOSITORY OPTIONS AUDIT PIP_% HF_% BLIPSTREAM_%,$(GIVEN)),\
+	$(if $(strip $($(name))),,$(name))))
+ifneq ($(EMPTY),)
+$(error $(EMPTY) is empty: give it a value, or leave it out)
 endif
 
 BIN := .venv/bin
@@ -47,7 +63,7 @@ BUILD = $(BLIPSTREAM) build --checkpoint $(call quote,$(CHECKPOINT)) --repositor
 SERVED = --repository $(call quote,$(REPOSITORY)) $(call option,CONFIG,config)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
+.PHONY: $(VERBS)
 
 setup: $(READY)  ## install the locked packages, which every other target does first
 	@echo "the packages are installed in .venv; next: make demo"

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from blipstream.errors import InvalidInput, ServerError
-from blipstream.options import DEFAULTS, OPTION_NAMES, RESIZE_MODES, TYPES, Fault, OptionDefaults, agreed, faults, nearest
+from blipstream.options import (
+    DEFAULTS,
+    OPTION_NAMES,
+    RESIZE_MODES,
+    TYPES,
+    Fault,
+    OptionDefaults,
+    agreed,
+    faults,
+    nearest,
+)
 
 NAMES = ("resize_mode", *OPTION_NAMES)  # of the options that may have a default
 BUILT_IN = {"resize_mode": RESIZE_MODES[0]} | DEFAULTS

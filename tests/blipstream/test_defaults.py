@@ -79,7 +79,11 @@ def test_a_file_and_the_command_line_which_wins(file: Path) -> None:
         (["max_tokens=0"], [], "--default max_tokens=0: max_tokens must be at least 1, not 0"),
         ([], ["top_p=2"], "--fixed top_p=2.0: top_p must be "),
         (["top_k=1", "top_k=2"], [], "--default top_k=2: top_k is given twice: leave one out"),
-        (["top_k=1"], ["top_k=2"], "--default top_k=1 and --fixed top_k=2: top_k has a default and is fixed, too: leave one of them out"),
+        (
+            ["top_k=1"],
+            ["top_k=2"],
+            "--default top_k=1 and --fixed top_k=2: top_k has a default and is fixed, too: leave one of them out",
+        ),
         (
             ["do_sample=true"],
             ["num_beams=2"],
@@ -99,7 +103,10 @@ def test_what_is_refused(default: list[str], fixed: list[str], sentence: str) ->
     ("text", "sentence"),
     [
         ("[default", "cannot be read as TOML: Expected ']'"),
-        ("[defaults]", "must have the tables [default] and [fixed] alone, and it has defaults: did you mean [default]?"),
+        (
+            "[defaults]",
+            "must have the tables [default] and [fixed] alone, and it has defaults: did you mean [default]?",
+        ),
         ("[fixd]", "must have the tables [default] and [fixed] alone, and it has fixd: did you mean [fixed]?"),
         ("[a]", "must have the tables [default] and [fixed] alone, and it has a"),
         ("max_tokens = 5", "and it has max_tokens outside them: write [default] or [fixed] on a line above max_tokens"),

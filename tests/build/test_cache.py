@@ -69,7 +69,9 @@ def test_other_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Of the same name alone, from the oldest on, each with the command that removes it."""
     monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/it's a cache")
     ours = cached_repository("my-blip", "c" * 64, "cpu", "auto")
-    old = [cached_repository("my-blip", revision * 64, config, "f32") for revision in "ba" for config in ("cpu", "cuda")]
+    old = [
+        cached_repository("my-blip", revision * 64, config, "f32") for revision in "ba" for config in ("cpu", "cuda")
+    ]
     others = [cached_repository(name, "d" * 64, "cpu", "auto") for name in ("blip", "my-blip-2", "my")]
     for age, folder in enumerate([ours, cached_repository("my-blip", "c" * 64, "cuda", "auto"), *old, *others]):
         folder.mkdir(parents=True)
