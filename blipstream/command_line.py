@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our commands share: their settings, how they name each other, and how they print an error."""
+"""What our commands share: settings, options for what they write, how they name each other, how they print an error."""
 
 import os
 import shlex
@@ -25,6 +25,39 @@ SETTINGS: dict[str, Any] = {
 BY_ENVIRONMENT = "Each option is an environment variable, too, such as {}."
 WIDTH = 80  # columns
 CALLED_AS = "BLIPSTREAM_CALLED_AS"  # the Makefile sets it to "make"
+
+
+class OutputFile(click.Path):
+    """A file to write. Its folder must be there, which is better known now than when the content has been made."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """The path."""
+        path = Path(super().convert(value, param, ctx))
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            make = shlex.join(["mkdir", "-p", str(path.parent)])
+            self.fail(f"there is no folder {path.parent}: make it by `{make}`, or choose another", param, ctx)
+        if not path.exists() and not os.access(folder, os.W_OK):
+            self.fail(f"the folder {path.parent} cannot be written: choose another", param, ctx)
+        return path
+
+
+class OutputFolder(click.Path):
+    """A folder to write into, which is made later if it is missing. Whether it can be is better known now."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """The path."""
+        path = Path(super().convert(value, param, ctx))
+        there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            self.fail(f"{path} cannot be made, since {relative(there)} is no folder that can be written", param, ctx)
+        return path
 
 
 def command(verb: str, checkpoint: str | None = None, **options: object) -> str:

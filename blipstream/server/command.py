@@ -112,7 +112,7 @@ class Settings:
     "--log",
     "log_path",
     envvar="BLIPSTREAM_LOG",
-    type=click.Path(path_type=Path),
+    type=command_line.OutputFile(),
     help="Triton's log.  [default: a temporary file]",
 )
 @click.option("--log-requests", is_flag=True, help="Write a line of JSON to the log for each request.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user's cache folder, where a build puts a model repository if it is not told where. Nothing is removed from it."""
+"""The user's cache folder, where a build puts a model repository if it is not told where. Nothing there is removed."""
 
 import os
 import pwd

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from blipstream.command_line import OutputFolder
 from blipstream.files import MODEL_REPOSITORY
 
 FOLDER = Path(__file__).resolve().parent
@@ -47,7 +48,7 @@ MIX: Decorator = click.option(
 )
 OUTPUT: Decorator = click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     default=Path(),
     show_default="the working folder",
     help="Where to make the folder for the results.",

@@ -73,6 +73,7 @@ def main(
     folder = output.resolve() / (name or datetime.now().astimezone().strftime("tune-%Y%m%d-%H%M%S"))
     try:
         mix.load(mix_path)
+        tune.check_is_new(folder)
         progress.clear()
         served = repository_to_serve(checkpoint, config, repository)
         stop_on_signals()
