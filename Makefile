@@ -12,7 +12,7 @@ REPOSITORY ?= model_repository
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
 serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT OPTIONS
 bench_TAKES := DEVICE
-loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
+loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
 	MIX NAME $(build_TAKES)
 tune_TAKES := SLO_P95_MS BUDGET MIX NAME $(build_TAKES)
 audit_TAKES := AUDIT
@@ -114,7 +114,8 @@ bench: $(READY)  ## measure transformers, the engine and Triton side by side
 loadtest: $(READY)  ## load HOST or a server of its own; say how many machines you need
 	@$(if $(HOST),,$(BUILD) --print-path >/dev/null)
 	@$(BLIPSTREAM) loadtest --output loadtest/results $(SERVED) $(call option,IMAGES_PER_DAY,images-per-day) \
-		$(call option,PEAK_FACTOR,peak-factor) $(call option,HOST,host) $(call option,SHAPE,shape) $(call option,USERS,users) \
+		$(call option,PEAK_FACTOR,peak-factor) $(call option,HOST,host) $(call option,CA_FILE,ca-file) \
+		$(call option,SHAPE,shape) $(call option,USERS,users) \
 		$(call option,DURATION,duration) $(call option,RATE,rate) $(call option,WORKERS,workers) $(call option,MIX,mix) \
 		$(call option,NAME,name) $(call option,SLO_P95_MS,p95-ms) $(call option,SLO_ERROR_RATE,error-rate) \
 		$(call option,SLO_MIN_RPS,min-rps)

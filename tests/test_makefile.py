@@ -88,6 +88,11 @@ def test_an_empty_checkpoint() -> None:
     assert words[words.index("--checkpoint") + 1] == ""
 
 
+def test_a_server_behind_tls_is_loaded_with_its_certificate() -> None:
+    words = shlex.split(make("-n", "loadtest", "HOST=grpcs://a:1", "CA_FILE=a b.pem").stdout.replace("\\\n", " "))
+    assert words[words.index("--ca-file") + 1] == "a b.pem"
+
+
 def test_help_lists_every_verb() -> None:
     shown = make("help").stdout
     assert all(len(line) <= 80 for line in shown.splitlines())
