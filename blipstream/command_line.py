@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What our commands share: settings, options for what they write, how they name each other, how they print an error."""
 
+import ipaddress
 import os
+import re
 import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +27,21 @@ SETTINGS: dict[str, Any] = {
 BY_ENVIRONMENT = "Each option is an environment variable, too, such as {}."
 WIDTH = 80  # columns
 CALLED_AS = "BLIPSTREAM_CALLED_AS"  # the Makefile sets it to "make"
+
+
+class Host(click.ParamType[str]):
+    """A name or an IP address, which may stand in a configuration file."""
+
+    name = "HOST"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The host, an address in its shortest form."""
+        with suppress(ValueError):
+            if "%" not in value:  # what follows it may be anything
+                return str(ipaddress.ip_address(value))
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", value):
+            self.fail(f"a host is a name such as triton.example, or an IP address, which {value!r} is not", param, ctx)
+        return value
 
 
 class OutputFile(click.Path):
@@ -78,6 +95,11 @@ def command(verb: str, checkpoint: str | None = None, **options: object) -> str:
         if not (name in defaults and Path(value).absolute() == defaults[name])
     }
     return shlex.join(["make", verb, *(f"{name.upper()}={value}" for name, value in changed.items())])
+
+
+def address(host: str, port: int) -> str:
+    """HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def called_by_make() -> bool:
