@@ -55,6 +55,8 @@ BIN := .venv/bin
 READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
+# The same, saying all the time how far it is
+INSTALL_LOUD = $(PYTHON) deploy/install_packages.py $(BIN)/$(INSTALL:--quiet=)
 SOURCES := blipstream build client deploy examples loadtest model_repository tests
 # The program, which then names commands as make's
 BLIPSTREAM := BLIPSTREAM_CALLED_AS=make $(BIN)/blipstream
@@ -88,11 +90,11 @@ $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml c
 	@echo "installing into .venv, which takes a minute, or several where downloads are slow:"
 	@echo "  Triton, OpenVINO and all else but PyTorch"
 	@$(PYTHON) -m venv .venv $(call failed,$(PYTHON) cannot make the environment .venv)
-	@$(BIN)/$(INSTALL) $(LOCKS:%=--requirement %) $(call failed,pip cannot install what $(LOCKS) name)
+	@$(INSTALL_LOUD) $(LOCKS:%=--requirement %) $(call failed,pip cannot install what $(LOCKS) name)
 	@echo "  PyTorch"
-	@$(BIN)/$(INSTALL) --requirement requirements-cpu.lock 2>/dev/null \
+	@$(INSTALL_LOUD) --requirement requirements-cpu.lock 2>/dev/null \
 		|| { echo "  pip is offered no PyTorch for CPUs: installing PyPI's for CUDA, several GB"; \
-			$(BIN)/$(INSTALL) --requirement requirements-cuda.lock; } $(call failed,pip cannot install PyTorch)
+			$(INSTALL_LOUD) --requirement requirements-cuda.lock; } $(call failed,pip cannot install PyTorch)
 	@echo "  Blipstream"
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable . \
 		$(call failed,pip cannot install Blipstream itself)
@@ -147,10 +149,14 @@ configs: $(READY)  ## write the files that follow from the decoding options
 
 lock: $(READY)  ## resolve all lock files anew
 	@$(BIN)/python deploy/lock.py
+	@echo "next: make setup installs what they name; see what has changed by git diff --stat"
 
 wheels: $(READY)  ## build the wheels of the server and of the client into dist/
 	@$(BIN)/hatchling build --target wheel --directory $(CURDIR)/dist
 	@cd client && $(abspath $(BIN))/hatchling build --target wheel --directory $(CURDIR)/dist
+	@echo "next, in any environment with Python 3.11 or 3.12 (docs/quickstart.md has more):"
+	@echo "  pip install \"$$(ls -t dist/blipstream-*.whl | head -1)[cpu]\" \\"
+	@echo "      $$(ls -t dist/blipstream_client-*.whl | head -1)"
 
 pin-images: $(READY)  ## pin the container images to what their tags name today
 	@$(BIN)/python deploy/pin_images.py

@@ -17,6 +17,7 @@ import click
 
 from blipstream import signals
 from blipstream.errors import BlipstreamError
+from blipstream.extras import missing
 from blipstream.files import DEMO_CHECKPOINT, MODEL_REPOSITORY
 
 SETTINGS: dict[str, Any] = {
@@ -143,7 +144,7 @@ def ending_in_one_sentence(extra: str) -> Iterator[None]:
                 click.echo(signals.GOODBYE, err=True)
                 sys.exit(signals.STATUS)
             if isinstance(exc, ModuleNotFoundError):
-                fail(f"{exc.name} is not installed here: pip install 'blipstream[{extra}]'")
+                fail(missing(exc.name, extra))
             if not isinstance(exc, BlipstreamError | OSError):
                 raise
             fail(exc)

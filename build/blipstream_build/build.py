@@ -72,7 +72,9 @@ def build(
     repository = repository or cached_repository(checkpoint.name, checkpoint.revision, config, dtype)
     artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
     if _stale(artifacts, plan, force):
-        with stage("loading PyTorch and transformers"):
+        with stage("loading PyTorch"):
+            import torch  # noqa: F401
+        with stage("loading transformers"):
             import blipstream_build.renewal
     prepared()
     with exclusive(repository):

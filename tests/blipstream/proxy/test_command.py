@@ -26,7 +26,8 @@ from blipstream.proxy.certificate import names_of
 from blipstream.proxy.command import main
 from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
-from tests.support.programs import TOOLS, free_port, listens, program, wait_for
+from tests.support.programs import TOOLS, free_port, listens, program
+from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 SAMPLE = "a-book.jpg"
@@ -66,9 +67,9 @@ def started(here: Path, command: str, port: int) -> Iterator[subprocess.Popen[by
         process = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=here, env=environment, stdout=log, stderr=log)
     name = Path(f"/proc/{process.pid}/comm")  # nginx's at last; what it checks before listens for a moment, too
     try:
-        wait_for(
+        wait_until(
             lambda: process.poll() is not None or (name.read_text() == "nginx\n" and listens(port)),
-            (here / "log").read_text,
+            otherwise=(here / "log").read_text,
         )
         assert process.poll() is None, (here / "log").read_text()
         yield process
@@ -112,11 +113,11 @@ def test_what_is_printed_works(here: Path, server: TritonServer, samples: dict[s
             assert samples[SAMPLE] in well(here, caption.replace("grpcs", url))
         assert "no key for 'bob'" in run(here, as_bob).stderr
         well(here, add.replace("NAME", "bob"))
-        wait_for(lambda: samples[SAMPLE] in run(here, as_bob).stdout)
+        wait_until(lambda: samples[SAMPLE] in run(here, as_bob).stdout)
         key = well(here, "blipstream proxy key 'my proxy' bob").strip()
         well(here, revoke.replace("NAME", "bob"))
         refused = f"BLIPSTREAM_API_KEY={key}; export BLIPSTREAM_API_KEY\n" + caption.partition("\n")[2]
-        wait_for(lambda: "the key is missing or wrong" in run(here, refused).stdout + run(here, refused).stderr)
+        wait_until(lambda: "the key is missing or wrong" in run(here, refused).stdout + run(here, refused).stderr)
         assert samples[SAMPLE] in well(here, caption)
     log = (here / "log").read_text()
     assert '"client":"bob"' in log
@@ -273,7 +274,7 @@ def test_a_master_that_was_killed(here: Path) -> None:
     start = "blipstream proxy start 'my proxy'"
     well(here, f"blipstream proxy init 'my proxy' --https-port {port}")
     with started(here, start, port) as process:
-        wait_for(lambda: (here / "my proxy" / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
+        wait_until(lambda: (here / "my proxy" / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
         ssl.get_server_certificate(("127.0.0.1", port))  # so the workers work
         assert f"nginx runs from my proxy already: to start it anew, end it by `kill {process.pid}`" in fault(
             here, start
@@ -287,7 +288,7 @@ def test_a_master_that_was_killed(here: Path) -> None:
         assert listens(port)
         (kill,) = re.findall(r"master was killed, and its workers go on .*`(kill [\d ]+)`", fault(here, start))
         well(here, kill)
-        wait_for(lambda: not listens(port))
+        wait_until(lambda: not listens(port))
     assert "counts from its next start" in run(here, "blipstream proxy add 'my proxy' me").stderr
 
 
@@ -314,7 +315,7 @@ def test_a_new_certificate(here: Path, server: TritonServer) -> None:
             done = CliRunner().invoke(main, ["renew", str(folder)])
             assert (done.exit_code, done.stderr) == (0, "")
             assert "certificate.pem is new, and valid for 365 days" in done.stdout
-            wait_for(shows_another)
+            wait_until(shows_another)
             connection.sendall(b" " * (10_000 - sent))
             assert connection.recv(9) == b"HTTP/1.1 "
         caption = "blipstream caption photo.jpg --ca-file 'my proxy/certificate.pem' --url grpcs://localhost"
