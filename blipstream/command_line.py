@@ -51,9 +51,9 @@ class OutputFile(click.Path):
     def __init__(self) -> None:
         super().__init__(path_type=Path, dir_okay=False, writable=True)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
         """The path."""
-        path = Path(super().convert(value, param, ctx))
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         folder = path.absolute().parent
         if not folder.is_dir():
             make = shlex.join(["mkdir", "-p", str(path.parent)])
@@ -69,9 +69,9 @@ class OutputFolder(click.Path):
     def __init__(self) -> None:
         super().__init__(path_type=Path, file_okay=False, writable=True)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
         """The path."""
-        path = Path(super().convert(value, param, ctx))
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             self.fail(f"{path} cannot be made, since {relative(there)} is no folder that can be written", param, ctx)

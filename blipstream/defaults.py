@@ -59,7 +59,7 @@ def over(operator: OptionDefaults, checkpoint: Mapping[str, Any]) -> OptionDefau
     """The operator's defaults, and those of the checkpoint that do not contradict them."""
     values = agreed(operator.values, checkpoint, keeps_idle=True)
     kept = {name: value for name, value in values.items() if name in operator.fixed or value != DEFAULTS[name]}
-    sources = _sources("generation_config.json", kept) | operator.sources
+    sources = {**_sources("generation_config.json", kept), **operator.sources}
     return OptionDefaults(kept, operator.fixed, operator.resize_mode, sources)
 
 

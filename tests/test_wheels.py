@@ -87,7 +87,7 @@ def installed(wheels: Path, tmp_path: Path) -> Path:
 
 
 def test_rules_and_alerts_without_a_checkout(installed: Path, tmp_path: Path) -> None:
-    command = [installed / "blipstream", "monitoring", "watch"]
+    command: list[str | Path] = [installed / "blipstream", "monitoring", "watch"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -59,7 +59,7 @@ def renew(certificate: Path, key: Path, domains: Sequence[str] = ()) -> None:
     new = [path.with_name(f"{path.name}.new") for path in (certificate, key)]
     owner = certificate.stat()
     try:
-        make(*new, domains or names)
+        make(new[0], new[1], domains or names)
         for path, target in zip(new, (certificate, key), strict=True):
             os.chown(path, owner.st_uid, owner.st_gid)
             path.replace(target)
