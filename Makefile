@@ -154,9 +154,7 @@ lock: $(READY)  ## resolve all lock files anew
 wheels: $(READY)  ## build the wheels of the server and of the client into dist/
 	@$(BIN)/hatchling build --target wheel --directory $(CURDIR)/dist
 	@cd client && $(abspath $(BIN))/hatchling build --target wheel --directory $(CURDIR)/dist
-	@echo "next, in any environment with Python 3.11 or 3.12 (docs/quickstart.md has more):"
-	@echo "  pip install \"$$(ls -t dist/blipstream-*.whl | head -1)[cpu]\" \\"
-	@echo "      $$(ls -t dist/blipstream_client-*.whl | head -1)"
+	@echo "the wheels are in dist; next: install them as docs/quickstart.md says, without a checkout"
 
 pin-images: $(READY)  ## pin the container images to what their tags name today
 	@$(BIN)/python deploy/pin_images.py

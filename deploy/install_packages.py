@@ -30,7 +30,7 @@ class Installation:
 
     def read(self, line: str) -> None:
         """Take in a line of pip's."""
-        if collecting := re.match(r"Collecting ([\w.-]+)", line):
+        if collecting := re.match(r"(?:Collecting|Requirement already satisfied:) ([\w.-]+)", line):
             self.found += 1
             self.name = collecting[1]
         elif line.startswith("Installing collected packages"):
@@ -39,7 +39,7 @@ class Installation:
     def __str__(self) -> str:
         if self.unpacks:
             return f"unpacking {self.total} packages"
-        return f"downloading {self.found} of {self.total} packages ({self.name})" if self.name else "asking the index"
+        return f"{self.found} of {self.total} packages ({self.name})" if self.name else "asking the index"
 
 
 def main(command: list[str]) -> int:

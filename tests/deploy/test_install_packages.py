@@ -35,7 +35,7 @@ def test_it_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
         def write(self, text: str) -> int:
             for words, file in {
-                "downloading 1 of 2 packages (some-package), ": seen,
+                "1 of 2 packages (some-package), ": seen,
                 "unpacking 2 packages, ": Path(f"{seen}2"),
             }.items():
                 if words in text:
