@@ -12,7 +12,7 @@ REPOSITORY ?= model_repository
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
 serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT OPTIONS
 bench_TAKES := DEVICE
-loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
+loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
 	MIX NAME $(build_TAKES)
 tune_TAKES := SLO_P95_MS BUDGET MIX NAME $(build_TAKES)
 audit_TAKES := AUDIT
@@ -24,21 +24,39 @@ quote = '$(subst ','\'',$1)'
 # The option $2 with the value of the variable $1, if it has one
 option = $(if $($1),--$2 $(call quote,$($1)))
 
+VERBS := setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
+# What of the words $2 is spelt almost as $1
+nearest = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' \
+	$(call quote,$1) $2)
+
+NO_GOAL := $(firstword $(filter-out $(VERBS) .venv/%,$(MAKECMDGOALS)))
+ifneq ($(NO_GOAL),)
+NEAREST := $(call nearest,$(NO_GOAL),$(VERBS))
+$(error no target $(NO_GOAL): $(if $(NEAREST),did you mean $(NEAREST)?,see make help))
+endif
+
 GOALS := $(or $(MAKECMDGOALS),setup)
 TAKEN := $(ALL_TAKE) $(foreach goal,$(GOALS),$($(goal)_TAKES))
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 TAKERS := $(patsubst %_TAKES,%,$(filter %_TAKES,$(.VARIABLES)))
 UNKNOWN := $(firstword $(filter-out $(TAKEN) SHELL MAKEFLAGS,$(GIVEN)))
 ifneq ($(UNKNOWN),)
-NEAREST := $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' \
-	$(call quote,$(UNKNOWN)) $(TAKEN))
+NEAREST := $(call nearest,$(shell printf %s $(call quote,$(UNKNOWN)) | tr a-z A-Z),$(TAKEN))
 $(error $(if $(NEAREST),no variable $(UNKNOWN): did you mean $(NEAREST)?,$(GOALS) takes no $(UNKNOWN): see make help))
+endif
+# The program itself refuses an empty CHECKPOINT or REPOSITORY
+EMPTY := $(firstword $(foreach name,$(filter-out CHECKPOINT REPOSITORY OPTIONS AUDIT PIP_% HF_% BLIPSTREAM_%,$(GIVEN)),\
+	$(if $(strip $($(name))),,$(name))))
+ifneq ($(EMPTY),)
+$(error $(EMPTY) is empty: give it a value, or leave it out)
 endif
 
 BIN := .venv/bin
 READY := .venv/ready
 LOCKS := requirements.lock requirements-server.lock requirements-dev.lock
 INSTALL = pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all:
+# The same, saying all the time how far it is
+INSTALL_LOUD = $(PYTHON) deploy/install_packages.py $(BIN)/$(INSTALL:--quiet=)
 SOURCES := blipstream build client deploy examples loadtest model_repository tests
 # The program, which then names commands as make's
 BLIPSTREAM := BLIPSTREAM_CALLED_AS=make $(BIN)/blipstream
@@ -47,7 +65,7 @@ BUILD = $(BLIPSTREAM) build --checkpoint $(call quote,$(CHECKPOINT)) --repositor
 SERVED = --repository $(call quote,$(REPOSITORY)) $(call option,CONFIG,config)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
+.PHONY: $(VERBS)
 
 setup: $(READY)  ## install the locked packages, which every other target does first
 	@echo "the packages are installed in .venv; next: make demo"
@@ -72,11 +90,11 @@ $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml c
 	@echo "installing into .venv, which takes a minute, or several where downloads are slow:"
 	@echo "  Triton, OpenVINO and all else but PyTorch"
 	@$(PYTHON) -m venv .venv $(call failed,$(PYTHON) cannot make the environment .venv)
-	@$(BIN)/$(INSTALL) $(LOCKS:%=--requirement %) $(call failed,pip cannot install what $(LOCKS) name)
+	@$(INSTALL_LOUD) $(LOCKS:%=--requirement %) $(call failed,pip cannot install what $(LOCKS) name)
 	@echo "  PyTorch"
-	@$(BIN)/$(INSTALL) --requirement requirements-cpu.lock 2>/dev/null \
+	@$(INSTALL_LOUD) --requirement requirements-cpu.lock 2>/dev/null \
 		|| { echo "  pip is offered no PyTorch for CPUs: installing PyPI's for CUDA, several GB"; \
-			$(BIN)/$(INSTALL) --requirement requirements-cuda.lock; } $(call failed,pip cannot install PyTorch)
+			$(INSTALL_LOUD) --requirement requirements-cuda.lock; } $(call failed,pip cannot install PyTorch)
 	@echo "  Blipstream"
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable client --editable . \
 		$(call failed,pip cannot install Blipstream itself)
@@ -98,7 +116,8 @@ bench: $(READY)  ## measure transformers, the engine and Triton side by side
 loadtest: $(READY)  ## load HOST or a server of its own; say how many machines you need
 	@$(if $(HOST),,$(BUILD) --print-path >/dev/null)
 	@$(BLIPSTREAM) loadtest --output loadtest/results $(SERVED) $(call option,IMAGES_PER_DAY,images-per-day) \
-		$(call option,PEAK_FACTOR,peak-factor) $(call option,HOST,host) $(call option,SHAPE,shape) $(call option,USERS,users) \
+		$(call option,PEAK_FACTOR,peak-factor) $(call option,HOST,host) $(call option,CA_FILE,ca-file) \
+		$(call option,SHAPE,shape) $(call option,USERS,users) \
 		$(call option,DURATION,duration) $(call option,RATE,rate) $(call option,WORKERS,workers) $(call option,MIX,mix) \
 		$(call option,NAME,name) $(call option,SLO_P95_MS,p95-ms) $(call option,SLO_ERROR_RATE,error-rate) \
 		$(call option,SLO_MIN_RPS,min-rps)
@@ -130,10 +149,12 @@ configs: $(READY)  ## write the files that follow from the decoding options
 
 lock: $(READY)  ## resolve all lock files anew
 	@$(BIN)/python deploy/lock.py
+	@echo "next: make setup installs what they name; see what has changed by git diff --stat"
 
 wheels: $(READY)  ## build the wheels of the server and of the client into dist/
 	@$(BIN)/hatchling build --target wheel --directory $(CURDIR)/dist
 	@cd client && $(abspath $(BIN))/hatchling build --target wheel --directory $(CURDIR)/dist
+	@echo "the wheels are in dist; next: install them as docs/quickstart.md says, without a checkout"
 
 pin-images: $(READY)  ## pin the container images to what their tags name today
 	@$(BIN)/python deploy/pin_images.py

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our commands share: their settings, how they name each other, and how they print an error."""
+"""What our commands share: settings, options for what they write, how they name each other, how they print an error."""
 
+import ipaddress
 import os
+import re
 import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +17,7 @@ import click
 
 from blipstream import signals
 from blipstream.errors import BlipstreamError
+from blipstream.extras import missing
 from blipstream.files import DEMO_CHECKPOINT, MODEL_REPOSITORY
 
 SETTINGS: dict[str, Any] = {
@@ -25,6 +28,54 @@ SETTINGS: dict[str, Any] = {
 BY_ENVIRONMENT = "Each option is an environment variable, too, such as {}."
 WIDTH = 80  # columns
 CALLED_AS = "BLIPSTREAM_CALLED_AS"  # the Makefile sets it to "make"
+
+
+class Host(click.ParamType[str]):
+    """A name or an IP address, which may stand in a configuration file."""
+
+    name = "HOST"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The host, an address in its shortest form."""
+        with suppress(ValueError):
+            if "%" not in value:  # what follows it may be anything
+                return str(ipaddress.ip_address(value))
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", value):
+            self.fail(f"a host is a name such as triton.example, or an IP address, which {value!r} is not", param, ctx)
+        return value
+
+
+class OutputFile(click.Path):
+    """A file to write. Its folder must be there, which is better known now than when the content has been made."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        """The path."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            make = shlex.join(["mkdir", "-p", str(path.parent)])
+            self.fail(f"there is no folder {path.parent}: make it by `{make}`, or choose another", param, ctx)
+        if not path.exists() and not os.access(folder, os.W_OK):
+            self.fail(f"the folder {path.parent} cannot be written: choose another", param, ctx)
+        return path
+
+
+class OutputFolder(click.Path):
+    """A folder to write into, which is made later if it is missing. Whether it can be is better known now."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        """The path."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            self.fail(f"{path} cannot be made, since {relative(there)} is no folder that can be written", param, ctx)
+        return path
 
 
 def command(verb: str, checkpoint: str | None = None, **options: object) -> str:
@@ -45,6 +96,11 @@ def command(verb: str, checkpoint: str | None = None, **options: object) -> str:
         if not (name in defaults and Path(value).absolute() == defaults[name])
     }
     return shlex.join(["make", verb, *(f"{name.upper()}={value}" for name, value in changed.items())])
+
+
+def address(host: str, port: int) -> str:
+    """HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def called_by_make() -> bool:
@@ -88,7 +144,7 @@ def ending_in_one_sentence(extra: str) -> Iterator[None]:
                 click.echo(signals.GOODBYE, err=True)
                 sys.exit(signals.STATUS)
             if isinstance(exc, ModuleNotFoundError):
-                fail(f"{exc.name} is not installed here: pip install 'blipstream[{extra}]'")
+                fail(missing(exc.name, extra))
             if not isinstance(exc, BlipstreamError | OSError):
                 raise
             fail(exc)

@@ -10,38 +10,57 @@ import re
 import struct
 import tomllib
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from blipstream.errors import InvalidInput, ServerError
-from blipstream.options import DEFAULTS, OPTION_NAMES, RESIZE_MODES, TYPES, OptionDefaults, agreed, faults, nearest
+from blipstream.options import (
+    DEFAULTS,
+    OPTION_NAMES,
+    RESIZE_MODES,
+    TYPES,
+    Fault,
+    OptionDefaults,
+    agreed,
+    faults,
+    nearest,
+)
 
 NAMES = ("resize_mode", *OPTION_NAMES)  # of the options that may have a default
 BUILT_IN = {"resize_mode": RESIZE_MODES[0]} | DEFAULTS
 VALUES, FIXED = "option_defaults", "fixed_options"  # parameters of a model's config
 TABLES = ("default", "fixed")  # of a file, and options of the command line
 KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+SHOWN = 60  # characters of a value in a message
 NUMBER = re.compile(r"[+-]?\d+", re.ASCII)
 
 
 def from_operator(default: Iterable[str] = (), fixed: Iterable[str] = (), file: Path | None = None) -> OptionDefaults:
     """What the command line's NAME=VALUE and a TOML file ask for; the command line wins. Raises ServerError."""
-    tables = _read_file(file) if file else {}
+    in_file = _read_file(file) if file else {}
     given = {table: _parse(table, texts) for table, texts in zip(TABLES, (default, fixed), strict=True)}
-    merged = {table: tables.get(table, {}) | given[table] for table in TABLES}
+    merged = {table: in_file.get(table, {}) | given[table] for table in TABLES}
+    sources = {
+        table: _sources(f"{file} [{table}]", in_file.get(table, {})) | _sources(f"--{table}", given[table])
+        for table in TABLES
+    }
     for name in merged["default"].keys() & merged["fixed"].keys():
-        raise ServerError(f"{name} has a default and is fixed, too: leave one of them out")
-    try:
-        return _checked(merged["default"] | merged["fixed"], frozenset(merged["fixed"]))
-    except InvalidInput as error:
-        raise ServerError(f"these defaults are not allowed: {error}") from error
+        both = " and ".join(sources[table][name] for table in TABLES)
+        raise ServerError(f"{both}: {name} has a default and is fixed, too: leave one of them out")
+    values, of_each = merged["default"] | merged["fixed"], sources["default"] | sources["fixed"]
+    if fault := _fault(values):
+        guilty = " and ".join(of_each[name] for name in fault.names if name in of_each)
+        raise ServerError(f"{guilty}: {fault.sentence}")
+    return _defaults(values, frozenset(merged["fixed"]), of_each)
 
 
 def over(operator: OptionDefaults, checkpoint: Mapping[str, Any]) -> OptionDefaults:
     """The operator's defaults, and those of the checkpoint that do not contradict them."""
     values = agreed(operator.values, checkpoint, keeps_idle=True)
     kept = {name: value for name, value in values.items() if name in operator.fixed or value != DEFAULTS[name]}
-    return OptionDefaults(kept, operator.fixed, operator.resize_mode)
+    sources = {**_sources("generation_config.json", kept), **operator.sources}
+    return OptionDefaults(kept, operator.fixed, operator.resize_mode, sources)
 
 
 def to_parameters(defaults: OptionDefaults) -> dict[str, str]:
@@ -56,14 +75,17 @@ def from_parameters(parameters: Mapping[str, str]) -> OptionDefaults:
     """What a model's config says. Raises ServerError."""
     try:
         changed, fixed = (_object(name, parameters.get(name, "{}")) for name in (VALUES, FIXED))
-        return _checked(changed | fixed, frozenset(fixed))
+        values = {name: check_value(name, value) for name, value in (changed | fixed).items()}
+        if fault := _fault(values):
+            raise InvalidInput(fault.sentence)
+        return _defaults(values, frozenset(fixed))
     except InvalidInput as error:
         raise ServerError(f"the defaults in its config are not allowed: {error}") from error
 
 
 def shown(defaults: OptionDefaults) -> str:
     """The defaults in one line; empty if all are built in."""
-    texts = {name: f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in _all(defaults).items()}
+    texts = {name: _shown(name, value) for name, value in _all(defaults).items()}
     default = [text for name, text in texts.items() if name not in defaults.fixed]
     fixed = [text for name, text in texts.items() if name in defaults.fixed]
     return "; ".join(f"{kind} {', '.join(each)}" for kind, each in (("default", default), ("fixed", fixed)) if each)
@@ -74,17 +96,32 @@ def _all(defaults: OptionDefaults) -> dict[str, Any]:
     return dict(defaults.values) | ({"resize_mode": defaults.resize_mode} if defaults.resize_mode else {})
 
 
-def _checked(values: Mapping[str, Any], fixed: frozenset[str]) -> OptionDefaults:
-    """Defaults whose names, types and ranges are right, and which do not contradict each other.
+def _shown(name: str, value: object) -> str:
+    """An option and its value, as the command line takes them."""
+    return f"{name}={json.dumps(value, ensure_ascii=False)}"
+
+
+def _sources(place: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Where each value was set, in words."""
+    texts = {name: _shown(name, value) for name, value in values.items()}
+    return {name: f"{place} {text if len(text) <= SHOWN else text[:SHOWN] + '…'}" for name, text in texts.items()}
+
+
+def _fault(values: Mapping[str, Any]) -> Fault | None:
+    """The first thing that is wrong with the ranges of values, or between them.
 
     An option that has a meaning only with another one may stand alone: some requests will send the other one.
     """
-    values = {name: check_value(name, value) for name, value in values.items()}
-    mode = values.pop("resize_mode", "")
-    for fault in faults(DEFAULTS | values):
-        if not fault.is_idle:
-            raise InvalidInput(fault.sentence)
-    return OptionDefaults(values, fixed, mode)
+    decoding = {name: value for name, value in values.items() if name in DEFAULTS}
+    return next((fault for fault in faults(DEFAULTS | decoding) if not fault.is_idle), None)
+
+
+def _defaults(
+    values: Mapping[str, Any], fixed: frozenset[str], sources: Mapping[str, str] | None = None
+) -> OptionDefaults:
+    """Values that were checked, with resize_mode among them, as defaults."""
+    decoding = {name: value for name, value in values.items() if name in DEFAULTS}
+    return OptionDefaults(decoding, fixed, values.get("resize_mode", ""), sources or {})
 
 
 def check_value(name: str, value: object) -> Any:  # noqa: ANN401
@@ -166,13 +203,23 @@ def _read_file(file: Path) -> dict[str, dict[str, Any]]:
         raise ServerError(f"{file} cannot be read as TOML: {why}") from error
     for table, values in tables.items():
         if table not in TABLES or not isinstance(values, dict):
-            raise ServerError(f"{file} must have the tables [default] and [fixed] alone, and it has {table}")
+            raise ServerError(
+                f"{file} must have the tables [default] and [fixed] alone, and it has {table}{_remedy(table)}"
+            )
         for name, value in values.items():
             try:
                 values[name] = check_value(name, value)
             except InvalidInput as error:
-                raise ServerError(f"{file}: {error}") from error
+                raise ServerError(f"{file} [{table}]: {error}") from error
     return tables
+
+
+def _remedy(table: str) -> str:
+    """What is meant by a table that there is not, if that can be told."""
+    if table in NAMES:
+        return f" outside them: write [default] or [fixed] on a line above {table}"
+    near = get_close_matches(table, TABLES, 1)
+    return f": did you mean [{near[0]}]?" if near else ""
 
 
 def _object(name: str, text: str) -> dict[str, Any]:

@@ -11,4 +11,6 @@ MODEL_REPOSITORY = ROOT / "model_repository"  # configs and model.py files; a ch
 DEMO_CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
 DEMO_NAME = "emoji-demo"  # what a server that has it says of its checkpoint
 SAMPLES = ROOT / "build" / "demo" / "samples"  # JPEG files, and captions.json with the right caption of each
+PROMETHEUS = ROOT / "deploy" / "prometheus"  # its jobs, its rules, and the page to which alerts link
+DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 NGINX = ROOT / "deploy" / "nginx"  # the proxy's configuration, and the check of its keys

@@ -246,6 +246,7 @@ class OptionDefaults:
     values: Mapping[str, Any] = field(default_factory=dict)  # by option; those that are fixed, too
     fixed: frozenset[str] = frozenset()  # options that requests cannot change
     resize_mode: str = ""  # empty: the built-in one
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)  # where each was set, for messages
 
     def options(self, sent: Mapping[str, Any]) -> DecodingOptions:
         """The options of a request that sent some of them. Raises InvalidInput."""

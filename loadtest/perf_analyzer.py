@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from blipstream.command_line import OutputFile
 from blipstream.server.network import bypass_proxies
 from blipstream_loadtest import mix, options
 
@@ -102,9 +103,7 @@ def fetch() -> None:
 @click.option("--host", default="grpc://localhost:8001", help="URL of the server, grpc:// or http://.")
 @click.option("--kind", default="greedy", help="Kind of request in the mix.")
 @options.MIX
-@click.option(
-    "--write", type=click.Path(path_type=Path, dir_okay=False), help="Only write the input data to this file."
-)
+@click.option("--write", type=OutputFile(), help="Only write the input data to this file.")
 @click.argument("arguments", nargs=-1)
 def main(host: str, kind: str, mix_path: Path, write: Path | None, arguments: tuple[str, ...]) -> None:
     """Run perf_analyzer against a server. ARGUMENTS, after --, go to perf_analyzer."""

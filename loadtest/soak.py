@@ -43,6 +43,7 @@ from rich.table import Table
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import difficult_clients
+from blipstream.command_line import OutputFile
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.files import SAMPLES
 from blipstream.finite import FiniteRange
@@ -401,7 +402,7 @@ def wait(client: subprocess.Popen[bytes], server: TritonServer, visits: Visits) 
 @click.option("--settled", type=click.IntRange(min=1), default=10_000, help="Captions after which nothing may grow.")
 @click.option("--growth", type=FiniteRange(min=0), default=0.02, help="What may, all the same, as a part of it.")
 @click.option("--client", "clients", type=click.Choice(list(DIFFICULT)), multiple=True, help="These, instead of all.")
-@click.option("--output", type=click.Path(path_type=Path), help="A JSON file with every sample.")
+@click.option("--output", type=OutputFile(), help="A JSON file with every sample.")
 def main(
     repository: Path,
     config: str,

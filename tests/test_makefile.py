@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "Makefile").read_text()
-VERBS = re.findall(r"^\.PHONY: (.*)$", TEXT, re.MULTILINE)[0].split()
+VERBS = re.findall(r"^VERBS := (.*)$", TEXT, re.MULTILINE)[0].split()
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,10 +38,15 @@ def test_any_path_is_one_word(target: str) -> None:
         (["-n", "build", "serve", "HTTPPORT=1"], "no variable HTTPPORT: did you mean HTTP_PORT?"),
         (["demo", "CHECKPOINT=x"], "demo takes no CHECKPOINT: see make help"),
         (["it's=x"], "setup takes no it's: see make help"),
+        (["sreve", "CHECKPOINT=x"], "no target sreve: did you mean serve?"),
+        (["build", "load-test"], "no target load-test: did you mean loadtest?"),
+        (["it's"], "no target it's: see make help"),
+        (["serve", "HTTP_PORT="], "HTTP_PORT is empty: give it a value, or leave it out"),
+        (["loadtest", "USERS=4", "HOST= "], "HOST is empty: give it a value, or leave it out"),
     ],
 )
-def test_unknown_variables(arguments: list[str], words: str) -> None:
-    """They are refused before anything runs."""
+def test_what_is_refused(arguments: list[str], words: str) -> None:
+    """Misspelt targets and variables, and empty ones, before anything runs."""
     done = make(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"Makefile:\d+: \*\*\* {re.escape(words)}\.  Stop\.\n", done.stderr), done.stderr
@@ -54,6 +59,8 @@ def test_unknown_variables(arguments: list[str], words: str) -> None:
         ["serve", "PYTHON=python3", "PIP_INDEX_URL=https://pypi.org/simple", "HF_HOME=/hub"],
         ["audit", "sbom", "AUDIT=--if-possible"],
         ["build", "serve", "HTTP_PORT=9000"],
+        ["serve", "OPTIONS=", "PIP_INDEX_URL="],
+        [".venv/ready"],
     ],
 )
 def test_known_variables(arguments: list[str]) -> None:
@@ -79,6 +86,11 @@ def test_an_empty_checkpoint() -> None:
     """It is not taken for the default."""
     words = shlex.split(make("-n", "build", "CHECKPOINT=").stdout.replace("\\\n", " "))
     assert words[words.index("--checkpoint") + 1] == ""
+
+
+def test_a_server_behind_tls_is_loaded_with_its_certificate() -> None:
+    words = shlex.split(make("-n", "loadtest", "HOST=grpcs://a:1", "CA_FILE=a b.pem").stdout.replace("\\\n", " "))
+    assert words[words.index("--ca-file") + 1] == "a b.pem"
 
 
 def test_help_lists_every_verb() -> None:

@@ -46,8 +46,12 @@ def test_what_travels(wheels: Path) -> None:
         "build/blipstream_demo/": "blipstream_demo/",
         "build/demo/checkpoint/": "blipstream/share/build/demo/checkpoint/",
         "build/demo/samples/": "blipstream/share/build/demo/samples/",
+        "deploy/grafana/dashboards/": "blipstream/share/deploy/grafana/dashboards/",
         "deploy/nginx/check-keys.sh": "blipstream/share/deploy/nginx/check-keys.sh",
         "deploy/nginx/nginx.conf": "blipstream/share/deploy/nginx/nginx.conf",
+        "deploy/prometheus/rules/": "blipstream/share/deploy/prometheus/rules/",
+        "deploy/prometheus/scrape.yml": "blipstream/share/deploy/prometheus/scrape.yml",
+        "deploy/prometheus/user/": "blipstream/share/deploy/prometheus/user/",
         "loadtest/blipstream_bench/": "blipstream_bench/",
         "loadtest/blipstream_loadtest/": "blipstream_loadtest/",
         "loadtest/blipstream_tune/": "blipstream_tune/",
@@ -80,6 +84,15 @@ def installed(wheels: Path, tmp_path: Path) -> Path:
     site_packages = next((tmp_path / "venv" / "lib").glob("*/site-packages"))
     (site_packages / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return bin_folder
+
+
+def test_rules_and_alerts_without_a_checkout(installed: Path, tmp_path: Path) -> None:
+    command: list[str | Path] = [installed / "blipstream", "monitoring", "watch"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("rules/blipstream.yml", "user/alerts.html"):
+        assert (tmp_path / "watch" / name).read_text() == (ROOT / "deploy/prometheus" / name).read_text()
 
 
 @pytest.mark.full

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
@@ -26,12 +28,16 @@ POLL_SECONDS = 0.1  # how often a worker's owner looks whether its client still 
 NICENESS = 5  # quick images come first
 # Bytes of address space. Decoding takes 20 bytes a pixel, and a process has half a gigabyte from the start.
 MAX_MEMORY = 4 * 2**30
+MAX_IDLE_MEMORY = 128 << 20  # bytes that a process may hold when it has answered; it has 25 MB from the start
 
 PIXELS, REFUSED = b"pixels", b"refused"  # what kind of answer follows
 
 
 class ImageWorker:
-    """A worker process. It starts with the first image, and again after it has ended. One thread drives it."""
+    """A worker process. It starts with the first image, and again after it has ended. One thread drives it.
+
+    One that has grown beyond MAX_IDLE_MEMORY is ended once it has answered.
+    """
 
     def __init__(self, image_size: int, jpeg_scaling: str = "exact", limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self._image_size, self._jpeg_scaling, self._limits = image_size, jpeg_scaling, limits
@@ -46,6 +52,7 @@ class ImageWorker:
         _check(deadline)
         if self._process is None or self._process.poll() is not None:
             self._start()
+        assert self._process is not None
         try:
             self._connection.send_bytes(mode.encode())
             self._connection.send_bytes(image)
@@ -57,6 +64,8 @@ class ImageWorker:
         except BlipstreamError:
             self.close()  # nobody waits for this image any more
             raise
+        if _private_memory(self._process.pid) > MAX_IDLE_MEMORY:  # it would keep that for images that may never come
+            self.close()
         if kind == REFUSED:
             raise parse_error(answer.decode())
         return np.frombuffer(bytearray(answer), np.uint8).reshape(self._image_size, self._image_size, 3)
@@ -98,6 +107,14 @@ class ImageWorker:
         return BlipstreamError(f"{FAILED} (its decoder ended with {how}): try again, or save the image again")
 
 
+def _private_memory(pid: int) -> int:
+    """The bytes of a process that it does not share; 0 if it has ended."""
+    with suppress(OSError, ValueError):
+        resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1:3]
+        return (int(resident) - int(shared)) * resource.getpagesize()
+    return 0
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a process whose ImageWorker is no longer referenced."""
     process.kill()
@@ -122,6 +139,7 @@ def serve(connection: Connection, image_size: int, jpeg_scaling: str, limits: Im
             kind, answer = PIXELS, pixels.tobytes()
         except InvalidInput as exc:
             kind, answer = REFUSED, format_error(exc).encode()
+        del image  # it may be large, and the next one may not come for long
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(kind)
         connection.send_bytes(answer)

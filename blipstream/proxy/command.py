@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blipstream proxy`: make the folder, start nginx, give keys and take them back."""
 
-import ipaddress
-import re
 import shlex
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
+from blipstream import command_line
 from blipstream.errors import BlipstreamError, ServerError
 from blipstream.proxy import certificate, keys, nginx
 from blipstream.server.triton import TritonServer
 
 FIRST_CLIENT = "me"
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # hosts that are no names to ask
 
 FOLDER = click.argument(
     "folder",
@@ -26,16 +25,6 @@ FOLDER = click.argument(
 )
 
 
-def _host(context: click.Context, parameter: click.Parameter, host: str) -> str:  # noqa: ARG001
-    """What may stand in nginx.conf as a host."""
-    with suppress(ValueError):
-        if "%" not in host:  # what follows it may be anything
-            return str(ipaddress.ip_address(host))
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", host):
-        raise click.BadParameter(f"a host is a name such as triton.example, or an IP address, which {host!r} is not")
-    return host
-
-
 class Commands(click.Group):
     """Commands that end with one sentence if they fail."""
 
@@ -43,8 +32,12 @@ class Commands(click.Group):
         """Run one."""
         try:
             return super().invoke(ctx)
-        except (BlipstreamError, OSError) as error:
+        except BlipstreamError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(
+                ": ".join(filter(None, [error.filename, error.strerror or str(error)]))
+            ) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -59,9 +52,11 @@ def main() -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--client", default=FIRST_CLIENT, help="The name of the first client, who gets a key.")
 @click.option("--domain", "domains", multiple=True, help="A name or IP address of this machine; may be repeated.")
-@click.option("--host", default=TritonServer.host, callback=_host, help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--host", default=TritonServer.host, type=command_line.Host(), help="Address to listen on; 0.0.0.0 for all."
+)
 @click.option("--https-port", default=8443, type=click.IntRange(1, 65535), help="For HTTP and gRPC.")
-@click.option("--triton", default=TritonServer.host, callback=_host, help="Host on which the server listens.")
+@click.option("--triton", default=TritonServer.host, type=command_line.Host(), help="Host on which the server listens.")
 @click.option("--http-port", default=TritonServer.http_port, type=click.IntRange(1, 65535), help="The server's.")
 @click.option("--grpc-port", default=TritonServer.grpc_port, type=click.IntRange(1, 65535), help="The server's.")
 def init(
@@ -76,20 +71,24 @@ def init(
 ) -> None:
     """Make DIR: a first key, a certificate to try it with, and nginx.conf.
 
-    The certificate is for the domains, localhost and 127.0.0.1.
+    The certificate is for the domains, the host, localhost and 127.0.0.1.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise click.ClickException(f"{folder} exists: choose another folder, or remove it and all keys in it")
+    is_local = host in certificate.LOCAL_NAMES
+    names = domains if is_local or host in EVERYWHERE else (*domains, host)
     is_new = not folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         (folder / ".gitignore").write_text("*\n", encoding="utf-8")  # before there are keys
         folder.chmod(0o700)
         (folder / "tmp").mkdir()
-        certificate.make(folder / "certificate.pem", folder / "key.pem", domains)
+        certificate.make(folder / "certificate.pem", folder / "key.pem", names)
         keys.add(folder / "keys", client)
         configuration = nginx.configuration(
-            _address(host, https_port), _address(triton, http_port), _address(triton, grpc_port)
+            command_line.address(host, https_port),
+            command_line.address(triton, http_port),
+            command_line.address(triton, grpc_port),
         )
         (folder / "nginx.conf").write_text(configuration, encoding="utf-8")
     except (BlipstreamError, OSError):
@@ -98,11 +97,13 @@ def init(
         if is_new:
             folder.rmdir()
         raise
-    is_local = host in certificate.LOCAL_NAMES
-    url = f"grpcs://{_address(domains[0] if domains and not is_local else 'localhost', https_port)}"
+    url = f"grpcs://{command_line.address(names[0] if names and not is_local else 'localhost', https_port)}"
     click.echo(f"{folder} has nginx.conf, a key for {client} and a certificate to try it with.")
     if is_local:
         click.echo("It is for this machine alone; --host 0.0.0.0 would open it to others.")
+    elif not names:
+        click.echo("Its certificate is for localhost alone. For others, give it a name of yours:")
+        click.echo(f"  {_command('renew', folder, '--domain', 'NAME')}")
     _show("Start it", _command("start", folder))
     _show(
         "Then ask through it; other machines need the key and certificate.pem, too",
@@ -142,11 +143,25 @@ def start(folder: Path) -> None:
 
 @main.command()
 @FOLDER
+@click.option("--domain", "domains", multiple=True, help="As for init.  [default: the names that it has]")
+def renew(folder: Path, domains: tuple[str, ...]) -> None:
+    """Make a new trial certificate, valid for a year.
+
+    A running nginx shows it to new connections, and the others go on. Clients must trust the new one.
+    """
+    file = folder / "certificate.pem"
+    certificate.renew(file, folder / "key.pem", domains)
+    _apply(folder, file)
+    click.echo(f"{file} is new, and valid for {certificate.DAYS} days.\nGive it to clients, who trust the old one.")
+
+
+@main.command()
+@FOLDER
 @click.argument("client", metavar="NAME")
 def add(folder: Path, client: str) -> None:
     """Give a client a key."""
     keys.add(folder / "keys", client)
-    _apply(folder)
+    _apply(folder, folder / "keys")
     _show(f"{client} has a key. It is printed by", _command("key", folder, client))
 
 
@@ -156,7 +171,7 @@ def add(folder: Path, client: str) -> None:
 def revoke(folder: Path, client: str) -> None:
     """Take back a client's key."""
     keys.revoke(folder / "keys", client)
-    _apply(folder)
+    _apply(folder, folder / "keys")
     click.echo(f"{client} has no key in {folder} any more.")
 
 
@@ -181,27 +196,23 @@ def _ours(context: click.Context, folder: Path) -> Path:
     return folder
 
 
-def _apply(folder: Path) -> None:
-    """Let nginx read the keys, if it runs and could read them."""
+def _apply(folder: Path, changed: Path) -> None:
+    """Let nginx read a file that was changed, if it runs and could read the keys."""
     keys.check(folder / "keys")
     try:
         if nginx.reload(folder):
             return
     except ServerError as error:
-        raise ServerError(f"{folder / 'keys'} is changed, but {error}") from error
+        raise ServerError(f"{changed} is changed, but {error}") from error
     if address := nginx.taken_address(folder):
         click.echo(
             f"No nginx runs from this folder, but something listens on {address}.\n"
-            "If it is an nginx without its master, it goes on with the keys that it had:\n"
+            "If it is an nginx without its master, it goes on with what it had:\n"
             "`ss -ltnp` names it. End it, and start nginx again.",
             err=True,
         )
     else:
         click.echo("nginx does not run from this folder now, so it counts from its next start.", err=True)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _program() -> str:

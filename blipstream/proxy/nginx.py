@@ -100,7 +100,10 @@ def check(command: list[str], folder: Path) -> None:
     for name in re.findall(CERTIFICATE, (folder / "nginx.conf").read_text(encoding="utf-8")) if openssl else ():
         asked = [str(openssl), "x509", "-noout", "-checkend", "0", "-in", folder / name]
         if subprocess.run(asked, capture_output=True, check=False).returncode:
-            raise ServerError(f"the certificate {folder / name} has expired: put a new one and its key there")
+            raise ServerError(
+                f"the certificate {folder / name} has expired: `blipstream proxy renew` makes a new trial one; "
+                "or put another and its key there"
+            )
 
 
 def _reason(printed: str, folder: Path) -> str:
@@ -128,10 +131,18 @@ def become(command: list[str], folder: Path) -> NoReturn:
 
 
 def reload(folder: Path) -> bool:
-    """Let a running nginx read its files again, keys among them. Returns whether one runs, else raises as `master`."""
+    """Let a running nginx read its files again, keys and certificate among them. Connections stay. Whether one runs.
+
+    Raises ServerError if it is another user's, or as `master` does.
+    """
     pid = master(folder)
     if pid:
-        os.kill(pid, signal.SIGHUP)
+        try:
+            os.kill(pid, signal.SIGHUP)
+        except PermissionError as error:
+            raise ServerError(
+                f"nginx runs as another user, so have root tell it to read the files anew: `sudo kill -HUP {pid}`"
+            ) from error
     return bool(pid)
 
 
@@ -145,8 +156,8 @@ def master(folder: Path) -> int | None:
     if workers := _workers(folder):
         kill = shlex.join(["kill", *map(str, workers)])
         raise ServerError(
-            f"nginx's master was killed, and its workers go on with the keys that they had: end them by `{kill}`, "
-            "then start nginx, which reads the keys anew"
+            f"nginx's master was killed, and its workers go on with the keys and certificate that they had: end them "
+            f"by `{kill}`, then start nginx, which reads all anew"
         )
     return None
 

@@ -43,7 +43,7 @@ class NameAndValue(click.ParamType[str]):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServeOptions:
     """The options of the command, by their names. The options themselves say what each means, and its default."""
 
     checkpoint: str | None
@@ -112,7 +112,7 @@ class Settings:
     "--log",
     "log_path",
     envvar="BLIPSTREAM_LOG",
-    type=click.Path(path_type=Path),
+    type=command_line.OutputFile(),
     help="Triton's log.  [default: a temporary file]",
 )
 @click.option("--log-requests", is_flag=True, help="Write a line of JSON to the log for each request.")
@@ -136,12 +136,12 @@ def main(**options: Any) -> None:  # noqa: ANN401
     served as it is; if that is absent too, the demo checkpoint is.
     """
     try:
-        serve(Settings(**options))
+        serve(ServeOptions(**options))
     except (BlipstreamError, OSError) as error:
         command_line.fail(error)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: ServeOptions) -> None:
     """Serve until a signal stops it, and say so. Raises BlipstreamError or OSError if it cannot serve."""
     signals.exit_on_signals(0)
     # these take long to import, and are imported only here so that a stop signal meanwhile prints no traceback

@@ -28,7 +28,10 @@ def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
     try:
         defaults.check_fits(checkpoint.text.max_positions)
     except InvalidInput as error:
-        raise ServerError(f"these defaults are not allowed with {checkpoint.origin}: {error}") from error
+        set_by = " and ".join(defaults.sources[name] for name in ("prompt", "max_tokens") if name in defaults.sources)
+        raise ServerError(
+            f"these defaults are not allowed with {checkpoint.origin}: {error}" + (f" ({set_by})" if set_by else "")
+        ) from error
     return defaults
 
 

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from blipstream.errors import Gone, InvalidImage, InvalidInput, Overloaded, ServerError, Stopping, TimedOut
+from blipstream.extras import how_to_install
 
 if TYPE_CHECKING:  # the server reads the names below, and must not import torch
     from blipstream.decoding import Request
@@ -121,7 +122,7 @@ def _provider() -> Any:  # noqa: ANN401
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ServerError(
-            f"{ENDPOINT} asks for the engine's spans, which need OpenTelemetry: pip install 'blipstream[tracing]'"
+            f"{ENDPOINT} asks for the engine's spans, which need OpenTelemetry: {how_to_install('tracing')}"
         ) from error
     provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -16,7 +16,7 @@ from blipstream.dtypes import resolve
 from blipstream.errors import ArtifactError
 from blipstream.files import PACKAGE
 from blipstream_build.artifacts import Artifact, fingerprint
-from blipstream_build.cache import cached_repository
+from blipstream_build.cache import cached_repository, how_to_remove, other_revisions
 from blipstream_build.checkpoint import Checkpoint, check_is_text
 from blipstream_build.configs import CONFIGS, Config, PlanOptions
 from blipstream_build.repository import check_is_ours, exclusive, materialise
@@ -68,10 +68,13 @@ def build(
     resolve(dtype, chosen.device)
     checkpoint = Checkpoint.find(name, processor)
     plan = _plan(checkpoint, chosen, dtype, plan_options)
+    is_cached = repository is None
     repository = repository or cached_repository(checkpoint.name, checkpoint.revision, config, dtype)
     artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
     if _stale(artifacts, plan, force):
-        with stage("loading PyTorch and transformers"):
+        with stage("loading PyTorch"):
+            import torch  # noqa: F401
+        with stage("loading transformers"):
             import blipstream_build.renewal
     prepared()
     with exclusive(repository):
@@ -82,6 +85,9 @@ def build(
                 click.echo(f"compiling the encoder again: {reason}")
             blipstream_build.renewal.renew(stale, artifacts, checkpoint, chosen, dtype, plan)
             click.echo(f"installed {', '.join(stale)} in {repository}")
+            if others := other_revisions(repository) if is_cached else []:
+                click.echo(f"other revisions of {checkpoint.name} are there, too; if you no longer serve one:")
+                click.echo("\n".join(f"  {how_to_remove(other)}" for other in others))
         else:
             click.echo(f"{repository} is up to date with {checkpoint.name}")
         materialise(repository)

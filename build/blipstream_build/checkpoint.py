@@ -2,6 +2,7 @@
 """Load a BLIP captioner in transformers' format, or say what is wrong with it."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,7 @@ def _folder(name: str, patterns: tuple[str, ...]) -> Path:
     if name and Path(name).is_dir():
         return Path(name)
     check_is_no_file(name)
+    _check_may_be_on_hub(name)
     click.echo(f"looking for {name} on the Hugging Face hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -193,6 +195,17 @@ def _folder(name: str, patterns: tuple[str, ...]) -> Path:
             f"there is no folder {name}, and it could not be downloaded from the Hugging Face hub: "
             "check the name, the network and, if it is private, HF_TOKEN, or download it elsewhere and give its folder"
         ) from exc
+
+
+def _check_may_be_on_hub(name: str) -> None:
+    """Check that a name is not written as the path of a folder. Raises ArtifactError if it is."""
+    if not name.startswith(("/", "./", "../", "~")):
+        return
+    written_out = Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own raises if there is no such user
+    remedy = f"check the path, or give a hub name, such as {BASE}"
+    if name.startswith("~") and written_out.is_dir():
+        remedy = f"did you mean {written_out}?"
+    raise ArtifactError(f"there is no folder {name}: {remedy}")
 
 
 def _tokenizer(folder: Path) -> Path | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model repository that a build writes into: one build at a time, and the configs beside the artifacts."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -21,11 +22,15 @@ GENERATED = (ENCODER_CONFIG, *ENSEMBLE_CONFIGS)
 
 
 def check_is_ours(repository: Path) -> None:
-    """Check that a build may write into a folder: it is new, empty, or a model repository, even an unfinished one.
+    """Check that a build may write into a folder: it can be made, is empty, or a model repository, even unfinished.
 
     Raises ArtifactError if it is not.
     """
     if not repository.exists():
+        there = next(each for each in repository.absolute().parents if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            reason = os.strerror(errno.EACCES if there.is_dir() else errno.ENOTDIR)
+            raise ArtifactError(f"{repository} cannot hold artifacts: {reason}; {ELSEWHERE}")
         return
     if not repository.is_dir():
         raise ArtifactError(f"{repository} is a file: give a --repository that is a folder")

@@ -20,7 +20,7 @@ from blipstream.files import SAMPLES
 )
 @click.option(
     "--sheet",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=command_line.OutputFile(),
     default=Path("demo.png"),
     help="The picture to write: the images with their captions.",
 )

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from difflib import get_close_matches
 from typing import Any, cast
 
 import click
@@ -76,6 +77,16 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A subcommand of this package or another. Raises Failure if it is not installed, or broken."""
         return super().get_command(ctx, cmd_name) or plugins.load(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A subcommand by its name. Raises UsageError, with the nearest name, if there is none."""
+        name = args[0]
+        if name.startswith("-") or self.get_command(ctx, name):
+            return super().resolve_command(ctx, args)
+        near = get_close_matches(name, {*self.list_commands(ctx), *plugins.SERVER_COMMANDS}, 1)
+        raise click.UsageError(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all subcommands."""

@@ -22,6 +22,7 @@ SERVER_COMMANDS = {  # of the package `blipstream`, with their help, which is to
     "loadtest": "Put a server under load, and say how many machines you need.",
     "tune": "Find the batching settings that suit this machine.",
     "proxy": "Let others ask your server: TLS, keys and limits.",
+    "monitoring": "Write the files that Prometheus and Grafana need.",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from blipstream import signals
+from blipstream.command_line import OutputFolder
 from blipstream.finite import FiniteRange
 from blipstream_bench.plans import PLANS, STRATEGIES
 from blipstream_bench.random_checkpoint import ARCHITECTURES
@@ -47,12 +48,12 @@ from blipstream_build.cache import cache_folder
 )
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     help="Folder for random checkpoints and the repositories built from them.  [default: ~/.cache/blipstream/bench]",
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     default=Path(),
     show_default="the working folder",
     help="Folder for bench.json and bench.png.",

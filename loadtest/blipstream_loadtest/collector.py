@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 PERIOD = 1.0  # seconds
 TIMEOUT = 5.0  # seconds for one reading of the statistics
+API_KEY = "BLIPSTREAM_API_KEY"  # where the client, too, finds it
 SERVER = "tritonserver"  # name of the process
 
 
@@ -34,7 +35,11 @@ class Unavailable(Exception):
 
 
 class Statistics:
-    """Triton's statistics and metadata, over the protocol of the URL."""
+    """Triton's statistics and metadata, over the protocol of the URL.
+
+    The key in BLIPSTREAM_API_KEY is sent, if it is set. The client has refused by then to send it where others could
+    read it.
+    """
 
     def __init__(self, url: str, ca_file: Path | None = None) -> None:
         self.url = url
@@ -46,6 +51,8 @@ class Statistics:
             if parts.scheme.startswith("grpc")
             else None
         )
+        key = os.environ.get(API_KEY, "").strip()
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
 
     def version(self) -> str:
@@ -73,14 +80,17 @@ class Statistics:
 
     def _ask_grpc(self, method: Any) -> dict[str, Any]:  # noqa: ANN401
         try:
-            answer: dict[str, Any] = method(as_json=True, client_timeout=TIMEOUT)
+            answer: dict[str, Any] = method(as_json=True, headers=self._headers, client_timeout=TIMEOUT)
         except InferenceServerException as exc:
             raise Unavailable(f"{self.url} gave no statistics: {exc.message()}") from exc
         return answer
 
     def _ask_http(self, path: str) -> dict[str, Any]:
+        request = urllib.request.Request(self.url.rstrip("/") + path)  # noqa: S310
+        for name, value in self._headers.items():
+            request.add_unredirected_header(name, value)  # no other host gets the key
         try:
-            with urllib.request.urlopen(self.url.rstrip("/") + path, timeout=TIMEOUT, context=self._tls) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=TIMEOUT, context=self._tls) as answer:  # noqa: S310
                 content: dict[str, Any] = json.load(answer)
         except (OSError, ValueError) as exc:
             raise Unavailable(f"{self.url} gave no statistics: {exc}") from exc

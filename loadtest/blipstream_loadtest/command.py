@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from blipstream.errors import BlipstreamError
+from blipstream.extras import missing
 from blipstream.finite import FiniteRange
 from blipstream.server.network import bypass_proxies
 from blipstream_bench.signals import stop_on_signals
@@ -23,7 +24,6 @@ from blipstream_loadtest.machines import PEAK_FACTOR, Demand, number
 from blipstream_loadtest.progress import Progress
 from blipstream_loadtest.shapes import DEFAULT_SECONDS, DEFAULT_USERS, STEPS, Load
 
-INSTALL = "pip install 'blipstream[loadtest]'"
 STEADY = "steady"
 
 
@@ -137,7 +137,7 @@ def main(
     The exit status is 0 if the SLO is met, 1 if it is missed, 2 if there is no result, and 130 after Ctrl-C.
     """
     if importlib.util.find_spec("locust") is None:
-        raise click.ClickException(f"locust is not installed here: {INSTALL}")
+        raise click.ClickException(missing("locust", "loadtest"))
     if ca_file and not host:
         raise click.UsageError("--ca-file is for a --host with grpcs:// or https://")
     if remote_workers and not master_port:
@@ -150,12 +150,10 @@ def main(
     load = Load(shape, users, duration or DEFAULT_SECONDS[shape], rate)
     progress = Progress()
     progress.show("preparing the load test ...")
-    try:
+    with options.importing():
         from blipstream_loadtest import mix, report, run
         from blipstream_loadtest.results import RecordError, Slo
         from blipstream_loadtest.serving import repository_to_serve
-    except ModuleNotFoundError as exc:
-        raise click.ClickException(f"{exc.name} is not installed here: {INSTALL}") from exc
     bypass_proxies()
     try:
         if again:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command-line options that load tests, tuning and the programs of loadtest/ share. Imports nothing slow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from blipstream.command_line import OutputFolder
+from blipstream.extras import missing
 from blipstream.files import MODEL_REPOSITORY
 
 FOLDER = Path(__file__).resolve().parent
@@ -15,6 +18,15 @@ LOCUSTFILE = FOLDER / "locustfile.py"
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """End the command in one sentence if a package is missing that the block imports."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        raise click.ClickException(missing(exc.name, "loadtest")) from exc
 
 
 def repository(what: str) -> Decorator:
@@ -47,7 +59,7 @@ MIX: Decorator = click.option(
 )
 OUTPUT: Decorator = click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     default=Path(),
     show_default="the working folder",
     help="Where to make the folder for the results.",

@@ -21,7 +21,6 @@ from blipstream.server.network import bypass_proxies
 from blipstream_bench.signals import stop_on_signals
 from blipstream_client import BlipstreamError as ClientError
 from blipstream_loadtest import options
-from blipstream_loadtest.command import INSTALL
 from blipstream_loadtest.progress import Progress
 
 
@@ -62,17 +61,16 @@ def main(
     """
     progress = Progress()
     progress.show("preparing the search ...")
-    try:
+    with options.importing():
         from blipstream_loadtest import mix
         from blipstream_loadtest.serving import repository_to_serve
         from blipstream_tune import tune
         from blipstream_tune.settings import TuneError
-    except ModuleNotFoundError as exc:
-        raise click.ClickException(f"{exc.name} is not installed here: {INSTALL}") from exc
     bypass_proxies()
     folder = output.resolve() / (name or datetime.now().astimezone().strftime("tune-%Y%m%d-%H%M%S"))
     try:
         mix.load(mix_path)
+        tune.check_is_new(folder)
         progress.clear()
         served = repository_to_serve(checkpoint, config, repository)
         stop_on_signals()

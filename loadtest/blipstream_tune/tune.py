@@ -33,6 +33,12 @@ class TunePlan:
     mix: Path
 
 
+def check_is_new(folder: Path) -> None:
+    """Raise TuneError if a tuning has been in a folder."""
+    if (folder / "repository").exists():
+        raise TuneError(f"{folder / 'repository'} exists already: choose another --name")
+
+
 def tune(plan: TunePlan, repository: Path, folder: Path, progress: Progress) -> bool:
     """Tune a copy of the repository in `folder`, and say how it goes. Returns whether the result meets the SLO.
 
@@ -41,8 +47,7 @@ def tune(plan: TunePlan, repository: Path, folder: Path, progress: Progress) -> 
     began = time.monotonic()
     chosen = mix.load(plan.mix)
     copy = folder / "repository"
-    if copy.exists():
-        raise TuneError(f"{copy} exists already: choose another --name")
+    check_is_new(folder)
     shutil.copytree(repository, copy, copy_function=_link)
     start = read_settings(copy, plan.config)
 

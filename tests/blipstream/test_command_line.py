@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What our commands share."""
 
+import os
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -52,6 +55,51 @@ def test_an_empty_repository(command: object) -> None:
     result = CliRunner().invoke(command, ["--repository", ""])  # type: ignore[arg-type]
     assert (result.exit_code, result.stdout) == (1, "")
     assert sentence(result.stderr) == "error: --repository is empty: give the name of a folder, or leave it out"
+
+
+@click.command()
+@click.option("--file", type=command_line.OutputFile())
+@click.option("--folder", type=command_line.OutputFolder())
+def write(file: Path | None, folder: Path | None) -> None:
+    click.echo(f"{file} {folder}")
+
+
+def test_where_something_is_to_be_written(tmp_path: Path) -> None:
+    """A file goes into a folder that is there. A folder is made later, if it can be."""
+    (tmp_path / "file").touch()
+    for option, fault in {
+        f"--file={tmp_path}/a b/c": f"there is no folder {tmp_path}/a b: make it by `mkdir -p '{tmp_path}/a b'`",
+        f"--file={tmp_path}/file/c": f"there is no folder {tmp_path}/file: ",
+        f"--file={tmp_path}": "is a directory",
+        f"--folder={tmp_path}/file/c/d": f"cannot be made, since {tmp_path}/file is no folder that can be written",
+        f"--folder={tmp_path}/file": "is a file",
+    }.items():
+        refused = CliRunner().invoke(write, [option])
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert fault in refused.stderr
+    folder = tmp_path / "new" / "folder"
+    assert CliRunner().invoke(write, [f"--file={tmp_path}/new"]).stdout == f"{tmp_path}/new None\n"
+    assert CliRunner().invoke(write, [f"--folder={folder}"]).stdout == f"None {folder}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert f"the folder {tmp_path} cannot be written" in CliRunner().invoke(write, [f"--file={tmp_path}/a"]).stderr
+    assert "is no folder that can be written" in CliRunner().invoke(write, [f"--folder={tmp_path}/a/b"]).stderr
+
+
+@pytest.mark.parametrize("verb", ["bench", "build", "demo", "loadtest", "serve", "tune"])
+def test_commands_check_it_before_their_work(verb: str, tmp_path: Path) -> None:
+    """Nothing is imported, built or served before."""
+    (tmp_path / "file").touch()
+    options = {"build": "--repository", "demo": "--sheet", "serve": "--log"}
+    command = next(iter(entry_points(group="blipstream.commands", name=verb))).load()
+    refused = CliRunner().invoke(command, [options.get(verb, "--output"), f"{tmp_path}/file/sub/a"])
+    assert refused.exit_code in (1, 2)
+    assert f"{tmp_path}/file" in refused.stderr
+    assert refused.stdout == ""
 
 
 def test_folders() -> None:

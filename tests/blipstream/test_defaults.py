@@ -76,10 +76,19 @@ def test_a_file_and_the_command_line_which_wins(file: Path) -> None:
         (["temperature=nan"], [], "temperature must be between 0.01 and 100, not nan"),
         (["do_sample=1"], [], "do_sample must be true or false, not '1'"),
         (["resize_mode=crop"], [], "resize_mode must be one of stretch, center_crop, letterbox, not 'crop'"),
-        (["max_tokens=0"], [], "these defaults are not allowed: max_tokens must be at least 1, not 0"),
+        (["max_tokens=0"], [], "--default max_tokens=0: max_tokens must be at least 1, not 0"),
+        ([], ["top_p=2"], "--fixed top_p=2.0: top_p must be "),
         (["top_k=1", "top_k=2"], [], "--default top_k=2: top_k is given twice: leave one out"),
-        (["top_k=1"], ["top_k=1"], "top_k has a default and is fixed, too: leave one of them out"),
-        (["do_sample=true"], ["num_beams=2"], "do_sample and num_beams above 1 exclude each other: ask for one"),
+        (
+            ["top_k=1"],
+            ["top_k=2"],
+            "--default top_k=1 and --fixed top_k=2: top_k has a default and is fixed, too: leave one of them out",
+        ),
+        (
+            ["do_sample=true"],
+            ["num_beams=2"],
+            "--default do_sample=true and --fixed num_beams=2: do_sample and num_beams above 1 exclude each other",
+        ),
         (["num_captions=2"], [], "num_captions must be at most num_beams, which is 1, not 2: raise num_beams, or"),
         (["min_tokens=31"], [], "min_tokens must be between 0 and 30 (max_tokens), not 31"),
     ],
@@ -94,9 +103,16 @@ def test_what_is_refused(default: list[str], fixed: list[str], sentence: str) ->
     ("text", "sentence"),
     [
         ("[default", "cannot be read as TOML: Expected ']'"),
-        ("[defaults]", "must have the tables [default] and [fixed] alone, and it has defaults"),
-        ("max_tokens = 5", "must have the tables [default] and [fixed] alone, and it has max_tokens"),
-        ("[fixed]\nnum_beam = 5", "there is no option 'num_beam': did you mean num_beams?"),
+        (
+            "[defaults]",
+            "must have the tables [default] and [fixed] alone, and it has defaults: did you mean [default]?",
+        ),
+        ("[fixd]", "must have the tables [default] and [fixed] alone, and it has fixd: did you mean [fixed]?"),
+        ("[a]", "must have the tables [default] and [fixed] alone, and it has a"),
+        ("max_tokens = 5", "and it has max_tokens outside them: write [default] or [fixed] on a line above max_tokens"),
+        ("[default]\nmax_tokens = 0", " [default] max_tokens=0: max_tokens must be at least 1, not 0"),
+        ("[fixed]\nnum_captions = 3", " [fixed] num_captions=3: num_captions must be at most num_beams"),
+        ("[fixed]\nnum_beam = 5", " [fixed]: there is no option 'num_beam': did you mean num_beams?"),
         ("[fixed]\nnum_beams = true", "num_beams must be a whole number, not True"),
         ("[fixed]\nprompt = ['a']", "prompt must be text, not ['a']"),
     ],
@@ -119,6 +135,17 @@ def test_a_checkpoints_defaults_lie_below_the_operators() -> None:
     assert sampling == {"do_sample": True, "length_penalty": 2.0, "max_tokens": 40}
     fixed = over(from_operator([], ["max_tokens=30"]), checkpoint)
     assert fixed == OptionDefaults(checkpoint | {"max_tokens": 30}, frozenset({"max_tokens"}))
+
+
+def test_a_fault_names_each_place_that_it_comes_from(file: Path) -> None:
+    """A default that the command line replaces is not named."""
+    with pytest.raises(ServerError) as caught:
+        from_operator(["do_sample=true"], file=file)
+    assert str(caught.value).startswith(f"--default do_sample=true and {file} [default] num_beams=3: ")
+    with pytest.raises(ServerError, match=r"^--default num_beams=0: num_beams must be"):
+        from_operator(["num_beams=0"], file=file)
+    with pytest.raises(ServerError, match=r'^--default prompt="x{52}…: prompt must have at most 4,096 characters'):
+        from_operator([f"prompt={'x' * 5000}"])
 
 
 def test_models_read_what_the_server_wrote(file: Path) -> None:

@@ -156,7 +156,7 @@ def test_ctrl_c_while_it_imports(module: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         shown, error = process.communicate()
     assert (process.returncode, error) == (130, "stopped\n")
-    assert shown in ("", "loading PyTorch and transformers ... ")
+    assert shown in ("", "loading PyTorch ... ")
     assert not list(tmp_path.iterdir())
 
 
@@ -247,6 +247,34 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_neither_folder_nor_hub_name(tmp_path: Path) -> None:
     result = run("no/such/folder", tmp_path / "repository")
     assert sentence(result.stderr) == "error: there is no folder no/such/folder, and it is no hub name either"
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./no-folder", "../no/folder", "~/no-folder", "~nobody/x"])
+def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, path: str) -> None:
+    result = run(path, tmp_path / "repository")
+    told = f"error: there is no folder {path}: check the path, or give a hub name, such as "
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert sentence(result.stderr).startswith(told)
+    assert sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr).startswith(told)
+
+
+def test_a_path_whose_home_the_shell_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `make serve CHECKPOINT=~/my-blip`."""
+    monkeypatch.setenv("HOME", str(CHECKPOINT.parent))
+    result = run(f"~/{CHECKPOINT.name}", tmp_path / "repository")
+    assert sentence(result.stderr) == f"error: there is no folder ~/{CHECKPOINT.name}: did you mean {CHECKPOINT}?"
+
+
+def test_other_revisions_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay, and the build says how to remove them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old = tmp_path / "blipstream/repositories/emoji-demo-0123456789ab-cpu-auto"
+    old.mkdir(parents=True)
+    first = CliRunner().invoke(main, [])
+    told = "other revisions of emoji-demo are there, too; if you no longer serve one:\n"
+    assert f"{told}  rm -r {old}  # 0.00 GB" in first.stdout
+    assert old.exists()
+    assert told not in CliRunner().invoke(main, []).stdout
 
 
 def test_folder_without_checkpoint(tmp_path: Path) -> None:

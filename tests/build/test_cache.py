@@ -3,12 +3,13 @@
 
 import os
 import pwd
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from blipstream.errors import ArtifactError
-from blipstream_build.cache import cache_folder, cached_repository
+from blipstream_build.cache import cache_folder, cached_repository, how_to_remove, other_revisions
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +63,22 @@ def test_any_name_is_one_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         found = cached_repository(name, "0" * 64, "cpu", "auto")
         assert found.parent == Path("/cache/blipstream/repositories")
         assert len(found.name.encode()) < 200
+
+
+def test_other_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same name alone, from the oldest on, each with the command that removes it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}/it's a cache")
+    ours = cached_repository("my-blip", "c" * 64, "cpu", "auto")
+    old = [
+        cached_repository("my-blip", revision * 64, config, "f32") for revision in "ba" for config in ("cpu", "cuda")
+    ]
+    others = [cached_repository(name, "d" * 64, "cpu", "auto") for name in ("blip", "my-blip-2", "my")]
+    for age, folder in enumerate([ours, cached_repository("my-blip", "c" * 64, "cuda", "auto"), *old, *others]):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(bytes(20_000_000))
+        os.utime(folder, (10**9 - age, 10**9 - age))
+    assert other_revisions(ours) == old[::-1]
+    command = how_to_remove(old[0])
+    assert command.endswith("  # 0.02 GB, of 2001-09-09")
+    subprocess.run(["sh", "-c", command], check=True)
+    assert other_revisions(ours) == old[:0:-1]

@@ -130,10 +130,21 @@ def test_a_broken_command_is_one_sentence(run: Run, tmp_path: Path, value: str, 
     assert run("serve") == (1, "", f"Error: {words}\n")
 
 
-def test_no_such_command(run: Run) -> None:
-    status, out, err = run("sevre")
+@pytest.mark.parametrize(
+    ("verb", "near"),
+    [
+        ("sevre", " Did you mean 'serve'?"),
+        ("captoin", " Did you mean 'caption'?"),
+        ("oter", " Did you mean 'other'?"),
+        ("zzz", ""),
+    ],
+)
+def test_no_such_command(run: Run, tmp_path: Path, verb: str, near: str) -> None:
+    """What is meant may be a command of another package, or of the server's where that is not installed."""
+    install(tmp_path, other="no_such_module:other")
+    status, out, err = run(verb)
     assert (status, out) == (2, "")
-    assert "No such command 'sevre'" in err
+    assert f"No such command '{verb}'.{near}\n" in err
 
 
 def test_no_package_replaces_a_command_of_the_client(run: Run, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from blipstream.server.triton import TritonServer
 from blipstream_client import AccessDenied, Client, ServerOverloaded, ServerUnreachable
 from tests.conftest import ROOT, SAMPLES
 from tests.support.deployment import compose
-from tests.support.programs import free_port, listens, program, running, wait_for
+from tests.support.programs import free_port, listens, program, running
+from tests.support.waiting import wait_until
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 KEY, BUSY_KEY = "0f3c-A-key", "77aa-another-key"
@@ -606,7 +607,7 @@ def test_too_many_large_requests(server: TritonServer, tmp_path: Path) -> None:
         assert proxy.ask(INFER, bytes(1_000_000), BUSY_KEY)[0] == 500
         with proxy.client("grpcs") as client:
             assert client.caption(SAMPLES / SAMPLE).text
-        wait_for(lambda: "ModelInfer" in (tmp_path / "log").read_text())
+        wait_until(lambda: "ModelInfer" in (tmp_path / "log").read_text())
         assert '"status":429' not in (tmp_path / "log").read_text()
 
 
@@ -673,13 +674,13 @@ def test_a_stream_in_flight_ends_before_nginx_does(server: TritonServer, tmp_pat
         def requests() -> Iterator[Any]:
             yield stream_request(1)
             os.kill(int(pid.read_text()), signal.SIGQUIT)
-            wait_for(lambda: not listens(proxy.port))
+            wait_until(lambda: not listens(proxy.port))
             yield stream_request(1)
 
         answers = list(stub.ModelStreamInfer(requests(), metadata=[("authorization", f"Bearer {KEY}")], timeout=60))
         assert len(answers) >= 2
         assert not any(answer.error_message for answer in answers)
-        wait_for(lambda: not pid.exists())
+        wait_until(lambda: not pid.exists())
 
 
 def test_what_is_logged_has_bounds(server: TritonServer, tmp_path: Path) -> None:
@@ -691,7 +692,7 @@ def test_what_is_logged_has_bounds(server: TritonServer, tmp_path: Path) -> None
             assert proxy.send("POST", INFER, "Content-Length: 99999999", key=key) == 413
         assert [proxy.ask("/v2", key="guess")[0] for _ in range(5)] == [401] * 3 + [429] * 2
         assert proxy.ask("/v2")[0] == 200
-        wait_for(lambda: '"status":200' in (tmp_path / "log").read_text())
+        wait_until(lambda: '"status":200' in (tmp_path / "log").read_text())
     log = (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert [(line["client"], line["status"]) for line in lines] == [("", 401)] * 3 + [("alice", 200)]
@@ -702,7 +703,7 @@ def test_no_key_is_logged(proxy: Proxy) -> None:
     path = "/v2/models/caption/versions/1/ready"
     proxy.ask(path, key="a-wrong-key")
     proxy.ask(path)
-    wait_for(lambda: f'"uri":"{path}","status":200' in (proxy.folder / "log").read_text())
+    wait_until(lambda: f'"uri":"{path}","status":200' in (proxy.folder / "log").read_text())
     log = (proxy.folder / "log").read_text()
     assert '"client":"alice"' in log
     assert not any(key in log for key in (KEY, BUSY_KEY, "a-wrong-key"))

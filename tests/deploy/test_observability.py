@@ -23,7 +23,8 @@ from blipstream_client import Client, ServerError
 from tests.conftest import ROOT
 from tests.support.deployment import compose, load_yaml
 from tests.support.documents import all_blocks, anchors
-from tests.support.programs import answers, free_port, program, running, wait_for
+from tests.support.programs import answers, free_port, program, running
+from tests.support.waiting import wait_until
 
 DEPLOY = ROOT / "deploy"
 PROMETHEUS = DEPLOY / "prometheus" / "prometheus.yml"
@@ -247,12 +248,12 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
     address = f"--web.listen-address=127.0.0.1:{port}"
     ready = f"http://127.0.0.1:{port}/-/ready"
     with running(program("prometheus"), *arguments, address, log=tmp_path / "log", until=lambda: answers(ready)):
-        wait_for(provoke)
+        wait_until(provoke)
         assert ask("blipstream:faults:ratio1m > 0") == {(targets[1], "decoder"), (targets[1], "caption_stream")}
         assert (targets[1],) in ask("blipstream:captions:rate1m == 0")
-        wait_for(lambda: (targets[0],) in ask("blipstream:captions:rate1m"))
+        wait_until(lambda: (targets[0],) in ask("blipstream:captions:rate1m"))
         failing.stop()
-        wait_for(lambda: (targets[1], "BlipstreamDown") in fires())
+        wait_until(lambda: (targets[1], "BlipstreamDown") in fires())
         assert (targets[2], "BlipstreamDown") not in fires()
         found = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/alerts"))["data"]["alerts"]
         links = {each["annotations"]["runbook_url"] for each in found}

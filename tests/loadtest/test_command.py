@@ -9,6 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from blipstream.extras import missing
+
 VERBS = ("loadtest", "tune")
 
 
@@ -25,7 +27,7 @@ def without(package: str, verb: str) -> tuple[int, str]:
 def test_what_to_install(package: str, verb: str) -> None:
     status, said = without(package, verb)
     assert status == 1
-    assert said.splitlines()[-1] == f"Error: {package} is not installed here: pip install 'blipstream[loadtest]'"
+    assert said.splitlines()[-1] == f"Error: {missing(package, 'loadtest')}"
     assert "Traceback" not in said
 
 

@@ -16,7 +16,7 @@ from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from blipstream_client import AsyncClient, Caption, Client, InvalidRequest, ServerOverloaded
 from tests.support.backpressure_file import backpressure_file, read_counts, write_counts
-from tests.support.programs import wait_for
+from tests.support.waiting import wait_until
 
 DECODER_QUEUE = 48
 BATCH, ROOM = 4, 16  # both are less than a queue holds
@@ -75,7 +75,7 @@ def test_no_stage_works_for_what_is_refused(server: TritonServer) -> None:
     def worked() -> list[int]:
         return [server.metrics().inferences[stage] - before[stage] for stage in ("preprocess", "encoder", "decoder")]
 
-    wait_for(lambda: worked()[-1] >= captions, worked)  # a scheduler updates its counts now and then
+    wait_until(lambda: worked()[-1] >= captions, otherwise=worked)  # a scheduler updates its counts now and then
     assert worked() == [captions] * 3
 
 

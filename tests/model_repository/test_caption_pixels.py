@@ -17,8 +17,8 @@ from tritonclient.utils import InferenceServerException
 
 from blipstream.images.pixels import load_pixels
 from blipstream.server.triton import TritonServer
-from tests.support.programs import wait_for
 from tests.support.triton_requests import infer
+from tests.support.waiting import wait_until
 
 IMAGE_SIZE = 192  # the demo checkpoint's
 
@@ -73,7 +73,7 @@ def test_they_go_through_preprocess(server: TritonServer, triton: InferenceServe
     """Only the queue of preprocess is bounded."""
     before = server.metrics().inferences
     infer(triton, "caption_pixels", pixels=np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 77, np.uint8))
-    wait_for(
+    wait_until(
         lambda: all(server.metrics().inferences[step] > before[step] for step in ("preprocess", "encoder", "decoder"))
     )
 

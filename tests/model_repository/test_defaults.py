@@ -20,8 +20,8 @@ from blipstream.server.canary import Canary, check_first_caption
 from blipstream.server.routes import ROUTES
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT
-from tests.support.programs import wait_for
 from tests.support.triton_requests import Streams, infer, refusal, words
+from tests.support.waiting import wait_until
 
 CHECKPOINT = {"num_beams": 3, "length_penalty": 2.0, "max_tokens": 7}
 OPERATOR = OptionDefaults(
@@ -102,7 +102,7 @@ def test_the_server_is_healthy_all_the_same(server: TritonServer) -> None:
     with closing(Canary(server.local_url, server.effective_defaults)) as canary:
         for _ in range(2):
             canary.send(ROUTES, all_routes=True)
-            wait_for(lambda: all(request.done() for request in canary._requests.values()))
+            wait_until(lambda: all(request.done() for request in canary._requests.values()))
             assert canary._answers == dict.fromkeys(ROUTES, "")
     command = [sys.executable, "deploy/healthcheck.py", f"--url={server.grpc_url}", "--timeout=30"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

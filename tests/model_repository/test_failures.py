@@ -23,8 +23,8 @@ from blipstream.server.proc import processes_of_group, stub_model
 from blipstream.server.triton import TritonServer
 from blipstream.serving.backpressure import Counts
 from tests.support.backpressure_file import backpressure_file, without_room, write_counts
-from tests.support.programs import wait_for
 from tests.support.triton_requests import Streams, failure, infer, refusal, text, words
+from tests.support.waiting import wait_until
 
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
 NO_WORDS = np.zeros((0, 1), np.object_)
@@ -110,7 +110,7 @@ def test_images_of_clients_that_have_gone_are_not_encoded(
     leaving = Streams(server)
     with without_room(server):
         leaving.ask(images[0], {})
-        wait_for(lambda: server.metrics().pending.get("preprocess", 0) > 0)  # before, only the ensemble has it
+        wait_until(lambda: server.metrics().pending.get("preprocess", 0) > 0)  # before, only the ensemble has it
         leaving.close(cancel=True)
         streams.ask(images[1], {})  # behind it in every queue
     streams.gather()

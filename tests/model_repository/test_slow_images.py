@@ -12,7 +12,7 @@ from blipstream_client import Client, InvalidRequest
 from slow_images import run_length_encoded_bmp
 from tests.conftest import SAMPLES
 from tests.support.image_files import encode
-from tests.support.programs import wait_for
+from tests.support.waiting import wait_until
 
 
 def decoders(server: TritonServer) -> list[psutil.Process]:
@@ -33,7 +33,7 @@ def test_slow_images_hold_nobody_up(server: TritonServer, samples: dict[str, str
                 assert str(error).startswith(TOO_SLOW)  # noqa: PT017 - a fast processor captions it
 
         sent = [pool.submit(send) for _ in range(2 + (psutil.cpu_count() or 1))]
-        wait_for(lambda: bool(decoders(server)), seconds=60)
+        wait_until(lambda: bool(decoders(server)), seconds=60)
         name, text = next(iter(samples.items()))
         assert client.caption(SAMPLES / name).text == text
         assert not all(each.done() for each in sent)

@@ -18,7 +18,7 @@ from blipstream.serving.telemetry import RESULTS
 from blipstream_client import BlipstreamError, Client, InvalidRequest
 from tests.conftest import SAMPLES
 from tests.support.collector import Collector, collector
-from tests.support.programs import wait_for
+from tests.support.waiting import wait_until
 
 IMAGE = (SAMPLES / "a-book.jpg").read_bytes()
 Results = dict[tuple[str, ...], int]  # by model and result
@@ -56,7 +56,7 @@ def recorded(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             )
             with urllib.request.urlopen(question) as answer:
                 answer.read()
-            wait_for(lambda: sum(results(server).values()) == 7)  # a scheduler updates its counts now and then
+            wait_until(lambda: sum(results(server).values()) == 7)  # a scheduler updates its counts now and then
             counted = results(server)
         log_lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"time"')]
         yield traces, log_lines, refused.value, counted

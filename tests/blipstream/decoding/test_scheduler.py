@@ -2,7 +2,6 @@
 """In-flight batching: deltas join to the caption, rows are freed, and every request gets an answer."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from blipstream.options import DecodingOptions
 from tests.conftest import LoadEngine
 from tests.reference import Reference
 from tests.support.recorded_graphs import Record
+from tests.support.waiting import wait_until
 
 LONG = DecodingOptions(max_tokens=60, min_tokens=60)
 FAILED = "the server failed at this request (RuntimeError): try again, or see its log"
@@ -66,13 +66,6 @@ def submit(scheduler: Scheduler, embed: Tensor, options: DecodingOptions, **more
     request, listener = scheduler.engine.request(embed, options), Listener()
     scheduler.submit(request, listener, **more)
     return request, listener
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_deltas_join_to_the_caption(scheduler: Scheduler, engine: Engine, embeds: Tensor) -> None:

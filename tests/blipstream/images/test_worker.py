@@ -131,6 +131,25 @@ def test_memory_is_bounded(worker: ImageWorker) -> None:
     assert resource.prlimit(pid_of(worker), resource.RLIMIT_AS) == (MAX_MEMORY, MAX_MEMORY)
 
 
+def test_a_process_that_holds_much_memory_ends_with_its_answer(
+    worker: ImageWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a refusal, too. The next image gets a new process."""
+    worker.load(SMALL, "stretch")
+    pid = pid_of(worker)
+    worker.load(SMALL, "stretch")
+    assert pid_of(worker) == pid  # a process holds little
+    monkeypatch.setattr("blipstream.images.worker.MAX_IDLE_MEMORY", 1 << 20)
+    expected = load_pixels(SMALL, SIDE, "stretch")
+    np.testing.assert_array_equal(worker.load(SMALL, "stretch"), expected)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(InvalidImage):
+        worker.load(b"no image", "stretch")
+    assert worker._process is None
+    np.testing.assert_array_equal(worker.load(SMALL, "stretch"), expected)
+
+
 def test_a_process_ends_with_its_owner(worker: ImageWorker) -> None:
     """The owner's end of the pipe closes, however the owner ends."""
     worker.load(SMALL, "stretch")

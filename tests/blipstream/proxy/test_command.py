@@ -8,21 +8,30 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 import trustme
+from click.testing import CliRunner
 
+from blipstream.errors import ServerError
+from blipstream.proxy import nginx
+from blipstream.proxy.certificate import names_of
+from blipstream.proxy.command import main
 from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
-from tests.support.programs import TOOLS, free_port, listens, program, wait_for
+from tests.support.programs import TOOLS, free_port, listens, program
+from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 SAMPLE = "a-book.jpg"
+NOBODY = 65534
 PATH = os.pathsep.join([str(BIN), f"{TOOLS}/sbin", os.environ["PATH"]])
 
 
@@ -58,9 +67,9 @@ def started(here: Path, command: str, port: int) -> Iterator[subprocess.Popen[by
         process = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=here, env=environment, stdout=log, stderr=log)
     name = Path(f"/proc/{process.pid}/comm")  # nginx's at last; what it checks before listens for a moment, too
     try:
-        wait_for(
+        wait_until(
             lambda: process.poll() is not None or (name.read_text() == "nginx\n" and listens(port)),
-            (here / "log").read_text,
+            otherwise=(here / "log").read_text,
         )
         assert process.poll() is None, (here / "log").read_text()
         yield process
@@ -104,11 +113,11 @@ def test_what_is_printed_works(here: Path, server: TritonServer, samples: dict[s
             assert samples[SAMPLE] in well(here, caption.replace("grpcs", url))
         assert "no key for 'bob'" in run(here, as_bob).stderr
         well(here, add.replace("NAME", "bob"))
-        wait_for(lambda: samples[SAMPLE] in run(here, as_bob).stdout)
+        wait_until(lambda: samples[SAMPLE] in run(here, as_bob).stdout)
         key = well(here, "blipstream proxy key 'my proxy' bob").strip()
         well(here, revoke.replace("NAME", "bob"))
         refused = f"BLIPSTREAM_API_KEY={key}; export BLIPSTREAM_API_KEY\n" + caption.partition("\n")[2]
-        wait_for(lambda: "the key is missing or wrong" in run(here, refused).stdout + run(here, refused).stderr)
+        wait_until(lambda: "the key is missing or wrong" in run(here, refused).stdout + run(here, refused).stderr)
         assert samples[SAMPLE] in well(here, caption)
     log = (here / "log").read_text()
     assert '"client":"bob"' in log
@@ -161,6 +170,32 @@ def test_domains_and_addresses(here: Path, server: TritonServer) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ("--host 10.0.0.5", "10.0.0.5"),
+        ("--host fd00::5", "[fd00::5]"),
+        ("--host captions.example", "captions.example"),
+        ("--host 10.0.0.5 --domain captions.example", "captions.example"),
+        ("--host 0.0.0.0 --domain captions.example", "captions.example"),
+        ("--host 0.0.0.0", "localhost"),
+        ("--host :: ", "localhost"),
+        ("", "localhost"),
+    ],
+)
+def test_the_name_to_ask(here: Path, options: str, name: str) -> None:
+    """It leads to where nginx listens, and the certificate has it."""
+    printed = well(here, f"blipstream proxy init proxy {options}")
+    assert f"--url grpcs://{name}:8443 " in printed
+    assert name.strip("[]") in [
+        str(ip_address(each)) if ":" in each else each for each in names_of(here / "proxy" / "certificate.pem")
+    ]
+    advice = [line.strip() for line in printed.splitlines() if " renew " in line]
+    assert advice == (
+        ["blipstream proxy renew proxy --domain NAME"] if options in ("--host 0.0.0.0", "--host :: ") else []
+    )
+
+
 def test_a_folder_that_is_taken(here: Path, server: TritonServer) -> None:
     """Nothing in it is touched. One that fails on the way leaves nothing."""
     assert fault(here, "blipstream proxy init .").startswith("Error: . exists: choose another folder")
@@ -211,7 +246,9 @@ def test_what_nginx_would_refuse(here: Path) -> None:
     expired.private_key_pem.write_to_path(folder / "key.pem")
     assert "key.pem does not belong to the certificate: put both of one pair into proxy" in fault(here, start)
     expired.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
-    assert "the certificate proxy/certificate.pem has expired: put a new one and its key there" in fault(here, start)
+    told = "the certificate proxy/certificate.pem has expired: `blipstream proxy renew` makes a new trial one; or put"
+    assert told in fault(here, start)
+    assert "proxy/certificate.pem is not the trial certificate: get a" in fault(here, "blipstream proxy renew proxy")
     (folder / "certificate.pem").write_text(certificate)
     (folder / "key.pem").unlink()
     assert "proxy/key.pem is missing: put it there" in fault(here, start)
@@ -237,7 +274,7 @@ def test_a_master_that_was_killed(here: Path) -> None:
     start = "blipstream proxy start 'my proxy'"
     well(here, f"blipstream proxy init 'my proxy' --https-port {port}")
     with started(here, start, port) as process:
-        wait_for(lambda: (here / "my proxy" / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
+        wait_until(lambda: (here / "my proxy" / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
         ssl.get_server_certificate(("127.0.0.1", port))  # so the workers work
         assert f"nginx runs from my proxy already: to start it anew, end it by `kill {process.pid}`" in fault(
             here, start
@@ -251,8 +288,69 @@ def test_a_master_that_was_killed(here: Path) -> None:
         assert listens(port)
         (kill,) = re.findall(r"master was killed, and its workers go on .*`(kill [\d ]+)`", fault(here, start))
         well(here, kill)
-        wait_for(lambda: not listens(port))
+        wait_until(lambda: not listens(port))
     assert "counts from its next start" in run(here, "blipstream proxy add 'my proxy' me").stderr
+
+
+def test_a_new_certificate(here: Path, server: TritonServer) -> None:
+    """New connections see it, and a request that is under way is answered all the same."""
+    port = free_port()
+    initialise(here, server, port, "--domain captions.example --host 0.0.0.0")
+    folder = here / "my proxy"
+    old = ssl.create_default_context(cafile=folder / "certificate.pem")
+    key = well(here, "blipstream proxy key 'my proxy' me").strip()
+    with started(here, "blipstream proxy start 'my proxy'", port):
+        shown = ssl.get_server_certificate(("127.0.0.1", port))
+        with old.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost") as connection:
+            head = f"POST /v2/models/caption/generate HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
+            connection.sendall(f"{head}Content-Length: 10000\r\n\r\n".encode())
+            sent = 0
+
+            def shows_another() -> bool:
+                nonlocal sent
+                connection.sendall(b" ")  # else nginx takes the sender for dead
+                sent += 1
+                return ssl.get_server_certificate(("127.0.0.1", port)) != shown
+
+            done = CliRunner().invoke(main, ["renew", str(folder)])
+            assert (done.exit_code, done.stderr) == (0, "")
+            assert "certificate.pem is new, and valid for 365 days" in done.stdout
+            wait_until(shows_another)
+            connection.sendall(b" " * (10_000 - sent))
+            assert connection.recv(9) == b"HTTP/1.1 "
+        caption = "blipstream caption photo.jpg --ca-file 'my proxy/certificate.pem' --url grpcs://localhost"
+        assert "a book" in well(here, f"BLIPSTREAM_API_KEY={key} {caption}:{port}")
+    assert "captions.example" in names_of(folder / "certificate.pem")
+    assert [(folder / name).stat().st_mode & 0o777 for name in ("certificate.pem", "key.pem")] == [0o644, 0o600]
+    assert not [*folder.glob("*.new")]
+    well(here, "blipstream proxy renew 'my proxy' --domain other.example 2>&1")
+    assert "captions.example" not in names_of(folder / "certificate.pem")
+    assert "a domain is a name" in fault(here, "blipstream proxy renew 'my proxy' --domain 'a b'")
+    (folder / "certificate.pem").unlink()
+    assert "certificate.pem is missing: put it back" in fault(here, "blipstream proxy renew 'my proxy'")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start nginx and then be somebody else")
+def test_an_nginx_of_root(here: Path) -> None:
+    """The owner of the folder may not signal it."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "proxy")
+        assert run(here, f"blipstream proxy init {folder} --https-port {port}").returncode == 0
+        for path in (Path(place), folder, *folder.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+        with started(here, f"blipstream proxy start {folder}", port) as process:
+            os.setresuid(NOBODY, NOBODY, 0)
+            try:
+                with pytest.raises(ServerError) as caught:
+                    nginx.reload(folder)
+            finally:
+                os.setresuid(0, 0, 0)
+            assert str(caught.value) == (
+                "nginx runs as another user, so have root tell it to read the files anew: "
+                f"`sudo kill -HUP {process.pid}`"
+            )
+            assert nginx.reload(folder)
 
 
 def test_a_taken_address(here: Path) -> None:
@@ -263,7 +361,7 @@ def test_a_taken_address(here: Path) -> None:
         well(here, "blipstream proxy add proxy bob 2>&1")
         said = run(here, "blipstream proxy revoke proxy bob").stderr
     assert f"something listens on 127.0.0.1:{port}" in said
-    assert "goes on with the keys that it had" in said
+    assert "goes on with what it had" in said
 
 
 def test_lost_keys(here: Path) -> None:

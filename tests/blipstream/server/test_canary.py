@@ -17,11 +17,11 @@ from blipstream.options import OptionDefaults
 from blipstream.server.canary import IDLE_SECONDS, MAX_PAUSE_SECONDS, Canary, check_first_caption
 from blipstream.server.routes import ROUTES, STREAM
 from blipstream.server.triton import TritonServer
-from tests.support.programs import wait_for
 from tests.support.proxy import proxy
 from tests.support.tiny_triton import Answer, Inputs, Refusal, size_of_image, tiny_triton, word_by_word
 from tests.support.tiny_triton import Event as StreamEvent
 from tests.support.toy_models import write_repository
+from tests.support.waiting import wait_until
 
 
 def send(canary: Canary, models: Container[str] = ROUTES, *, all_routes: bool = False) -> None:
@@ -63,7 +63,7 @@ def test_the_canary_asks_every_route_and_then_those_that_refuse() -> None:
         assert (requests, canary.refusal, canary.failing_route) == ({"caption": 4, "stream": 6}, "", "")
         goes_on.clear()
         canary.send(ROUTES)
-        wait_for(lambda: canary.failing_route == STREAM)
+        wait_until(lambda: canary.failing_route == STREAM)
         canary.send(ROUTES)
         goes_on.set()
         wait(canary._requests.values())
@@ -111,7 +111,7 @@ def test_the_canary_takes_a_new_connection_each_time() -> None:
             send(canary, ["caption"])
             return between.connections >= 3  # gRPC may use a connection again that was closed just now
 
-        wait_for(third_came)
+        wait_until(third_came)
 
 
 def test_the_longer_a_caption_takes_the_longer_the_pause() -> None:

@@ -52,7 +52,7 @@ def test_unknown_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_log_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names of the variables are those of the options."""
-    found: list[serve.Settings] = []
+    found: list[serve.ServeOptions] = []
     monkeypatch.setattr(serve, "serve", found.append)
     names = {"LOG": "/log", "RESTART": "0", "CHECKPOINT": "a/b", "HTTP_PORT": "1", "VERBOSE": "2", "SHOW_LOG": "1"}
     names |= {"HOST": "10.0.0.1", "TIMEOUT": "7", "REPOSITORY": str(tmp_path), "TRACE_EVERY": "9"}

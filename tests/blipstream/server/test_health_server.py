@@ -17,7 +17,7 @@ from blipstream.server import health_server as module
 from blipstream.server.health import Health
 from blipstream.server.health_server import MAX_CONNECTIONS, HealthServer
 from tests.conftest import ROOT
-from tests.support.programs import wait_for
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_it_answers_however_many_clients_are_connected(endpoint: HealthServer) -
             with suppress(OSError):  # the server has closed the connection
                 other.send(b"G")
         assert ask(endpoint.port) == 200
-        wait_for(lambda: files() - before <= 4 * MAX_CONNECTIONS)  # three quarters are the test's own
+        wait_until(lambda: files() - before <= 4 * MAX_CONNECTIONS)  # three quarters are the test's own
     assert ask(endpoint.port) == 200
 
 
@@ -83,7 +83,7 @@ def test_a_request_must_come_in_time(endpoint: HealthServer, monkeypatch: pytest
             except ConnectionError:
                 return True
 
-        wait_for(was_closed)
+        wait_until(was_closed)
 
 
 @pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"POST /livez HTTP/1.1\r\n\r\n", b"x" * (1 << 20), b""])
@@ -112,7 +112,7 @@ def test_it_goes_on_after_no_more_files_could_be_opened(
     with socket.socket() as early:
         with no_more_files():
             early.connect(("127.0.0.1", endpoint.port))
-            wait_for(lambda: "Too many open files" in caplog.text)
+            wait_until(lambda: "Too many open files" in caplog.text)
         early.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
         assert b" 200 OK" in early.recv(1000)
 

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from blipstream.defaults import from_operator, over
 from blipstream.errors import ServerError
 from blipstream.options import OptionDefaults
 from blipstream.server.served_repository import effective, served_repository
@@ -95,9 +96,16 @@ def test_a_checkpoints_defaults(
     assert effective(OptionDefaults(operator), tmp_path).values == operator
 
 
+def test_where_a_default_was_set() -> None:
+    """It is said if it is not allowed."""
+    sources = over(from_operator(["max_tokens=9"]), {"num_beams": 3, "max_tokens": 7}).sources
+    assert sources == {"num_beams": "generation_config.json num_beams=3", "max_tokens": "--default max_tokens=9"}
+
+
 def test_defaults_that_need_more_positions_than_the_decoder_has(artifacts: Path) -> None:
     """Else the models would say so, one by one, once Triton has started."""
-    for operator in ({"max_tokens": 65}, {"max_tokens": 10**11}):
-        with pytest.raises(ServerError, match=r"^these defaults are not allowed with emoji-demo@\w+: .* 64 positions"):
-            effective(OptionDefaults(operator), artifacts)
+    for given in ("max_tokens=65", f"max_tokens={10**11}"):
+        told = rf"^these defaults are not allowed with emoji-demo@\w+: .* 64 positions.* \(--default {given}\)$"
+        with pytest.raises(ServerError, match=told):
+            effective(from_operator([given]), artifacts)
     assert effective(OptionDefaults({"max_tokens": 64}), artifacts).values == {"max_tokens": 64}

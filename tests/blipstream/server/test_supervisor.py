@@ -25,9 +25,9 @@ from blipstream.server.routes import STREAM
 from blipstream.server.supervisor import MAX_CLOCK_JUMP, Supervisor
 from blipstream.server.triton import TritonServer
 from blipstream_client import BlipstreamError, Client
-from tests.support.programs import wait_for
 from tests.support.serving import STOPPED, child, serving
 from tests.support.toy_models import STREAM_CONFIG, STREAM_TOY, write_repository
+from tests.support.waiting import wait_until
 
 STREAMS_ALONE = r"no stream came out, though captions did, for \d+ seconds"
 
@@ -81,7 +81,7 @@ def restarts(page: str) -> object:
 
 
 def wait_for_restarts(page: str, number: int) -> None:
-    wait_for(lambda: restarts(page) == number, seconds=3 * MAX_PAUSE_SECONDS)
+    wait_until(lambda: restarts(page) == number, seconds=3 * MAX_PAUSE_SECONDS)
 
 
 @pytest.mark.full
@@ -105,7 +105,7 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
             captions = executor.submit(lambda: [caption(url) for _ in iter(hang.exists, False)]) if busy else None
             wait_for_restarts(page, 1)
             why = str(health(page)[1]["why"])
-            wait_for(lambda: "a restart did not help" in str(health(page)[1]["why"]), seconds=60)
+            wait_until(lambda: "a restart did not help" in str(health(page)[1]["why"]), seconds=60)
             figures = metrics(page)
             status, answer = health(page)
             hang.unlink()
@@ -115,7 +115,7 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
             assert captions is None or captions.result()
         with Client(url) as client:
             assert "".join(piece.text for piece in client.stream(random_image()))
-        wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 1}))
+        wait_until(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 1}))
 
 
 def test_without_restarts_a_route_that_never_answered_ends_nothing(tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ def test_without_restarts_a_route_that_never_answered_ends_nothing(tmp_path: Pat
     hang.touch()
     with serving(tmp_path, f"--repository={repository}", "--config=toy", "--no-restart") as (process, lines):
         url, page = places(lines)
-        wait_for(lambda: bool(re.match(STREAMS_ALONE, str(health(page)[1]["why"]))), seconds=60)
+        wait_until(lambda: bool(re.match(STREAMS_ALONE, str(health(page)[1]["why"]))), seconds=60)
         status, answer = health(page)
         assert (status, answer["ok"], answer["restarts"]) == (200, True, 0)
         assert str(answer["why"]).endswith("; none did since the start")
         assert 'blipstream_supervisor_failing{model="caption_stream"} 1' in metrics(page)
         hang.unlink()
-        wait_for(lambda: health(page)[1]["why"] == "it captions")
-        wait_for(lambda: 'blipstream_supervisor_failing{model="caption_stream"} 0' in metrics(page))
+        wait_until(lambda: health(page)[1]["why"] == "it captions")
+        wait_until(lambda: 'blipstream_supervisor_failing{model="caption_stream"} 0' in metrics(page))
         hang.touch()
         with ThreadPoolExecutor(2) as executor:
             for _ in range(2):  # one of them waits in the queue, so the canary is sent without a long pause
@@ -210,10 +210,10 @@ def test_it_tells_that_no_new_connection_is_answered(tmp_path: Path) -> None:
 
             assert client.caption(random_image())
             permit_no_more_files(child(process))
-            wait_for(is_told, seconds=60)
+            wait_until(is_told, seconds=60)
         permit_files(child(process))
         assert caption(url).endswith(" bytes")
-        wait_for(lambda: health(page)[0] == 200, seconds=60)
+        wait_until(lambda: health(page)[0] == 200, seconds=60)
 
 
 def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
         time.sleep(2 * IDLE_SECONDS)  # in which no sample can be taken
         assert caption(url).endswith(" bytes")
         permit_files(process.pid)
-        wait_for(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0}))
+        wait_until(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0}))
         assert child(process) == server
         permit_no_more_files(process.pid)
         process.terminate()
@@ -252,18 +252,18 @@ def test_the_server_is_ended_when_the_clock_jumps_ahead(tmp_path: Path, monkeypa
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(supervisor.run, lambda: None)
         try:
-            wait_for(lambda: supervisor.health.restarts["clock"] == 1 and supervisor.health.is_captioning, seconds=60)
+            wait_until(lambda: supervisor.health.restarts["clock"] == 1 and supervisor.health.is_captioning, seconds=60)
             group = server.pid
             for seconds in (-100.0, MAX_CLOCK_JUMP):
                 supervisor.on_clock_jump(seconds)
             assert server.is_alive
             lead = 100.0
             os.eventfd_write(timer, 1)
-            wait_for(lambda: not proc.running(group))
+            wait_until(lambda: not proc.running(group))
             words = "the clock jumped ahead by 100.0 seconds, after which Triton may mix up answers"
-            wait_for(lambda: supervisor.health.why == words)
+            wait_until(lambda: supervisor.health.why == words)
             assert caption(server.grpc_url).endswith(" bytes")
-            wait_for(lambda: not proc.processes_of_group(group))  # init reaps what has ended
+            wait_until(lambda: not proc.processes_of_group(group))  # init reaps what has ended
             assert supervisor.health.restarts["clock"] == supervisor.health.restarts.total() == 2
             supervisor.restarts = False
             supervisor.on_clock_jump(100.0)
@@ -283,7 +283,7 @@ def test_a_start_may_take_its_time(tmp_path: Path) -> None:
     health = Health()
 
     def silence_while_loading() -> float:
-        wait_for(loads.exists)
+        wait_until(loads.exists)
         silence = health.overdue
         go.touch()
         return silence
@@ -307,7 +307,7 @@ def test_it_tells_that_nobody_reads_what_it_says(tmp_path: Path) -> None:
     (model / "1" / "model.py").write_text((model / "1" / "model.py").read_text().replace("def answer(request):", talk))
     with serving(tmp_path, f"--repository={model.parent}", "--config=toy", "--show-log") as (process, lines):
         (page,) = (word for line in lines for word in line.split() if word.endswith("/healthz"))
-        wait_for(lambda: health(page)[0] == 503, seconds=60)
+        wait_until(lambda: health(page)[0] == 503, seconds=60)
         assert "the supervisor has stood still for" in str(health(page)[1]["why"])
         assert health(page.replace("healthz", "livez"))[0] == 200
         assert process.stdout is not None

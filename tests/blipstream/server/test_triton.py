@@ -24,7 +24,7 @@ from blipstream.server.leftovers import sweep
 from blipstream.server.triton import TritonServer
 from blipstream.server.workspace import SHARED_MEMORY
 from tests.support.double_model import ANY, DOUBLE, infer, leftovers, running_stubs, write_model
-from tests.support.programs import wait_for
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -193,7 +193,7 @@ def test_server_ends_with_its_parent(
         os.killpg(int(pid), signal.SIGKILL)
     wait_until_gone(int(pid))
     for place in places:
-        wait_for(partial(is_free, place / f"{name}.lock"))  # other threads may outlive the first
+        wait_until(partial(is_free, place / f"{name}.lock"))  # other threads may outlive the first
     if also_the_group:
         assert list(SHARED_MEMORY.glob(f"{name}-shm-*"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

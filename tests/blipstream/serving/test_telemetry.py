@@ -2,6 +2,7 @@
 """What is recorded of a request once it has ended: counts, and lines of JSON and spans if they are turned on."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from blipstream.decoding import Engine, Request, load_engine
 from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import BlipstreamError, Gone, InvalidImage, InvalidInput, Overloaded, TimedOut
+from blipstream.extras import how_to_install
 from blipstream.options import DecodingOptions
 from blipstream.serving.telemetry import ENDPOINT, LOG_REQUESTS, RESULTS, Telemetry
 from tests.support.collector import Collector, collector
@@ -151,8 +153,12 @@ except ServerError as error:
     print(error)
 """
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={ENDPOINT: "http://localhost:1"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {ENDPOINT: "http://localhost:1"},
     )
     assert result.stdout == (
-        f"{ENDPOINT} asks for the engine's spans, which need OpenTelemetry: pip install 'blipstream[tracing]'\n"
+        f"{ENDPOINT} asks for the engine's spans, which need OpenTelemetry: {how_to_install('tracing')}\n"
     )
