@@ -3,6 +3,7 @@
 
 import dataclasses
 import glob
+import logging
 import os
 import shlex
 import sys
@@ -28,7 +29,7 @@ from blipstream_client._exceptions import (
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import ImageLike
 from blipstream_client._interrupts import prompt_interrupts
-from blipstream_client._notices import Failure, Waiting, hint, say
+from blipstream_client._notices import Failure, Saying, Waiting, hint, say
 from blipstream_client._options import Options
 from blipstream_client.bulk import job
 from blipstream_client.bulk.items import counted
@@ -50,6 +51,7 @@ class ClientCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run the subcommand."""
         job.share_one_heap()  # before there is a second thread
+        logging.getLogger("blipstream_client").addHandler(Saying())
         try:
             with prompt_interrupts():
                 return super().invoke(ctx)
@@ -112,6 +114,7 @@ def bulk(
     IMAGES are folders, files, URLs, patterns in quotes, tar shards, Parquet files, or - for a list of such names on
     standard input. If the command is interrupted, run it again: it goes on where it ended.
     """
+    logging.getLogger("blipstream_client").setLevel(logging.ERROR)  # a run itself says whom it waits for
     summary = job.run(
         images,
         output,

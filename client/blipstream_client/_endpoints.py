@@ -91,6 +91,7 @@ class RoundRobin:
         self.have_responded = False  # whether any endpoint has ever been well
         self._clock = clock
         self._lock = Lock()
+        self._is_told = False
         self._next = 0
         self._failures = [0] * count  # in a row
         self._resting_until = [0.0] * count
@@ -114,6 +115,12 @@ class RoundRobin:
         with self._lock:
             now = self._clock()
             return any(until <= now for until in self._resting_until)
+
+    def is_news(self) -> bool:
+        """Whether this outage, which ends with the next success, is asked about for the first time."""
+        with self._lock:
+            was_told, self._is_told = self._is_told, True
+            return not was_told
 
     def _take(self) -> tuple[int, int]:
         with self._lock:
@@ -139,6 +146,7 @@ class RoundRobin:
     def _note_success(self, index: int) -> None:
         with self._lock:
             self.have_responded = True
+            self._is_told = False
             self._failures[index] = 0
             self._resting_until[index] = 0.0
 

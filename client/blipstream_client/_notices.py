@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sentences for people, on standard error. Standard output is for captions."""
 
+import logging
 import shutil
 import sys
 import textwrap
@@ -38,6 +39,14 @@ def say(sentence: str) -> None:
     with suppress(AttributeError, OSError, ValueError):  # there is no standard error, or nobody reads it any more
         sys.stderr.write(f"{sentence}\n")
         sys.stderr.flush()
+
+
+class Saying(logging.Handler):
+    """Says what the client logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say(record.getMessage())
 
 
 def hint(sentence: str) -> None:
