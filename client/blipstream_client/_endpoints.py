@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The addresses of servers, and which of several gets the next request."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from threading import Lock
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from blipstream_client._exceptions import (
     BlipstreamError,
@@ -21,6 +22,8 @@ from blipstream_client._exceptions import (
 from blipstream_client._text import LONGEST_SENTENCE, excerpt, shown_url
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
+LAST_PORT = 65535
+HOST = re.compile(r"(\[.*\]|[^:]*):?")  # before the port
 FIRST_REST = 1.0  # seconds without requests for an endpoint that failed, and twice as many each time it fails again
 LONGEST_REST = 30.0
 
@@ -66,9 +69,9 @@ def parse_urls(url: str) -> list[Address]:
 def _parse_url(url: str) -> Address:
     try:
         parts = urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname, parts.port
-        named = parts.username is not None
-    except ValueError:  # such as a port that is not a number
+        scheme, host, named = parts.scheme, parts.hostname, parts.username is not None
+        port = parts.port if "@" in url else _port(parts)  # what looks like a port may be of a password
+    except ValueError:  # such as a bracket without its other half
         scheme, host, port, named = "", None, None, False
     if named:
         raise InvalidURL(
@@ -82,6 +85,18 @@ def _parse_url(url: str) -> Address:
             f" grpc://a:8001,b:8001, got {shown_url(url)!r}; the schemes are {', '.join(DEFAULT_PORTS)}"
         )
     return Address(excerpt(url, LONGEST_SENTENCE), scheme, host, port or DEFAULT_PORTS[scheme], path)
+
+
+def _port(parts: SplitResult) -> int | None:
+    """The port. None if the address leaves it out. Raises InvalidURL, or ValueError if what is there is no port."""
+    given = HOST.sub("", parts.netloc, count=1)
+    if not given or ":" in given:  # as in an IPv6 address without brackets
+        return parts.port
+    if not (given.isascii() and given.isdigit() and 0 < int(given[:6]) <= LAST_PORT):
+        raise InvalidURL(
+            f"Expected a port from 1 to {LAST_PORT} in the address {shown_url(parts.geturl())}, got {excerpt(given)}"
+        )
+    return int(given)
 
 
 class RoundRobin:

@@ -55,6 +55,7 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "401": AccessDenied,
     "403": AccessDenied,
     "404": ModelNotReady,
+    "405": ServerUnreachable,  # the port for metrics
     "408": RequestTimeout,
     "413": InvalidRequest,
     "429": ServerOverloaded,
@@ -63,6 +64,10 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "503": ServerUnreachable,
     "504": RequestTimeout,
 }
+
+# Without a message, these are not Triton's: nginx answers 400 to HTTP without TLS, and the health port has no such page
+# or method.
+NOT_TRITONS = {"400", "404", "501"}
 
 _ENCODED = re.compile(r"ipv6:%5B\S*%5D")  # gRPC's form of an address
 _NOISE = re.compile(r"Failed to connect to remote host: |^\[Errno \d+\] ")
@@ -95,7 +100,7 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
         or Meaning(_BY_STATUS.get(status, ServerError), False)
     )
     shown = excerpt(message, LONGEST_SENTENCE)
-    if status == "400" and not shown:  # Triton says what is wrong; nginx answers so to HTTP without TLS
+    if status in NOT_TRITONS and not shown:
         kind = ServerUnreachable
     if kind is ServerUnreachable:
         error: BlipstreamError = unreachable(url, shown or f"status {status}")
