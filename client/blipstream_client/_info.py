@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blipstream_client._exceptions import ServerError
-from blipstream_client._text import quoted
+from blipstream_client._text import excerpt
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,13 @@ def _checked() -> Iterator[None]:
         yield
     except (LookupError, TypeError, AttributeError, ValueError) as exc:
         raise ServerError(
-            f"The server's description of itself is not one that Triton gives ({quoted(exc)}): check the address"
+            f"The server's description of itself is not one that Triton gives ({_what(exc)}): check the address"
         ) from exc
+
+
+def _what(error: Exception) -> str:
+    """What is wrong with the description."""
+    return f"without {error.args[0]}" if isinstance(error, KeyError) else excerpt(error)
 
 
 def _runtime(config: Mapping[str, Any]) -> str:

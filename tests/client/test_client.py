@@ -241,7 +241,7 @@ def test_errors_of_the_source_are_the_callers(client: Client) -> None:
 def test_wrong_options_are_raised_at_once(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="max_in_flight must be a whole number of at least 1, got 0"):
         client.caption_many([], max_in_flight=0)
-    with pytest.raises(InvalidRequest, match="max_tokens must be int"):
+    with pytest.raises(InvalidRequest, match="max_tokens must be a whole number"):
         client.caption_many([], max_tokens="7")  # type: ignore[arg-type]
 
 

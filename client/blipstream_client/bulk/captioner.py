@@ -38,7 +38,7 @@ class OtherCheckpoint(BlipstreamError):
     """An endpoint does not have the checkpoint that the run began with."""
 
     def __init__(self, found: str | None) -> None:
-        super().__init__(f"The server's checkpoint is now {quoted(found)}")
+        super().__init__(f"The server's checkpoint is now {'unknown' if found is None else quoted(found)}")
         self.found = found
 
 
