@@ -35,6 +35,7 @@ from blipstream_client.bulk import job
 from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.parquet import COLUMNS
 from blipstream_client.bulk.sinks import reading
+from blipstream_client.bulk.sources import STANDARD_INPUT
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
@@ -63,8 +64,14 @@ class ClientCommand(click.Command):
             os._exit(INTERRUPTED)  # sys.exit would wait for threads that fetch images
 
 
+def _names(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if values.count(STANDARD_INPUT) > 1:
+        raise click.BadParameter("- is standard input, which can be read only once: leave out the others")
+    return values
+
+
 @click.command(cls=ClientCommand, epilog=DEFAULTS)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, callback=_names)
 @client_options(CONNECTION_OPTIONS, IMAGE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--stream", is_flag=True, help="Print words as they come; with --json, an object for each piece.")
@@ -84,7 +91,7 @@ def caption(
 
 
 @click.command(cls=ClientCommand, epilog=DEFAULTS)
-@click.argument("images", metavar="IMAGES...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGES...", nargs=-1, required=True, callback=_names)
 @click.option("--output", required=True, help="A file that ends in .parquet, .jsonl or .csv.")
 @click.option(
     "--column",
@@ -150,7 +157,7 @@ def info(connection: dict[str, Any], as_json: bool) -> None:
 
 def _image(name: str) -> ImageLike:
     """The image for the client. Standard input is read here, in the main thread, where Ctrl-C ends it."""
-    if name != "-":
+    if name != STANDARD_INPUT:
         return name
     try:
         return sys.stdin.buffer.read(MAX_BYTES + 1)

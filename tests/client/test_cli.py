@@ -78,6 +78,13 @@ def test_json_and_standard_input(tiny: TinyTriton) -> None:
     ]
 
 
+@pytest.mark.parametrize("command", [["caption"], ["bulk", "--output", "a.jsonl"]], ids=str)
+def test_standard_input_can_be_read_only_once(command: list[str]) -> None:
+    status, out, err = blipstream(*command, "-", "a.jpg", "-", stdin=b"333")
+    assert (status, out) == (2, "")
+    assert "- is standard input, which can be read only once: leave out the others" in " ".join(err.split())
+
+
 @pytest.mark.usefixtures("environment")
 def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
     seen: list[Inputs] = []
