@@ -5,6 +5,7 @@ An error of Blipstream's server has a code in its text, as in `[invalid_input] n
 Triton's own errors have none, nor have a proxy's or an older server's: there, Triton's messages and then the status do.
 """
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from blipstream_client._exceptions import (
     ServerOverloaded,
     ServerUnreachable,
 )
-from blipstream_client._text import LONGEST_SENTENCE, excerpt
+from blipstream_client._text import LONGEST_SENTENCE, excerpt, shown_url
 from blipstream_client._triton_messages import Meaning, meaning, without_prefixes
 
 # The codes of blipstream/errors.py. tests/client/test_errors.py holds the two to each other.
@@ -159,6 +160,18 @@ def without_frames(error: BlipstreamError) -> BlipstreamError:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
+
+
+@contextmanager
+def about(image: object, number: int | None = None) -> Iterator[None]:
+    """Errors raised inside get the image's name. `number` is its place among many."""
+    try:
+        yield
+    except BlipstreamError as exc:
+        named = isinstance(image, str | os.PathLike)
+        shown = shown_url(str(image)) if named else type(image).__name__
+        exc.image = shown if number is None else f"{shown}, number {number:,}"
+        raise
 
 
 @contextmanager
