@@ -186,7 +186,7 @@ def test_invalid_requests_do_not_shift_others() -> None:
     assert refused.keys() == {0, 2, 3, 5, 6, 7, 8, 10}
     assert refused[0] == refused[5] == refused[6] == "image must be given: send the bytes of at least one"
     assert refused[2] == "resize_mode must have a row for each image, 1, not 2"
-    assert refused[3].startswith("image must be a JPEG")
+    assert refused[3].startswith("image 2 of 2 must be a JPEG")
     assert refused[7] == f"pixels must have shape [{SIDE}, {SIDE}, 3], not [{SIDE - 1}, {SIDE}, 3]"
     assert refused[8] == "image or pixels must be given, not both: leave one out"
     assert refused[10] == "the client has gone"
