@@ -252,7 +252,7 @@ def test_neither_folder_nor_hub_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no-folder", "../no/folder", "~/no-folder", "~nobody/x"])
 def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, path: str) -> None:
     result = run(path, tmp_path / "repository")
-    told = f"error: there is no folder {path}: check the path, or give a hub name, such as "
+    told = f"Error: there is no folder {path}: check the path, or give a hub name, such as "
     assert (result.exit_code, result.stdout) == (1, "")
     assert sentence(result.stderr).startswith(told)
     assert sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr).startswith(told)
@@ -262,7 +262,7 @@ def test_a_path_whose_home_the_shell_left(tmp_path: Path, monkeypatch: pytest.Mo
     """As in `make serve CHECKPOINT=~/my-blip`."""
     monkeypatch.setenv("HOME", str(CHECKPOINT.parent))
     result = run(f"~/{CHECKPOINT.name}", tmp_path / "repository")
-    assert sentence(result.stderr) == f"error: there is no folder ~/{CHECKPOINT.name}: did you mean {CHECKPOINT}?"
+    assert sentence(result.stderr) == f"Error: there is no folder ~/{CHECKPOINT.name}: did you mean {CHECKPOINT}?"
 
 
 def test_other_revisions_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
