@@ -83,7 +83,7 @@ help:  ## list the targets, and the variables that each takes
 	@echo "Without make, the same is .venv/bin/blipstream; its --help says more."
 
 # What to say when a step of the installation fails; its own words stand above
-failed = || { echo "error: $1" >&2; exit 1; }
+failed = || { echo "Error: $1" >&2; exit 1; }
 
 $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml client/pyproject.toml install-system-packages.sh
 	@PYTHON=$(PYTHON) ./install-system-packages.sh

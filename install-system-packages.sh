@@ -8,7 +8,7 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 case $version in
     3.11 | 3.12) ;;
     *)
-        echo "error: $python is Python $version, and the embedded Triton server's Python backend needs numpy 1:" \
+        echo "Error: $python is Python $version, and the embedded Triton server's Python backend needs numpy 1:" \
             "install Python 3.11 or 3.12 and call make with PYTHON=python3.12" >&2
         exit 1
         ;;
@@ -33,7 +33,7 @@ if [ "$(id -u)" = 0 ]; then
 elif command -v sudo >/dev/null; then
     sudo=sudo
 else
-    echo "error: please have an administrator run: apt-get install$missing" >&2
+    echo "Error: please have an administrator run: apt-get install$missing" >&2
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive

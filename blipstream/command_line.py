@@ -151,8 +151,8 @@ def ending_in_one_sentence(extra: str) -> Iterator[None]:
 
 
 def fail(error: object) -> NoReturn:
-    """Print an error, in lines that fit a terminal, and exit with status 1."""
-    click.echo(fill(f"error: {error}"), err=True)
+    """Print an error as click does, but in lines that fit a terminal, and exit with status 1."""
+    click.echo(fill(f"Error: {error}"), err=True)
     sys.exit(1)
 
 

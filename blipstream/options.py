@@ -137,7 +137,9 @@ class DecodingOptions:
         ]
         counts = sorted({each.num_captions for each in options})
         if len(counts) > 1:  # the output tensors have the same number of captions for every image
-            raise InvalidInput(f"num_captions must be the same for all images of a request, not {counts}")
+            raise InvalidInput(
+                f"num_captions must be the same for all images of a request, not {' and '.join(map(str, counts))}"
+            )
         if positions is not None:
             for each in options:
                 each.check_fits(positions)
@@ -259,7 +261,7 @@ class OptionDefaults:
         try:
             return DecodingOptions(**values)
         except InvalidInput:
-            raise InvalidInput(self._blame(next(faults(values)), sent)) from None
+            raise InvalidInput(self._blame(self._fault(values, sent), sent)) from None
 
     def check_fits(self, positions: int) -> None:
         """Raise InvalidInput if the defaults need more than a model's `positions`."""
@@ -270,7 +272,7 @@ class OptionDefaults:
         """Raise InvalidInput if an option is fixed at another value."""
         fixed = self.resize_mode if name == "resize_mode" else self.values.get(name)
         if name in self.fixed and value != fixed:
-            raise InvalidInput(f"{name} is fixed at {fixed!r} on this server: leave it out")
+            raise InvalidInput(f"{name} is fixed at {_shown(fixed)} on this server: leave it out")
 
     def allowed(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """As many of the `wanted` options as a request may send beside those that are fixed."""
@@ -281,13 +283,23 @@ class OptionDefaults:
                 sent[name] = value
         return sent
 
+    def _fault(self, values: Mapping[str, Any], sent: Mapping[str, Any]) -> Fault:
+        """The first fault of the values that were agreed.
+
+        A default that has given way may have permitted more than what is built in. Then it is the limit to name.
+        """
+        first = next(faults(values))
+        given_way = [name for name in first.names if name in self.values and name not in sent]
+        larger = {name: self.values[name] for name in given_way if self.values[name] > values[name]}
+        return next((each for each in faults({**values, **larger}) if each.names == first.names), first)
+
     def _blame(self, fault: Fault, sent: Mapping[str, Any]) -> str:
         """The sentence of a fault, with what is fixed of the options that it lies between."""
         fixed = [name for name in fault.names if name in self.fixed]
         if not fixed:
             return fault.sentence
         others = " and ".join([name for name in fault.names if name in sent] or sent)
-        values = " and ".join(f"{name} is fixed at {self.values[name]!r}" for name in fixed)
+        values = " and ".join(f"{name} is fixed at {_shown(self.values[name])}" for name in fixed)
         return f"{fault.sentence.partition(': ')[0]}, and {values} on this server: leave {others} out"
 
 
@@ -302,6 +314,11 @@ def nearest(name: str, names: tuple[str, ...]) -> str | None:
 def data_type(name: str) -> str:
     """The data type of an option's input tensor, in the words of Triton's protocol."""
     return OPTIONS[name].data_type or DATA_TYPES[TYPES[name]]
+
+
+def _shown(value: object) -> str:
+    """A value in a sentence, for people who write Python, JSON or a command line."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _scalar(name: str, tensor: Any) -> Any:  # noqa: ANN401

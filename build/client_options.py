@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client's declarations of the decoding options, in Python. The client cannot import the server's."""
 
+import json
+
 from blipstream.options import BEAM_SEARCH, DEFAULTS, OPTIONS, SAMPLING, TYPES, data_type
 
 CONDITIONS = {"": "", SAMPLING: "Sampling: ", BEAM_SEARCH: "Beam search: "}
@@ -17,9 +19,15 @@ def _field(name: str) -> str:
     text = condition + (meaning[0].lower() + meaning[1:] if condition else meaning)
     return (
         f"    {name}: Annotated[{TYPES[name].__name__} | None, Option(\n"
-        f'        {data_type(name)}, {_literal(DEFAULTS[name])}, "{text}",\n'
+        f'        {data_type(name)}, {_literal(DEFAULTS[name])}, "{text}",{_other_names(name)}\n'
         "    )]\n"
     )
+
+
+def _other_names(name: str) -> str:
+    """The last argument of `Option`, on a line of its own. Nothing if the option has no other names."""
+    names = json.dumps(OPTIONS[name].other_names).strip("[]")
+    return f"\n        ({names},)," if names else ""
 
 
 def _literal(value: object) -> str:

@@ -4,7 +4,7 @@
 import os
 import sys
 
-from blipstream_client import Caption, Client
+from blipstream_client import BlipstreamError, Caption, Client
 
 URL = os.environ.get("BLIPSTREAM_URL", "grpc://localhost:8001")
 
@@ -26,4 +26,9 @@ def main(image: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/beams_and_sampling.py IMAGE")
+    try:
+        main(sys.argv[1])
+    except BlipstreamError as error:
+        sys.exit(f"Error: {error}")

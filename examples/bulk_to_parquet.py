@@ -8,13 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+try:
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+except ImportError:
+    sys.exit("Error: pyarrow is not installed here: pip install './client[bulk]'")
 
 
 def main(folder: str, output: str) -> None:
     """Write a row for each image, then read the table."""
     blipstream = Path(sys.executable).with_name("blipstream")
-    subprocess.run([blipstream, "bulk", folder, "--output", output], check=True)
+    done = subprocess.run([blipstream, "bulk", folder, "--output", output], check=False)
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
     table = pq.read_table(output, columns=["name", "caption", "error"])
     print(f"{table.num_rows} rows, {table['error'].null_count} without an error")
     for row in table.to_pylist():
@@ -22,4 +27,6 @@ def main(folder: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    if len(sys.argv) != 3:
+        sys.exit("usage: python examples/bulk_to_parquet.py FOLDER OUTPUT.parquet")
+    main(*sys.argv[1:])

@@ -22,4 +22,9 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/caption_folder.py FOLDER")
+    try:
+        main(Path(sys.argv[1]))
+    except (BlipstreamError, OSError) as error:
+        sys.exit(f"Error: {error}")

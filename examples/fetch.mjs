@@ -20,8 +20,12 @@ async function caption(address, image, options = {}) {
 }
 
 const [file, address = "http://localhost:8000"] = argv.slice(2);
-const image = await readFile(file, "base64");
+if (file === undefined) {
+  console.error("usage: node examples/fetch.mjs IMAGE [ADDRESS]");
+  exit(1);
+}
 try {
+  const image = await readFile(file, "base64");
   console.log(await caption(address, `data:image/jpeg;base64,${image}`, { num_beams: 3 }));
 } catch (error) {
   const code = error.code ?? error.cause?.code; // the server's, or node's if no server answers

@@ -25,4 +25,9 @@ async def main(images: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:]))
+    if len(sys.argv) < 2:
+        sys.exit("usage: python examples/many_async.py IMAGE...")
+    try:
+        asyncio.run(main(sys.argv[1:]))
+    except BlipstreamError as error:
+        sys.exit(f"Error: {error}")

@@ -6,7 +6,7 @@ The image travels as it is: a JSON header, the image's length in four bytes, the
 
 import json
 import sys
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 
@@ -36,4 +36,9 @@ def main(image: Path, address: str = "localhost:8000") -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python examples/plain_http.py IMAGE [HOST:PORT]")
+    try:
+        main(Path(sys.argv[1]), *sys.argv[2:])
+    except (OSError, HTTPException, ValueError) as error:
+        sys.exit(f"Error: {error}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
 
 def main(image: Path, address: str = "localhost:8001") -> None:
@@ -24,4 +25,9 @@ def main(image: Path, address: str = "localhost:8001") -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python examples/plain_tritonclient.py IMAGE [HOST:PORT]")
+    try:
+        main(Path(sys.argv[1]), *sys.argv[2:])
+    except (OSError, InferenceServerException) as error:
+        sys.exit(f"Error: {error}")

@@ -121,7 +121,7 @@ def main(host: str, kind: str, mix_path: Path, write: Path | None, arguments: tu
             return
         program, environment = find()
     except (OSError, PerfAnalyzerError, mix.MixError) as exc:
-        click.echo(f"error: {exc}", err=True)
+        click.echo(f"Error: {exc}", err=True)
         sys.exit(2)
     url = urlsplit(host)
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:

@@ -55,6 +55,15 @@ class ImageRequest(NamedTuple):
 Loaded: TypeAlias = Pixels | BlipstreamError  # an image's pixels [H, W, 3], a request's [B, H, W, 3], or an error
 
 
+def numbered(error: BlipstreamError, number: int, count: int) -> BlipstreamError:
+    """The error of one image of a request that has several: it says which image, counted from 1."""
+    if count == 1 or not isinstance(error, InvalidInput):
+        return error
+    subject, sentence = f"image {number} of {count}", str(error)
+    rest = sentence.removeprefix("image")
+    return type(error)(f"{subject}{rest}" if rest.startswith(" ") else f"{subject}: {sentence}")
+
+
 class ImageLoader:
     """Loads quick images in threads, since PIL decodes and resizes outside Python's lock.
 
@@ -129,7 +138,8 @@ class ImageLoader:
         """A valid request's pixels or error; if not all of its images are loaded yet, a future of them."""
         if request.pixels is not None:
             return request.pixels
-        error = next((each for each in loaded if isinstance(each, BlipstreamError)), None)
+        wrong = ((number, each) for number, each in enumerate(loaded, 1) if isinstance(each, BlipstreamError))
+        error = next((numbered(each, number, len(loaded)) for number, each in wrong), None)
         if error or all(each is not None for each in loaded):
             return error or np.stack([each for each in loaded if isinstance(each, np.ndarray)])
         num_slow = sum(each is None for each in loaded)
@@ -144,15 +154,13 @@ class ImageLoader:
         """Load the images of a request that are not loaded yet, one after the other."""
         worker = self._workers.get()
         try:
-            each_image = zip(request.images, request.resize_modes, loaded, strict=True)
-            return np.stack(
-                [
-                    pixels if isinstance(pixels, np.ndarray) else worker.load(image, mode, request.deadline)
-                    for image, mode, pixels in each_image
-                ]
-            )
+            number, pixels = 0, list(loaded)
+            for number, (image, mode) in enumerate(zip(request.images, request.resize_modes, strict=True), 1):
+                if pixels[number - 1] is None:
+                    pixels[number - 1] = worker.load(image, mode, request.deadline)
+            return np.stack([each for each in pixels if isinstance(each, np.ndarray)])
         except Exception as exc:
-            return report(exc)
+            return numbered(report(exc), number, len(loaded))
         finally:
             self._workers.put(worker)
             with self._slow_lock:

@@ -174,7 +174,7 @@ def _sprite(name: str, rotation: int) -> Image.Image:
 def require_font() -> None:
     """Exit with one sentence if the emoji font is not installed."""
     if not FONT_PATH.exists():
-        sys.exit(f"error: the scenes need {FONT_PATH}: install the Debian package {FONT_PACKAGE}")
+        sys.exit(f"Error: the scenes need {FONT_PATH}: install the Debian package {FONT_PACKAGE}")
 
 
 def is_held_out(first: str, second: str) -> bool:

@@ -12,7 +12,7 @@ from blipstream_client._balancing import AsyncBalancedTransport
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
-from blipstream_client._errors import client_closed, with_request_id, without_frames
+from blipstream_client._errors import about, client_closed, with_request_id, without_frames
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
@@ -58,7 +58,9 @@ class AsyncClient(BaseClient):
         An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is in seconds; None means the client's. The options
         are those of `Options`. Raises BlipstreamError.
         """
-        return await self._caption(image, option_tensors(options), self._deadline(timeout))
+        tensors, deadline = option_tensors(options), self._deadline(timeout)
+        with about(image):
+            return await self._caption(image, tensors, deadline)
 
     def stream(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
@@ -97,8 +99,10 @@ class AsyncClient(BaseClient):
     ) -> AsyncGenerator[Caption | BlipstreamError, None]:
         pending: deque[asyncio.Task[Caption | BlipstreamError]] = deque()
         try:
+            number = 0
             async for image in _each(images):
-                pending.append(asyncio.create_task(self._attempt(image, options, timeout)))
+                number += 1
+                pending.append(asyncio.create_task(self._attempt(image, number, options, timeout)))
                 while pending and (pending[0].done() or len(pending) == max_in_flight):
                     yield await pending.popleft()
             while pending:
@@ -110,15 +114,19 @@ class AsyncClient(BaseClient):
 
     async def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> AsyncGenerator[Piece, None]:
         transport, deadline, parser = self._opened(), self._deadline(timeout), StreamParser()
-        request = self._stream_request(await asyncio.to_thread(self._encoded, image, deadline), options)
-        with with_request_id(request.request_id), parser.completed():
-            async with aclosing(transport.stream(request, deadline)) as responses:
-                async for response in responses:
-                    yield parser.piece(response)
+        with about(image):
+            request = self._stream_request(await asyncio.to_thread(self._encoded, image, deadline), options)
+            with with_request_id(request.request_id), parser.completed():
+                async with aclosing(transport.stream(request, deadline)) as responses:
+                    async for response in responses:
+                        yield parser.piece(response)
 
-    async def _attempt(self, image: ImageLike, options: Tensors, timeout: float | None) -> Caption | BlipstreamError:
+    async def _attempt(
+        self, image: ImageLike, number: int, options: Tensors, timeout: float | None
+    ) -> Caption | BlipstreamError:
         try:
-            return await self._caption(image, options, self._deadline(timeout))
+            with about(image, number):
+                return await self._caption(image, options, self._deadline(timeout))
         except BlipstreamError as exc:
             return without_frames(exc)
 

@@ -74,8 +74,8 @@ class BaseClient:
         model: the server's name for the model. `stream` asks the model of that name with _stream after it.
         timeout: seconds for a request, with all its retries.
         retries: how often to try again if the server is overloaded or cannot be reached, or if the URL of an image
-            does not answer for now. A server that has answered before may be restarting, so it is waited for for up to
-            20 s, unless `retries` is 0.
+            does not answer for now. A server that has answered before may be restarting, so requests wait for it as
+            long as `timeout` says, unless `retries` is 0. The logger "blipstream_client" then has a warning.
         headers: sent with every request to the server, such as {"authorization": "Bearer ..."}. Without that one, the
             key in the environment variable BLIPSTREAM_API_KEY is sent, but not over a network without TLS.
         ca_file: certificates to trust instead of the well-known ones, PEM.

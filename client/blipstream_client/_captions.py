@@ -113,4 +113,4 @@ def _caption(
 
 
 def _shapes(tensors: Tensors) -> str:
-    return excerpt({name: tensor.shape for name, tensor in tensors.items()})
+    return excerpt(", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()) or "nothing")

@@ -1,55 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `blipstream`: `caption`, `bulk` and `info`, and the commands of other packages."""
+"""The command `blipstream`, which imports its subcommands only when they are run: most need a lot."""
 
-import dataclasses
 import errno
-import glob
 import os
-import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from difflib import get_close_matches
-from typing import Any, cast
+from importlib import import_module
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from blipstream_client import __version__
 from blipstream_client import _plugins as plugins
-from blipstream_client._base import DEFAULT_RETRIES, DEFAULT_TIMEOUT
-from blipstream_client._captions import Caption
-from blipstream_client._cli_options import DEFAULTS, IMAGE_OPTIONS, caption_options, client_options, connection_options
-from blipstream_client._cli_output import Failure, print_info, print_json, print_pieces, print_result, print_words
-from blipstream_client._client import Client
-from blipstream_client._exceptions import (
-    AccessDenied,
-    BlipstreamError,
-    InvalidImage,
-    ModelNotReady,
-    ServerUnreachable,
-)
-from blipstream_client._files import MAX_BYTES
-from blipstream_client._images import ImageLike
-from blipstream_client._interrupts import prompt_interrupts
-from blipstream_client._notices import Waiting, hint, say
-from blipstream_client._options import Options
-from blipstream_client.bulk import job
-from blipstream_client.bulk.items import counted
-from blipstream_client.bulk.parquet import COLUMNS
-from blipstream_client.bulk.sinks import reading
+from blipstream_client._notices import Failure, in_short_lines
 
-INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
-
-CONNECTION_OPTIONS = connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES)
-
-OF_THE_SERVER = (AccessDenied, ModelNotReady, ServerUnreachable)  # errors that every other image would get, too
-
-Sources = Sequence[tuple[str, str]]  # names as they are shown, and as they are
+OWN = {  # functions of `_commands`, with their help
+    "caption": "Print the captions of images.",
+    "bulk": "Caption any number of images into a file.",
+    "info": "Print what the server is.",
+}
 
 
 class Program(click.Group):
-    """The command. It loads another package's command only when that is run."""
+    """The command. It loads a subcommand only when that is run."""
 
     def main(self, *arguments: Any, **extra: Any) -> Any:  # noqa: ANN401
         """Run the command, and exit. An output that cannot be written ends it with one sentence."""
@@ -61,22 +35,31 @@ class Program(click.Group):
             click.echo(f"Error: Cannot write the output: {exc.strerror or exc}", err=True)
             sys.exit(1)
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:  # noqa: ANN401
+        """Read the arguments before the subcommand."""
+        with in_short_lines():
+            return super().make_context(*arguments, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run a subcommand."""
         try:
-            return super().invoke(ctx)
+            with in_short_lines():
+                return super().invoke(ctx)
         except click.ClickException as exc:
             if type(exc) is click.ClickException:  # another package's
                 raise Failure(exc.message) from exc
             raise
         except OSError as exc:
-            if ctx.invoked_subcommand in self.commands or exc.errno == errno.EPIPE:
+            if ctx.invoked_subcommand in OWN or exc.errno == errno.EPIPE:
                 raise
             raise Failure(f"blipstream {ctx.invoked_subcommand} failed: {exc}") from exc
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """A subcommand of this package or another. Raises Failure if it is not installed, or broken."""
-        return super().get_command(ctx, cmd_name) or plugins.load(cmd_name)
+        if cmd_name in OWN:
+            command: click.Command = getattr(import_module("blipstream_client._commands"), cmd_name)
+            return command
+        return plugins.load(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -88,16 +71,15 @@ class Program(click.Group):
         near = get_close_matches(name, {*self.list_commands(ctx), *plugins.SERVER_COMMANDS}, 1)
         raise click.UsageError(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """The names of all subcommands."""
-        return [*super().list_commands(ctx), *plugins.installed()]
+        return [*OWN, *plugins.installed()]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write a line for each subcommand without loading those of other packages."""
-        own = {name: command.get_short_help_str() for name, command in self.commands.items()}
+        """Write a line for each subcommand without loading any."""
         installed, missing = plugins.help_lines()
         with formatter.section("Commands"):
-            formatter.write_dl([*(own | installed | own).items()])
+            formatter.write_dl([*(OWN | installed | OWN).items()])
         if missing:
             with formatter.section("Commands of the server's package, which is not installed"):
                 formatter.write_dl([*missing.items()])
@@ -105,167 +87,7 @@ class Program(click.Group):
             formatter.write_text(f"The server's package is {plugins.INSTALL}.")
 
 
-class ClientCommand(click.Command):
-    """A subcommand of the client. An exception of the client ends it with one sentence, and Ctrl-C silently."""
-
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
-        """Run the subcommand."""
-        job.share_one_heap()  # before there is a second thread
-        try:
-            with prompt_interrupts():
-                return super().invoke(ctx)
-        except BlipstreamError as exc:
-            raise Failure(str(exc)) from exc
-        except KeyboardInterrupt:
-            with suppress(AttributeError, OSError):  # there is no standard output
-                sys.stdout.flush()
-            os._exit(INTERRUPTED)  # sys.exit would wait for threads that fetch images
-
-
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})  # for all subcommands
 @click.version_option(__version__, prog_name="blipstream")
 def main() -> None:
     """Captions for images from a Blipstream server."""
-
-
-@main.command(cls=ClientCommand, short_help="Print the captions of images.", epilog=DEFAULTS)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@client_options(CONNECTION_OPTIONS, IMAGE_OPTIONS)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--stream", is_flag=True, help="Print words as they come; with --json, an object for each piece.")
-@caption_options
-def caption(
-    images: tuple[str, ...],
-    connection: dict[str, Any],
-    as_json: bool,
-    stream: bool,
-    **options: Any,  # noqa: ANN401
-) -> None:
-    """Print a line for each IMAGE, a file, a URL, or - for standard input."""
-    sources = [(click.format_filename(name), name) for name in images]
-    with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
-        succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(Options, options), waiting)
-    sys.exit(0 if succeeded else 1)
-
-
-@main.command(cls=ClientCommand, short_help="Caption any number of images into a file.", epilog=DEFAULTS)
-@click.argument("images", metavar="IMAGES...", nargs=-1, required=True)
-@click.option("--output", required=True, help="A file that ends in .parquet, .jsonl or .csv.")
-@click.option(
-    "--column",
-    help=f"Where Parquet files have images, URLs, base64 or paths.  [default: the first of {', '.join(COLUMNS)}]",
-)
-@click.option("--allow-local-paths", is_flag=True, help="Read files of this machine that Parquet files name, too.")
-@click.option(
-    "--max-in-flight",
-    type=click.IntRange(1),
-    default=job.DEFAULT_MAX_IN_FLIGHT,
-    show_default=True,
-    help="Requests at once, if the server takes as many.",
-)
-@client_options(connection_options(job.DEFAULT_TIMEOUT, job.DEFAULT_RETRIES), IMAGE_OPTIONS)
-@caption_options
-def bulk(
-    images: tuple[str, ...],
-    output: str,
-    column: str | None,
-    allow_local_paths: bool,
-    max_in_flight: int,
-    connection: dict[str, Any],
-    **options: Any,  # noqa: ANN401
-) -> None:
-    """Write a row for each of IMAGES to a file.
-
-    IMAGES are folders, files, URLs, patterns in quotes, tar shards, Parquet files, or - for a list of such names on
-    standard input. If the command is interrupted, run it again: it goes on where it ended.
-    """
-    summary = job.run(
-        images,
-        output,
-        connection=connection,
-        options=cast(Options, options),
-        column=column,
-        allow_local_paths=allow_local_paths,
-        max_in_flight=max_in_flight,
-    )
-    say(f"{counted(summary.rows, 'row')} in {output}, {summary.found:,} of them from before")
-    if summary.left_out:
-        say(summary.left_out)
-    if summary.failures:
-        say(f"{summary.failures:,} have an error instead of a caption; {summary.first_failure}")
-    hint(f"Next: {reading(output)}")
-    sys.exit(1 if summary.failures else 0)
-
-
-@main.command(cls=ClientCommand, short_help="Print what the server is.")
-@client_options(CONNECTION_OPTIONS)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the whole revision, for programs.")
-def info(connection: dict[str, Any], as_json: bool) -> None:
-    """Print the server's version, checkpoint and options, and the defaults that it has changed."""
-    with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
-        waiting.begin()
-        found = client.info()
-    if as_json:
-        print_json(**dataclasses.asdict(found))
-    else:
-        print_info(found)
-        hint("Next: blipstream caption --help explains the options")
-
-
-def _image(name: str) -> ImageLike:
-    """The image for the client. Standard input is read here, in the main thread, where Ctrl-C ends it."""
-    if name != "-":
-        return name
-    try:
-        return sys.stdin.buffer.read(MAX_BYTES + 1)
-    except (AttributeError, OSError) as exc:  # it is closed, or a folder
-        raise InvalidImage(f"Cannot read standard input: {getattr(exc, 'strerror', None) or 'it is closed'}") from exc
-
-
-def _caption(client: Client, sources: Sources, as_json: bool, options: Options, waiting: Waiting) -> bool:
-    """Print the result of each image. True if each has a caption. Raises Failure if no other image can have one."""
-    succeeded = True
-    with closing(client.caption_many((_image(name) for _, name in sources), **options)) as results:
-        for number, ((shown, name), result) in enumerate(zip(sources, waiting.until_first(results), strict=True)):
-            if isinstance(result, BlipstreamError):
-                _check_server(result, number, len(sources))
-                succeeded = False
-            print_result(shown, _with_remedy(name, result), as_json)
-    return succeeded
-
-
-def _stream(client: Client, sources: Sources, as_json: bool, options: Options, waiting: Waiting) -> bool:
-    """Print the captions one after another, as their pieces come. It returns and raises as `_caption` does."""
-    succeeded = True
-    for number, (shown, name) in enumerate(sources):
-        try:
-            with closing(client.stream(_image(name), **options)) as pieces:
-                (print_pieces if as_json else print_words)(shown, waiting.until_first(pieces))
-        except BlipstreamError as exc:
-            _check_server(exc, number, len(sources))
-            succeeded = False
-            print_result(shown, _with_remedy(name, exc), as_json)
-    return succeeded
-
-
-def _check_server(error: BlipstreamError, done: int, count: int) -> None:
-    """Raise Failure if every other image would get the same error."""
-    if isinstance(error, OF_THE_SERVER):
-        raise Failure(f"{error} ({done:,} of {count:,} images are done)" if done else str(error)) from error
-
-
-def _with_remedy(name: str, result: Caption | BlipstreamError) -> Caption | BlipstreamError:
-    """The same result, or a better error if the name is no image's but what people try."""
-    if not isinstance(result, InvalidImage):
-        return result
-    given = click.get_current_context()
-    url = f" --url {given.params['url']}" if given.get_parameter_source("url") is ParameterSource.COMMANDLINE else ""
-    command = f"blipstream bulk {shlex.quote(name)} --output captions.jsonl{url}"
-    with suppress(OSError, ValueError):  # the name is too long, or has a zero byte
-        if os.path.isdir(name):  # noqa: PTH112  # Path raises for odd names
-            return InvalidImage(f"It is a folder, which is for bulk: {command}")
-        if glob.has_magic(name) and not os.path.exists(name):  # noqa: PTH110
-            found = next(glob.iglob(name, recursive=True), None)  # noqa: PTH207
-            wrong = "No file is like this pattern: mend it" if found is None else "It is a pattern in quotes"
-            return InvalidImage(wrong if found is None else f"{wrong}: take them off, or use {command}")
-    return result

@@ -19,14 +19,6 @@ REVISION_CHARACTERS = 12  # of a checkpoint, which tell it from any other
 LABEL = "{:<12}"
 
 
-class Failure(click.ClickException):
-    """An error that ends the command. It is one sentence."""
-
-    def show(self, file: Any = None) -> None:  # noqa: ANN401, ARG002
-        """Print the sentence."""
-        say(f"Error: {self.message}")
-
-
 def print_result(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
     """Print the caption or the error of one image."""
     match result, as_json:

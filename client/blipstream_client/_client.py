@@ -12,7 +12,7 @@ from blipstream_client._balancing import BalancedTransport
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
-from blipstream_client._errors import with_request_id, without_frames
+from blipstream_client._errors import about, with_request_id, without_frames
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, steps
@@ -57,7 +57,9 @@ class Client(BaseClient):
         An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is in seconds; None means the client's. The options
         are those of `Options`. Raises BlipstreamError.
         """
-        return self._caption(self._transport, image, option_tensors(options), self._deadline(timeout))
+        tensors, deadline = option_tensors(options), self._deadline(timeout)
+        with about(image):
+            return self._caption(self._transport, image, tensors, deadline)
 
     def stream(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
@@ -98,8 +100,8 @@ class Client(BaseClient):
         pending: deque[Future[Caption | BlipstreamError]] = deque()
         try:
             with self._transport.branch() as transport:  # so that leaving early can cancel these requests and no others
-                for image in images:
-                    pending.append(executor.submit(self._attempt, transport, image, options, timeout))
+                for number, image in enumerate(images, 1):
+                    pending.append(executor.submit(self._attempt, transport, image, number, options, timeout))
                     while pending and (pending[0].done() or len(pending) == max_in_flight):
                         yield pending.popleft().result()
                 while pending:
@@ -109,20 +111,22 @@ class Client(BaseClient):
 
     def _stream(self, image: ImageLike, options: Tensors, timeout: float | None) -> Generator[Piece, None, None]:
         deadline, parser = self._deadline(timeout), StreamParser()
-        request = self._stream_request(self._encoded(image, deadline), options)
-        with (
-            with_request_id(request.request_id),
-            parser.completed(),
-            closing(self._transport.stream(request, deadline)) as responses,
-        ):
-            for response in responses:
-                yield parser.piece(response)
+        with about(image):
+            request = self._stream_request(self._encoded(image, deadline), options)
+            with (
+                with_request_id(request.request_id),
+                parser.completed(),
+                closing(self._transport.stream(request, deadline)) as responses,
+            ):
+                for response in responses:
+                    yield parser.piece(response)
 
     def _attempt(
-        self, transport: BalancedTransport, image: ImageLike, options: Tensors, timeout: float | None
+        self, transport: BalancedTransport, image: ImageLike, number: int, options: Tensors, timeout: float | None
     ) -> Caption | BlipstreamError:
         try:
-            return self._caption(transport, image, options, self._deadline(timeout))
+            with about(image, number):
+                return self._caption(transport, image, options, self._deadline(timeout))
         except BlipstreamError as exc:
             return without_frames(exc)
 

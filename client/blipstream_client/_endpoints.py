@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The addresses of servers, and which of several gets the next request."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from threading import Lock
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from blipstream_client._exceptions import (
     BlipstreamError,
@@ -21,6 +22,8 @@ from blipstream_client._exceptions import (
 from blipstream_client._text import LONGEST_SENTENCE, excerpt, shown_url
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
+LAST_PORT = 65535
+HOST = re.compile(r"(\[.*\]|[^:]*):?")  # before the port
 FIRST_REST = 1.0  # seconds without requests for an endpoint that failed, and twice as many each time it fails again
 LONGEST_REST = 30.0
 
@@ -66,9 +69,9 @@ def parse_urls(url: str) -> list[Address]:
 def _parse_url(url: str) -> Address:
     try:
         parts = urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname, parts.port
-        named = parts.username is not None
-    except ValueError:  # such as a port that is not a number
+        scheme, host, named = parts.scheme, parts.hostname, parts.username is not None
+        port = parts.port if "@" in url else _port(parts)  # what looks like a port may be of a password
+    except ValueError:  # such as a bracket without its other half
         scheme, host, port, named = "", None, None, False
     if named:
         raise InvalidURL(
@@ -84,6 +87,18 @@ def _parse_url(url: str) -> Address:
     return Address(excerpt(url, LONGEST_SENTENCE), scheme, host, port or DEFAULT_PORTS[scheme], path)
 
 
+def _port(parts: SplitResult) -> int | None:
+    """The port. None if the address leaves it out. Raises InvalidURL, or ValueError if what is there is no port."""
+    given = HOST.sub("", parts.netloc, count=1)
+    if not given or ":" in given:  # as in an IPv6 address without brackets
+        return parts.port
+    if not (given.isascii() and given.isdigit() and 0 < int(given[:6]) <= LAST_PORT):
+        raise InvalidURL(
+            f"Expected a port from 1 to {LAST_PORT} in the address {shown_url(parts.geturl())}, got {excerpt(given)}"
+        )
+    return int(given)
+
+
 class RoundRobin:
     """Endpoints in turn, except those that failed a while ago, which rest. Any number of threads may share one."""
 
@@ -91,6 +106,7 @@ class RoundRobin:
         self.have_responded = False  # whether any endpoint has ever been well
         self._clock = clock
         self._lock = Lock()
+        self._is_told = False
         self._next = 0
         self._failures = [0] * count  # in a row
         self._resting_until = [0.0] * count
@@ -114,6 +130,12 @@ class RoundRobin:
         with self._lock:
             now = self._clock()
             return any(until <= now for until in self._resting_until)
+
+    def is_news(self) -> bool:
+        """Whether this outage, which ends with the next success, is asked about for the first time."""
+        with self._lock:
+            was_told, self._is_told = self._is_told, True
+            return not was_told
 
     def _take(self) -> tuple[int, int]:
         with self._lock:
@@ -139,6 +161,7 @@ class RoundRobin:
     def _note_success(self, index: int) -> None:
         with self._lock:
             self.have_responded = True
+            self._is_told = False
             self._failures[index] = 0
             self._resting_until[index] = 0.0
 

@@ -5,6 +5,7 @@ An error of Blipstream's server has a code in its text, as in `[invalid_input] n
 Triton's own errors have none, nor have a proxy's or an older server's: there, Triton's messages and then the status do.
 """
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from blipstream_client._exceptions import (
     ServerOverloaded,
     ServerUnreachable,
 )
-from blipstream_client._text import LONGEST_SENTENCE, excerpt
+from blipstream_client._text import LONGEST_SENTENCE, excerpt, shown_url
 from blipstream_client._triton_messages import Meaning, meaning, without_prefixes
 
 # The codes of blipstream/errors.py. tests/client/test_errors.py holds the two to each other.
@@ -55,6 +56,7 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "401": AccessDenied,
     "403": AccessDenied,
     "404": ModelNotReady,
+    "405": ServerUnreachable,  # the port for metrics
     "408": RequestTimeout,
     "413": InvalidRequest,
     "429": ServerOverloaded,
@@ -63,6 +65,10 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
     "503": ServerUnreachable,
     "504": RequestTimeout,
 }
+
+# Without a message, these are not Triton's: nginx answers 400 to HTTP without TLS, and the health port has no such page
+# or method.
+NOT_TRITONS = {"400", "404", "501"}
 
 _ENCODED = re.compile(r"ipv6:%5B\S*%5D")  # gRPC's form of an address
 _NOISE = re.compile(r"Failed to connect to remote host: |^\[Errno \d+\] ")
@@ -95,7 +101,7 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
         or Meaning(_BY_STATUS.get(status, ServerError), False)
     )
     shown = excerpt(message, LONGEST_SENTENCE)
-    if status == "400" and not shown:  # Triton says what is wrong; nginx answers so to HTTP without TLS
+    if status in NOT_TRITONS and not shown:
         kind = ServerUnreachable
     if kind is ServerUnreachable:
         error: BlipstreamError = unreachable(url, shown or f"status {status}")
@@ -154,6 +160,18 @@ def without_frames(error: BlipstreamError) -> BlipstreamError:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
+
+
+@contextmanager
+def about(image: object, number: int | None = None) -> Iterator[None]:
+    """Errors raised inside get the image's name. `number` is its place among many."""
+    try:
+        yield
+    except BlipstreamError as exc:
+        named = isinstance(image, str | os.PathLike)
+        shown = shown_url(str(image)) if named else type(image).__name__
+        exc.image = shown if number is None else f"{shown}, number {number:,}"
+        raise
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class BlipstreamError(Exception):
     code: str = "error"  # which error it is, in one stable word: the server's own, or the class's
     transient: bool = False  # whether the same request may succeed later, or at another endpoint
     request_id: str = ""  # as the server's log has it; empty if nothing was sent
+    image: str = ""  # which image it is about: its path, URL or kind, and in `caption_many` its number, from 1
 
 
 class InvalidURL(BlipstreamError):

@@ -146,6 +146,8 @@ def read_outputs(response: httpcore2.Response) -> Tensors:
 def read_json(response: httpcore2.Response) -> Any:  # noqa: ANN401
     """The JSON in a response. Raises StatusError."""
     check_status(response)
+    if not response.content:  # the port for metrics has an empty page at every path
+        raise StatusError(str(HTTPStatus.NOT_FOUND.value), "")
     return json.loads(response.content)
 
 

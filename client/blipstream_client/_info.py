@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blipstream_client._exceptions import ServerError
-from blipstream_client._text import quoted
+from blipstream_client._text import excerpt
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,26 @@ def revision_of(checkpoint: str | None) -> str | None:
     return checkpoint and checkpoint.rpartition("@")[2]
 
 
+def defaults_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The defaults that a server's operator has set, and the names of those that are fixed. Raises ServerError."""
+    with _checked():
+        fixed = _values(config, "fixed_options")
+        return _values(config, "option_defaults") | fixed, tuple(fixed)
+
+
 def parse_info(
     server: Mapping[str, Any], config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
 ) -> ServerInfo:
     """The description, from the server's metadata, the model's config and its steps' configs. Raises ServerError."""
     with _checked():
-        fixed = _values(config, "fixed_options")
+        defaults, fixed = defaults_of(config)
         return ServerInfo(
             version=server["version"],
             checkpoint=checkpoint_of(server),
             runtimes={name: _runtime(part) for name, part in parts.items()},
             options=tuple(each["name"] for each in config["input"] if each.get("optional")),
-            defaults=_values(config, "option_defaults") | fixed,
-            fixed=tuple(fixed),
+            defaults=defaults,
+            fixed=fixed,
         )
 
 
@@ -63,8 +70,13 @@ def _checked() -> Iterator[None]:
         yield
     except (LookupError, TypeError, AttributeError, ValueError) as exc:
         raise ServerError(
-            f"The server's description of itself is not one that Triton gives ({quoted(exc)}): check the address"
+            f"The server's description of itself is not one that Triton gives ({_what(exc)}): check the address"
         ) from exc
+
+
+def _what(error: Exception) -> str:
+    """What is wrong with the description."""
+    return f"without {error.args[0]}" if isinstance(error, KeyError) else excerpt(error)
 
 
 def _runtime(config: Mapping[str, Any]) -> str:

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sentences for people, on standard error. Standard output is for captions."""
 
+import logging
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Lock, Timer
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+
+import click
+from click.exceptions import NoArgsIsHelpError
 
 from blipstream_client._text import shown_url
 
 COLUMNS = 80
+ERROR = "Error: "  # click begins its errors so
 PATIENCE_SECONDS = 1.0  # that a command may wait without a word
 
 T = TypeVar("T")
@@ -30,16 +35,56 @@ def say(sentence: str) -> None:
     """Print a sentence: in short lines on a terminal, and on one line where a program may read it."""
     if on_terminal():
         width = min(COLUMNS, shutil.get_terminal_size().columns)
-        sentence = textwrap.fill(sentence, width, break_long_words=False, break_on_hyphens=False)
+        sentence = _filled(sentence, width)
     with suppress(AttributeError, OSError, ValueError):  # there is no standard error, or nobody reads it any more
         sys.stderr.write(f"{sentence}\n")
         sys.stderr.flush()
+
+
+class Saying(logging.Handler):
+    """Says what the client logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say(record.getMessage())
 
 
 def hint(sentence: str) -> None:
     """Say on a terminal what may come next, on one line, which can be copied. A script knows."""
     if on_terminal():
         print(sentence, file=sys.stderr, flush=True)
+
+
+def _filled(text: str, width: int) -> str:
+    """The text in lines of so many columns. A path or an address stays whole."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+class Failure(click.ClickException):
+    """An error that ends the command. It is one sentence."""
+
+    def show(self, file: Any = None) -> None:  # noqa: ANN401, ARG002
+        """Print the sentence."""
+        say(f"{ERROR}{self.message}")
+
+
+class Misuse(click.UsageError):
+    """A command line that click refuses. Its error is in short lines, as its usage is."""
+
+    def format_message(self) -> str:
+        """The error, broken where it has to be if click's "Error: " stands before it."""
+        return _filled(f"{ERROR}{self.message}", COLUMNS).removeprefix(ERROR)
+
+
+@contextmanager
+def in_short_lines() -> Iterator[None]:
+    """Break the errors of click's own, which may be of any length, into lines."""
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise
+    except click.UsageError as exc:
+        raise Misuse(exc.format_message(), exc.ctx) from exc
 
 
 class Waiting:

@@ -6,6 +6,7 @@ The server declares them in blipstream/options.py, and `make configs` copies the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, TypedDict, get_type_hints
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._tensors import Tensors
-from blipstream_client._text import quoted
+from blipstream_client._text import excerpt, quoted
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ class OptionType:
 
     python: type
     dtype: type[np.generic]
+    words: str
 
 
-INT32 = OptionType(int, np.int32)
-INT64 = OptionType(int, np.int64)
-FP32 = OptionType(float, np.float32)
-BOOL = OptionType(bool, np.bool_)
-BYTES = OptionType(str, np.object_)
+INT32 = OptionType(int, np.int32, "a whole number")
+INT64 = OptionType(int, np.int64, "a whole number")
+FP32 = OptionType(float, np.float32, "a number")
+BOOL = OptionType(bool, np.bool_, "True or False")
+BYTES = OptionType(str, np.object_, "text")
 
 LIMITS: dict[type, Callable[[Any], Any]] = {int: np.iinfo, float: np.finfo}  # the range of a dtype
 
@@ -40,6 +42,7 @@ class Option:
     type: OptionType
     default: Any  # the server's, for --help: the client sends only what it is given
     help: str
+    other_names: tuple[str, ...] = ()  # what transformers calls it
 
 
 class Options(TypedDict, total=False):
@@ -55,12 +58,15 @@ class Options(TypedDict, total=False):
     )]
     max_tokens: Annotated[int | None, Option(
         INT32, 30, "Tokens to generate at most. The end token counts, the prompt does not.",
+        ("max_new_tokens", "max_length",),
     )]
     min_tokens: Annotated[int | None, Option(
         INT32, 0, "Tokens to generate before the caption may end.",
+        ("min_new_tokens", "min_length",),
     )]
     num_captions: Annotated[int | None, Option(
         INT32, 1, "Captions to return, best first. Without do_sample, at most num_beams.",
+        ("num_return_sequences",),
     )]
     repetition_penalty: Annotated[float | None, Option(
         FP32, 1.0, "Above 1, tokens that have occurred become less likely.",
@@ -110,10 +116,18 @@ def option_tensors(options: Options) -> Tensors:
     tensors: Tensors = {}
     for name, value in options.items():
         if name not in OPTIONS:
-            raise TypeError(f"There is no option {quoted(name)}; the options are {', '.join(OPTIONS)}")
+            nearest = _nearest(name)
+            remedy = f": did you mean {nearest}?" if nearest else f"; the options are {', '.join(OPTIONS)}"
+            raise TypeError(f"There is no option {quoted(name)}{remedy}")
         if value is not None:
             tensors[name] = _option_tensor(name, value, OPTIONS[name].type)
     return tensors
+
+
+def _nearest(name: str) -> str | None:
+    """The option that is meant: the one that transformers calls so, or one of almost this name."""
+    theirs = (own for own, option in OPTIONS.items() if name in option.other_names)
+    return next(theirs, None) or next(iter(get_close_matches(excerpt(name), OPTIONS, 1)), None)
 
 
 def _option_tensor(name: str, value: object, kind: OptionType) -> npt.NDArray[Any]:
@@ -121,7 +135,7 @@ def _option_tensor(name: str, value: object, kind: OptionType) -> npt.NDArray[An
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) is not kind.python and not (kind.python is float and type(value) is int):
-        raise InvalidRequest(f"{name} must be {kind.python.__name__}, got {got}")
+        raise InvalidRequest(f"{name} must be {kind.words}, got {got}")
     if isinstance(value, int | float) and kind.python in LIMITS:
         limits = LIMITS[kind.python](kind.dtype)
         if not limits.min <= value <= limits.max:

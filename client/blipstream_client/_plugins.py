@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import click
 
-from blipstream_client._cli_output import Failure
+from blipstream_client._notices import Failure
 from blipstream_client._text import LONGEST_SENTENCE, excerpt
 
 GROUP = "blipstream.commands"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What answers at an address where no Triton server does: another protocol, or a certificate that is not trusted.
+"""What answers at an address where no Triton server does: another protocol, another port of the server's, or one with a
+certificate that is not trusted.
 
 gRPC and HTTP clients see only that the other side hangs up, and of a name with several addresses, they report the last
 one, which may be at fault for another reason.
@@ -11,16 +12,21 @@ import time
 from contextlib import suppress
 from threading import Lock
 
-from blipstream_client._endpoints import Address
+from blipstream_client._endpoints import DEFAULT_PORTS, Address
 from blipstream_client._exceptions import ServerUnreachable
 from blipstream_client._text import excerpt
 from blipstream_client._tls import TLS
 
-SECONDS = 1.0  # for each step: a probe has at most four
+SECONDS = 1.0  # for each step: a probe has at most five
 FRESH_SECONDS = 1.0  # how long a finding counts: many requests may fail together
 NAMES = {"grpc": "gRPC", "grpcs": "gRPC with TLS", "http": "HTTP", "https": "HTTPS"}  # of schemes
 H2, HTTP_1 = "h2", "http/1.1"  # what a TLS client can offer to speak (ALPN); gRPC is always h2
 SETTINGS = 4  # the type of the frame that an HTTP/2 server sends first, in byte 3
+SIDE_DOORS = {
+    b"\nnv_": "metrics",
+    b"\nblipstream_supervisor": "health",
+}  # ports of a server, by what their /metrics has
+MOST_METRICS = 1 << 16  # bytes of a page of metrics that are looked at
 MISMATCHES = {62, 64}  # OpenSSL's codes for a certificate of another host name or address
 EXPIRED = {9, 10}  # not yet valid, or not any more
 
@@ -48,6 +54,12 @@ def find_fault(address: Address, tls: TLS) -> str | None:
     """What is wrong with the address, and how to mend it. None if nothing is, or nothing answers."""
     with suppress(OSError, ValueError):
         found = _scheme(address, tls)
+        if found == "http" and (door := _side_door(address)):
+            plain = address.scheme.removesuffix("s")
+            return (
+                f"Expected {NAMES[address.scheme]} at {address.url}, and that is the server's {door} port:"
+                f" {NAMES[plain]} is usually at port {DEFAULT_PORTS[plain]}"
+            )
         if found == address.scheme:
             return _distrust(address, tls) if address.secure else None
         if found:
@@ -71,12 +83,26 @@ def _scheme(address: Address, tls: TLS) -> str:
 
 
 def _plain_scheme(address: Address) -> str:
-    with _connected(address) as connection:
-        connection.sendall(f"GET /v2 HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode())
-        answer = connection.recv(9)
+    answer = _get(address, "/v2", 9)
     if answer.startswith(b"HTTP/"):
         return "http"
     return "grpc" if len(answer) == 9 and answer[3] == SETTINGS else ""
+
+
+def _side_door(address: Address) -> str | None:
+    """Which port for operators answers over HTTP. None if none does."""
+    page = _get(address, "/metrics", MOST_METRICS)
+    return next((name for line, name in SIDE_DOORS.items() if line in page), None)
+
+
+def _get(address: Address, path: str, most: int) -> bytes:
+    """The first bytes of what answers to a request in HTTP without TLS."""
+    answer, end = b"", time.monotonic() + SECONDS
+    with _connected(address) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode())
+        while len(answer) < most and time.monotonic() < end and (piece := connection.recv(most - len(answer))):
+            answer += piece
+    return answer
 
 
 def _negotiated(address: Address, tls: TLS, offer: str) -> str | None:

@@ -5,6 +5,7 @@ gRPC's own retry policy is not enough: it cannot tell Triton's reasons for UNAVA
 endpoint.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from blipstream_client._exceptions import BlipstreamError
 
 FIRST_WAIT = 0.2  # seconds at most before the first retry, and twice as many before each further one
 LONGEST_WAIT = 5.0
-RESTART_SECONDS = 20.0  # a server that its supervisor restarts is back after 5 to 12
+
+log = logging.getLogger("blipstream_client")
 
 RetryingT = TypeVar("RetryingT", Retrying, AsyncRetrying)
 
@@ -32,8 +34,8 @@ back_off = random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
 class RetryPolicy:
     """Transient errors are retried, with longer and longer waits, up to `retries` times and never after the deadline.
 
-    A server that has responded before and now fails is probably being restarted: it is waited for, if there are any
-    retries, for RESTART_SECONDS.
+    A server that has responded before and now fails is probably being restarted. If there are any retries, it is waited
+    for until the deadline: on a busy machine, a restart was seen to take 29 s.
     """
 
     retries: int
@@ -48,6 +50,7 @@ class RetryPolicy:
             retry=retry_if_exception(lambda exc: isinstance(exc, BlipstreamError) and exc.transient),
             stop=lambda state: self._is_enough(state) or stop_at_deadline(state),
             wait=self._wait,
+            before_sleep=lambda state: self._tell(state, deadline),
             reraise=True,
         )
         try:
@@ -67,10 +70,15 @@ class RetryPolicy:
         return self.attempts(Retrying, sleep, deadline)
 
     def _is_enough(self, state: RetryCallState) -> bool:
-        if state.attempt_number <= self.retries:
-            return False
-        restarting = self.endpoints.have_responded and is_endpoint_failure(_error(state))
-        return not (restarting and self.retries) or (state.seconds_since_start or 0.0) >= RESTART_SECONDS
+        return state.attempt_number > self.retries and not (self.retries and self._is_restarting(state))
+
+    def _is_restarting(self, state: RetryCallState) -> bool:
+        return self.endpoints.have_responded and is_endpoint_failure(_error(state))
+
+    def _tell(self, state: RetryCallState, deadline: Deadline) -> None:
+        """Log, once in each outage, whom a request waits for beyond its `retries`."""
+        if state.attempt_number > self.retries and self.endpoints.is_news():
+            log.warning("%s. It has answered before: trying again for up to %.0f s", _error(state), deadline.left())
 
     def _wait(self, state: RetryCallState) -> float:
         if is_endpoint_failure(_error(state)) and self.endpoints.is_any_rested():

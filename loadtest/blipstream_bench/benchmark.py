@@ -248,7 +248,7 @@ def build_repository(cache: Path, checkpoint: Path, device: str) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise click.ClickException(f"the build failed: {''.join(reason).removeprefix('error: ')}")
+        raise click.ClickException(f"the build failed: {''.join(reason).removeprefix('Error: ')}")
     return repository
 
 

@@ -177,7 +177,7 @@ def main(
                     target = stack.enter_context(run.embedded(served, config, protocol))
             test = run.load_test(plan, target, folder, progress)
     except (BlipstreamError, ClientError, OSError, RecordError, mix.MixError, run.LoadTestError) as exc:
-        click.echo(f"error: {exc}", err=True)
+        click.echo(f"Error: {exc}", err=True)
         sys.exit(2)
     finally:
         progress.clear()

@@ -77,7 +77,7 @@ def main(
         plan = tune.TunePlan(p95_ms, config, budget, seconds, max_in_flight, mix_path)
         met = tune.tune(plan, served, folder, progress)
     except (BlipstreamError, ClientError, OSError, TuneError, mix.MixError) as exc:
-        click.echo(f"error: {exc}", err=True)
+        click.echo(f"Error: {exc}", err=True)
         sys.exit(2)
     finally:
         progress.clear()

@@ -54,7 +54,7 @@ def test_an_empty_repository(command: object) -> None:
     """As a path, it would be the working folder."""
     result = CliRunner().invoke(command, ["--repository", ""])  # type: ignore[arg-type]
     assert (result.exit_code, result.stdout) == (1, "")
-    assert sentence(result.stderr) == "error: --repository is empty: give the name of a folder, or leave it out"
+    assert sentence(result.stderr) == "Error: --repository is empty: give the name of a folder, or leave it out"
 
 
 @click.command()

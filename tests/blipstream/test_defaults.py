@@ -198,7 +198,7 @@ def test_a_wrong_default_is_reported_before_anything_is_built(tmp_path: Path) ->
     arguments = [f"--repository={tmp_path}", "--fixed=max_token=5", str(CHECKPOINT)]
     command = [sys.executable, "-m", "blipstream.server", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    told = "error: --fixed max_token=5: there is no option 'max_token': did you mean max_tokens?"
+    told = "Error: --fixed max_token=5: there is no option 'max_token': did you mean max_tokens?"
     assert (done.returncode, done.stdout, sentence(done.stderr)) == (1, "", told)
     assert not any(tmp_path.iterdir())
 

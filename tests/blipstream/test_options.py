@@ -83,7 +83,7 @@ def test_each_image_has_its_options() -> None:
 @pytest.mark.parametrize(
     ("counts", "images", "sentence"),
     [
-        ([1, 3], 2, "num_captions must be the same for all images of a request, not [1, 3]"),
+        ([1, 3], 2, "num_captions must be the same for all images of a request, not 1 and 3"),
         ([], 1, "num_captions must have a row for each image, 1, not 0"),
         ([1, 1], 3, "num_captions must have a row for each image, 3, not 2"),
         ([], 0, "a request must have an image, and this one has none: send at least one row"),
@@ -204,12 +204,27 @@ def test_whoever_sends_an_option_has_the_last_word(
     assert OptionDefaults(defaults).options(sent) == DecodingOptions(**expected)
 
 
-@pytest.mark.parametrize("defaults", [{}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 2.0}])
-def test_a_request_that_is_wrong_alone_may_stay_wrong(defaults: dict[str, Any]) -> None:
-    sentence = "num_captions must be at most num_beams, which is 1, not 3: raise num_beams, or set do_sample"
+@pytest.mark.parametrize(
+    ("defaults", "sent", "limit"),
+    [
+        ({}, {"num_captions": 4}, "num_captions must be at most num_beams, which is 1, not 4: "),
+        ({"num_beams": 1}, {"num_captions": 4}, "num_captions must be at most num_beams, which is 1, not 4: "),
+        (
+            {"num_beams": 3, "length_penalty": 2.0},
+            {"num_captions": 4},
+            "num_captions must be at most num_beams, which is 3, not 4: ",
+        ),
+        ({"max_tokens": 20}, {"min_tokens": 50}, "min_tokens must be between 0 and 30 (max_tokens), not 50"),
+        ({"max_tokens": 40}, {"min_tokens": 50}, "min_tokens must be between 0 and 40 (max_tokens), not 50"),
+    ],
+)
+def test_a_request_that_is_wrong_alone_may_stay_wrong(
+    defaults: dict[str, Any], sent: dict[str, Any], limit: str
+) -> None:
+    """The sentence names the limit that there is with these defaults."""
     with pytest.raises(InvalidInput) as caught:
-        OptionDefaults(defaults).options({"num_captions": 3})
-    assert str(caught.value) == sentence
+        OptionDefaults(defaults).options(sent)
+    assert str(caught.value).startswith(limit)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +232,11 @@ def test_a_request_that_is_wrong_alone_may_stay_wrong(defaults: dict[str, Any]) 
     [
         ({"max_tokens": 20}, {"max_tokens": 30}, "max_tokens is fixed at 20 on this server: leave it out"),
         ({"prompt": "a picture"}, {"prompt": ""}, "prompt is fixed at 'a picture' on this server: leave it out"),
+        (
+            {"include_prompt": False},
+            {"include_prompt": True},
+            "include_prompt is fixed at false on this server: leave it out",
+        ),
         (
             {"num_beams": 3},
             {"do_sample": True},

@@ -92,7 +92,7 @@ def test_what_is_off_is_not_installed(checkpoint: Path, tmp_path: Path, monkeypa
     monkeypatch.setitem(verify.TOLERANCE, "decoder", {"f32": 1e-9, "bf16": 1e-9})
     result = run(checkpoint, repository)
     assert result.exit_code == 1
-    assert sentence(result.stderr) == "error: what was built is too far from transformers: nothing was installed"
+    assert sentence(result.stderr) == "Error: what was built is too far from transformers: nothing was installed"
     assert not [path for path in repository.rglob("*") if path.is_file()]  # neither artifacts nor their configs
 
 
@@ -105,7 +105,7 @@ def test_what_has_no_words_is_not_installed(checkpoint: Path, tmp_path: Path) ->
     assert result.exit_code == 1
     assert "8 of 8 equal transformers'" in result.output
     assert sentence(result.stderr) == (
-        "error: it has no words for 8 of 8 samples, such as a-book.jpg: nothing was installed"
+        "Error: it has no words for 8 of 8 samples, such as a-book.jpg: nothing was installed"
     )
     assert not [path for path in (tmp_path / "repository").rglob("*") if path.is_file()]
 
@@ -120,7 +120,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.exit_code == 1
     assert sentence(result.stderr) == (
-        f"error: {tmp_path}/repository/encoder/1 cannot hold artifacts: File too large; "
+        f"Error: {tmp_path}/repository/encoder/1 cannot hold artifacts: File too large; "
         "make room there, or give another --repository"
     )
     assert not list(tmp_path.iterdir())
@@ -217,7 +217,7 @@ def test_an_empty_name(tmp_path: Path) -> None:
         result = CliRunner().invoke(main, [*name, "--repository", str(tmp_path / "repository")])
         assert (result.exit_code, result.stdout) == (1, "")
         assert sentence(result.stderr) == (
-            "error: CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
+            "Error: CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
         )
 
 
@@ -240,19 +240,19 @@ def test_missing_folder(tmp_path: Path) -> None:
     result = run("nobody/nothing", tmp_path / "repository")
     assert result.exit_code == 1
     assert sentence(result.stderr).startswith(
-        "error: there is no folder nobody/nothing, and it could not be downloaded"
+        "Error: there is no folder nobody/nothing, and it could not be downloaded"
     )
 
 
 def test_neither_folder_nor_hub_name(tmp_path: Path) -> None:
     result = run("no/such/folder", tmp_path / "repository")
-    assert sentence(result.stderr) == "error: there is no folder no/such/folder, and it is no hub name either"
+    assert sentence(result.stderr) == "Error: there is no folder no/such/folder, and it is no hub name either"
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no-folder", "../no/folder", "~/no-folder", "~nobody/x"])
 def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, path: str) -> None:
     result = run(path, tmp_path / "repository")
-    told = f"error: there is no folder {path}: check the path, or give a hub name, such as "
+    told = f"Error: there is no folder {path}: check the path, or give a hub name, such as "
     assert (result.exit_code, result.stdout) == (1, "")
     assert sentence(result.stderr).startswith(told)
     assert sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr).startswith(told)
@@ -262,7 +262,7 @@ def test_a_path_whose_home_the_shell_left(tmp_path: Path, monkeypatch: pytest.Mo
     """As in `make serve CHECKPOINT=~/my-blip`."""
     monkeypatch.setenv("HOME", str(CHECKPOINT.parent))
     result = run(f"~/{CHECKPOINT.name}", tmp_path / "repository")
-    assert sentence(result.stderr) == f"error: there is no folder ~/{CHECKPOINT.name}: did you mean {CHECKPOINT}?"
+    assert sentence(result.stderr) == f"Error: there is no folder ~/{CHECKPOINT.name}: did you mean {CHECKPOINT}?"
 
 
 def test_other_revisions_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +279,7 @@ def test_other_revisions_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_folder_without_checkpoint(tmp_path: Path) -> None:
     result = run(tmp_path, tmp_path / "repository")
-    assert sentence(result.stderr) == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json"
+    assert sentence(result.stderr) == f"Error: {tmp_path} is no checkpoint: {tmp_path} has no config.json"
     assert result.stdout == ""
 
 
@@ -291,11 +291,11 @@ def test_repository_that_holds_something_else(tmp_path: Path) -> None:
         assert result.exit_code == 1
         assert result.stdout == ""
         assert sentence(result.stderr) == (
-            f"error: {folder} holds other files and no model repository: give a --repository that is new, empty, or "
+            f"Error: {folder} holds other files and no model repository: give a --repository that is new, empty, or "
             "from an earlier build"
         )
     result = run(CHECKPOINT, tmp_path / "file")
-    assert sentence(result.stderr) == f"error: {tmp_path}/file is a file: give a --repository that is a folder"
+    assert sentence(result.stderr) == f"Error: {tmp_path}/file is a file: give a --repository that is a folder"
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -84,7 +84,7 @@ def test_a_wrong_caption_fails(artifacts: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(command, "SAMPLES", samples)
     result = CliRunner().invoke(command.main, ["--repository", str(artifacts), "--sheet", str(tmp_path / "sheet.png")])
     assert result.exit_code == 1
-    assert "error: 2 of 2 captions are not the expected ones" in result.output
+    assert "Error: 2 of 2 captions are not the expected ones" in result.output
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "blipstream_demo", "--repository", str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert sentence(done.stderr).startswith(f"error: {tmp_path} holds other files and no model repository: ")
+    assert sentence(done.stderr).startswith(f"Error: {tmp_path} holds other files and no model repository: ")

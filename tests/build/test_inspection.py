@@ -40,8 +40,8 @@ def refusal(checkpoint: Path | str, folder: Path, *options: str) -> str:
     assert not repository.exists()  # so nothing was exported
     assert "Traceback" not in result.output
     error = sentence(result.stderr)
-    assert error.startswith("error: ")
-    return error.removeprefix("error: ")
+    assert error.startswith("Error: ")
+    return error.removeprefix("Error: ")
 
 
 def edit(file: Path, **values: Any) -> None:

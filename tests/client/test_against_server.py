@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blipstream.server.health import Health
+from blipstream.server.health_server import HealthServer
 from blipstream_client import (
     AsyncClient,
     BlipstreamError,
@@ -25,6 +27,7 @@ from blipstream_client import (
     ModelNotReady,
     Options,
     ServerInfo,
+    ServerUnreachable,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +120,33 @@ def test_an_image_at_fault_has_an_error_of_its_own(url: str, kind: str, stream: 
     with pytest.raises(InvalidImage, match=r"^image must be") as caught:
         asyncio.run(ask()) if kind == "async" else wait()
     assert caught.value.code == "invalid_image"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_the_port_for_metrics_is_told(server: Any, scheme: str, kind: str, stream: bool) -> None:
+    url = f"{scheme}://127.0.0.1:{server.metrics_port}"
+
+    async def ask() -> None:
+        async with AsyncClient(url) as client:
+            _ = [piece async for piece in client.stream(b"image")] if stream else await client.caption(b"image")
+
+    def wait() -> None:
+        with Client(url) as client:
+            _ = list(client.stream(b"image")) if stream else client.caption(b"image")
+
+    usual = {"grpc": 8001, "http": 8000}[scheme]
+    with pytest.raises(ServerUnreachable, match=f"that is the server's metrics port: .* at port {usual}$"):
+        asyncio.run(ask()) if kind == "async" else wait()
+    with Client(url) as client, pytest.raises(ServerUnreachable, match="that is the server's metrics port"):
+        client.info()
+
+
+def test_the_port_for_health_is_told(scheme: str) -> None:
+    with HealthServer(Health(), "127.0.0.1", 0) as running, Client(f"{scheme}://127.0.0.1:{running.port}") as client:
+        with pytest.raises(ServerUnreachable, match="that is the server's health port"):
+            client.caption(b"image")
+        with pytest.raises(ServerUnreachable, match="that is the server's health port"):
+            client.info()
 
 
 def test_a_model_that_does_not_exist(url: str) -> None:

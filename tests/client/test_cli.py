@@ -20,7 +20,7 @@ import grpc
 import pytest
 
 from blipstream_client import Client, __version__
-from blipstream_client._cli import main
+from blipstream_client._cli import OWN, main
 from blipstream_client._options import OPTIONS
 from tests.support.tiny_triton import Answer, Event, Inputs, Refusal, TinyTriton, size_of_image, word_by_word
 
@@ -42,6 +42,13 @@ def blipstream(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
     """Exit status, standard output, standard error."""
     result = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, check=False)
     return result.returncode, result.stdout.decode(), result.stderr.decode()
+
+
+def subcommand(name: str) -> click.Command:
+    """One of the client's own."""
+    found = main.get_command(click.Context(main), name)
+    assert found
+    return found
 
 
 @pytest.mark.usefixtures("environment")
@@ -71,6 +78,13 @@ def test_json_and_standard_input(tiny: TinyTriton) -> None:
     ]
 
 
+@pytest.mark.parametrize("command", [["caption"], ["bulk", "--output", "a.jsonl"]], ids=str)
+def test_standard_input_can_be_read_only_once(command: list[str]) -> None:
+    status, out, err = blipstream(*command, "-", "a.jpg", "-", stdin=b"333")
+    assert (status, out) == (2, "")
+    assert "- is standard input, which can be read only once: leave out the others" in " ".join(err.split())
+
+
 @pytest.mark.usefixtures("environment")
 def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
     seen: list[Inputs] = []
@@ -93,7 +107,7 @@ def test_every_option_is_a_flag(tiny: TinyTriton) -> None:
 
 @pytest.mark.parametrize("command", ["caption", "bulk"])
 def test_every_argument_of_the_client_is_a_flag(command: str) -> None:
-    flags = {parameter.name for parameter in main.commands[command].params}
+    flags = {parameter.name for parameter in subcommand(command).params}
     assert inspect.signature(Client).parameters.keys() <= flags
 
 
@@ -191,11 +205,11 @@ def test_a_key_from_the_environment(tiny: TinyTriton, scheme: str, monkeypatch: 
     assert [headers["authorization"] for headers in tiny.headers] == ["Bearer secret", "Basic other"]
 
 
-@pytest.mark.parametrize("command", main.commands)
+@pytest.mark.parametrize("command", OWN)
 def test_help_shows_every_default(command: str) -> None:
-    for parameter in main.commands[command].params:
+    for parameter in subcommand(command).params:
         if isinstance(parameter, click.Option) and not (parameter.is_flag and not parameter.secondary_opts):
-            _, text = parameter.get_help_record(click.Context(main.commands[command])) or ("", "")
+            _, text = parameter.get_help_record(click.Context(subcommand(command))) or ("", "")
             assert "[default: " in text or "; default: " in text or "[required]" in text, parameter.name
 
 
@@ -212,6 +226,22 @@ def on_a_terminal(command: list[str], columns: int = 80) -> tuple[int, str]:
             while piece := screen.read(1 << 16):
                 shown += piece
     return process.wait(), shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["caption", "a.jpg", "--header", " ".join(["word"] * 30)], "Error: Invalid value for '--header': expected "),
+        (["word" * 10 + " " + "word" * 10], "Error: No such command '"),
+        (["--" + "word" * 10 + " " + "word" * 10], "Error: No such option '"),
+    ],
+    ids=["value", "command", "option"],
+)
+def test_a_wrong_command_line_is_told_in_short_lines(arguments: list[str], told: str) -> None:
+    status, out, err = blipstream(*arguments)
+    assert (status, out) == (2, "")
+    assert f"\n\n{told}" in err
+    assert max(map(len, err.splitlines())) <= 80
 
 
 @pytest.mark.usefixtures("environment")
@@ -241,7 +271,7 @@ def test_version_and_help() -> None:
     assert all(option.help in " ".join(out.split()) for option in OPTIONS.values())
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)], ids=str)
+@pytest.mark.parametrize("command", [[], *([name] for name in OWN)], ids=str)
 def test_short_help(command: list[str]) -> None:
     status, out, err = blipstream(*command, "-h")
     assert (status, err) == (0, "")
@@ -301,8 +331,10 @@ INTERRUPTED_AT_AN_IMPORT = """
 import os, runpy, signal, sys
 
 class Interrupter:
+    module = sys.argv.pop(1)
+
     def find_spec(name, path=None, target=None):
-        if name == sys.argv[1]:
+        if name == Interrupter.module:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupter)
@@ -313,7 +345,7 @@ runpy.run_module("blipstream_client", run_name="__main__")
 @pytest.mark.parametrize("module", ["_cli", "_client", "_fetch", "_images", "_tls", "bulk.job", "bulk.tar"])
 def test_ctrl_c_while_it_is_imported_ends_it_quietly(module: str) -> None:
     """The signal ends the process, for which shells say 130."""
-    command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, f"blipstream_client.{module}"]
+    command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, f"blipstream_client.{module}", "info"]
     done = subprocess.run(command, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from blipstream_client import (
     BlipstreamError,
     Caption,
     Client,
+    ImageLike,
     InvalidImage,
     InvalidRequest,
     RequestCancelled,
@@ -228,6 +230,32 @@ def test_leaving_early_cancels_and_leaves_no_threads(tiny: TinyTriton, client: C
     assert client.is_ready()  # on another connection
 
 
+def test_errors_name_their_image(tiny: TinyTriton, scheme: str, kind: str) -> None:
+    def refuse(_: Inputs) -> Answer:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no image")
+
+    tiny.answer = refuse
+    images: list[ImageLike] = [b"1", Path("nowhere.jpg"), "http://name:password@127.0.0.1/a.jpg"]
+
+    async def ask() -> list[Any]:
+        async with AsyncClient(tiny.url(scheme)) as client:
+            many = [result async for result in client.caption_many(images)]
+            with pytest.raises(InvalidImage) as caught:
+                await client.caption("nowhere.jpg")
+            return [*many, caught.value]
+
+    def wait() -> list[Any]:
+        with Client(tiny.url(scheme)) as client:
+            many = list(client.caption_many(images))
+            with pytest.raises(InvalidImage) as caught:
+                next(client.stream("nowhere.jpg"))
+            return [*many, caught.value]
+
+    errors = asyncio.run(ask()) if kind == "async" else wait()
+    named = ["bytes, number 1", "nowhere.jpg, number 2", "http://127.0.0.1/a.jpg, number 3", "nowhere.jpg"]
+    assert [error.image for error in errors] == named
+
+
 def test_errors_of_the_source_are_the_callers(client: Client) -> None:
     def broken() -> Iterator[bytes]:
         yield b"image"
@@ -241,7 +269,7 @@ def test_errors_of_the_source_are_the_callers(client: Client) -> None:
 def test_wrong_options_are_raised_at_once(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="max_in_flight must be a whole number of at least 1, got 0"):
         client.caption_many([], max_in_flight=0)
-    with pytest.raises(InvalidRequest, match="max_tokens must be int"):
+    with pytest.raises(InvalidRequest, match="max_tokens must be a whole number"):
         client.caption_many([], max_tokens="7")  # type: ignore[arg-type]
 
 

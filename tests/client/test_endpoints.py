@@ -49,11 +49,34 @@ def test_several_addresses(url: str, netlocs: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8001", "ftp://localhost", "grpc://", "http://a:b", "grpc://a/b", "grpc://a,", "grpc://a,http://b"],
+    [
+        "",
+        "localhost:8001",
+        "ftp://localhost",
+        "grpc://",
+        "grpc://::1:8001",
+        "grpc://a/b",
+        "grpc://a,",
+        "grpc://a,http://b",
+    ],
 )
 def test_wrong_addresses_are_told_what_was_expected(url: str) -> None:
     with pytest.raises(InvalidURL, match="such as grpc://localhost:8001 or http://localhost:8000"):
         parse_urls(url)
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "70000", "9" * 5000, "text", "²"], ids=lambda port: port[:8])
+@pytest.mark.parametrize("url", ["http://a:{}", "http://a:{}/path", "grpc://[::1]:{}", "grpc://a,b:{}"])
+def test_a_wrong_port_is_named(url: str, port: str) -> None:
+    with pytest.raises(InvalidURL, match="Expected a port from 1 to 65535 in the address") as caught:
+        parse_urls(url.format(port))
+    assert f"got {port[:10]}" in str(caught.value)
+
+
+def test_a_password_is_not_taken_for_a_port() -> None:
+    with pytest.raises(InvalidURL) as caught:
+        parse_urls("http://name:pass/word@host")
+    assert "pass" not in str(caught.value)
 
 
 class Clock:

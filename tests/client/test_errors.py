@@ -53,6 +53,7 @@ HTTP = {
     401: AccessDenied,
     403: AccessDenied,
     404: ModelNotReady,
+    405: ServerUnreachable,
     408: RequestTimeout,
     413: InvalidRequest,
     429: ServerOverloaded,

@@ -77,11 +77,19 @@ def test_nothing_of_the_server_is_imported() -> None:
         assert not {each.partition(".")[0] for each in imported(tree)} & FOREIGN, name
 
 
-@pytest.mark.parametrize("module", ["_cli", "_grpc", "_http", "_client", "_async_client", "bulk.job"])
+@pytest.mark.parametrize("module", ["_commands", "_grpc", "_http", "_client", "_async_client", "bulk.job"])
 def test_nothing_of_the_server_is_loaded(module: str) -> None:
     """Not even by a library."""
     program = (
         f"import sys, blipstream_client.{module}\nprint(sorted({FOREIGN | {'gevent', 'aiohttp'}} & set(sys.modules)))"
     )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_command_imports_no_subcommand() -> None:
+    """So that --help, and other packages' subcommands, need not wait."""
+    heavy = {"blipstream_client._commands", "PIL", "grpc", "httpcore2", "numpy", "tritonclient"}
+    program = f"import sys, blipstream_client._cli\nprint(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -63,13 +63,22 @@ def test_numpy_numbers_are_numbers() -> None:
     ],
 )
 def test_values_of_the_wrong_kind(name: str, value: Any) -> None:
-    with pytest.raises(InvalidRequest, match=name):
+    with pytest.raises(InvalidRequest, match=f"{name} must be (a whole number|text|between|text that UTF-8 can hold)"):
         option_tensors({name: value})  # type: ignore[misc]
 
 
-def test_options_that_do_not_exist() -> None:
-    with pytest.raises(TypeError, match=r"no option 'max_token'; the options are .*max_tokens"):
-        option_tensors({"max_token": 7})  # type: ignore[typeddict-unknown-key]
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("max_token", r": did you mean max_tokens\?"),
+        ("max_new_tokens", r": did you mean max_tokens\?"),  # as transformers calls it
+        ("num_return_sequences", r": did you mean num_captions\?"),
+        ("hue", "; the options are prompt, .*max_tokens.*"),
+    ],
+)
+def test_options_that_do_not_exist(name: str, remedy: str) -> None:
+    with pytest.raises(TypeError, match=f"no option '{name}'{remedy}$"):
+        option_tensors({name: 7})  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("value", [0.01, np.float32(0.01), 1, np.int64(1), 3e38, -3e38])
@@ -86,5 +95,5 @@ def test_numbers_that_fp32_does_not_hold(value: float) -> None:
 
 
 def test_errors_show_numbers_as_they_were_given() -> None:
-    with pytest.raises(InvalidRequest, match=r"max_tokens must be int, got (np\.float32\()?0\.01\)?$"):
+    with pytest.raises(InvalidRequest, match=r"max_tokens must be a whole number, got (np\.float32\()?0\.01\)?$"):
         option_tensors({"max_tokens": np.float32(0.01)})  # type: ignore[typeddict-item]

@@ -88,7 +88,7 @@ def test_pieces(tiny: TinyTriton, url: str, kind: str) -> None:
 
 def test_wrong_options_are_raised_at_once() -> None:
     for client in (Client(), AsyncClient()):
-        with pytest.raises(InvalidRequest, match="max_tokens must be int"):
+        with pytest.raises(InvalidRequest, match="max_tokens must be a whole number"):
             client.stream(b"image", max_tokens="7")  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match="timeout"):
             client.stream(b"image", timeout=0)

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT, SAMPLES
 from tests.support.programs import NODE
@@ -27,6 +29,47 @@ def run(server: TritonServer, program: str, *arguments: str | Path) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+PROGRAMS = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs"))
+
+
+def fail(program: str, *arguments: str | Path) -> str:
+    """Standard error of an example that fails."""
+    interpreter = NODE if program.endswith(".mjs") else sys.executable
+    command: list[str | Path] = [interpreter, EXAMPLES / program, *arguments]
+    environment = os.environ | {"BLIPSTREAM_URL": "grpc://127.0.0.1:1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_without_arguments_each_says_how_to_call_it(program: str) -> None:
+    interpreter = "node" if program.endswith(".mjs") else "python"
+    assert re.fullmatch(f"usage: {interpreter} examples/{re.escape(program)} [A-Z].*\n", fail(program))
+
+
+@pytest.mark.parametrize(
+    "program", ["beams_and_sampling.py", "stream.py", "plain_http.py", "plain_tritonclient.py", "fetch.mjs"]
+)
+def test_without_a_server_each_says_so_in_one_sentence(program: str) -> None:
+    addresses = {
+        "plain_http.py": ["127.0.0.1:1"],
+        "plain_tritonclient.py": ["127.0.0.1:1"],
+        "fetch.mjs": ["http://127.0.0.1:1"],
+    }
+    assert re.fullmatch(
+        r"(Error|ECONNREFUSED|fetch failed|bad port).*\n", fail(program, BOOK, *addresses.get(program, []))
+    )
+
+
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name not in ("bulk_to_parquet.py", "many_async.py")])
+def test_a_file_that_is_not_there_is_one_sentence(program: str, tmp_path: Path) -> None:
+    told = fail(program, tmp_path / "nowhere")
+    assert re.match(r"(Error|ENOENT): ", told)
+    assert "nowhere" in told
+    assert told.count("\n") == 1
 
 
 def test_the_page_names_them_all() -> None:

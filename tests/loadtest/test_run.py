@@ -454,12 +454,12 @@ def test_interrupted(tmp_path: Path, tiny: TinyTriton, number: signal.Signals) -
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--host", "grpc://127.0.0.1:1"], "error: the first 'greedy' request of"),
+        (["--host", "grpc://127.0.0.1:1"], "Error: the first 'greedy' request of"),
         (["--host", "grpc://127.0.0.1:1,localhost:2"], "a:8001,http://b:8000, got 'localhost:2'; the schemes are"),
         (["--ca-file", str(MIX_FILE)], "--ca-file is for a --host with grpcs:// or https://"),
-        (["--host", "ftp://there"], "error: Expected an address such as grpc://localhost:8001"),
-        (["--name", "a/b", "--host", "grpc://127.0.0.1:1"], "error: a name has letters, digits"),
-        (["--mix", str(ROOT / "README.md")], "error: "),
+        (["--host", "ftp://there"], "Error: Expected an address such as grpc://localhost:8001"),
+        (["--name", "a/b", "--host", "grpc://127.0.0.1:1"], "Error: a name has letters, digits"),
+        (["--mix", str(ROOT / "README.md")], "Error: "),
         (["--users", "0"], "0 is not in the range x>=1"),
         (["--remote-workers", "1", "--master-port", "0"], "--remote-workers need a --master-port that they know"),
     ],

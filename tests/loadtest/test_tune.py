@@ -162,7 +162,7 @@ def test_a_real_trial(artifacts: Path, tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         (["--p95-ms", "0"], "0.0 is not in the range x>0"),
-        (["--p95-ms", "100", "--mix", str(ROOT / "README.md")], "error: "),
+        (["--p95-ms", "100", "--mix", str(ROOT / "README.md")], "Error: "),
         (["--p95-ms", "100", "--repository", str(ROOT / "tests")], "is no configuration of a model"),
     ],
 )

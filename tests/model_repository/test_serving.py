@@ -220,7 +220,7 @@ def test_a_bad_image_harms_no_batch_mate(triton: InferenceServerClient, samples:
 
 
 def test_one_bad_image_refuses_its_request(triton: InferenceServerClient, good_image: bytes) -> None:
-    assert "image must be" in refusal(triton, image=words(good_image, b"nonsense"))
+    assert "image 2 of 2 must be a JPEG" in refusal(triton, image=words(good_image, b"nonsense"))
 
 
 def get(server: TritonServer, path: str) -> dict[str, Any]:

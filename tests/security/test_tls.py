@@ -115,4 +115,4 @@ def test_options_that_lack_another(files: Files, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(signals, "_handle", lambda _: None)
     result = CliRunner().invoke(serve.main, [f"--tls-key={files.key}"])
     assert result.exit_code == 1
-    assert result.stderr == "error: --tls-key and --tls-client-ca go with a --tls-certificate: give that too\n"
+    assert result.stderr == "Error: --tls-key and --tls-client-ca go with a --tls-certificate: give that too\n"

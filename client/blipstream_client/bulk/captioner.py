@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client that makes output rows of images, watches the server's load, and holds it to one checkpoint."""
+"""A client that makes output rows of images, watches the server's load, and holds it to what it served at first."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import local
 from typing import Any, NamedTuple
 
@@ -23,10 +24,10 @@ from blipstream_client._exceptions import (
     ServerOverloaded,
 )
 from blipstream_client._images import opened
-from blipstream_client._info import checkpoint_of, revision_of
+from blipstream_client._info import checkpoint_of, defaults_of, revision_of
 from blipstream_client._notices import Waiting
 from blipstream_client._options import Options
-from blipstream_client._requests import InferRequest, MetadataRequest, Request, ResponseT
+from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest, Request, ResponseT
 from blipstream_client._retries import RetryPolicy
 from blipstream_client._text import quoted
 from blipstream_client._transport import Settings
@@ -34,11 +35,27 @@ from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row, as_utf8
 
 
-class OtherCheckpoint(BlipstreamError):
-    """An endpoint does not have the checkpoint that the run began with."""
+@dataclass(frozen=True)
+class Served:
+    """What of a server decides its captions, beside the request. None if the server does not show it."""
 
-    def __init__(self, found: str | None) -> None:
-        super().__init__(f"The server's checkpoint is now {quoted(found)}")
+    checkpoint: str | None
+    defaults: Mapping[str, Any] | None  # of options, where they are not the built-in ones
+    fixed: Sequence[str] | None  # names of options that requests may not set
+
+    def difference(self, other: "Served") -> str | None:
+        """The first field that differs. A checkpoint is known by its revision."""
+        mine, others = (vars(each) | {"checkpoint": revision_of(each.checkpoint)} for each in (self, other))
+        return next((name for name in mine if mine[name] != others[name]), None)
+
+
+class OtherServed(BlipstreamError):
+    """An endpoint does not serve what the run began with."""
+
+    def __init__(self, what: str, begun: object, found: object) -> None:
+        super().__init__(f"The server's {what} is now {'unknown' if found is None else quoted(found)}")
+        self.what = what
+        self.begun = begun
         self.found = found
 
 
@@ -60,7 +77,8 @@ class Captioner(Client):
         self._options_text = json.dumps({name: value for name, value in options.items() if value is not None})
         with self._waiting:
             self._waiting.begin()
-            self.checkpoint = self._transport.begin(self._deadline(None))
+            self.served = self._transport.begin(self._model, self._deadline(None))
+        self._defaults_text = None if self.served.defaults is None else json.dumps(self.served.defaults)
 
     def _open(self) -> None:
         arguments = self._addresses, self._settings, self._policy, self._limit, self._waiting
@@ -72,7 +90,7 @@ class Captioner(Client):
             super().close()
 
     def confirm(self, endpoints: AbstractSet[int]) -> None:
-        """Check that these endpoints still have the checkpoint, with an image's timeout. Raises BlipstreamError."""
+        """Check that these endpoints still serve the same, with an image's timeout. Raises BlipstreamError."""
         for endpoint in endpoints:
             self._transport.confirm(endpoint, self._deadline(None))
 
@@ -93,12 +111,18 @@ class Captioner(Client):
             found |= {"caption": caption.text, "score": caption.score}
         except (InvalidRequest, ServerError) as exc:
             found["error"] = as_utf8(str(exc))
-        row = Row(name=name, options=self._options_text, checkpoint=self.checkpoint, **found)
+        row = Row(
+            name=name,
+            options=self._options_text,
+            defaults=self._defaults_text,
+            checkpoint=self.served.checkpoint,
+            **found,
+        )
         return Finished(row, self._transport.last.endpoint)
 
 
 class WatchedTransport(BalancedTransport):
-    """Tells the limit what the server accepts and refuses, and uses no endpoint with another checkpoint.
+    """Tells the limit what the server accepts and refuses, and uses no endpoint with another checkpoint or defaults.
 
     If no server answers, whoever started the run is told.
     """
@@ -114,20 +138,28 @@ class WatchedTransport(BalancedTransport):
         super().__init__(addresses, settings, policy)
         self._limit = limit
         self._waiting = waiting
-        self._checkpoint: str | None = None
-        self._seen: set[int] = set()  # endpoints that had the checkpoint and have not failed since
+        self._model = ""
+        self._served = Served(None, None, None)
+        self._seen: set[int] = set()  # endpoints that served the same and have not failed since
         self.last = local()  # .endpoint: the last one that this thread used
 
-    def begin(self, deadline: Deadline) -> str | None:
-        """The checkpoint, to which endpoints are held from now on. None if it is not shown. Raises BlipstreamError."""
-        try:
-            self._checkpoint = checkpoint_of(self.send(MetadataRequest(), deadline))
-        except AccessDenied:
-            self._checkpoint = None
-        return self._checkpoint
+    def begin(self, model: str, deadline: Deadline) -> Served:
+        """What is served, to which endpoints are held from now on. Raises BlipstreamError."""
+        self._model = model
+        self._served = self._ask(lambda request: self.send(request, deadline))
+        return self._served
+
+    def _ask(self, send: Callable[[Request[Mapping[str, Any]]], Mapping[str, Any]]) -> Served:
+        """What is served, by two requests."""
+        checkpoint = defaults = fixed = None
+        with suppress(AccessDenied):
+            checkpoint = checkpoint_of(send(MetadataRequest()))
+        with suppress(AccessDenied):
+            defaults, fixed = defaults_of(send(ConfigRequest(self._model)))
+        return Served(checkpoint, defaults, fixed)
 
     def confirm(self, endpoint: int, deadline: Deadline) -> None:
-        """Check that the endpoint has the checkpoint, with retries. Raises BlipstreamError."""
+        """Check that the endpoint still serves the same, with retries. Raises BlipstreamError."""
         policy = replace(self._policy, endpoints=RoundRobin(1))
 
         def check() -> None:
@@ -138,12 +170,9 @@ class WatchedTransport(BalancedTransport):
             retrying(check)
 
     def _check(self, endpoint: int, deadline: Deadline) -> None:
-        try:
-            found = checkpoint_of(self._watched(endpoint, MetadataRequest(), deadline))
-        except AccessDenied:
-            found = None
-        if revision_of(found) != revision_of(self._checkpoint):
-            raise OtherCheckpoint(found)
+        found = self._ask(lambda request: self._watched(endpoint, request, deadline))
+        if what := self._served.difference(found):
+            raise OtherServed(what, getattr(self._served, what), getattr(found, what))
 
     def _send_to(self, endpoint: int, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
         wants_caption = isinstance(request, InferRequest)  # a name, or mypy would narrow ResponseT
@@ -160,7 +189,7 @@ class WatchedTransport(BalancedTransport):
             raise
         except BlipstreamError as exc:
             if is_endpoint_failure(exc):
-                self._seen.discard(endpoint)  # it may come back with another checkpoint
+                self._seen.discard(endpoint)  # it may come back with another checkpoint or other defaults
             raise
         self._limit.accepted()
         return response

@@ -4,13 +4,14 @@
 import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from blipstream_client._base import DEFAULT_MODEL
 from blipstream_client._exceptions import BlipstreamError, InvalidRequest
 from blipstream_client._notices import say
 from blipstream_client._options import Options, option_tensors
-from blipstream_client.bulk.captioner import Captioner, OtherCheckpoint
+from blipstream_client.bulk.captioner import Captioner, OtherServed
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.limit import Limit
@@ -78,7 +79,7 @@ def _run(
                 "column": sources.column,
                 "model": connection.get("model", DEFAULT_MODEL),
                 "options": {name: value for name, value in options.items() if value is not None},
-                "checkpoint": captioner.checkpoint,
+                **asdict(captioner.served),
                 "max_side": connection.get("max_side"),
             }
         )
@@ -87,8 +88,8 @@ def _run(
         with progress(summary, limit, sources.count) as show:
             try:
                 Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
-            except OtherCheckpoint as exc:
-                raise sink.differs("checkpoint", captioner.checkpoint, exc.found) from exc
+            except OtherServed as exc:
+                raise sink.differs(exc.what, exc.begun, exc.found) from exc
             except BlipstreamError as exc:
                 raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
 

@@ -3,13 +3,17 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.runner import Summary
 
 LINE_SECONDS = 10.0
+RECENT_SECONDS = 30.0  # what the rate is taken over
+SAMPLE_SECONDS = 1.0  # at least between two samples: rows come in bursts
 BAR_COLUMNS = 20  # so that a million images leave the line within 80
 
 Show = Callable[[], None]
@@ -23,40 +27,63 @@ def progress(summary: Summary, limit: Limit, count: Callable[[], int | None]) ->
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+        from rich.text import Text
     except ImportError:
         yield lines(summary, limit)
         return
-    columns = (
-        BarColumn(BAR_COLUMNS),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
+
+    class Pace(ProgressColumn):
+        """The rate, which is asked for again each time that the bar is drawn, and what is left at this rate."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._rate = Rate(summary)
+
+        def render(self, task: Task) -> Text:
+            rate = self._rate()
+            return Text(f"{per_second(rate)} {left(task.remaining, rate)}", style="progress.remaining")
+
+    columns = (BarColumn(BAR_COLUMNS), MofNCompleteColumn(), Pace(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        rate = Rate(summary)
-        task = bar.add_task("", total=count(), completed=summary.rows, rate="")
+        task = bar.add_task("", total=count(), completed=summary.rows)
 
         def show() -> None:
             failed = f"{summary.failures:,} failed, " if summary.failures else ""
-            description = f"{failed}{limit.current} in flight"
-            bar.update(task, completed=summary.rows, description=description, rate=f"{rate():.0f}/s")
+            bar.update(task, completed=summary.rows, description=f"{failed}{limit.current} in flight")
 
         yield show
 
 
 class Rate:
-    """Rows a second since the start."""
+    """Rows a second in the recent past. So a pause is forgotten soon after it."""
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: Summary, clock: Callable[[], float] = time.monotonic) -> None:
         self._summary = summary
-        self._rows = summary.rows
-        self._began = time.monotonic()
+        self._clock = clock
+        self._samples = deque([(clock(), summary.rows)])  # times and numbers of rows
 
     def __call__(self) -> float:
-        """The rate until now."""
-        return (self._summary.rows - self._rows) / max(time.monotonic() - self._began, 1e-9)
+        """The rate now: over RECENT_SECONDS, or further back if no row has come since."""
+        now, rows = self._clock(), self._summary.rows
+        while len(self._samples) > 1 and self._samples[1][0] <= now - RECENT_SECONDS and self._samples[1][1] < rows:
+            self._samples.popleft()
+        began, before = self._samples[0]
+        if now - self._samples[-1][0] >= SAMPLE_SECONDS:
+            self._samples.append((now, rows))
+        return (rows - before) / max(now - began, 1e-9)
+
+
+def per_second(rate: float) -> str:
+    """The rate in few characters."""
+    return f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
+def left(rows: float | None, rate: float) -> str:
+    """The time that so many rows take, as 1:02:03. Empty if their number is unknown."""
+    if rows is None:
+        return ""
+    return str(timedelta(seconds=int(rows / rate))) if rate else "-:--:--"
 
 
 def lines(summary: Summary, limit: Limit) -> Show:
@@ -65,11 +92,10 @@ def lines(summary: Summary, limit: Limit) -> Show:
 
     def show() -> None:
         nonlocal last
+        now = rate()
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            failed = f"{summary.failures:,} failed, "
-            print(
-                f"{summary.rows:,} done, {failed}{rate():.0f}/s, {limit.current} in flight", file=sys.stderr, flush=True
-            )
+            done = f"{summary.rows:,} done, {summary.failures:,} failed"
+            print(f"{done}, {per_second(now)}, {limit.current} in flight", file=sys.stderr, flush=True)
 
     return show

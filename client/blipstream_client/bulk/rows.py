@@ -11,7 +11,8 @@ class Row:
     name: str
     caption: str | None
     score: float | None
-    options: str  # JSON
+    options: str  # JSON: what was sent
+    defaults: str | None  # JSON: what the server's operator has set for options that are not sent
     checkpoint: str | None
     width: int | None  # pixels, as stored
     height: int | None

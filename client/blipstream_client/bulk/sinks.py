@@ -28,6 +28,10 @@ PARQUET_JOB = "_job.json"  # with an underscore, so that readers of Parquet skip
 PART_ROWS = 10_000
 PART_SECONDS = 60.0  # after which even a small part is written
 BLOCK = 1 << 20
+NEW_FIELDS = {
+    "defaults": "the server's defaults",
+    "fixed": "the server's fixed options",
+}  # of a job, as people call them
 QUOTE = "'"
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", QUOTE)  # a spreadsheet computes a cell that begins with one
 
@@ -67,7 +71,6 @@ class Sink(ABC):
 
     def lock(self) -> io.IOBase:
         """Lock the output until the returned file is closed. Raises InvalidRequest if another process has it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.with_name(f".{self.path.name}.lock").open("ab")
         try:
             import fcntl
@@ -84,6 +87,7 @@ class Sink(ABC):
 
     def begin(self, job: Mapping[str, Any]) -> None:
         """Start the job, or go on with it. Raises InvalidRequest if another job was begun."""
+        job = json.loads(json.dumps(job))  # as it will be read again
         if self.job_path.exists() and not self._has_begun():  # the rows were deleted, or none was ever written
             self.job_path.unlink()
         try:
@@ -93,7 +97,12 @@ class Sink(ABC):
             return
         except (TypeError, ValueError) as exc:
             raise InvalidRequest(f"Cannot read {self.job_path}: remove it and {self.path} to begin anew") from exc
-        for name in job.keys() | begun.keys():
+        for name in sorted(job.keys() | begun.keys()):
+            if name in NEW_FIELDS and name not in begun:
+                raise InvalidRequest(
+                    f"{self.path} was begun by a client that did not record {NEW_FIELDS[name]} yet:"
+                    " use another --output"
+                )
             same = revision_of if name == "checkpoint" else _unchanged
             if same(begun.get(name)) != same(job.get(name)):
                 raise self.differs(name, begun.get(name), job.get(name))
@@ -101,14 +110,14 @@ class Sink(ABC):
     def differs(self, name: str, begun: object, now: object) -> InvalidRequest:
         """The error for a job that differs in this from the one that was begun."""
         return InvalidRequest(
-            f"{self.path} was begun with {name} {json.dumps(begun)}, not {json.dumps(now)}:"
+            f"{self.path} was begun with {NEW_FIELDS.get(name, name)} {json.dumps(begun)}, not {json.dumps(now)}:"
             " use the same to go on, or another --output"
         )
 
     def _start(self, job: Mapping[str, Any]) -> None:
         if self._is_foreign():
             raise InvalidRequest(f"{self.path} exists and was not begun by this command: use another --output")
-        self.job_path.parent.mkdir(parents=True, exist_ok=True)
+        self.job_path.parent.mkdir(exist_ok=True)
         replace(self.job_path, json.dumps(job, indent=2).encode())
 
 
@@ -117,8 +126,12 @@ def _unchanged(value: object) -> object:
 
 
 def open_sink(output: str) -> Sink:
-    """The sink for the suffix of the file's name. Raises InvalidRequest."""
+    """The sink for the suffix of the file's name. Raises InvalidRequest, also if its folder does not exist."""
     path = Path(output)
+    with translated(f"Cannot write to {output}"):
+        if not path.parent.exists():
+            make = shlex.join(["mkdir", "-p", str(path.parent)])
+            raise InvalidRequest(f"There is no folder {path.parent}: make it by `{make}`, or use another --output")
     match path.suffix:
         case ".jsonl":
             return JsonLines(path)

@@ -16,6 +16,7 @@ from blipstream.errors import (
     FAILED,
     BlipstreamError,
     Gone,
+    InvalidImage,
     InvalidInput,
     Overloaded,
     ServerError,
@@ -36,6 +37,7 @@ pytestmark = ignore_pil_warnings
 
 SIDE = 64
 PIXELS = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+QUICK = encode(noise(30, 50), "PNG")
 
 
 def pixels_of(loaded: Loaded | Future[Loaded]) -> Pixels:
@@ -93,6 +95,23 @@ def test_quick_images_do_not_wait_for_slow_ones() -> None:
 def test_a_bad_image_beside_a_slow_one_is_refused_at_once() -> None:
     (refused,) = ImageLoader(SIDE).load_requests([ImageRequest([SLOW, b"no image"])])
     assert isinstance(refused, InvalidInput)
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        ([QUICK, b"no image"], "image 2 of 2 must be a JPEG"),
+        ([b"data:x,", QUICK, QUICK], "image 1 of 3: a data URL must begin like"),
+        ([QUICK, SLOW, SLOW[: len(SLOW) // 2]], "image 3 of 3 must be a whole TIFF file"),
+        ([b"no image"], "image must be a JPEG"),
+    ],
+    ids=["no image", "data URL", "slow", "alone"],
+)
+def test_an_error_says_which_of_several_images(images: list[bytes], told: str) -> None:
+    (loaded,) = ImageLoader(SIDE).load_requests([ImageRequest(images)])
+    error = loaded.result() if isinstance(loaded, Future) else loaded
+    assert isinstance(error, InvalidImage)
+    assert str(error).startswith(told)
 
 
 def test_cancelled_requests_do_not_load_slow_images() -> None:
@@ -167,7 +186,7 @@ def test_invalid_requests_do_not_shift_others() -> None:
     assert refused.keys() == {0, 2, 3, 5, 6, 7, 8, 10}
     assert refused[0] == refused[5] == refused[6] == "image must be given: send the bytes of at least one"
     assert refused[2] == "resize_mode must have a row for each image, 1, not 2"
-    assert refused[3].startswith("image must be a JPEG")
+    assert refused[3].startswith("image 2 of 2 must be a JPEG")
     assert refused[7] == f"pixels must have shape [{SIDE}, {SIDE}, 3], not [{SIDE - 1}, {SIDE}, 3]"
     assert refused[8] == "image or pixels must be given, not both: leave one out"
     assert refused[10] == "the client has gone"

@@ -27,7 +27,7 @@ def test_a_repository_that_is_up_to_date(artifacts: Path, capfd: pytest.CaptureF
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([*SERVE, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert sentence(done.stderr) == f"error: {tmp_path} is no checkpoint: {tmp_path} has no config.json"
+    assert sentence(done.stderr) == f"Error: {tmp_path} is no checkpoint: {tmp_path} has no config.json"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_wrong_ports(options: list[str], told: str, tmp_path: Path) -> None:
             options = [option.replace(name, number) for option in options]
             told = told.replace(name, number)
         done = subprocess.run([*SERVE, *options, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, sentence(done.stderr)) == (1, "", f"error: {told}")
+    assert (done.returncode, done.stdout, sentence(done.stderr)) == (1, "", f"Error: {told}")
 
 
 def test_unknown_configuration(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_unknown_configuration(tmp_path: Path) -> None:
     done = subprocess.run([*SERVE, "--config=foo", str(tmp_path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert sentence(done.stderr) == (
-        "error: no checkpoint is built for configuration 'foo': choose one of cpu, cuda, tensorrt"
+        "Error: no checkpoint is built for configuration 'foo': choose one of cpu, cuda, tensorrt"
     )
     assert list(CONFIGS) == list(checkpoint.CONFIGS)
 

@@ -36,7 +36,7 @@ def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
         os.kill(child(process), signal.SIGKILL)
         output, errors = process.communicate()
         assert output == ""
-        assert sentence(errors).startswith("error: tritonserver was ended by signal 9 (log: ")
+        assert sentence(errors).startswith("Error: tritonserver was ended by signal 9 (log: ")
         assert process.returncode == 1
 
 
@@ -46,7 +46,7 @@ def test_unknown_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(serve.main, options)
     assert result.exit_code == 1
     assert (
-        sentence(result.stderr) == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt"
+        sentence(result.stderr) == f"Error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt"
     )
 
 
@@ -71,7 +71,7 @@ def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     environment |= dict.fromkeys(("BLIPSTREAM_LOG_REQUESTS", "BLIPSTREAM_TRACES", "BLIPSTREAM_TLS_CERTIFICATE"), "")
     result = CliRunner(env=environment).invoke(serve.main)
     assert (
-        sentence(result.stderr) == f"error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt"
+        sentence(result.stderr) == f"Error: {tmp_path} has no configuration 'typo': choose one of fast, toy, tensorrt"
     )
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_repository(tmp_path: Path, config: str, monkeypatch: pytest.
         result = CliRunner().invoke(serve.main, [f"--repository={tmp_path / name}", f"--config={config}"])
         assert result.exit_code == 1
         assert sentence(result.stderr) == (
-            f"error: {tmp_path / name} {found}: give a model repository, "
+            f"Error: {tmp_path / name} {found}: give a model repository, "
             f"or build it first by `{command('build', repository=tmp_path / name)}`"
         )
 

@@ -141,7 +141,7 @@ def test_without_restarts_a_route_that_never_answered_ends_nothing(tmp_path: Pat
                 executor.submit(stream, url)
             output, errors = process.communicate()
         assert output == ""
-        assert re.fullmatch(f"error: {STREAMS_ALONE}\n", errors)
+        assert re.fullmatch(f"Error: {STREAMS_ALONE}\n", errors)
         assert process.returncode == 1
 
 

@@ -455,6 +455,40 @@ def test_another_checkpoint_ends_the_run(tiny: TinyTriton, scheme: str) -> None:
     assert pairs == [("demo@1", "demo@1")] * found + [("renamed@1", "renamed@1")] * (40 - found)
 
 
+def test_other_defaults_of_the_server_end_the_run(tiny: TinyTriton, scheme: str) -> None:
+    """No caption by other defaults is written, and the next run refuses them, too."""
+    write_images(40)
+    five, six = {"option_defaults": '{"max_tokens": 5}'}, {"option_defaults": '{"max_tokens": 6}'}
+    tiny.parameters = five
+
+    def restarted(inputs: Inputs) -> Answer:
+        if inputs["image"][0, 0] == jpeg(20):
+            tiny.parameters = six
+        return tiny.parameters["option_defaults"], -1.5, 2
+
+    tiny.answer = restarted
+    arguments = ["images", "--output", "a.jsonl", "--max-in-flight", "3", "--url", tiny.url(scheme)]
+    status, err = bulk(*arguments, command=[sys.executable, "-c", CONFIRM_EACH, "bulk"])
+    told = 'Error: a.jsonl was begun with the server\'s defaults {"max_tokens": 5}, not {"max_tokens": 6}: '
+    assert (status, err.startswith(told)) == (1, True)
+    assert bulk(*arguments) == (1, err)
+    tiny.parameters = five | {"fixed_options": '{"max_tokens": 5}'}
+    assert 'begun with the server\'s fixed options [], not ["max_tokens"]' in bulk(*arguments)[1]
+    tiny.parameters, tiny.answer = five, lambda _: ('{"max_tokens": 5}', -1.5, 2)
+    assert bulk(*arguments)[0] == 0
+    assert [(row["caption"], row["defaults"]) for row in read(Path("a.jsonl"))] == [('{"max_tokens": 5}',) * 2] * 40
+
+
+@pytest.mark.parametrize("output", ["no/such folder/a.jsonl", "no/such folder/a.parquet"])
+def test_the_folder_of_the_output_must_exist(closed_port: int, output: str) -> None:
+    """That is told before anything else, and no folder is made."""
+    write_images(1)
+    status, err = bulk("images", "--output", output, "--url", f"grpc://127.0.0.1:{closed_port}")
+    remedy = "make it by `mkdir -p 'no/such folder'`, or use another --output"
+    assert (status, err) == (1, f"Error: There is no folder no/such folder: {remedy}\n")
+    assert not Path("no").exists()
+
+
 def test_endpoints_of_different_checkpoints_end_the_run(tiny: TinyTriton, scheme: str) -> None:
     write_images(8)
     with tiny_triton() as other:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blipstream_client import InvalidImage
-from blipstream_client.bulk.captioner import Captioner, Finished, OtherCheckpoint
+from blipstream_client.bulk.captioner import Captioner, Finished, OtherServed
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
@@ -55,7 +55,7 @@ def test_a_lost_server_is_waited_for_and_checked(tiny: TinyTriton, scheme: str, 
         captioner = Captioner(Limit(1), {}, f"{scheme}://127.0.0.1:{between.port}", retries=100)
         row, endpoint = captioner.row("a.jpg", jpeg)
         assert (row.checkpoint, endpoint) == ("demo@1", 0)
-        for name, outcome in (("renamed@1", nullcontext()), ("demo@2", pytest.raises(OtherCheckpoint, match="demo@2"))):
+        for name, outcome in (("renamed@1", nullcontext()), ("demo@2", pytest.raises(OtherServed, match="demo@2"))):
             tiny.name, between.target = name, 1
             between.cut()
             comes_back = threading.Timer(0.3, setattr, (between, "target", tiny.port(scheme)))

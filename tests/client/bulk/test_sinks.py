@@ -24,6 +24,7 @@ def row(number: int, **changes: Any) -> Row:
         "caption": f'a "bear", ein Bär 🐻\nnumber {number}',
         "score": -number / 2,
         "options": "{}",
+        "defaults": "{}",
         "checkpoint": None,
         "width": 8,
         "height": 6,
@@ -226,6 +227,13 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").mkdir()
     (tmp_path / "a.parquet" / "._job.json.tmp").write_text("{")
     assert write(tmp_path / "a.parquet", ROWS) == []
+
+
+def test_a_job_of_an_older_client_is_not_gone_on_with(output: Path) -> None:
+    """Its rows do not say which defaults they had."""
+    write(output, ROWS)
+    with pytest.raises(InvalidRequest, match="did not record the server's defaults yet: use another --output"):
+        write(output, [], JOB | {"defaults": {}})
 
 
 @pytest.mark.parametrize("job", ["{", "7", '["images"]'])
