@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from blipstream.config import CheckpointConfig, DType
-from blipstream.cuda_graphs import WARM_UP_SIZES
+from blipstream.cuda_graphs import WARM_UP_SIZES, recording_soon
 from blipstream.decoding.batch import Batch, Slot
 from blipstream.decoding.request import Caption, Request
 from blipstream.decoding.strategies import StepReport
@@ -239,9 +239,10 @@ class Engine:
     def warm_up(self) -> None:
         """Do what would make the first requests wait."""
         image_embeds = torch.zeros(self.image_embeds_shape)
-        for options, sizes in self._warm_ups:
-            for size in sizes:
-                self.generate(self.request(image_embeds, options) for _ in range(size))
+        with recording_soon():
+            for options, sizes in self._warm_ups:
+                for size in sizes:
+                    self.generate(self.request(image_embeds, options) for _ in range(size))
 
     def text(self, request: Request, ids: list[int]) -> str:
         """The caption of generated `ids`, with the prompt if the request wants it."""
