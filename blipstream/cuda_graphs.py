@@ -15,8 +15,8 @@ T = TypeVar("T")
 # the largest comes first, so that buffers are made once; the second run of each size records its graph
 WARM_UP_SIZES = tuple(size for size in (64, 32, 16, 8, 4, 2, 1) for _ in range(2))
 MAX_GRAPHS = 64  # that are kept of one Graphs; the one that was used longest ago goes first
-# To record a graph holds up all that run, and what never comes again is recorded in vain. After so many ordinary runs,
-# these have cost about as much as a recording does
+# To record a graph holds up all that run, and what never comes again is recorded in vain. The number is a choice: no
+# GPU has measured it
 ORDINARY_RUNS = 8
 
 _ordinary_runs = ContextVar("_ordinary_runs", default=ORDINARY_RUNS)

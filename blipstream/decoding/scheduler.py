@@ -136,7 +136,7 @@ class Scheduler:
     def _warm_up(self) -> None:
         try:
             self.engine.warm_up()
-            # What is there now stays. To look through it again and again took up to 50 ms each time
+            # What is there now stays: let no garbage collection look through it while steps wait
             gc.collect()
             gc.freeze()
         except Exception as exc:
