@@ -7,6 +7,8 @@ ways to make a step:
 - `segments`, a forward over the segments of all batches, and `advance`: only what grows is computed. For CPUs.
 - `fixed_step`: all slots are computed, in sizes that repeat, and what differs between requests is data. So the step can
   be a CUDA graph.
+
+What the host has to know of each slot in a step lies in one numpy array, so that no step loops over slots in Python.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,9 +25,19 @@ from blipstream.cuda_graphs import Graphs, bucket
 from blipstream.decoding.features import Features
 from blipstream.decoding.history import History
 from blipstream.decoding.request import Request, TokenSequence
-from blipstream.decoding.slots import OptionColumns, SlotTensors, length_bucket, resized
+from blipstream.decoding.slots import OptionColumns, SlotTensors, length_bucket, resized, to_device
 from blipstream.decoding.strategies import STRATEGIES, Inputs, StepReport, Strategy
 from blipstream.text.decoder import Segment, TextDecoder
+
+# What the host knows of each slot; all zeros if it is free
+SLOT = np.dtype(
+    [
+        ("length", np.int64),  # tokens in the cache of each of its rows
+        ("max_length", np.int64),  # the most that there can be: 1 or more
+        ("features", np.bool_, len(Features._fields)),
+        ("streams", np.bool_),  # whether drafts of its caption are wanted
+    ]
+)
 
 
 @dataclass(eq=False)
@@ -31,7 +45,7 @@ class Slot:
     """Where a request lies in the buffers of its batch."""
 
     request: Request
-    length: int  # tokens in the cache of each of its rows
+    place: int  # -1 once it has left
 
 
 @dataclass(eq=False)
@@ -73,8 +87,8 @@ class SlotBuffers:
             self.state.resized(slots, length + 1),
         )
 
-    def move(self, targets: list[int], sources: list[int]) -> None:
-        """Copy slots to other slots."""
+    def move(self, targets: Tensor, sources: Tensor) -> None:
+        """Copy slots, int64 [n], to other slots."""
         records = (self.history, self.options, self.state)
         tensors = [self.keys, self.values, self.image_embeds, self.active]
         for tensor in tensors + [tensor for record in records for tensor in record.tensors()]:
@@ -85,8 +99,16 @@ class Batch:
     """Requests that decode together, with `width` rows each. `fixed_shapes`: whether `fixed_step` makes their steps."""
 
     def __init__(
-        self, decoder: TextDecoder, strategy: str, width: int, num_patches: int, *, fixed_shapes: bool
+        self,
+        decoder: TextDecoder,
+        strategy: str,
+        width: int,
+        num_patches: int,
+        *,
+        fixed_shapes: bool,
+        patch_multiple: int = 1,
     ) -> None:
+        """image_embeds have `num_patches`, and zeros behind them up to a multiple of `patch_multiple`."""
         self._decoder = decoder
         self._width = width
         self._fixed_shapes = fixed_shapes
@@ -94,13 +116,16 @@ class Batch:
         self._device = decoder.word_embedding.weight.device
         self._graphs: Graphs[StepReport] = Graphs(self._device)
         self._slots: list[Slot | None] = []  # None: free; without fixed shapes, none is
+        self._table = np.zeros(0, SLOT)  # of as many slots as the buffers have
         self._num_new = 0  # of the last slots, whose prompts were not fed yet
-        self._buffers = SlotBuffers.empty(decoder, width, num_patches, self._strategy)
+        self._patches = num_patches
+        padded = -(-num_patches // patch_multiple) * patch_multiple
+        self._buffers = SlotBuffers.empty(decoder, width, padded, self._strategy)
 
     @property
     def rows(self) -> int:
         """Rows in use."""
-        return self._width * len(self._in_use)
+        return self._width * self._count
 
     @property
     def room(self) -> int:
@@ -112,31 +137,32 @@ class Batch:
         """Whether the requests fit the buffers as these are."""
         slots, length = self._size
         fits = max(request.max_length for request in requests) <= length
-        return fits and len(self._in_use) + len(requests) <= slots
+        return fits and self._count + len(requests) <= slots
 
     def shrink(self) -> None:
         """Give room back, if less than a quarter of it is needed."""
-        lengths = [slot.request.max_length for slot in self._in_use]
-        slots, length = (bucket(len(self._slots)), length_bucket(max(lengths))) if lengths else (0, 0)
+        slots, length = 0, length_bucket(int(self._table["max_length"].max(initial=0)))
+        if length:
+            slots = bucket(len(self._slots))
         if 4 * slots * self._width * length < self.room:
             self._resize(slots, length)
 
     def add(self, requests: list[Request]) -> None:
         """Give each request a slot."""
-        slots = [self._take_slot(request) for request in requests]
+        slots = self._take_slots(requests)
         old_slots, old_length = self._size
         length = max(request.max_length for request in requests)
         if len(self._slots) > old_slots or length > old_length:
             self._resize(max(bucket(len(self._slots)), old_slots), max(length_bucket(length), old_length))
         self._fill(slots, requests)
         if self._fixed_shapes:
-            self._prefill([slot for slot, request in zip(slots, requests, strict=True) if len(request.prompt_ids) > 1])
+            self._prefill(slots[self._table["length"][slots] > 0])
         else:
             self._num_new += len(requests)
 
     def remove(self, request: Request) -> None:
         """Free the slot of a request, if it has one."""
-        self._vacate([index for index, slot in enumerate(self._slots) if slot and slot.request is request])
+        self._vacate([slot.place for slot in self._slots if slot and slot.request is request])
 
     @property
     def slots(self) -> list[Slot | None]:
@@ -146,29 +172,31 @@ class Batch:
     def collect(self, slots: Sequence[Slot | None], report: StepReport) -> list[Request]:
         """Read the report, on the host, of a step over `slots`.
 
-        Requests that are finished get their sequences and leave. What has left or come since has no part in it.
+        Requests that are finished get their sequences and leave; streams get drafts. What has left or come since has no
+        part in it.
         """
+        done, lengths, scores, ids, token_scores = (part.numpy() for part in report)
+
+        def sequence(request: Request, index: int, row: int) -> TokenSequence:
+            start = len(request.prompt_ids)
+            part = slice(start, start + lengths[index, row])
+            own_ids, own_scores = ids[index, row, part].tolist(), token_scores[index, row, part].tolist()
+            return TokenSequence(own_ids, own_scores, scores[index, row].item())
+
+        if self._table["streams"].any():
+            for index, slot in enumerate(slots):
+                if slot and slot.place >= 0 and self._table["streams"][slot.place] and not done[index]:
+                    slot.request.draft = sequence(slot.request, index, 0)
         finished, freed = [], []
-        places = {slot: index for index, slot in enumerate(self._slots) if slot}
-        done, lengths, scores = (part.tolist() for part in report[:3])
-
-        def sequence(slot: int, row: int, start: int) -> TokenSequence:
-            part = slice(start, start + lengths[slot][row])
-            ids, token_scores = report.ids[slot, row, part], report.token_scores[slot, row, part]
-            return TokenSequence(ids.tolist(), token_scores.tolist(), scores[slot][row])
-
-        for index, slot in enumerate(slots):
-            if slot not in places:
-                continue
-            request, start = slot.request, len(slot.request.prompt_ids)
-            if done[index]:
-                sequences = [sequence(index, row, start) for row in range(self._width)]
+        for index in done[: len(slots)].nonzero()[0].tolist():
+            slot = slots[index]
+            if slot and slot.place >= 0:
+                request = slot.request
+                sequences = [sequence(request, index, row) for row in range(self._width)]
                 sequences.sort(key=lambda each: -each.score)
                 request.sequences = sequences[: request.options.num_captions]
                 finished.append(request)
-                freed.append(places[slot])
-            elif request.streams and self._strategy.tokens_are_final and self._width == 1:
-                request.draft = sequence(index, 0, start)
+                freed.append(slot.place)
         self._vacate(freed)
         return finished
 
@@ -176,29 +204,26 @@ class Batch:
 
     def segments(self) -> list[Segment]:
         """What the next forward runs over: the newest token of each row that grows, and the prompts of new slots."""
-        slots = self._in_use
-        old = len(slots) - self._num_new
+        old = self._count - self._num_new
         return [
-            *([self._growing_rows(old, 1 + max(slot.length for slot in slots[:old]))] if old else []),
-            *([self._prompts(old, 1 + max(slot.length for slot in slots[old:]))] if self._num_new else []),
+            *([self._growing_rows(old, self._next_length(0, old))] if old else []),
+            *([self._prompts(old, self._next_length(old))] if self._num_new else []),
         ]
 
     def advance(self, logits: Sequence[Tensor]) -> StepReport:
         """Choose the next tokens by the logits, f32 [R, V], of each segment. The report's tensors are views."""
-        slots = self._in_use
-        count, old = len(slots), len(slots) - self._num_new
+        count, old = self._count, self._count - self._num_new
         rows = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
         if self._width > 1 and len(rows) < count * self._width:
             rows = rows[self._places(old, count)]
         if self._num_new and self._width > 1:  # all rows of a new slot begin with its prompt
-            longest = 1 + max(slot.length for slot in slots[old:])
+            longest = self._next_length(old)
             for cache in (self._buffers.keys, self._buffers.values):
                 cache[old:count, 1:, :, :, :longest] = cache[old:count, :1, :, :, :longest]
         self._num_new = 0
-        features, length = self._features(), 1 + max(slot.length for slot in slots)
-        for slot in slots:
-            slot.length += 1
-        return self._choose(rows.view(count, self._width, -1), length, features)
+        length = self._next_length()
+        self._count_token()
+        return self._choose(rows.view(count, self._width, -1), length, self._features())
 
     def _growing(self, slots: int) -> Tensor | None:
         """Which rows of the first slots grow, bool [slots, W]; None: all."""
@@ -215,7 +240,7 @@ class Batch:
             rows = growing.view(-1).nonzero()[:, 0]
             ids, past = ids[rows], past[rows]
         keys, values = (cache.flatten(0, 1).transpose(0, 1) for cache in (buffers.keys, buffers.values))
-        return Segment(ids, past, length, buffers.image_embeds[:slots], groups, keys, values, rows)
+        return Segment(ids, past, length, buffers.image_embeds[:slots], groups, keys, values, self._patches, rows)
 
     def _prompts(self, first: int, length: int) -> Segment:
         """The prompts of the slots from `first` on, a row each, whatever their lengths."""
@@ -231,6 +256,7 @@ class Batch:
             groups=[(len(counts), 1)],
             keys=keys,
             values=values,
+            patches=self._patches,
             counts=counts,
         )
 
@@ -249,16 +275,15 @@ class Batch:
     @property
     def goes_on(self) -> bool:
         """Whether any request may need another step."""
-        return any(slot.length < slot.request.max_length for slot in self._in_use)
+        return bool((self._table["length"] < self._table["max_length"]).any())
 
     def fixed_step(self) -> StepReport:
         """Bring every row one token further. The report lies on the device.
 
         Requests that are finished may take part until they are collected: nobody reads what becomes of them.
         """
-        length = min(length_bucket(1 + max(slot.length for slot in self._in_use)), self._size[1])
-        for slot in self._in_use:
-            slot.length += 1
+        length = min(length_bucket(self._next_length()), self._size[1])
+        self._count_token()
         features = self._features()
         key = (bucket(len(self._slots)), length, features.constraints, features.filters)
         return self._graphs.run(key, lambda: self._fixed_step(*key))
@@ -266,36 +291,52 @@ class Batch:
     def _fixed_step(self, slots: int, length: int, constrained: bool, filtered: bool) -> StepReport:
         """From each row's newest token to the next one: this becomes a graph."""
         buffers, history = self._buffers, self._buffers.history.first(slots, length + 1)
+        keys, values = (cache[:slots].flatten(0, 1).transpose(0, 1) for cache in (buffers.keys, buffers.values))
         segment = Segment(
             history.newest().view(-1, 1),
             (history.lengths - 1)[:, None].expand(-1, self._width).reshape(-1),
             length,
             buffers.image_embeds[:slots],
             [(slots, self._width)],
-            *(cache[:slots].flatten(0, 1).transpose(0, 1) for cache in (buffers.keys, buffers.values)),
+            keys,
+            values,
+            self._patches,
         )
         (logits,) = self._decoder([segment])
         return self._choose(logits.view(slots, self._width, -1), length, Features.every(constrained, filtered))
 
-    def _prefill(self, slots: list[int]) -> None:
-        """Feed prompts without their last tokens, a row for each, of any lengths; all rows of a slot begin with it."""
-        if not slots:
+    def _prefill(self, slots: npt.NDArray[np.int64]) -> None:
+        """Feed prompts without their last tokens, a row for each, of any lengths; all rows of a slot begin with it.
+
+        So that few shapes come up, there may be more rows, which are copies of the last one, and more tokens.
+        """
+        if not len(slots):
             return
-        buffers = self._buffers
-        lengths = [slot.length for slot in (self._slots[index] for index in slots) if slot]
-        count, longest = len(slots), max(lengths)
-        keys, values = self._decoder.new_cache(count, longest)
-        past = torch.zeros(count, dtype=torch.int64, device=self._device)
-        ids, image_embeds = buffers.history.ids[slots, 0, :longest], buffers.image_embeds[slots]
-        self._decoder.hidden([Segment(ids, past, longest, image_embeds, [(count, 1)], keys, values)])
+        buffers, count = self._buffers, len(slots)
+        longest = bucket(int(self._table["length"][slots].max()))
+        longest = min(longest, self._size[1], self._decoder.config.max_positions)
+        rows = bucket(count)
+        index = to_device(np.pad(slots, (0, rows - count), mode="edge"), self._device)
+        keys, values = self._decoder.new_cache(rows, longest)
+        past = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        ids, image_embeds = buffers.history.ids[index, 0, :longest], buffers.image_embeds[index]
+        self._decoder.hidden([Segment(ids, past, longest, image_embeds, [(rows, 1)], keys, values, self._patches)])
         # behind a shorter prompt lies what is overwritten before anybody looks at it
-        buffers.keys[slots, :, :, :, :longest] = keys.transpose(0, 1)[:, None]
-        buffers.values[slots, :, :, :, :longest] = values.transpose(0, 1)[:, None]
+        for mine, new in ((buffers.keys, keys), (buffers.values, values)):
+            mine[index[:count], :, :, :, :longest] = new[:, :count].transpose(0, 1)[:, None]
 
     # both
 
     def _features(self) -> Features:
-        return Features.of(slot.request.options for slot in self._in_use)
+        return Features(*self._table["features"].any(0).tolist())
+
+    def _next_length(self, first: int = 0, stop: int | None = None) -> int:
+        """Tokens in the longest cache of these slots after the next step."""
+        return 1 + int(self._table["length"][first:stop].max())
+
+    def _count_token(self) -> None:
+        """Count the token that each slot in use gets in this step."""
+        self._table["length"] += self._table["max_length"] > 0
 
     def _choose(self, logits: Tensor, length: int, features: Features) -> StepReport:
         """Append to each row what the strategy chooses by logits, f32 [S, W, V]; `length` tokens are in the cache."""
@@ -326,8 +367,9 @@ class Batch:
     # slots
 
     @property
-    def _in_use(self) -> list[Slot]:
-        return [slot for slot in self._slots if slot]
+    def _count(self) -> int:
+        """Slots in use."""
+        return int(np.count_nonzero(self._table["max_length"]))
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -339,39 +381,55 @@ class Batch:
         old_slots, old_length = self._size
         self._graphs.clear()
         self._buffers = self._buffers.resized(slots, length)
-        self._free(range(old_slots, slots))
+        table = np.zeros(slots, SLOT)
+        table[:old_slots] = self._table[:slots]
+        self._table = table
+        self._free(np.arange(old_slots, slots))
         self._buffers.history.ids[:, :, old_length + 1 :] = self._decoder.config.start_token_id  # as History pads it
 
-    def _take_slot(self, request: Request) -> int:
-        if None not in self._slots:
-            self._slots.append(None)
-        index = self._slots.index(None)
-        self._slots[index] = Slot(request, len(request.prompt_ids) - 1)
-        return index
+    def _take_slots(self, requests: list[Request]) -> npt.NDArray[np.int64]:
+        """The places of new requests, int64 [n]: those that are free, then more."""
+        free = (self._table["max_length"][: len(self._slots)] == 0).nonzero()[0]
+        more = max(0, len(requests) - len(free))
+        places = np.append(free, np.arange(more) + len(self._slots))[: len(requests)]
+        self._slots += [None] * more
+        for place, request in zip(places.tolist(), requests, strict=True):
+            self._slots[place] = Slot(request, place)
+        return places
 
-    def _fill(self, slots: list[int], requests: list[Request]) -> None:
+    def _fill(self, slots: npt.NDArray[np.int64], requests: list[Request]) -> None:
         """Write what a step reads of each request."""
+        self._table[slots] = np.array([self._row(request) for request in requests], SLOT)
         buffers, positions = self._buffers, self._size[1] + 1
-        index = torch.tensor(slots, device=self._device)
+        index = to_device(slots, self._device)
         for cache in (buffers.keys, buffers.values):
             cache[index] = 0  # a NaN would get through the mask: 0 x NaN is NaN
-        buffers.image_embeds[index] = torch.stack([each.image_embeds for each in requests]).to(buffers.image_embeds)
+        image_embeds = torch.stack([each.image_embeds for each in requests])
+        buffers.image_embeds[index, : self._patches] = image_embeds.to(buffers.image_embeds)
         buffers.active[index] = 1
         buffers.history.put(index, History.of(requests, self._width, positions))
         buffers.options.put(index, OptionColumns.of([request.options for request in requests]))
         buffers.state.put(index, self._strategy.new_state(requests, self._width, positions))
 
+    def _row(self, request: Request) -> tuple[int, int, Features, bool]:
+        """Of the table."""
+        drafts = request.streams and self._strategy.tokens_are_final and self._width == 1
+        return len(request.prompt_ids) - 1, request.max_length, Features.of(request.options), drafts
+
     def _vacate(self, slots: list[int]) -> None:
         """Make slots free for other requests."""
         if slots:
-            for slot in slots:
-                self._slots[slot] = None
-            self._free(slots)
+            for place in slots:
+                slot, self._slots[place] = self._slots[place], None
+                if slot:
+                    slot.place = -1
+            self._free(np.array(slots))
             self._close_gaps()
 
-    def _free(self, slots: Sequence[int]) -> None:
+    def _free(self, slots: npt.NDArray[np.int64]) -> None:
         """Write harmless numbers to slots that nobody reads, since a fixed step runs over them, too."""
-        index = torch.tensor(list(slots), dtype=torch.int64, device=self._device)
+        self._table[slots] = np.zeros(1, SLOT)
+        index = to_device(slots, self._device)
         self._buffers.active[index] = 0
         self._buffers.history.lengths[index] = 1
         self._buffers.history.prompt_lengths[index] = 1
@@ -381,13 +439,16 @@ class Batch:
         """Move the last requests into free slots, if that makes the next step smaller."""
         while self._slots and self._slots[-1] is None:
             self._slots.pop()
-        count = len(self._in_use)
+        count = self._count
         size = bucket if self._fixed_shapes else int
         if size(count) < size(len(self._slots)):
-            targets = [index for index, slot in enumerate(self._slots[:count]) if not slot]
-            sources = [index for index, slot in enumerate(self._slots) if slot and index >= count]
-            self._buffers.move(targets, sources)
-            for target, source in zip(targets, sources, strict=True):
-                self._slots[target] = self._slots[source]
+            in_use = self._table["max_length"] > 0
+            targets, sources = (~in_use[:count]).nonzero()[0], in_use[count:].nonzero()[0] + count
+            self._buffers.move(to_device(targets, self._device), to_device(sources, self._device))
+            self._table[targets] = self._table[sources]
+            for target, source in zip(targets.tolist(), sources.tolist(), strict=True):
+                slot = self._slots[target] = self._slots[source]
+                if slot:
+                    slot.place = target
             self._free(sources)
             del self._slots[count:]

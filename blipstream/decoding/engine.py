@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from blipstream.config import CheckpointConfig, DType
-from blipstream.cuda_graphs import WARM_UP_SIZES
+from blipstream.cuda_graphs import WARM_UP_SIZES, recording_soon
 from blipstream.decoding.batch import Batch, Slot
-from blipstream.decoding.request import Caption, Request
+from blipstream.decoding.request import Request
 from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
@@ -66,8 +66,13 @@ class Engine:
         dtype: str,
         max_rows: int | None = None,
         fixed_shapes: bool | None = None,
+        patch_multiple: int = 1,
     ) -> None:
-        """`max_rows` may run at once. `fixed_shapes`: steps that can be CUDA graphs, as by default on a GPU."""
+        """`max_rows` may run at once. `fixed_shapes`: steps that can be CUDA graphs, as by default on a GPU.
+
+        image_embeds are padded to a multiple of `patch_multiple` patches. At 384 pixels there are 577, and f16 products
+        over 584 may have faster kernels.
+        """
         self.config = config
         self.dtype = dtype  # what it computes in: bf16, f16 or f32
         self._decoder = decoder.eval().requires_grad_(False)
@@ -76,13 +81,15 @@ class Engine:
         has_graphs = self._device.type == "cuda"
         self.max_rows = max_rows or MAX_ROWS[self._device.type]
         self._fixed_shapes = has_graphs if fixed_shapes is None else fixed_shapes
-        self._num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
-        self.image_embeds_shape = (self._num_patches, config.text.encoder_hidden_size)
+        self._patch_multiple = patch_multiple
+        num_patches = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
+        self.image_embeds_shape = (num_patches, config.text.encoder_hidden_size)
         self._warm_ups = GRAPH_WARM_UPS if has_graphs else WARM_UPS
         if has_graphs:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
-        self._running: list[Request] = []
+        self._running: dict[Request, None] = {}
+        self.rows = 0  # in use: the captions that grow, each beam counted; 0 if no request runs
         self._joining: list[Request] = []  # of those that run: they get their slots with the next step
         self._batches: dict[tuple[str, int], Batch] = {}  # by strategy and width
         self._launched: list[Step] = []  # not collected yet
@@ -96,6 +103,7 @@ class Engine:
         dtype: DType | None = None,
         max_rows: int | None = None,
         fixed_shapes: bool | None = None,
+        patch_multiple: int = 1,
     ) -> Self:
         """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError if it is broken."""
         # By default, f16 products may be summed in f16, in an order that depends on the batch
@@ -109,7 +117,7 @@ class Engine:
         load_weights(decoder, folder / WEIGHTS_NAME)
         name = resolve(dtype or config.dtype, torch.device(device).type)
         decoder = decoder.to(device, TORCH_DTYPES[name]).pack()
-        return cls(decoder, Tokenizer(folder, config.text), config, name, max_rows, fixed_shapes)
+        return cls(decoder, Tokenizer(folder, config.text), config, name, max_rows, fixed_shapes, patch_multiple)
 
     def options(
         self, tensors: Mapping[str, Any], images: int, defaults: OptionDefaults | None = None
@@ -139,6 +147,7 @@ class Engine:
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
         prompt_ids = self._tokenizer.encode(options.prompt)
         request = Request(self._copy(image_embeds), options, prompt_ids, request_id, trace_context)
+        request.to_text = self.text
         if max(prompt_ids) >= text.vocab_size:  # on a GPU it would end the process
             raise InvalidInput(
                 f"prompt must be of the model's {text.vocab_size:,} tokens, and its tokenizer makes others of it: "
@@ -173,11 +182,6 @@ class Engine:
         logits: Tensor = self._decoder([segment])[0]
         return logits
 
-    @property
-    def rows(self) -> int:
-        """Rows in use: the captions that grow, each beam counted. 0 if no request runs."""
-        return sum(request.max_rows for request in tuple(self._running))  # other threads ask, too
-
     def can_admit(self, request: Request) -> bool:
         """Whether there are rows for it. A request that is alone always gets its rows."""
         return not self._running or self.rows + request.max_rows <= self.max_rows
@@ -185,7 +189,8 @@ class Engine:
     def admit(self, request: Request) -> None:
         """Let a request run from the next step on."""
         request.admitted = time.time_ns()
-        self._running.append(request)
+        self._running[request] = None
+        self.rows += request.max_rows
         self._joining.append(request)
 
     @torch.inference_mode()
@@ -198,11 +203,7 @@ class Engine:
         for step in steps:
             finished += step.batch.collect(step.slots, step.report)
         for request in finished:
-            request.captions = [
-                Caption(self.text(request, each.ids), each.score, len(each.ids), each.token_scores)
-                for each in request.sequences
-            ]
-            self._running.remove(request)
+            self._leave(request)
         if not self._running:
             self._launched = []  # nobody is left whom it concerns
         return finished
@@ -211,7 +212,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """Forget a request: if it runs, its rows are free for the next step."""
         if request in self._running:
-            self._running.remove(request)
+            self._leave(request)
         if request in self._joining:
             self._joining.remove(request)
         for batch in self._batches.values():
@@ -220,6 +221,7 @@ class Engine:
     def reset(self) -> None:
         """Forget all requests."""
         self._running.clear()
+        self.rows = 0
         self._joining.clear()
         self._batches.clear()
         self._launched = []
@@ -239,13 +241,18 @@ class Engine:
     def warm_up(self) -> None:
         """Do what would make the first requests wait."""
         image_embeds = torch.zeros(self.image_embeds_shape)
-        for options, sizes in self._warm_ups:
-            for size in sizes:
-                self.generate(self.request(image_embeds, options) for _ in range(size))
+        with recording_soon():
+            for options, sizes in self._warm_ups:
+                for size in sizes:
+                    self.generate(self.request(image_embeds, options) for _ in range(size))
 
     def text(self, request: Request, ids: list[int]) -> str:
         """The caption of generated `ids`, with the prompt if the request wants it."""
         return self._tokenizer.decode(request.prompt_ids + ids if request.options.include_prompt else ids)
+
+    def _leave(self, request: Request) -> None:
+        del self._running[request]
+        self.rows -= request.max_rows
 
     def _join(self) -> None:
         """Give new requests a slot in their batch."""
@@ -263,7 +270,13 @@ class Engine:
     def _batch(self, options: DecodingOptions) -> Batch:
         key = (options.strategy, options.max_rows)
         if key not in self._batches:
-            self._batches[key] = Batch(self._decoder, *key, self._num_patches, fixed_shapes=self._fixed_shapes)
+            self._batches[key] = Batch(
+                self._decoder,
+                *key,
+                self.image_embeds_shape[0],
+                fixed_shapes=self._fixed_shapes,
+                patch_multiple=self._patch_multiple,
+            )
         return self._batches[key]
 
     def _shared_step(self, batches: list[Batch]) -> list[Step]:

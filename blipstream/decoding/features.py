@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which features the requests of a batch use, so that a step skips the others."""
+"""Which features requests use, so that a step of a batch skips the others."""
 
-from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 from blipstream.options import DecodingOptions
 
 
 class Features(NamedTuple):
-    """Whether any request of a batch uses each feature."""
+    """Whether each feature is used, by a request or by any of a batch."""
 
     repetition_penalty: bool
     ngrams: bool  # no_repeat_ngram_size
@@ -16,14 +15,13 @@ class Features(NamedTuple):
     filters: bool  # top_k or top_p
 
     @classmethod
-    def of(cls, options: Iterable[DecodingOptions]) -> Self:
-        """The features that any of these options uses."""
-        every = list(options)
+    def of(cls, options: DecodingOptions) -> Self:
+        """The features that a request with these options uses."""
         return cls(
-            repetition_penalty=any(each.repetition_penalty != 1 for each in every),
-            ngrams=any(each.no_repeat_ngram_size for each in every),
-            min_tokens=any(each.min_tokens for each in every),
-            filters=any(each.top_k or each.top_p < 1 for each in every),
+            repetition_penalty=options.repetition_penalty != 1,
+            ngrams=options.no_repeat_ngram_size > 0,
+            min_tokens=options.min_tokens > 0,
+            filters=options.top_k > 0 or options.top_p < 1,
         )
 
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,17 +27,16 @@ class History(SlotTensors):
     def of(cls, requests: Sequence[Request], width: int, positions: int) -> Self:
         """A slot for each request, with its prompt in all rows."""
 
-        def of_rows(slots: list[list[int]]) -> Tensor:
-            return torch.tensor(slots, dtype=torch.int64).view(-1, 1, positions).repeat(1, width, 1)
-
-        prompts = [request.prompt_ids for request in requests]
-        ids = of_rows([prompt + prompt[:1] * (positions - len(prompt)) for prompt in prompts])
-        matches = [
-            _suffix_matches(request.prompt_ids, positions) if request.options.no_repeat_ngram_size else [0] * positions
-            for request in requests
-        ]
-        lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
-        return cls(ids, torch.zeros(ids.shape), of_rows(matches), lengths, lengths.clone())
+        ids, matches = np.zeros((2, len(requests), 1, positions), np.int64)
+        for slot, request in enumerate(requests):
+            prompt = request.prompt_ids
+            ids[slot] = prompt[0]
+            ids[slot, 0, : len(prompt)] = prompt
+            if request.options.no_repeat_ngram_size:
+                matches[slot, 0, : len(prompt)] = _suffix_matches(prompt)
+        lengths = torch.tensor([len(request.prompt_ids) for request in requests], dtype=torch.int64)
+        ids_of_rows, matches_of_rows = (torch.from_numpy(each.repeat(width, axis=1)) for each in (ids, matches))
+        return cls(ids_of_rows, torch.zeros(ids_of_rows.shape), matches_of_rows, lengths, lengths.clone())
 
     @property
     def generated(self) -> Tensor:
@@ -69,8 +69,8 @@ class History(SlotTensors):
         return positions[:, None, None].expand(-1, self.ids.shape[1], 1)
 
 
-def _suffix_matches(ids: list[int], positions: int) -> list[int]:
-    matches = [0] * positions
+def _suffix_matches(ids: list[int]) -> list[int]:
+    matches = [0] * len(ids)
     for p in range(1, len(ids)):
         while matches[p] < p and ids[p - 1 - matches[p]] == ids[-1 - matches[p]]:
             matches[p] += 1

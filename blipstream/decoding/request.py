@@ -52,6 +52,10 @@ def _ignore(_: TextDelta) -> None:
     pass
 
 
+def _no_text(_request: object, _ids: list[int]) -> str:
+    return ""
+
+
 def _never() -> bool:
     return False
 
@@ -72,7 +76,8 @@ class Request:
     # written by the engine
     draft: TokenSequence | None = None  # the caption so far, if it has only one and its tokens are final
     sequences: list[TokenSequence] = field(default_factory=list)  # the finished captions, best first
-    captions: list[Caption] = field(default_factory=list)  # the same as text
+    to_text: Callable[["Request", list[int]], str] = _no_text  # of generated ids
+    _written: tuple[list[TokenSequence], list[Caption]] = ([], [])  # sequences, and the captions made of them
 
     # written by the scheduler
     listener: Callable[[TextDelta], None] = _ignore
@@ -83,6 +88,17 @@ class Request:
     sent_ids: list[int] = field(default_factory=list)
     has_ended: bool = False  # the last delta was sent
     has_gone: bool = False  # nobody listens any more
+
+    @property
+    def captions(self) -> list[Caption]:
+        """The finished captions as text, best first. They are made by the first who asks: no step waits for that."""
+        if self._written[0] is not self.sequences:
+            captions = [
+                Caption(self.to_text(self, each.ids), each.score, len(each.ids), each.token_scores)
+                for each in self.sequences
+            ]
+            self._written = self.sequences, captions
+        return self._written[1]
 
     @property
     def max_rows(self) -> int:

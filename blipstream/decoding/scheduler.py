@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """In-flight batching: requests enter and leave the engine between its steps."""
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,14 +10,24 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from queue import Empty, SimpleQueue
 from threading import Condition, Event, Thread
+from typing import NamedTuple
 
 from blipstream.decoding.engine import Engine
 from blipstream.decoding.queue import RequestQueue
-from blipstream.decoding.request import FinishReason, Request, TextDelta
+from blipstream.decoding.request import FinishReason, Request, TextDelta, TokenSequence
 from blipstream.errors import BlipstreamError, Gone, Overloaded, report
 
 MAX_WAITING = 512  # requests beside those that run; more are refused
 WATCH_SECONDS = 0.05  # how long a client may be gone before its rows are freed, beyond the step under way
+
+
+class News(NamedTuple):
+    """What the engine's thread has to tell of a request: a caption, or that there will be none."""
+
+    request: Request
+    sequence: TokenSequence | None = None  # all of it so far
+    reason: FinishReason | None = None  # as in TextDelta
+    error: BlipstreamError | None = None
 
 
 class Scheduler:
@@ -26,8 +37,8 @@ class Scheduler:
     The others get the same tokens, and a stream goes on where it was. Where rounding depends on the batch, a stream may
     get other tokens than those already sent: then it ends with an error.
 
-    One thread drives the engine. Another one calls the listeners, `on_end` for each request that has ended, and
-    `on_watch` now and then, so that a slow one of these holds up no step.
+    One thread drives the engine. Another one makes texts of tokens and calls the listeners, `on_end` for each request
+    that has ended, and `on_watch` now and then, so that none of these holds up a step.
     """
 
     def __init__(
@@ -49,9 +60,11 @@ class Scheduler:
         self._waiting = RequestQueue()
         self._retries: deque[list[Request]] = deque()  # groups whose step failed: each gets the engine to itself
         self._running: dict[Request, None] = {}  # in the engine, in the order of their admission
-        self._changed = Condition()  # guards the three above
+        self._streams: dict[Request, None] = {}  # of those that run
+        self._changed = Condition()  # guards the four above
         self._closed = Event()
-        self._deltas: SimpleQueue[tuple[Request, TextDelta] | None] = SimpleQueue()
+        self._gone: deque[Request] = deque()  # whose clients have gone, in whatever state they are
+        self._news: SimpleQueue[News | None] = SimpleQueue()
         self._threads = [Thread(target=target, daemon=True) for target in (self._run, self._deliver)]
         self._warmed_up: Future[None] = Future()
         if not warm_up:
@@ -113,16 +126,19 @@ class Scheduler:
             self._warm_up()
         while self._await_work():
             try:
-                self._drop_cancelled()
+                self._drop_gone()
                 self._admit()
                 self._step()
             except Exception as exc:
                 self._split(report(exc))
-        self._deltas.put(None)
+        self._news.put(None)
 
     def _warm_up(self) -> None:
         try:
             self.engine.warm_up()
+            # What is there now stays: let no garbage collection look through it while steps wait
+            gc.collect()
+            gc.freeze()
         except Exception as exc:
             self._closed.set()
             self._warmed_up.set_exception(exc)
@@ -139,13 +155,15 @@ class Scheduler:
             self._changed.wait_for(lambda: has_work() or self._closed.is_set())
             return has_work()
 
-    def _drop_cancelled(self) -> None:
+    def _drop_gone(self) -> None:
         """End the requests whose clients have gone, wherever they are."""
-        with self._changed:
-            for request in [request for request in self._all() if request.has_gone]:
-                with self._blamed_on(request):
-                    self.engine.cancel(request)  # which knows it only if it runs
-                    self._end(request, TextDelta("", (), "cancelled", Gone()))
+        while self._gone:
+            request = self._gone.popleft()
+            with self._changed:
+                if request in self._all():
+                    with self._blamed_on(request):
+                        self.engine.cancel(request)  # which knows it only if it runs
+                        self._end(News(request, None, "cancelled", Gone()))
 
     def _admit(self) -> None:
         """Hand the engine the requests whose turn it is."""
@@ -160,6 +178,8 @@ class Scheduler:
 
     def _start(self, request: Request) -> None:
         self._running[request] = None
+        if request.streams:
+            self._streams[request] = None
         with self._blamed_on(request):
             self.engine.admit(request)
 
@@ -167,26 +187,27 @@ class Scheduler:
         """Bring all that run one token further, and send what is new."""
         finished = self.engine.step()
         self.num_steps += 1
-        for request in finished:
-            if request in self._running:  # else it has had an error already
-                with self._blamed_on(request):
-                    self._send_end(request)
-        for request in list(self._running):
-            if request.streams:
-                with self._blamed_on(request):
-                    self._send_draft(request)
         with self._changed:
+            for request in finished:
+                if request in self._running:  # else it has had an error already
+                    best = request.sequences[0]
+                    stopped = best.ids[-1] == self.engine.config.text.end_token_id
+                    self._end(News(request, best, "stop" if stopped else "length"))
+            for request in self._streams:
+                if request.draft:
+                    self._news.put(News(request, request.draft))
             self._changed.notify_all()  # there may be room now
 
     def _split(self, error: BlipstreamError) -> None:
         """A step failed, and nobody knows which request is to blame: if there is one, end it; else try two halves."""
         running = list(self._running)
         if len(running) == 1:
-            self._end(running[0], TextDelta("", (), error=error))
+            self._end(News(running[0], error=error))
         else:
             half = len(running) // 2
             with self._changed:
                 self._running.clear()
+                self._streams.clear()
                 self._retries.extendleft(filter(None, (running[half:], running[:half])))
         for request in running:
             request.draft = None
@@ -201,13 +222,15 @@ class Scheduler:
         try:
             yield
         except Exception as exc:
-            self._end(request, TextDelta("", (), error=report(exc)))
+            self._end(News(request, error=report(exc)))
             with suppress(Exception):  # then its rows end with its caption
                 self.engine.cancel(request)
 
-    def _end(self, request: Request, last: TextDelta) -> None:
-        """Forget a request, wherever it is, and send its last delta."""
+    def _end(self, last: News) -> None:
+        """Forget a request, wherever it is, and tell the last of it."""
+        request = last.request
         with self._changed:
+            self._streams.pop(request, None)
             if request in self._running:
                 del self._running[request]
             elif request in self._waiting:
@@ -218,31 +241,7 @@ class Scheduler:
                         group.remove(request)
                 self._retries = deque(filter(None, self._retries))
             self._changed.notify_all()
-        self._deltas.put((request, last))
-
-    def _send_draft(self, request: Request) -> None:
-        draft = request.draft
-        if draft and len(draft.ids) > len(request.sent_ids):
-            text = self.engine.text(request, draft.ids)
-            if text.startswith(request.sent_text):  # a token that changes what was sent is sent with the next one
-                self._deltas.put((request, self._delta(request, text, draft.ids, draft.token_scores)))
-
-    def _send_end(self, request: Request) -> None:
-        best = request.sequences[0]
-        reason: FinishReason = "stop" if best.ids[-1] == self.engine.config.text.end_token_id else "length"
-        self._end(request, self._delta(request, request.captions[0].text, best.ids, best.token_scores, reason))
-
-    def _delta(
-        self, request: Request, text: str, ids: list[int], token_scores: list[float], reason: FinishReason | None = None
-    ) -> TextDelta:
-        """What is new. Raises BlipstreamError if the text does not begin with what was sent."""
-        known = len(request.sent_ids)
-        if ids[:known] != request.sent_ids:  # a step failed, and on some processors numbers depend on the batch
-            raise BlipstreamError("the caption came out otherwise when it was begun anew: ask for it again")
-        delta = TextDelta(text.removeprefix(request.sent_text), tuple(token_scores[known:]), reason)
-        request.sent_text, request.sent_ids = text, list(ids)
-        self.num_tokens += len(delta.token_scores)
-        return delta
+        self._news.put(last)
 
     def _all(self) -> list[Request]:
         return [*self._running, *chain(*self._retries), *self._waiting]
@@ -257,33 +256,74 @@ class Scheduler:
         watch_at = time.monotonic()
         while True:
             with suppress(Empty):
-                item = self._deltas.get(timeout=max(watch_at - time.monotonic(), 0))
-                if item is None:
+                news = self._news.get(timeout=max(watch_at - time.monotonic(), 0))
+                if news is None:
                     break
-                self._tell(*item)
+                self._tell(news)
             if time.monotonic() >= watch_at:
                 self._watch()
                 watch_at = time.monotonic() + WATCH_SECONDS
         self._watch()
 
-    def _tell(self, request: Request, delta: TextDelta) -> None:
+    def _tell(self, news: News) -> None:
+        request = news.request
+        if request.has_ended:
+            return
+        try:
+            delta = self._delta(news)
+        except Exception as exc:
+            delta = TextDelta("", (), error=report(exc))
+            self._forget(request)
+        if delta:
+            self._send(request, delta)
+
+    def _delta(self, news: News) -> TextDelta | None:
+        """What is new. Raises BlipstreamError if the text does not begin with what was sent."""
+        request, sequence, reason, error = news
+        if sequence is None:
+            return TextDelta("", (), reason, error)
+        known = len(request.sent_ids)
+        if reason:
+            text = request.captions[0].text
+        elif len(sequence.ids) <= known:
+            return None
+        else:
+            text = self.engine.text(request, sequence.ids)
+            if not text.startswith(request.sent_text):  # a token that changes what was sent is sent with the next one
+                return None
+        # if a step has failed: on some processors numbers depend on the batch
+        if sequence.ids[:known] != request.sent_ids:
+            raise BlipstreamError("the caption came out otherwise when it was begun anew: ask for it again")
+        delta = TextDelta(text.removeprefix(request.sent_text), tuple(sequence.token_scores[known:]), reason)
+        request.sent_text, request.sent_ids = text, sequence.ids
+        self.num_tokens += len(delta.token_scores)
+        return delta
+
+    def _send(self, request: Request, delta: TextDelta) -> None:
         request.has_ended = delta.is_last
         try:
             request.listener(delta)
         except Exception as exc:
-            request.has_gone = True  # a client that cannot be told has gone
+            self._forget(request)  # a client that cannot be told has gone
             if delta.is_last and not delta.error:  # if it has not, it would wait for ever
-                self._tell(request, TextDelta("", (), error=report(exc)))
+                self._send(request, TextDelta("", (), error=report(exc)))
                 return
         if request.has_ended:
             with suppress(Exception):
                 self._on_end(request, delta.finish_reason or "error")
+
+    def _forget(self, request: Request) -> None:
+        """Let the other thread free a request's rows, if it has any."""
+        if not request.has_gone:
+            request.has_gone = True
+            self._gone.append(request)
 
     def _watch(self) -> None:
         with self._changed:
             requests = self._all()
         for request in requests:
             with suppress(Exception):  # a client that cannot be asked stays
-                request.has_gone = request.has_gone or (not request.has_ended and request.is_cancelled())
+                if not request.has_ended and request.is_cancelled():
+                    self._forget(request)
         with suppress(Exception):
             self._on_watch(self)

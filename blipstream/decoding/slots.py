@@ -6,8 +6,11 @@ Shapes in this package: S slots, W rows in each, H positions in the history of a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from operator import attrgetter
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +22,12 @@ LENGTH_BUCKET = 32  # tokens
 def length_bucket(length: int) -> int:
     """The capacity for rows of `length` tokens."""
     return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+
+
+def to_device(array: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """The same on the device. The host does not wait for the copy, nor for what a GPU has to do before it."""
+    tensor = torch.as_tensor(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def resized(buffer: Tensor, shape: Sequence[int], fill: int = 0) -> Tensor:
@@ -53,7 +62,7 @@ class SlotTensors:
     def put(self, slots: Tensor, other: Self) -> None:
         """Overwrite the slots, int64 [n], with those of `other`, which may lie on another device."""
         for mine, new in zip(self.tensors(), other.tensors(), strict=True):
-            mine[slots] = new.to(mine.device)
+            mine[slots] = to_device(new, mine.device)
 
     def store(self, other: Self) -> None:
         """Overwrite these tensors, where they lie, with those of `other`."""
@@ -63,6 +72,7 @@ class SlotTensors:
 
 
 NUMBERS = tuple(field.name for field in fields(DecodingOptions) if isinstance(field.default, (int, float)))  # and bool
+_numbers = attrgetter(*NUMBERS)
 
 
 @dataclass(eq=False)
@@ -74,8 +84,8 @@ class OptionColumns(SlotTensors):
     @classmethod
     def of(cls, options: Sequence[DecodingOptions]) -> Self:
         """A slot for each."""
-        rows = [[float(vars(each)[name]) for name in NUMBERS] for each in options]
-        return cls(torch.tensor(rows, dtype=torch.float64).view(-1, len(NUMBERS)))
+        rows = np.array([_numbers(each) for each in options], np.float64)
+        return cls(torch.from_numpy(rows.reshape(-1, len(NUMBERS))))
 
     def __getitem__(self, name: str) -> Tensor:
         """An option of each slot, f64 [S]."""

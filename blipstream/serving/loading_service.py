@@ -7,11 +7,12 @@ call that hands it over, and if a client hangs up at that moment, Triton dies.
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from threading import Condition, Thread
+from typing import Any
 
 from blipstream.errors import BlipstreamError, Overloaded, Stopping, apart, report
 from blipstream.images.limits import DEFAULT_LIMITS
@@ -29,7 +30,8 @@ WATCH_SECONDS = 0.1  # how long a waiting request may be late, or its client gon
 class LoadingService:
     """Takes requests from Triton's thread, keeps those that wait, and loads the images of many together.
 
-    One thread of its own waits for room, loads and responds. Slow images are responded to by the loader's threads.
+    One thread of its own waits for room and loads. Another one responds meanwhile to the batch before. Slow images are
+    responded to by the loader's threads.
     """
 
     def __init__(self, instance: ModelInstance, loader: ImageLoader) -> None:
@@ -42,6 +44,9 @@ class LoadingService:
         self._closed = False
         self._changed = Condition()  # guards the three above
         self._watched = 0.0  # when the waiting requests were last looked through, in seconds of time.monotonic
+        self._responder = ThreadPoolExecutor(1)
+        self._responding: Future[None] = Future()  # of the last batch
+        self._responding.set_result(None)
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -69,6 +74,7 @@ class LoadingService:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._responder.shutdown()
         for request in self._take(tuple(self._waiting.items())):
             request.refuse(Stopping("the server is shutting down: ask another one"))
         self._instance.close()
@@ -117,7 +123,8 @@ class LoadingService:
             requests = self._take(batch)
             results = apart(self._loader.load_requests, [image_request for _, image_request in batch])
         if requests:
-            self._respond(requests, results, images, began)
+            wait([self._responding])  # at most one batch is loaded ahead
+            self._responding = self._responder.submit(self._respond_to_batch, requests, results, images, began)
         return bool(requests)
 
     def _next_batch(self) -> list[tuple[TritonRequest, ImageRequest]]:
@@ -139,6 +146,13 @@ class LoadingService:
                 del self._waiting[request]
                 self._waiting_bytes -= image_request.num_bytes
         return [request for request, _ in batch]
+
+    def _respond_to_batch(self, *batch: Any) -> None:  # noqa: ANN401
+        try:
+            self._respond(*batch)
+            self._instance.export_counts()
+        except Exception as exc:  # nobody knows whose fault it is, and the others wait on
+            report(exc)
 
     def _respond(
         self, requests: Sequence[TritonRequest], results: Sequence[Loaded | Future[Loaded]], entered: int, began: float

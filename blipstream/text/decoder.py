@@ -66,6 +66,7 @@ class Segment:
     groups: Groups  # how many rows look at each image
     keys: Tensor  # [layers, rows, heads, capacity, head size], written in place
     values: Tensor  # the same
+    patches: int | None = None  # how many of the N patches count; None: all
     rows: Tensor | None = None  # int64 [R], where the rows lie in the cache; None: they are its first
     counts: Tensor | None = None  # int64 [R], how many of a row's T tokens count; None: all
 
@@ -141,7 +142,7 @@ class DecoderLayer(nn.Module):
             for images, rows_per_image in segment.groups:
                 queries = images * rows_per_image * segment.ids.shape[1]
                 x = segment.image_embeds[image : image + images]
-                mixes.append(_attend(absorbed[:, query : query + queries], x))
+                mixes.append(_attend(absorbed[:, query : query + queries], x, segment.patches))
                 image, query = image + images, query + queries
         context = torch.bmm(_joined(mixes, dim=1), self.cross_value)  # [heads, n, head size]
         output: Tensor = self.cross_output(context.transpose(0, 1).flatten(1))
@@ -157,16 +158,18 @@ def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def _attend(queries: Tensor, x: Tensor) -> Tensor:
+def _attend(queries: Tensor, x: Tensor, patches: int | None) -> Tensor:
     """Absorbed queries [heads, I Q, E] over x [I, N, E], Q to an image -> [heads, I Q, E].
 
-    All queries that look at one image, of every head, row and token, are one matrix.
+    All queries that look at one image, of every head, row and token, are one matrix. Only the first `patches` count.
     """
-    images, _, width = x.shape
+    images, padded, width = x.shape
     heads = len(queries)
     queries = queries.view(heads, images, -1, width).transpose(0, 1).flatten(1, 2)  # [I, heads Q, E]
-    weights = torch.bmm(queries, x.transpose(1, 2)).softmax(-1)  # [I, heads Q, N]
-    return torch.bmm(weights, x).view(images, heads, -1, width).transpose(0, 1).flatten(1, 2)
+    scores = torch.bmm(queries, x.transpose(1, 2))  # [I, heads Q, N]
+    if patches is not None and patches < padded:
+        scores[:, :, patches:] = -float("inf")
+    return torch.bmm(scores.softmax(-1), x).view(images, heads, -1, width).transpose(0, 1).flatten(1, 2)
 
 
 def embedding(number: int, width: int) -> nn.Embedding:

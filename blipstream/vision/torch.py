@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from blipstream.config import CheckpointConfig, DType
-from blipstream.cuda_graphs import WARM_UP_SIZES, Graphs, bucket
+from blipstream.cuda_graphs import WARM_UP_SIZES, Graphs, bucket, recording_soon
 from blipstream.dtypes import resolve
 from blipstream.images.shapes import Pixels
 from blipstream.vision.encoder import Encoder
@@ -37,6 +37,11 @@ class TorchEncoder(Encoder):
         if self._graphs.enabled:
             self.warm_up_batches = WARM_UP_SIZES
         self._pixels: dict[int, Tensor] = {}  # the graphs' inputs, by bucket
+
+    def warm_up(self) -> None:
+        """Encode once what would make the first requests wait, and record its graphs."""
+        with recording_soon():
+            super().warm_up()
 
     @torch.inference_mode()
     def encode(self, pixels: Pixels) -> Tensor:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from blipstream import cuda_graphs
-from blipstream.cuda_graphs import Graphs, bucket
+from blipstream.cuda_graphs import ORDINARY_RUNS, Graphs, bucket, recording_soon
 from tests.conftest import DEVICES
 from tests.support.recorded_graphs import Record
 
 
+@recording_soon()
 def check_buffers_that_move(device: str) -> None:
     """Each is read by an ordinary run, then by a graph; results stay, and with them the memory that they lie in."""
     graphs: Graphs[Tensor] = Graphs(torch.device(device))
@@ -40,6 +41,7 @@ def test_buffers_that_move_under_recorded_graphs(recorded_graphs: Record) -> Non
 
 
 @torch.inference_mode()
+@recording_soon()
 def test_each_has_a_stream_and_workspaces_of_its_own(recorded_graphs: Record) -> None:
     """One that forgets its graphs must not free what those of another still use."""
     both: list[Graphs[Tensor]] = [Graphs(torch.device("cpu")) for _ in range(2)]
@@ -61,14 +63,41 @@ def test_a_thread_records_only_what_it_has_run(recorded_graphs: Record) -> None:
     graphs: Graphs[Tensor] = Graphs(torch.device("cpu"))
     buffer = torch.ones(3)
     graphs.run("sum", buffer.sum)
+
+    def run() -> None:
+        with recording_soon():
+            graphs.run("sum", buffer.sum)
+
     with ThreadPoolExecutor(1) as thread:
         for count in (0, 1, 1):
-            thread.submit(graphs.run, "sum", buffer.sum).result()
+            thread.submit(run).result()
             assert len(recorded_graphs.recordings) == count
 
 
 @torch.inference_mode()
+def test_recordings_are_rare_while_requests_wait(recorded_graphs: Record) -> None:
+    """What never comes again is not recorded, and two recordings are never close to each other."""
+    graphs: Graphs[Tensor] = Graphs(torch.device("cpu"))
+    buffer = torch.ones(3)
+    recorded_at = []
+    for run in range(20 * ORDINARY_RUNS):
+        before = len(recorded_graphs.recordings)
+        key = ("a", "b", run)[run % 3]
+        graphs.run(key, buffer.sum)
+        if len(recorded_graphs.recordings) > before:
+            recorded_at.append((key, run))
+    assert [key for key, _ in recorded_at] == ["a", "b"]
+    assert recorded_at[0][1] >= ORDINARY_RUNS
+    assert recorded_at[1][1] - recorded_at[0][1] >= ORDINARY_RUNS
+    with recording_soon():
+        for _ in range(2):
+            graphs.run("c", buffer.sum)
+    assert len(recorded_graphs.recordings) == 3
+
+
+@torch.inference_mode()
 @pytest.mark.usefixtures("recorded_graphs")
+@recording_soon()
 def test_the_graph_that_was_used_longest_ago_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     graphs: Graphs[Tensor] = Graphs(torch.device("cpu"))

@@ -28,7 +28,7 @@ FIRST_CAPTION = "a book on a purple background"
 NOWHERE = "captions.example"  # no host of this name exists
 OTHER_PROGRAMS = {  # of the system, of Docker and Kubernetes, and NVIDIA's
     *("cp", "curl", "docker", "echo", "export", "find", "install", "jq", "kubectl", "nginx", "openssl", "pip"),
-    *("polygraphy", "printf", "sed", "sh", "trtexec", "umask"),
+    *("nvidia-cuda-mps-control", "polygraphy", "printf", "sed", "sh", "trtexec", "umask"),
 }
 
 

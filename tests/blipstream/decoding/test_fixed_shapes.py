@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blipstream.cuda_graphs import recording_soon
 from blipstream.decoding import Engine, Request, engine
 from blipstream.decoding.batch import Slot
 from blipstream.decoding.strategies import StepReport
 from blipstream.options import DecodingOptions
+from blipstream.text.decoder import Segment
 from tests.conftest import DEVICES
 from tests.reference import Reference
 from tests.support.recorded_graphs import Record
@@ -92,6 +94,42 @@ def test_mixed_requests_that_join_and_leave(
         assert [caption.text for caption in request.captions] == [caption.text for caption in other.captions]
 
 
+def test_padded_patches_change_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
+    """By either kind of step, for prompts, beams and samples."""
+    rng = Random(0)
+    asked = [(embed, random_options(rng)) for embed in embeds[::4]]
+    folder = f32_artifacts / "decoder/1/artifact"
+    theirs = Engine.load(folder)
+    expected = [theirs.request(*each) for each in asked]
+    theirs.generate(expected)
+    for fixed_shapes in (False, True):
+        ours = Engine.load(folder, fixed_shapes=fixed_shapes, patch_multiple=8)
+        assert ours.image_embeds_shape == theirs.image_embeds_shape
+        requests = [ours.request(*each) for each in asked]
+        ours.generate(requests)
+        assert {batch._buffers.image_embeds.shape[1] % 8 for batch in ours._batches.values()} == {0}
+        for request, other in zip(requests, expected, strict=True):
+            assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
+
+
+def test_shapes_of_prompts_repeat(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of prompts and their lengths."""
+    ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
+    shapes: set[tuple[int, ...]] = set()
+    hidden = ours._decoder.hidden
+
+    def watched(segments: Sequence[Segment]) -> list[Tensor]:
+        shapes.update(tuple(segment.ids.shape) for segment in segments if segment.ids.shape[1] > 1)
+        return hidden(segments)
+
+    monkeypatch.setattr(ours._decoder, "hidden", watched)
+    options = DecodingOptions(max_tokens=1)
+    for count in range(1, 8):
+        prompts = [" ".join(["a"] * (3 + i)) for i in range(count)]
+        ours.generate([ours.request(embeds[0], replace(options, prompt=prompt)) for prompt in prompts])
+    assert shapes == {(1, 4), (2, 4), (4, 8), (8, 8), (8, 16)}
+
+
 def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
     """Each shape of a step is a graph, so few come up, whatever the number and the length of requests."""
     ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
@@ -118,7 +156,8 @@ def test_recorded_steps_equal_ordinary_ones(
     theirs, ours = Engine.load(folder), Engine.load(folder, max_rows=max_rows, fixed_shapes=True)
     expected, requests = ([each.request(*one) for one in asked] for each in (theirs, ours))
     theirs.generate(expected)
-    ours.generate(requests)
+    with recording_soon():
+        ours.generate(requests)
     assert len(recorded_graphs.recordings) > 3
     for request, other in zip(requests, expected, strict=True):
         assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
@@ -287,8 +326,9 @@ def test_requests_arrive_while_a_graph_is_recorded(f32_artifacts: Path, embeds: 
     with ThreadPoolExecutor(1) as thread:
         arriving = thread.submit(arrive)
         try:
-            for num_beams in range(1, 11):
-                ours.generate([ours.request(embeds[1], DecodingOptions(num_beams=num_beams))])
+            with recording_soon():
+                for num_beams in range(1, 11):
+                    ours.generate([ours.request(embeds[1], DecodingOptions(num_beams=num_beams))])
         finally:
             done.set()
         arriving.result()
@@ -304,7 +344,8 @@ def test_f16(f32_artifacts: Path, embeds: Tensor) -> None:
         expected = [theirs.request(embed, options) for embed in embeds[:24]]
         requests = [ours.request(embed, options) for embed in embeds[:24]]
         theirs.generate(expected)
-        for _ in range(3):  # by ordinary steps, then by graphs
-            ours.generate(requests)
+        with recording_soon():
+            for _ in range(3):  # by ordinary steps, then by graphs
+                ours.generate(requests)
         equal = [a.captions[0].text == b.captions[0].text for a, b in zip(requests, expected, strict=True)]
         assert sum(equal) >= 23

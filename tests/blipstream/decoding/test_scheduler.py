@@ -280,7 +280,7 @@ class Cursed(Request):
     """A request that fails the step in which it ends."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "captions" and value:
+        if name == "sequences" and value:
             raise RuntimeError("cursed")
         super().__setattr__(name, value)
 

@@ -136,7 +136,7 @@ def constrained(logits: Tensor, options: DecodingOptions, prompt_ids: list[int],
         history.append(torch.tensor([[token]]), torch.zeros(1, 1), ngrams=True)
         history.lengths += 1
     scores = logits.clone()
-    constrain(scores[None, None], history, OptionColumns.of([options]), end, Features.of([options]))
+    constrain(scores[None, None], history, OptionColumns.of([options]), end, Features.of(options))
     return scores
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -46,6 +47,7 @@ class Asked:
 
     timeout: int = 0  # microseconds
     cancelled: bool = False
+    on_send: Callable[[], object] = lambda: None
     answers: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class Asked:
         return outputs["pixels"]
 
     def send(self, response: Any) -> None:
+        self.on_send()
         self.answers.append(response)
 
     @property
@@ -145,6 +148,21 @@ def test_a_slow_image_is_answered_when_it_is_loaded(room: Room) -> None:
     assert not slow.answers
     room.loader.slow.set_result(np.ones((1, 2, 2, 3), np.uint8))
     assert slow.answer.all()
+
+
+def test_the_next_batch_is_loaded_while_the_last_one_is_answered(room: Room) -> None:
+    """But no more than that, so that little waits in memory."""
+    may_answer = Event()
+    try:
+        first = room.ask(on_send=may_answer.wait)
+        wait_until(lambda: room.loader.batches == [1])
+        second = room.ask()
+        wait_until(lambda: room.loader.batches == [1, 1])
+        third = room.ask()
+        assert not any(asked.answers for asked in (first, second, third))
+    finally:
+        may_answer.set()
+    assert [len(asked.answer) for asked in (first, second, third)] == [1] * 3
 
 
 def test_more_than_the_bound_is_refused_until_there_is_room(room: Room) -> None:

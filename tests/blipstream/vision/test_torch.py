@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from blipstream.cuda_graphs import recording_soon
 from blipstream.errors import ArtifactError
 from blipstream.vision import load_encoder
 from blipstream_build.build import build
 from tests.conftest import CHECKPOINT, DEVICES
 from tests.reference import Reference, relative_error
 from tests.support.image_files import stack_pixels
+from tests.support.recorded_graphs import Record
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +34,25 @@ def test_batches_of_every_size(
     pixels = stack_pixels(scene_images[:24], encoder.config.vision.image_size)
     for size in (1, 3, 8):
         for start in range(0, 3 * size, size):
-            embeds = encoder.encode(pixels[start : start + size])
+            with recording_soon():
+                embeds = encoder.encode(pixels[start : start + size])
             assert relative_error(embeds.cpu(), expected[start : start + size]) < 1e-5
+
+
+def test_warming_up_records_each_size(folder: Path, recorded_graphs: Record) -> None:
+    encoder = load_encoder("torch", folder, "cpu", "f32")
+    encoder.warm_up_batches = (2, 2, 1, 1)
+    encoder.warm_up()
+    assert len(recorded_graphs.recordings) == 2
 
 
 @pytest.mark.requires_cuda
 def test_results_belong_to_the_caller(folder: Path, scene_images: list[Image.Image]) -> None:
     encoder = load_encoder("torch", folder, "cuda", "f32")
     pixels = stack_pixels(scene_images[:4], encoder.config.vision.image_size)
-    for each in pixels:
-        encoder.encode(each[None])
+    with recording_soon():
+        for each in pixels:
+            encoder.encode(each[None])
     first = encoder.encode(pixels[:1])
     before = first.clone()
     encoder.encode(pixels[1:2])
