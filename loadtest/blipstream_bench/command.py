@@ -44,7 +44,7 @@ from blipstream_build.cache import cache_folder
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    help="How often the systems take turns. Default: 3; on a GPU, 5. One round takes half the time.",
+    help="How often the systems take turns. Default: 3; on a GPU, 5.",
 )
 @click.option(
     "--seconds",
@@ -89,8 +89,8 @@ def main(
     The systems take turns, with each of their batch sizes, and the median of the rounds counts, so that the ratios hold
     on a machine that does other work, too. The batch size with the most images a second is shown.
 
-    A full run takes about half an hour on two cores. Let nothing else run meanwhile. For less, --rounds 1 --strategy
-    greedy takes about five minutes.
+    A full run takes about half an hour on two cores. For less, take --rounds 1 --strategy greedy. Let nothing else
+    run meanwhile.
     """
     if not shown:
         click.echo("loading PyTorch and transformers ...", err=True)

@@ -7,6 +7,8 @@ STRATEGIES = {"greedy": 1, "beam3": 3, "beam5": 5}  # beams
 NEW_TOKENS = 12  # of each caption, forced, so that every system does the same work
 PICTURE_SIZE = (640, 480)  # pixels: width, height
 COMPARED = 4  # images whose captions are compared with those of transformers
+RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
+CLIENTS = {"cpu": 1, "cuda": 8}  # client processes of Triton, by device
 # runs of each batch size before it is measured, by device; a CUDA graph is recorded in the second
 WARM_UPS = {"cpu": 1, "cuda": 3}
 

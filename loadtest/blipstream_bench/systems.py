@@ -32,11 +32,9 @@ from blipstream.server.triton import TritonServer
 from blipstream.vision import load_encoder
 from blipstream.weights import TORCH_DTYPES
 from blipstream_bench.clients import TIMEOUT, ClientProcesses, captions, until
-from blipstream_bench.plans import COMPARED, NEW_TOKENS
+from blipstream_bench.plans import CLIENTS, COMPARED, NEW_TOKENS, RUNTIMES
 from blipstream_client import Client
 
-RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
-CLIENTS = {"cpu": 1, "cuda": 8}  # client processes of Triton, by device
 MIN_LATENCIES = 3  # images to time alone, however slow they are
 
 
