@@ -21,12 +21,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LOCKS = ("requirements.lock", "requirements-server.lock")
 LIMIT = 64 * 2**20  # bytes
-PRESET = 3  # of xz, 0 to 9: the higher, the slower
+XZ = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]  # most of it is code for x86
 # what blipstream, its client and its server import, apart from PyTorch
 PACKAGES = (
-    *("anyio", "certifi", "click", "grpcio", "h11", "httpcore2", "idna", "ml-dtypes", "numpy", "nvidia-pytriton"),
+    *("anyio", "click", "grpcio", "h11", "httpcore2", "idna", "ml-dtypes", "numpy", "nvidia-pytriton"),
     *("packaging", "pillow", "protobuf", "python-rapidjson", "safetensors", "tenacity", "tokenizers", "tritonclient"),
-    *("truststore", "typing-extensions", "urllib3"),
+    *("truststore", "typing-extensions"),
 )
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
@@ -59,7 +59,7 @@ def main() -> None:
         print("compressing ...", flush=True)
         unfinished = given.file.with_name(f"{given.file.name}.part")
         try:
-            with lzma.open(unfinished, "wb", preset=PRESET) as file, tarfile.open(fileobj=file, mode="w") as archive:
+            with lzma.open(unfinished, "wb", filters=XZ) as file, tarfile.open(fileobj=file, mode="w") as archive:
                 archive.add(packed, packed.name)
             unfinished.replace(given.file)
         finally:
