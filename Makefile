@@ -11,7 +11,7 @@ REPOSITORY ?= model_repository
 # The variables that a target takes. `make help` shows them, and others are refused
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
 serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT OPTIONS
-bench_TAKES := DEVICE
+bench_TAKES := DEVICE STRATEGY ROUNDS
 loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
 	MIX NAME $(build_TAKES)
 tune_TAKES := SLO_P95_MS BUDGET MIX NAME $(build_TAKES)
@@ -111,7 +111,8 @@ serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
 		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
-	@$(BLIPSTREAM) bench $(call option,DEVICE,device) --cache loadtest/.bench_cache --output loadtest/results
+	@$(BLIPSTREAM) bench $(call option,DEVICE,device) $(call option,STRATEGY,strategy) $(call option,ROUNDS,rounds) \
+		--cache loadtest/.bench_cache --output loadtest/results
 
 loadtest: $(READY)  ## load HOST or a server of its own; say how many machines you need
 	@$(if $(HOST),,$(BUILD) --print-path >/dev/null)

@@ -4,19 +4,16 @@
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -29,8 +26,10 @@ from rich.console import Console
 
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
+from blipstream_bench.batch_search import BatchSearch, turns
 from blipstream_bench.machine import machine, versions
-from blipstream_bench.plans import COMPARED, DEFAULT_ARCHITECTURES, PICTURE_SIZE, PLANS, QUICK, STRATEGIES, BenchPlan
+from blipstream_bench.plans import DEFAULT_ARCHITECTURES, PICTURE_SIZE, PLANS, QUICK, STRATEGIES, WARM_UPS, BenchPlan
+from blipstream_bench.processes import single_process
 from blipstream_bench.random_checkpoint import save_random_checkpoint
 from blipstream_bench.report import Measurement, chart, terminal_table
 from blipstream_bench.systems import SYSTEMS, BareEngine, System, Transformers, Triton
@@ -40,7 +39,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def make_plan(device: str, quick: bool, strategies: tuple[str, ...], seconds: float | None) -> BenchPlan:
+def make_plan(
+    device: str, quick: bool, strategies: tuple[str, ...], rounds: int | None, seconds: float | None
+) -> BenchPlan:
     """What the options ask for. Raises ClickException if there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException(
@@ -48,6 +49,8 @@ def make_plan(device: str, quick: bool, strategies: tuple[str, ...], seconds: fl
             "or install the driver and a PyTorch with CUDA"
         )
     plan = QUICK if quick else PLANS[device]
+    if rounds is not None:
+        plan = replace(plan, rounds=rounds)
     if seconds is not None:
         plan = replace(plan, seconds=seconds)
     if strategies:  # with the most beams last, since a process's peak memory never falls
@@ -63,15 +66,15 @@ def default_architectures(device: str, checkpoint: Path | None) -> tuple[str, ..
 class SystemProcess:
     """A system in a process of its own."""
 
-    def __init__(self, kind: type[System], checkpoint: Path, repository: Path, device: str, dtype: str) -> None:
+    def __init__(
+        self, kind: type[System], checkpoint: Path, repository: Path, device: str, dtype: str, images: list[bytes]
+    ) -> None:
         self.kind = kind
         self.dtype = dtype
         self.title = f"{kind.name} {dtype}"
-        self._pool = ProcessPoolExecutor(  # Ctrl-C does not reach it: we close each system in order
-            1, get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-        )
+        self._pool = single_process()
         try:
-            self.run(_open, kind.name, checkpoint, repository, device, dtype)
+            self.run(_open, kind.name, checkpoint, repository, device, dtype, images)
         except BaseException:
             self._pool.shutdown()
             raise
@@ -97,9 +100,9 @@ class SystemProcess:
 _system: System  # the one that this process holds, if it is a SystemProcess
 
 
-def _open(name: str, checkpoint: Path, repository: Path, device: str, dtype: str) -> None:
+def _open(name: str, checkpoint: Path, repository: Path, device: str, dtype: str, images: list[bytes]) -> None:
     global _system
-    _system = SYSTEMS[name](checkpoint, repository, device, dtype)
+    _system = SYSTEMS[name](checkpoint, repository, device, dtype, images)
     _system.load()
 
 
@@ -122,82 +125,72 @@ class Benchmark:
 
     def run(self, say: Callable[[str], None], tell: Callable[[str], None]) -> None:
         """Measure everything, and tell `say` what is being done, and `tell` what was measured."""
-        kinds = [(kind, dtype) for kind in SYSTEMS.values() for dtype in self.plan.dtypes]
-        batches = {key: self._best_batches(*key, say, tell) for key in kinds}
         with ExitStack() as stack:
             processes = []
-            for key in kinds:
-                say(f"{key[0].name} {key[1]}: starting")
-                processes.append((stack.enter_context(self._start(*key)), batches[key]))
-            self.triton_version = next(each.call("version") for each, _ in processes if each.kind is Triton)
+            for kind in SYSTEMS.values():
+                for dtype in self.plan.dtypes:
+                    say(f"{kind.name} {dtype}: starting")
+                    processes.append(stack.enter_context(self._start(kind, dtype)))
+            self.triton_version = next(process.call("version") for process in processes if process.kind is Triton)
+            batches = {process: self._batches(process.kind) for process in processes}
             for strategy in self.plan.strategies:
-                self._measure(processes, strategy, say, tell)
+                searches = self.measure(batches, strategy, say, tell)
+                batches = {process: search.with_more_beams for process, search in searches.items()}
 
     def _start(self, kind: type[System], dtype: str) -> SystemProcess:
-        return SystemProcess(kind, self.checkpoint, self.repositories[dtype], self.device, dtype)
+        return SystemProcess(kind, self.checkpoint, self.repositories[dtype], self.device, dtype, self.images)
 
-    def _best_batches(
-        self, kind: type[System], dtype: str, say: Callable[[str], None], tell: Callable[[str], None]
-    ) -> dict[str, int]:
-        """Find the batch size with the highest throughput for each strategy, in a process that ends afterwards."""
-        if kind is Triton:
-            return dict.fromkeys(self.plan.strategies, self.plan.in_flight)
-        if len(self.plan.batches) == 1:
-            return dict.fromkeys(self.plan.strategies, self.plan.batches[0])
-        best: dict[str, int] = {}
-        candidates = self.plan.batches
-        with self._start(kind, dtype) as process:
-            for strategy in self.plan.strategies:
-                beams = STRATEGIES[strategy]
-                process.call("prepare", self.images[:1], beams)
-                rates: dict[int, float] = {}
-                for batch in candidates:
-                    say(f"{process.title}, {strategy}: trying batches of {batch}")
-                    rates[batch] = process.call("throughput", self.images, beams, batch, 0)
-                best[strategy] = max(candidates, key=rates.__getitem__)
-                tell(f"{process.title}, {strategy}: batches of {best[strategy]} are best")
-                # The next strategy has more beams, so more rows for each image: a larger batch will not do better
-                index = candidates.index(best[strategy])
-                candidates = candidates[max(index - 1, 0) : index + 1]
-        return best
+    def _batches(self, kind: type[System]) -> Sequence[int]:
+        """The batch sizes to try, in ascending order."""
+        return (self.plan.in_flight,) if kind is Triton else self.plan.batches
 
-    def _measure(
+    def measure(
         self,
-        processes: list[tuple[SystemProcess, dict[str, int]]],
+        batches: Mapping[SystemProcess, Sequence[int]],
         strategy: str,
         say: Callable[[str], None],
         tell: Callable[[str], None],
-    ) -> None:
+    ) -> dict[SystemProcess, BatchSearch]:
+        """Measure systems with one strategy, each with its best batch size, which is searched for among `batches`."""
         beams, seconds = STRATEGIES[strategy], self.plan.seconds
-        rates: dict[str, list[float]] = {process.title: [] for process, _ in processes}
-        times: dict[str, list[float]] = {process.title: [] for process, _ in processes}
-        for process, _ in processes:
-            say(f"{process.title}, {strategy}: warming up")
-            captions = process.call("prepare", self.images[:COMPARED], beams)
+        searches = {process: BatchSearch(candidates) for process, candidates in batches.items()}
+        times: dict[SystemProcess, list[float]] = {process: [] for process in batches}
+        for process, candidates in batches.items():
+            for batch in candidates:
+                say(f"{process.title}, {strategy}: warming up, batches of {batch}")
+                for _ in range(WARM_UPS[self.device]):
+                    process.call("throughput", beams, batch, 0)
+            captions = process.call("compared", beams)
             self.captions.setdefault((strategy, process.dtype), {})[process.kind.name] = captions
-        for turn in range(self.plan.rounds):
-            for process, batches in processes:
-                what = f"{process.title}, {strategy}: round {turn + 1} of {self.plan.rounds}"
+        for number in range(self.plan.rounds):
+            step = f"round {number + 1} of {self.plan.rounds}"
+            for process, batch in turns({process: search.due for process, search in searches.items()}, number):
+                what = f"{process.title}, {strategy}: {step}, batches of {batch}"
                 say(what)
-                rate = process.call("throughput", self.images, beams, batches[strategy], seconds)
-                alone = process.call("latency", self.images, beams, seconds)
-                rates[process.title].append(rate)
-                times[process.title] += alone
-                tell(f"{what}, {rate:.2f} images/s, {statistics.median(alone):.0f} ms alone")
-        for process, batches in processes:
+                rate = process.call("throughput", beams, batch, seconds)
+                searches[process].add(batch, rate)
+                tell(f"{what}, {rate:.2f} images/s")
+            for process, _ in turns(dict.fromkeys(batches, (1,)), number):
+                what = f"{process.title}, {strategy}: {step}, one image at a time"
+                say(what)
+                alone = process.call("latency", beams, seconds)
+                times[process] += alone
+                tell(f"{what}, {statistics.median(alone):.0f} ms")
+        for process, search in searches.items():
             self.measurements.append(
                 Measurement(
                     system=process.kind.name,
                     device=self.device,
                     dtype=process.dtype,
                     strategy=strategy,
-                    batch=batches[strategy],
-                    images_per_s=round(statistics.median(rates[process.title]), 3),
-                    p50_ms=round(float(np.percentile(times[process.title], 50)), 1),
-                    p99_ms=round(float(np.percentile(times[process.title], 99)), 1),
+                    batch=search.best,
+                    images_per_s=round(search.rate, 3),
+                    p50_ms=round(float(np.percentile(times[process], 50)), 1),
+                    p99_ms=round(float(np.percentile(times[process], 99)), 1),
                     peak_mb=round(process.call("peak_mb")),
                 )
             )
+        return searches
 
     def agreement(self) -> Iterator[str]:
         """Say for each system and dtype how many captions equal those of transformers in that dtype."""

@@ -42,9 +42,14 @@ from blipstream_build.cache import cache_folder
     help="Decoding strategy to measure. May be repeated. Default: all.",
 )
 @click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="How often the systems take turns. Default: 3; on a GPU, 5.",
+)
+@click.option(
     "--seconds",
     type=FiniteRange(min=0),
-    help="Length of one measurement; a run has about 100. Default: 3; on a GPU, 5.",
+    help="Length of one measurement; a run has about 200. Default: 3; on a GPU, 2.",
 )
 @click.option(
     "--cache",
@@ -71,6 +76,7 @@ def main(
     checkpoint: Path | None,
     quick: bool,
     strategies: tuple[str, ...],
+    rounds: int | None,
     seconds: float | None,
     cache: Path | None,
     output: Path,
@@ -79,10 +85,12 @@ def main(
     """Compare transformers, the engine alone and Blipstream through Triton on this machine.
 
     For each decoding strategy and number format, the table shows images a second, the latency of one image at a time
-    and the most memory. Each system has a process of its own. The systems take turns, and the median of the rounds
-    counts, so that the ratios hold on a machine that does other work, too.
+    and the most memory, with the batch sizes that were tried. Each system has a process of its own and is warmed up.
+    The systems take turns, with each of their batch sizes, and the median of the rounds counts, so that the ratios hold
+    on a machine that does other work, too. The batch size with the most images a second is shown.
 
-    A full run takes about half an hour on two cores. Let nothing else run meanwhile.
+    A full run takes about half an hour on two cores. For less, take --rounds 1 --strategy greedy. Let nothing else
+    run meanwhile.
     """
     if not shown:
         click.echo("loading PyTorch and transformers ...", err=True)
@@ -98,6 +106,6 @@ def main(
         click.echo(report.markdown(report.read(shown)))
         return
     stop_on_signals()
-    plan = benchmark.make_plan(device, quick, strategies, seconds)
+    plan = benchmark.make_plan(device, quick, strategies, rounds, seconds)
     for name in architectures or benchmark.default_architectures(device, checkpoint):
         benchmark.compare(name, checkpoint, plan, device, cache or cache_folder() / "bench", output)

@@ -7,6 +7,10 @@ STRATEGIES = {"greedy": 1, "beam3": 3, "beam5": 5}  # beams
 NEW_TOKENS = 12  # of each caption, forced, so that every system does the same work
 PICTURE_SIZE = (640, 480)  # pixels: width, height
 COMPARED = 4  # images whose captions are compared with those of transformers
+RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
+CLIENTS = {"cpu": 1, "cuda": 8}  # client processes of Triton, by device
+# runs of each batch size before it is measured, by device; a CUDA graph is recorded in the second
+WARM_UPS = {"cpu": 1, "cuda": 3}
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class BenchPlan:
     batches: tuple[int, ...]  # batch sizes to try; the one with the most images a second is measured
     in_flight: int  # requests to Triton at once
     rounds: int
-    seconds: float  # of each measurement; at least one batch is measured
+    seconds: float  # of each measurement, which is at least one batch; short, since systems take turns
     images: int  # different pictures
     strategies: tuple[str, ...] = tuple(STRATEGIES)
     layers: int | None = None  # of a shallow checkpoint
@@ -25,7 +29,7 @@ class BenchPlan:
 
 PLANS = {  # by device
     "cpu": BenchPlan(("f32", "bf16"), (1, 4, 8, 16), in_flight=32, rounds=3, seconds=3, images=64),
-    "cuda": BenchPlan(("f32", "f16"), (1, 8, 32, 64, 128), in_flight=256, rounds=5, seconds=5, images=512),
+    "cuda": BenchPlan(("f32", "f16"), (1, 8, 32, 64, 128), in_flight=256, rounds=5, seconds=2, images=512),
 }
 QUICK = BenchPlan(("f32",), (2,), in_flight=2, rounds=1, seconds=0, images=COMPARED, layers=2)
 DEFAULT_ARCHITECTURES = {"cpu": ("base",), "cuda": ("base", "large")}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The systems that the benchmark compares, with one interface: transformers, the engine alone, and Triton.
 
-Each captions JPEG bytes with `NEW_TOKENS` new tokens for an image, in a process of its own.
+Each captions JPEG bytes with `NEW_TOKENS` new tokens for an image, in a process of its own. All of them decode images
+on all cores.
 """
 
 import json
@@ -9,12 +10,14 @@ import os
 import time
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from PIL import Image
@@ -28,11 +31,10 @@ from blipstream.server.proc import processes_of_group
 from blipstream.server.triton import TritonServer
 from blipstream.vision import load_encoder
 from blipstream.weights import TORCH_DTYPES
-from blipstream_bench.plans import NEW_TOKENS
-from blipstream_client import BlipstreamError, Client
+from blipstream_bench.clients import TIMEOUT, ClientProcesses, captions, until
+from blipstream_bench.plans import CLIENTS, COMPARED, NEW_TOKENS, RUNTIMES
+from blipstream_client import Client
 
-RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
-TIMEOUT = 600.0  # seconds for a request
 MIN_LATENCIES = 3  # images to time alone, however slow they are
 
 
@@ -41,11 +43,12 @@ class System(ABC):
 
     name: str
 
-    def __init__(self, checkpoint: Path, repository: Path, device: str, dtype: str) -> None:
+    def __init__(self, checkpoint: Path, repository: Path, device: str, dtype: str, images: list[bytes]) -> None:
         self.checkpoint = checkpoint
         self.repository = repository  # artifacts in that dtype
         self.device = device
         self.dtype = dtype
+        self.images = images  # captioned again and again
 
     @abstractmethod
     def load(self) -> None:
@@ -55,16 +58,16 @@ class System(ABC):
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
         """Yield the caption of each image; `batch` images are in work at a time."""
 
-    def prepare(self, images: list[bytes], beams: int) -> list[str]:
-        """Warm up with one image and with all of them; return the captions, so that systems can be compared."""
-        list(self.caption(images[:1], beams, 1))
+    def compared(self, beams: int) -> list[str]:
+        """The captions of the first images, by which systems are compared."""
+        images = self.images[:COMPARED]
         return list(self.caption(images, beams, len(images)))
 
-    def latency(self, images: list[bytes], beams: int, seconds: float) -> list[float]:
+    def latency(self, beams: int, seconds: float) -> list[float]:
         """Caption one image at a time for about so many seconds; return the milliseconds that each took."""
         times: list[float] = []
         began = time.perf_counter()
-        for image in cycle(images):
+        for image in cycle(self.images):
             if len(times) >= MIN_LATENCIES and time.perf_counter() - began >= seconds:
                 break
             start = time.perf_counter()
@@ -72,11 +75,15 @@ class System(ABC):
             times.append((time.perf_counter() - start) * 1000)
         return times
 
-    def throughput(self, images: list[bytes], beams: int, batch: int, seconds: float) -> float:
+    def throughput(self, beams: int, batch: int, seconds: float) -> float:
         """Caption batches for about so many seconds, at least one; return images a second."""
         began = time.perf_counter()
-        count = sum(1 for _ in self.caption(_until(images, batch, began + seconds), beams, batch))
+        count = self.caption_until(began + seconds, beams, batch)
         return count / (time.perf_counter() - began)
+
+    def caption_until(self, deadline: float, beams: int, batch: int) -> int:
+        """Caption whole batches until time.perf_counter() reaches the deadline; return the number of images."""
+        return sum(1 for _ in self.caption(until(self.images, batch, deadline), beams, batch))
 
     def peak_mb(self) -> float:
         """The most memory that the system has taken, in MB."""
@@ -100,20 +107,33 @@ class Transformers(System):
         self._processor = BlipImageProcessorPil.from_pretrained(self.checkpoint)
         self._tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
 
+        scale = torch.tensor([self._processor.rescale_factor], dtype=torch.float64)
+        mean, std = torch.tensor(self._processor.image_mean), torch.tensor(self._processor.image_std)
+        self._scale = (scale / std).float().view(3, 1, 1).to(self.device)
+        self._shift = (-mean / std).float().view(3, 1, 1).to(self.device)
+
     @torch.inference_mode()
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
         """Caption one batch after the other."""
-        for group in _batches(images, batch):
-            opened = [Image.open(BytesIO(image)).convert("RGB") for image in group]
-            pixels = self._processor(opened, return_tensors="pt")["pixel_values"]
+        for pixels in decoded(images, self._pixels, batch, self.device):
+            # the processor would rescale and normalize on one core
+            pixel_values = torch.from_numpy(pixels).to(self.device) * self._scale + self._shift
             ids = self._model.generate(
-                pixel_values=pixels.to(self.device, self._torch_dtype),
+                pixel_values=pixel_values.to(self._torch_dtype),
                 num_beams=beams,
                 do_sample=False,
                 min_new_tokens=NEW_TOKENS,
                 max_new_tokens=NEW_TOKENS,
             )
             yield from self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def _pixels(self, image: bytes) -> npt.NDArray[np.uint8]:
+        """uint8 pixels [3, H, W]."""
+        opened = Image.open(BytesIO(image)).convert("RGB")
+        pixels: npt.NDArray[np.uint8] = self._processor(
+            opened, do_rescale=False, do_normalize=False, return_tensors="np"
+        )["pixel_values"][0]
+        return pixels
 
 
 class BareEngine(System):
@@ -131,12 +151,15 @@ class BareEngine(System):
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
         """Caption one batch after the other."""
         options = DecodingOptions(num_beams=beams, min_tokens=NEW_TOKENS, max_tokens=NEW_TOKENS)
-        for group in _batches(images, batch):
-            pixels = np.stack([load_pixels(image, self._image_size) for image in group])
+        for pixels in decoded(images, self._pixels, batch, self.device):
             embeds = torch.as_tensor(self._encoder.encode(pixels))
             requests = [self._engine.request(each, options) for each in embeds]
             self._engine.generate(requests)
             yield from (request.captions[0].text for request in requests)
+
+    def _pixels(self, image: bytes) -> npt.NDArray[np.uint8]:
+        """uint8 pixels [H, W, 3]."""
+        return load_pixels(image, self._image_size)
 
 
 class Triton(System):
@@ -154,16 +177,15 @@ class Triton(System):
             self._server.stop()
             raise
         self._client = Client(self._server.grpc_url, timeout=TIMEOUT)
+        self._clients = ClientProcesses(self._server.grpc_url, self.images, CLIENTS[self.device])
 
     def caption(self, images: Iterable[bytes], beams: int, batch: int) -> Iterator[str]:
         """Keep `batch` requests in flight."""
-        captions = self._client.caption_many(
-            images, max_in_flight=batch, num_beams=beams, min_tokens=NEW_TOKENS, max_tokens=NEW_TOKENS
-        )
-        for caption in captions:
-            if isinstance(caption, BlipstreamError):
-                raise caption
-            yield caption.text
+        return captions(self._client, images, beams, batch)
+
+    def caption_until(self, deadline: float, beams: int, batch: int) -> int:
+        """The same by several clients, so that none of them is the bound."""
+        return sum(self._clients.caption_until(deadline, beams, batch))
 
     def peak_mb(self) -> float:
         """The sum over the server's processes. What they share is counted several times."""
@@ -175,7 +197,8 @@ class Triton(System):
             return str(json.load(answer)["version"])
 
     def close(self) -> None:
-        """Stop the server."""
+        """Stop the clients and the server."""
+        self._clients.close()
         self._client.close()
         self._server.stop()
 
@@ -183,21 +206,23 @@ class Triton(System):
 SYSTEMS: dict[str, type[System]] = {system.name: system for system in (Transformers, BareEngine, Triton)}
 
 
-def _batches(images: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
-    """Group images; the next ones are taken when the group before is done."""
+def decoded(
+    images: Iterable[bytes], decode: Callable[[bytes], npt.NDArray[np.uint8]], size: int, device: str
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Batches of images, decoded by all cores: for a GPU while the batch before is in work, else once that is done."""
     remaining = iter(images)
-    while group := list(islice(remaining, size)):
-        yield group
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
 
+        def begin() -> Iterator[npt.NDArray[np.uint8]]:
+            return threads.map(decode, list(islice(remaining, size)))
 
-def _until(images: list[bytes], batch: int, deadline: float) -> Iterator[bytes]:
-    """Repeat the images, in whole batches, until the deadline has passed."""
-    endless = cycle(images)
-    while True:
-        for _ in range(batch):
-            yield next(endless)
-        if time.perf_counter() >= deadline:
-            return
+        coming = begin()
+        while batch := list(coming):
+            if device != "cpu":
+                coming = begin()
+            yield np.stack(batch)
+            if device == "cpu":
+                coming = begin()
 
 
 def _peak_mb(pid: int) -> float:

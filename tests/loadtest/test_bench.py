@@ -5,16 +5,30 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from blipstream.server.triton import TritonServer
+from blipstream_bench.batch_search import BatchSearch, turns
+from blipstream_bench.benchmark import Benchmark, SystemProcess
+from blipstream_bench.clients import ClientProcesses, shared_out, until
 from blipstream_bench.command import main
-from tests.conftest import CHECKPOINT
+from blipstream_bench.plans import WARM_UPS, BenchPlan
+from blipstream_bench.systems import BareEngine, System, Transformers, Triton, decoded
+from blipstream_client import BlipstreamError
+from tests.conftest import CHECKPOINT, SAMPLES
+from tests.support.waiting import wait_until
 
 RATIO = "× "
 ROW = {
@@ -151,6 +165,177 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     assert_refused(refused, f"{tmp_path} is no checkpoint: {tmp_path} has no config.json")
     assert_refused(bench("--checkpoint", tmp_path / "absent"), "does not exist")
     assert_refused(bench("--seconds", "-1"), "-1.0 is not in the range x>=0")
+
+
+class ToySystem(SystemProcess):
+    """A system whose images a second are given, apart from its first runs of each batch size, which are slow."""
+
+    def __init__(self, kind: type[System], rates: dict[int, float], log: list[tuple[str, int, float]]) -> None:
+        self.kind, self.dtype, self.title = kind, "f32", kind.name
+        self._rates = rates
+        self._log = log  # of all toys: system, batch size, seconds
+        self._runs: Counter[int] = Counter()
+
+    def call(self, method: str, *args: Any) -> Any:
+        if method != "throughput":
+            return {"compared": ["a dog"], "latency": [1.0], "peak_mb": 100.0}[method]
+        _, batch, seconds = args
+        self._log.append((self.title, batch, seconds))
+        self._runs[batch] += 1
+        is_cold = self._runs[batch] <= WARM_UPS["cuda"]
+        return 0.01 * batch if is_cold else self._rates[batch]  # cold, the largest batch seems the best
+
+
+@pytest.fixture
+def log() -> list[tuple[str, int, float]]:
+    return []
+
+
+@pytest.fixture
+def toys(log: list[tuple[str, int, float]]) -> tuple[Benchmark, dict[SystemProcess, tuple[int, ...]]]:
+    """A benchmark of three rounds, and its systems with the batch sizes to try."""
+    plan = BenchPlan(("f32",), (1, 4, 8, 16), in_flight=32, rounds=3, seconds=2, images=1, strategies=("greedy",))
+    rates = {1: 2.0, 4: 3.0, 8: 4.0, 16: 3.5}
+    batches: dict[SystemProcess, tuple[int, ...]] = {
+        ToySystem(Transformers, rates, log): plan.batches,
+        ToySystem(BareEngine, {1: 5.0, 4: 6.0, 8: 7.0, 16: 8.0}, log): plan.batches,
+        ToySystem(Triton, {32: 6.0}, log): (32,),
+    }
+    return Benchmark(plan, "cuda", CHECKPOINT, {}), batches
+
+
+def test_best_batch_is_that_of_warm_runs(
+    toys: tuple[Benchmark, dict[SystemProcess, tuple[int, ...]]], log: list[tuple[str, int, float]]
+) -> None:
+    benchmark, batches = toys
+    told: list[str] = []
+    benchmark.measure(batches, "greedy", told.append, told.append)
+    assert [(row.system, row.batch, row.images_per_s) for row in benchmark.measurements] == [
+        ("transformers", 8, 4.0),
+        ("engine", 16, 8.0),
+        ("blipstream-triton", 32, 6.0),
+    ]
+    first = next(place for place, (*_, seconds) in enumerate(log) if seconds)
+    assert not any(seconds == 0 for *_, seconds in log[first:])  # all is warm before anything is measured
+
+
+def test_systems_take_turns_with_each_batch(
+    toys: tuple[Benchmark, dict[SystemProcess, tuple[int, ...]]], log: list[tuple[str, int, float]]
+) -> None:
+    benchmark, batches = toys
+    benchmark.measure(batches, "greedy", lambda _: None, lambda _: None)
+    measured = [(system, batch) for system, batch, seconds in log if seconds]
+    everything = [
+        ("transformers", 1),
+        ("engine", 1),
+        ("blipstream-triton", 32),
+        ("transformers", 4),
+        ("engine", 4),
+        ("transformers", 8),
+        ("engine", 8),
+        ("transformers", 16),
+        ("engine", 16),
+    ]
+    promising = [
+        ("transformers", 4),
+        ("engine", 8),
+        ("blipstream-triton", 32),
+        ("transformers", 8),
+        ("engine", 16),
+        ("transformers", 16),
+    ]
+    assert measured == everything + promising[::-1] + promising
+
+
+def test_best_batch_is_searched_again_in_each_round() -> None:
+    """One slow slice, as on a machine that was busy meanwhile, does not decide."""
+    search = BatchSearch((4, 8, 16))
+    for batch, rate in ((4, 3.0), (8, 1.0), (16, 3.5)):
+        search.add(batch, rate)
+    assert (search.best, search.due) == (16, [8, 16])
+    for batch, rate in ((8, 4.0), (16, 3.5), (8, 4.0), (16, 3.5)):
+        search.add(batch, rate)
+    assert (search.best, search.rate, search.due, search.with_more_beams) == (8, 4.0, [4, 8, 16], [4, 8])
+
+
+def test_drift_is_the_same_for_all() -> None:
+    """In two rounds each system has its slices early and late: a machine that slows down evenly favours none."""
+    due = {"a": (1, 2), "b": (1, 2), "c": (1, 2)}
+    times: Counter[tuple[str, int]] = Counter()
+    for time_, turn in enumerate([*turns(due, 0), *turns(due, 1)]):
+        times[turn] += time_
+    assert len(times) == 6
+    assert len(set(times.values())) == 1
+
+
+def test_clients_are_processes(server: TritonServer) -> None:
+    images = [path.read_bytes() for path in sorted(SAMPLES.glob("*.jpg"))[:2]]
+    clients = ClientProcesses(server.grpc_url, images, 3)
+    try:
+        assert len({os.getpid(), *clients.pids()}) == 4
+        assert clients.caption_until(0, 1, 5) == [2, 2, 1]
+        assert clients.caption_until(0, 1, 2) == [1, 1]  # the third has nothing to do
+    finally:
+        clients.close()
+
+
+def test_clients_report_errors(server: TritonServer) -> None:
+    clients = ClientProcesses(server.grpc_url, [b"no image"], 1)
+    try:
+        with pytest.raises(BlipstreamError, match="image"):
+            clients.caption_until(0, 1, 1)
+    finally:
+        clients.close()
+
+
+def test_processes_end_with_a_program_that_is_killed() -> None:
+    code = """if True:
+        import os, time
+        from blipstream_bench.processes import single_process
+        if __name__ == "__main__":
+            print(single_process().submit(os.getpid).result(), flush=True)
+            time.sleep(1000)
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        child = int(program.stdout.readline())
+        assert Path(f"/proc/{child}").exists()
+        program.kill()
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
+
+
+@pytest.mark.parametrize(("total", "parts", "shares"), [(32, 1, [32]), (256, 3, [86, 85, 85]), (2, 3, [1, 1, 0])])
+def test_shares(total: int, parts: int, shares: list[int]) -> None:
+    assert shared_out(total, parts) == shares
+
+
+@pytest.mark.parametrize(("device", "ahead"), [("cpu", 0), ("cuda", 1)])
+def test_images_are_decoded_in_threads(device: str, ahead: int) -> None:
+    """For a GPU, the next batch is decoded while one is in work."""
+    threads = set()
+    taken = []
+
+    def images() -> Any:
+        for number in range(6):
+            taken.append(number)
+            yield bytes([number])
+
+    def decode(image: bytes) -> npt.NDArray[np.uint8]:
+        threads.add(threading.get_ident())
+        return np.full((2, 2, 3), image[0], np.uint8)
+
+    batches = []
+    for number, batch in enumerate(decoded(images(), decode, 2, device)):
+        assert len(taken) == min(2 * (number + 1 + ahead), 6)
+        batches.append(batch[:, 0, 0, 0].tolist())
+    assert batches == [[0, 1], [2, 3], [4, 5]]
+    assert threading.get_ident() not in threads
+
+
+def test_whole_batches() -> None:
+    assert list(until([b"a", b"b", b"c"], 4, deadline=0)) == [b"a", b"b", b"c", b"a"]
+    endless = until([b"a"], 4, deadline=time.perf_counter() + 1e6)
+    assert len(list(islice(endless, 100))) == 100
 
 
 def assert_refused(result: Result, sentence: str) -> None:

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from PIL import Image
+from torch import Tensor
 
 from blipstream.cuda_graphs import recording_soon
 from blipstream.errors import ArtifactError
 from blipstream.vision import load_encoder
 from blipstream_build.build import build
+from blipstream_build.verify import TOLERANCE
 from tests.conftest import CHECKPOINT, DEVICES
 from tests.reference import Reference, relative_error
 from tests.support.image_files import stack_pixels
@@ -71,6 +74,32 @@ def test_f32_convolutions_are_not_tf32(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     load_encoder("torch", folder, "cpu", "f32")
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_f32_passes_the_check_of_a_build_on_a_gpu(
+    folder: Path, reference: Reference, scene_images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here convolutions round as cuDNN's would: with TF32, the first build of a benchmark would be refused."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    encoder = load_encoder("torch", folder, "cpu", "f32")
+    pixels = stack_pixels(scene_images[:2], encoder.config.vision.image_size)
+    expected = reference.embed(scene_images[:2])
+
+    def convolve(self: torch.nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if torch.backends.cudnn.allow_tf32:
+            x, weight = in_tf32(x), in_tf32(weight)
+        return F.conv2d(x, weight, bias, self.stride)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", convolve)
+    tolerance = TOLERANCE["encoder"]["f32"]
+    assert relative_error(encoder.encode(pixels), expected) < tolerance
+    torch.backends.cudnn.allow_tf32 = True
+    assert relative_error(encoder.encode(pixels), expected) > tolerance
+
+
+def in_tf32(x: Tensor) -> Tensor:
+    """The numbers with 10 bits after the point, as the tensor cores of a GPU read them."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def test_f16_is_for_gpus(folder: Path) -> None:
