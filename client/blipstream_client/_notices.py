@@ -33,9 +33,7 @@ def on_terminal() -> bool:
 
 def say(sentence: str) -> None:
     """Print a sentence: in short lines on a terminal, and on one line where a program may read it."""
-    if on_terminal():
-        width = min(COLUMNS, shutil.get_terminal_size().columns)
-        sentence = _filled(sentence, width)
+    sentence = _filled(sentence)
     with suppress(AttributeError, OSError, ValueError):  # there is no standard error, or nobody reads it any more
         sys.stderr.write(f"{sentence}\n")
         sys.stderr.flush()
@@ -55,8 +53,11 @@ def hint(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-def _filled(text: str, width: int) -> str:
-    """The text in lines of so many columns. A path or an address stays whole."""
+def _filled(text: str) -> str:
+    """The text in lines that fit the terminal, if there is one. A path or an address stays whole."""
+    if not on_terminal():
+        return text
+    width = min(COLUMNS, shutil.get_terminal_size().columns)
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
@@ -69,16 +70,16 @@ class Failure(click.ClickException):
 
 
 class Misuse(click.UsageError):
-    """A command line that click refuses. Its error is in short lines, as its usage is."""
+    """A command line that click refuses."""
 
     def format_message(self) -> str:
-        """The error, broken where it has to be if click's "Error: " stands before it."""
-        return _filled(f"{ERROR}{self.message}", COLUMNS).removeprefix(ERROR)
+        """The error, in short lines on a terminal, where click's "Error: " stands before it."""
+        return _filled(f"{ERROR}{self.message}").removeprefix(ERROR)
 
 
 @contextmanager
 def in_short_lines() -> Iterator[None]:
-    """Break the errors of click's own, which may be of any length, into lines."""
+    """On a terminal, break the errors of click's own, which may be of any length."""
     try:
         yield
     except NoArgsIsHelpError:

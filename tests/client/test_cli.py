@@ -237,11 +237,18 @@ def on_a_terminal(command: list[str], columns: int = 80) -> tuple[int, str]:
     ],
     ids=["value", "command", "option"],
 )
-def test_a_wrong_command_line_is_told_in_short_lines(arguments: list[str], told: str) -> None:
+def test_a_wrong_command_line_is_told_in_short_lines(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal. In a pipe, the error is one line."""
     status, out, err = blipstream(*arguments)
     assert (status, out) == (2, "")
-    assert f"\n\n{told}" in err
-    assert max(map(len, err.splitlines())) <= 80
+    assert err.splitlines()[-1].startswith(told)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    status, shown = on_a_terminal([*COMMAND, *arguments], 80)
+    assert status == 2
+    assert f"\n{told}" in shown.replace("\r", "")
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.usefixtures("environment")
