@@ -220,11 +220,11 @@ ONLY_WITH = {
     condition: [name for name, option in OPTIONS.items() if option.only_with == condition]
     for condition in (SAMPLING, BEAM_SEARCH)
 }
+EXPLAIN_TYPES = get_type_hints(ExplainOptions)
+EXPLAIN_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(ExplainOptions)}
 EXPLAIN_OPTIONS: dict[str, Option] = {
     name: get_args(hint)[1] for name, hint in get_type_hints(ExplainOptions, include_extras=True).items()
 }
-EXPLAIN_TYPES = get_type_hints(ExplainOptions)
-EXPLAIN_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(ExplainOptions)}
 GIVEN_CAPTION = "given_caption"  # a caption that is not generated, but comes with the request
 INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
 EXPLAIN_NAMES = (GIVEN_CAPTION, *EXPLAIN_OPTIONS)  # the inputs that `explain` has beside those of `caption`

@@ -99,9 +99,9 @@ def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
     return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
 
 
-def scheduling(*steps: str) -> str:
+def steps(*each: str) -> str:
     """An ensemble's steps."""
-    return "\n".join(["ensemble_scheduling {", "  step [", ",\n".join(steps), "  ]", "}"])
+    return "\n".join(["ensemble_scheduling {", "  step [", ",\n".join(each), "  ]", "}"])
 
 
 def ensemble(
@@ -114,7 +114,7 @@ def ensemble(
 
     Options go to preprocess, too: it refuses at once what the decoder would refuse after the work.
     """
-    return scheduling(
+    return steps(
         step("preprocess", same(image + options), {"pixels": pixels}),
         step("encoder", {"pixels": pixels}, same((IMAGE_EMBEDS,))),
         step("decoder", same((IMAGE_EMBEDS, *options)), same(outputs)),
@@ -219,7 +219,7 @@ image size a side. The pixels are close to those of "exact", but not the referen
             ENSEMBLE,
             (IMAGE_EMBEDS, GIVEN, *MAPS),
             EXPLANATION,
-            scheduling(step("decoder", same((IMAGE_EMBEDS, *MAPS)) | {GIVEN_CAPTION: GIVEN.name}, same(EXPLANATION))),
+            steps(step("decoder", same((IMAGE_EMBEDS, *MAPS)) | {GIVEN_CAPTION: GIVEN.name}, same(EXPLANATION))),
         ),
         "caption_stream/config.pbtxt": caption_stream(GPU),
         "caption_stream/configs/cpu.pbtxt": caption_stream(CPU),

@@ -158,7 +158,7 @@ class Engine:
         if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
         prompt_ids = self._tokenizer.encode(options.prompt)
-        given_ids = None if given is None else [*self._tokenizer.encode_words(given), text.end_token_id]
+        given_ids = None if given is None else [*self._tokenizer.encode_caption(given), text.end_token_id]
         request = Request(self._copy(image_embeds), options, prompt_ids, request_id, trace_context, given_ids, explain)
         request.to_text = self.text
         for name, ids in (("prompt", prompt_ids), ("a given caption", given_ids or prompt_ids)):

@@ -37,7 +37,7 @@ class Tokenizer:
         """The text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def encode_words(self, caption: str) -> list[int]:
+    def encode_caption(self, caption: str) -> list[int]:
         """The ids of a finished caption, without the start token. Raises InvalidInput if a word of it is unknown."""
         encoding = self._tokenizer.encode(caption, add_special_tokens=False)
         for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
