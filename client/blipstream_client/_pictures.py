@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from blipstream_client._images import opened
 
@@ -33,6 +33,7 @@ INFERNO = np.array(
 DARKEST = 0.25  # of the colors: the darker ones would only hide the picture
 OPAQUE = 0.85  # how much of the picture the strongest color covers
 GREY = (40, 150)  # the darkest and the brightest of the picture where there is no color
+SMOOTH = 40.0  # the blur's radius is the picture's shorter side divided by this
 FULL = 4.0  # times as much as an even spread: weaker heatmaps do not get the strongest color
 
 
@@ -74,10 +75,12 @@ def on_picture(heatmap: Heatmap, size: tuple[int, int], resize_mode: str) -> Hea
     width, height = size
     edges = {"center_crop": (min(size), min(size)), "letterbox": (max(size), max(size))}
     seen = edges.get(resize_mode, size)  # of the picture, or more
-    large = Image.fromarray(heatmap.astype(np.float32)).resize(seen, Image.Resampling.BICUBIC)
+    # bicubic interpolation would dig ditches around the peaks
+    levels = Image.fromarray((heatmap.clip(0, 1) * 255).round().astype(np.uint8))
+    large = levels.resize(seen, Image.Resampling.BILINEAR).filter(ImageFilter.GaussianBlur(min(seen) / SMOOTH))
     left, top = (seen[0] - width) // 2, (seen[1] - height) // 2
     placed = large.crop((left, top, left + width, top + height))  # beyond the edges there are zeros
-    return np.asarray(placed).clip(0, 1)
+    return np.asarray(placed, np.float32) / 255
 
 
 def strip(picture: Image.Image, words: Sequence[str], heatmaps: Sequence[Heatmap], resize_mode: str) -> Image.Image:
