@@ -155,7 +155,7 @@ class DecodingOptions:
 
 
 METHODS = ("attention", "rollout", "gradient")  # of a heatmap
-MAX_GRADIENTS = 64  # tokens of a caption that is explained by gradients: the work grows with the square of its length
+MAX_GRADIENTS = 48  # tokens of a caption that is explained by gradients: the work grows with the square of its length
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from blipstream.config import CheckpointConfig, TextConfig
 from blipstream.decoding.request import Explanation, Request, TokenSequence
 from blipstream.options import ExplainOptions
-from blipstream.text.decoder import Recorder, Segment, TextDecoder
+from blipstream.text.decoder import DecoderLayer, Recorder, Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 
 GRADIENT = "gradient"  # the method that no recorder is for
@@ -75,7 +75,7 @@ class Explainer:
         chunk = self._next_chunk()
         if chunk:
             self._read_chunk(chunk)
-        gradients = [passage for passage in self._passages if passage.method == GRADIENT]
+        gradients = [each for each in self._passages if each.method == GRADIENT and each.request.sequences]
         done = [passage for passage in chunk if passage.method != GRADIENT]
         if gradients:
             done += self._add_gradients(gradients[0])
@@ -179,12 +179,16 @@ class Explainer:
             query = torch.tensor([position for positions in queries for position in positions], device=ids.device)
             log_probs = self._decoder.logits(hidden[row, query]).log_softmax(-1)
             total = log_probs.gather(1, ids[query + 1][:, None]).sum()
-            gradients = torch.autograd.grad(total * GRADIENT_SCALE, recorder.layers)
+            gradients = torch.autograd.grad(total * GRADIENT_SCALE, recorder.weights + recorder.contexts)
         selection = _Selection.of([passage], self._text)
         maps = torch.zeros(rows, length, image_embeds.shape[1], device=ids.device)
-        for layer, (found, gradient) in enumerate(zip(recorder.layers, gradients, strict=True)):
-            product = found.detach().float() * gradient.float().clamp(min=0)  # [1, heads, rows T, N]
-            maps += selection.layers[layer] * selection.of_heads(product)[0].view(maps.shape)
+        for number, (found, layer) in enumerate(zip(recorder.weights, self._decoder.layers, strict=True)):
+            # To each weight, the values' bias adds the same. It is not among the values here, so its part comes now
+            assert isinstance(layer, DecoderLayer)
+            bias = layer.cross_value_bias.float().view(self._text.num_heads, -1, 1)
+            of_bias = gradients[len(recorder.weights) + number].float() @ bias  # [heads, rows T, 1]
+            product = found.detach().float() * (gradients[number].float() + of_bias).clamp(min=0)
+            maps += selection.layers[number] * selection.of_heads(product)[0].view(maps.shape)
         return [_by_word(each, [positions])[0] for each, positions in zip(maps, queries, strict=True)]
 
 
@@ -228,6 +232,9 @@ class Mean:
         self.maps = self.maps + share * self._selection.of_heads(weights)
         return weights
 
+    def context(self, layer: int, context: Tensor) -> None:
+        """Not wanted."""
+
 
 class Rollout:
     """Records what part each patch has in each token, up to a row's last layer."""
@@ -248,6 +255,9 @@ class Rollout:
         self._update(layer, (self.maps + self._selection.of_heads(weights)) / 2)
         return weights
 
+    def context(self, layer: int, context: Tensor) -> None:
+        """Not wanted."""
+
     def _update(self, layer: int, maps: Tensor) -> None:
         self.maps = torch.where((layer <= self._selection.last)[:, None, None], maps, self.maps)
 
@@ -256,20 +266,25 @@ RECORDERS: dict[str, type[Mean] | type[Rollout]] = {"attention": Mean, "rollout"
 
 
 class _Weights:
-    """Keeps the cross-attention weights of all layers, for their gradients."""
+    """Keeps what cross-attention has in all layers, for its gradients."""
 
     wants_self_attention = False
 
     def __init__(self) -> None:
-        self.layers: list[Tensor] = []  # [I, heads, Q, N]
+        self.weights: list[Tensor] = []  # [I, heads, Q, N]
+        self.contexts: list[Tensor] = []  # [heads, R T, head size]
 
     def self_attention(self, layer: int, weights: Tensor) -> None:
         """Not wanted."""
 
     def cross_attention(self, layer: int, weights: Tensor) -> Tensor:  # noqa: ARG002
         """Keep a layer's weights."""
-        self.layers.append(weights if weights.requires_grad else weights.requires_grad_())
+        self.weights.append(weights if weights.requires_grad else weights.requires_grad_())
         return weights
+
+    def context(self, layer: int, context: Tensor) -> None:  # noqa: ARG002
+        """Keep a layer's context."""
+        self.contexts.append(context)
 
 
 def _share(number: int, count: int) -> Tensor:

@@ -87,6 +87,9 @@ class Recorder(Protocol):
         Returns the weights to go on with.
         """
 
+    def context(self, layer: int, context: Tensor) -> None:
+        """What cross-attention mixes by the weights, without the values' bias: [heads, R T, head size]."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -102,7 +105,7 @@ class Segment:
     patches: int | None = None  # how many of the N patches count; None: all
     rows: Tensor | None = None  # int64 [R], where the rows lie in the cache; None: they are its first
     counts: Tensor | None = None  # int64 [R], how many of a row's T tokens count; None: all
-    recorder: Recorder | None = None  # None: nobody looks at the attention weights
+    recorder: Recorder | None = None  # of a segment that is alone; None: nobody looks at the attention weights
 
 
 Places = tuple[Tensor, Tensor, Tensor]  # where new tokens go: rows [R, 1], positions [R, T]; the mask [R, 1, T, length]
@@ -130,7 +133,8 @@ class DecoderLayer(nn.Module):
         self.cross_query = nn.Linear(width, width)  # scaled by 1 / sqrt(head size)
         self.cross_key = nn.Parameter(torch.empty(heads, self.head_size, config.encoder_hidden_size))
         self.cross_value = nn.Parameter(torch.empty(heads, config.encoder_hidden_size, self.head_size))
-        self.cross_output = nn.Linear(width, width)  # its bias holds the values' bias too
+        self.cross_value_bias = nn.Parameter(torch.empty(width))  # which the next one's bias holds, too
+        self.cross_output = nn.Linear(width, width)
         self.cross_norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.fc1 = nn.Linear(width, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, width)
@@ -182,6 +186,8 @@ class DecoderLayer(nn.Module):
                 mixes.append(_attend(queries_of_image, x, segment.patches, layer, segment.recorder))
                 image, query = image + images, query + queries
         context = torch.bmm(_joined(mixes, dim=1), self.cross_value)  # [heads, n, head size]
+        if segments[0].recorder:
+            segments[0].recorder.context(layer, context)
         output: Tensor = self.cross_output(context.transpose(0, 1).flatten(1))
         return output
 
