@@ -171,7 +171,7 @@ class ExplainOptions:
     )] = 0
     layer: Annotated[int, Option("The layer of the text decoder, from 0 on. -1: the mean of all.", low=-1)] = -1
     head: Annotated[int, Option("The attention head, from 0 on. -1: the mean of all.", low=-1)] = -1
-    method: Annotated[str, Option("attention, rollout or gradient.")] = METHODS[0]
+    method: Annotated[str, Option("What heatmaps are made of: attention, rollout or gradient.")] = METHODS[0]
     # fmt: on
 
     def __post_init__(self) -> None:

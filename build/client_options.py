@@ -14,7 +14,7 @@ TYPES = options.TYPES | options.EXPLAIN_TYPES
 CONDITIONS = {"": "", SAMPLING: "Sampling: ", BEAM_SEARCH: "Beam search: "}
 
 
-def client_options(names: Iterable[str]) -> str:
+def client_options(names: Iterable[str] = options.OPTIONS) -> str:
     """The fields of the client's `Options` or `ExplainOptions`, for the options of these names."""
     return "    # fmt: off\n" + "".join(map(_field, names)) + "    # fmt: on\n"
 

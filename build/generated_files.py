@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from alerts_page import alerts_page
-from blipstream.options import EXPLAIN_OPTIONS, OPTIONS
+from blipstream.options import EXPLAIN_OPTIONS
 from client_options import client_options
 from model_configs import model_configs
 from options_table import options_table
@@ -26,9 +26,9 @@ def generated_files(root: Path) -> dict[Path, str]:
     """What each file below `root` is to contain."""
     files = {root / "model_repository" / name: text for name, text in model_configs().items()}
     for patterns, marks, text in (
-        (PAGES, PAGE_MARKS, options_table(OPTIONS)),
+        (PAGES, PAGE_MARKS, options_table()),
         (PAGES, _marks_of_explain(PAGE_MARKS), options_table(EXPLAIN_OPTIONS)),
-        (CLIENT, CLIENT_MARKS, client_options(OPTIONS)),
+        (CLIENT, CLIENT_MARKS, client_options()),
         (CLIENT, _marks_of_explain(CLIENT_MARKS), client_options(EXPLAIN_OPTIONS)),
     ):
         for path in (path for pattern in patterns for path in root.glob(pattern)):

@@ -14,7 +14,7 @@ HEAD = "| option | type | default | allowed | meaning |\n|---|---|---|---|---|\n
 CONDITIONS = {"": "", SAMPLING: "; only with `do_sample`", BEAM_SEARCH: "; only with `num_beams` above 1"}
 
 
-def options_table(names: Iterable[str]) -> str:
+def options_table(names: Iterable[str] = options.OPTIONS) -> str:
     """A row for each option, as it is declared."""
     return HEAD + "".join(
         f"| `{name}` | {data_type(name)} [1] | {_default(name)} | {_allowed(name)} | {option.meaning} |\n"

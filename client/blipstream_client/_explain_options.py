@@ -28,7 +28,7 @@ class ExplainOptions(Options, total=False):
         INT32, -1, "The attention head, from 0 on. -1: the mean of all.",
     )]
     method: Annotated[str | None, Option(
-        BYTES, "attention", "attention, rollout or gradient.",
+        BYTES, "attention", "What heatmaps are made of: attention, rollout or gradient.",
     )]
     # fmt: on
     # end of explain options

@@ -62,7 +62,7 @@ def overlay(picture: Image.Image, heatmap: Heatmap, resize_mode: str) -> Image.I
     grey = GREY[0] + (GREY[1] - GREY[0]) * shade
     position: Heatmap = (DARKEST + (1 - DARKEST) * heat) * (len(INFERNO) - 1)
     color = np.stack([np.interp(position, range(len(INFERNO)), channel) for channel in INFERNO.T], 2)
-    cover = OPAQUE * heat[:, :, None] ** 0.7
+    cover = OPAQUE * heat[:, :, None]
     mixed = grey * (1 - cover) + (0.7 + 0.3 * shade) * color * cover
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
@@ -76,11 +76,13 @@ def on_picture(heatmap: Heatmap, size: tuple[int, int], resize_mode: str) -> Hea
     edges = {"center_crop": (min(size), min(size)), "letterbox": (max(size), max(size))}
     seen = edges.get(resize_mode, size)  # of the picture, or more
     # bicubic interpolation would dig ditches around the peaks
-    levels = Image.fromarray((heatmap.clip(0, 1) * 255).round().astype(np.uint8))
+    strongest = float(heatmap.max())
+    levels = Image.fromarray((heatmap * 255 / (strongest or 1)).round().astype(np.uint8))
     large = levels.resize(seen, Image.Resampling.BILINEAR).filter(ImageFilter.GaussianBlur(min(seen) / SMOOTH))
     left, top = (seen[0] - width) // 2, (seen[1] - height) // 2
     placed = large.crop((left, top, left + width, top + height))  # beyond the edges there are zeros
-    return np.asarray(placed, np.float32) / 255
+    result: Heatmap = np.asarray(placed, np.float32) * (strongest / max(float(np.asarray(large).max()), 1.0))
+    return result
 
 
 def strip(picture: Image.Image, words: Sequence[str], heatmaps: Sequence[Heatmap], resize_mode: str) -> Image.Image:
