@@ -58,7 +58,7 @@ class Tokenizer:
             if ids[end - 1] in self._special:
                 numbers.append(-1)
                 continue
-            # What follows may join words: "dog '" becomes "dog's". So no token's word comes after that of a later one
+            # A text may get its spaces only when the next token is known. So no token's word comes after a later one's
             last = min(last, len(self.decode(ids[:end]).split()) - 1)
             numbers.append(last)
         return words, numbers[::-1]
