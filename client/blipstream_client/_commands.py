@@ -101,9 +101,12 @@ def caption(
 
 @click.command(cls=ClientCommand, epilog=DEFAULTS)
 @click.argument("image", metavar="IMAGE")
-@click.option("--output", help="The picture to write. A .gif goes through the words; .png, .jpg or .webp shows all.")
-@click.option("--word", help="Draw the heatmap of this word alone, or of several that follow each other.")
-@click.option("--caption", "given", help="Explain this caption, instead of finding one.")
+@click.option(
+    "--output",
+    help="The picture to write. A .gif goes through the words; .png, .jpg or .webp shows all.  [default: none]",
+)
+@click.option("--word", help="Draw this word's heatmap alone, or that of several in a row.  [default: all words]")
+@click.option("--caption", "given", help="Explain this caption.  [default: the one that the model finds]")
 @client_options(connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES, chooses_model=False), IMAGE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the heatmaps as numbers.")
 @explain_options

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blipstream explain`: pictures of where the model looked."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -24,7 +25,8 @@ def check_output(output: str | None, word: str | None) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise click.UsageError(f"--output must end in {', '.join(SUFFIXES[:-1])} or {ANIMATION}, not {output!r}")
     if not path.parent.is_dir():
-        raise click.UsageError(f"There is no folder {path.parent} for --output: make it with mkdir -p {path.parent}")
+        make = shlex.join(["mkdir", "-p", str(path.parent)])
+        raise click.UsageError(f"There is no folder {path.parent}: make it by `{make}`, or use another --output")
     if word is not None and path.suffix.lower() == ANIMATION:
         raise click.UsageError("A GIF goes through all words: leave --word out, or write a PNG file")
 

@@ -215,7 +215,10 @@ def test_a_word_that_the_caption_does_not_have(url: str, tmp_path: Path) -> None
     ("arguments", "sentence"),
     [
         (["--output", "a.bmp"], "--output must end in .png, .jpg, .jpeg, .webp or .gif, not 'a.bmp'"),
-        (["--output", "nowhere/a.png"], "There is no folder nowhere for --output: make it with mkdir -p nowhere"),
+        (
+            ["--output", "nowhere/a.png"],
+            "There is no folder nowhere: make it by `mkdir -p nowhere`, or use another --output",
+        ),
         (["--output", "a.gif", "--word", "dog"], "A GIF goes through all words: leave --word out, or write a PNG file"),
         (["--word", "dog"], "--word is for a picture: name its file with --output, too"),
     ],
