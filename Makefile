@@ -185,7 +185,7 @@ sbom: $(AUDIT_READY)  ## list for scanners what is installed, here and in the im
 	@echo "wrote sbom.json and sbom-gpu.json"
 
 clean:  ## remove what the other targets made
-	@rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png site
+	@rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo-heatmaps.png site
 	@rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
 	@find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

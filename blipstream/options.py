@@ -127,14 +127,7 @@ class DecodingOptions:
 
         Raises InvalidInput, also where an image's options need more than the model's `positions`.
         """
-        if not images:
-            raise InvalidInput("a request must have an image, and this one has none: send at least one row")
-        for name, rows in tensors.items():
-            if len(rows) != images:
-                raise InvalidInput(f"{name} must have a row for each image, {images}, not {len(rows)}")
-        options = [
-            cls.from_tensors({name: rows[row] for name, rows in tensors.items()}, defaults) for row in range(images)
-        ]
+        options = [cls.from_tensors(row, defaults) for row in _rows(tensors, images)]
         counts = sorted({each.num_captions for each in options})
         if len(counts) > 1:  # the output tensors have the same number of captions for every image
             raise InvalidInput(
@@ -161,6 +154,61 @@ class DecodingOptions:
             )
 
 
+METHODS = ("attention", "rollout", "gradient")  # of a heatmap
+MAX_GRADIENTS = 48  # tokens of a caption that is explained by gradients: the work grows with the square of its length
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """How a caption is explained: which one of several, and what its heatmaps are made of.
+
+    Raises InvalidInput where a value is out of every model's range.
+    """
+
+    # fmt: off
+    caption_index: Annotated[int, Option(
+        "Which of num_captions captions to explain. 0: the best.", low=0, high=MAX_CAPTIONS - 1,
+    )] = 0
+    layer: Annotated[int, Option("The layer of the text decoder, from 0 on. -1: the mean of all.", low=-1)] = -1
+    head: Annotated[int, Option("The attention head, from 0 on. -1: the mean of all.", low=-1)] = -1
+    method: Annotated[str, Option("What heatmaps are made of: attention, rollout or gradient.")] = METHODS[0]
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            shown = self.method if len(self.method) <= SHOWN else f"{self.method[:SHOWN]}..."
+            raise InvalidInput(f"method must be one of {', '.join(METHODS)}, not {shown!r}")
+        if not 0 <= self.caption_index < MAX_CAPTIONS:
+            raise InvalidInput(f"caption_index must be between 0 and {MAX_CAPTIONS - 1}, not {self.caption_index}")
+
+    @classmethod
+    def from_rows(cls, tensors: Mapping[str, Any], images: int) -> "list[ExplainOptions]":
+        """Options for each image of a request, from tensors [images, 1]. Raises InvalidInput."""
+        rows = _rows(tensors, images)
+        return [cls(**{name: _scalar(name, value) for name, value in row.items()}) for row in rows]
+
+    def check_fits(self, num_layers: int, num_heads: int, num_captions: int, length: int) -> None:
+        """Raise InvalidInput if the decoder has no such layer or head, or the request has no such caption.
+
+        `length` is how many tokens the caption may have, with its prompt.
+        """
+        for name, value, count in (("layer", self.layer, num_layers), ("head", self.head, num_heads)):
+            if not -1 <= value < count:
+                raise InvalidInput(
+                    f"{name} must be between 0 and {count - 1}, or -1 for the mean of all, not {value}: "
+                    f"this model's text decoder has {count}"
+                )
+        if self.caption_index >= num_captions:
+            raise InvalidInput(
+                f"caption_index must be below num_captions, which is {num_captions}, not {self.caption_index}"
+            )
+        if self.method == "gradient" and length > MAX_GRADIENTS:
+            raise InvalidInput(
+                f"gradient is for captions of at most {MAX_GRADIENTS} tokens, and this one may have {length}: lower "
+                "max_tokens, shorten the caption, or take another method"
+            )
+
+
 TYPES = get_type_hints(DecodingOptions)
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(DecodingOptions)}
 OPTIONS: dict[str, Option] = {
@@ -172,7 +220,14 @@ ONLY_WITH = {
     condition: [name for name, option in OPTIONS.items() if option.only_with == condition]
     for condition in (SAMPLING, BEAM_SEARCH)
 }
+EXPLAIN_TYPES = get_type_hints(ExplainOptions)
+EXPLAIN_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(ExplainOptions)}
+EXPLAIN_OPTIONS: dict[str, Option] = {
+    name: get_args(hint)[1] for name, hint in get_type_hints(ExplainOptions, include_extras=True).items()
+}
+GIVEN_CAPTION = "given_caption"  # a caption that is not generated, but comes with the request
 INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
+EXPLAIN_NAMES = (GIVEN_CAPTION, *EXPLAIN_OPTIONS)  # the inputs that `explain` has beside those of `caption`
 RESIZE_MODES = ("stretch", "center_crop", "letterbox")  # the values of resize_mode; the first is built in
 # The quickest caption, whatever the defaults are: what health checks ask for
 PROBE: dict[str, Any] = {
@@ -313,7 +368,69 @@ def nearest(name: str, names: tuple[str, ...]) -> str | None:
 
 def data_type(name: str) -> str:
     """The data type of an option's input tensor, in the words of Triton's protocol."""
-    return OPTIONS[name].data_type or DATA_TYPES[TYPES[name]]
+    return (OPTIONS | EXPLAIN_OPTIONS)[name].data_type or DATA_TYPES[(TYPES | EXPLAIN_TYPES)[name]]
+
+
+class RequestOptions(NamedTuple):
+    """All that a request says of its images, each a list with an entry for each of them."""
+
+    decoding: list[DecodingOptions]
+    given: list[str | None]  # captions that are not to be generated
+    explain: list[ExplainOptions]
+
+    @classmethod
+    def from_rows(
+        cls,
+        tensors: Mapping[str, Any],
+        images: int,
+        positions: int | None = None,
+        defaults: OptionDefaults | None = None,
+    ) -> "RequestOptions":
+        """From tensors [images, 1]; those that are no options are left alone. Raises InvalidInput."""
+        given = given_captions(tensors, images)
+        options = {name: tensors[name] for name in OPTION_NAMES if name in tensors}
+        if any(given):  # defaults say how to generate captions
+            positions, defaults = None, None
+        decoding = DecodingOptions.from_rows(options, images, positions, defaults)
+        explain = {name: tensors[name] for name in EXPLAIN_OPTIONS if name in tensors}
+        return cls(decoding, given, ExplainOptions.from_rows(explain, images))
+
+    def check_fits(self, num_layers: int, num_heads: int) -> None:
+        """Raise InvalidInput if a text decoder cannot explain so; how long prompts are is not known yet."""
+        for options, given, explain in zip(*self, strict=True):
+            explain.check_fits(num_layers, num_heads, options.num_captions, 1 if given else options.max_length(1))
+
+
+def given_captions(tensors: Mapping[str, Any], images: int) -> list[str | None]:
+    """The caption that a request gives for each image, or None, from tensors [images, 1].
+
+    Raises InvalidInput, also where options say how to generate one.
+    """
+    if GIVEN_CAPTION not in tensors:
+        return [None] * images
+    for name in OPTION_NAMES:
+        if name in tensors:
+            raise InvalidInput(f"{name} has no meaning beside a given caption: leave one of them out")
+    captions: list[str | None] = []
+    for row in _rows({GIVEN_CAPTION: tensors[GIVEN_CAPTION]}, images):
+        caption: str = _scalar(GIVEN_CAPTION, row[GIVEN_CAPTION])
+        if len(caption) > MAX_PROMPT:
+            raise InvalidInput(f"a given caption must have at most {MAX_PROMPT:,} characters, not {len(caption):,}")
+        if not caption.strip():
+            raise InvalidInput("a given caption must have a word, and this one has none: give one, or leave it out")
+        captions.append(caption)
+    return captions
+
+
+def _rows(tensors: Mapping[str, Any], images: int) -> Iterator[dict[str, Any]]:
+    """The tensors [1] of each image, from tensors [images, 1] of a request. Raises InvalidInput."""
+    if not images:
+        raise InvalidInput("a request must have an image, and this one has none: send at least one row")
+    for name, rows in tensors.items():
+        if len(rows) != images:
+            raise InvalidInput(f"{name} must have a row for each image, {images}, not {len(rows)}")
+    for row in range(images):
+        yield {name: rows[row] for name, rows in tensors.items()}
 
 
 def _shown(value: object) -> str:

@@ -2,15 +2,21 @@
 """The client's declarations of the decoding options, in Python. The client cannot import the server's."""
 
 import json
+from collections.abc import Iterable
 
-from blipstream.options import BEAM_SEARCH, DEFAULTS, OPTIONS, SAMPLING, TYPES, data_type
+from blipstream import options
+from blipstream.options import BEAM_SEARCH, SAMPLING, data_type
+
+DEFAULTS = options.DEFAULTS | options.EXPLAIN_DEFAULTS
+OPTIONS = options.OPTIONS | options.EXPLAIN_OPTIONS
+TYPES = options.TYPES | options.EXPLAIN_TYPES
 
 CONDITIONS = {"": "", SAMPLING: "Sampling: ", BEAM_SEARCH: "Beam search: "}
 
 
-def client_options() -> str:
-    """The fields of the client's `Options`, for each option of DecodingOptions."""
-    return "    # fmt: off\n" + "".join(map(_field, OPTIONS)) + "    # fmt: on\n"
+def client_options(names: Iterable[str] = options.OPTIONS) -> str:
+    """The fields of the client's `Options` or `ExplainOptions`, for the options of these names."""
+    return "    # fmt: off\n" + "".join(map(_field, names)) + "    # fmt: on\n"
 
 
 def _field(name: str) -> str:

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, replace
 
-from blipstream.options import OPTION_NAMES, data_type
+from blipstream.options import EXPLAIN_OPTIONS, GIVEN_CAPTION, OPTION_NAMES, data_type
 
 HEADER = "# Written by `make configs` from build/model_configs.py"
 BYTES = "STRING"  # what configs call the type that the protocol calls BYTES
@@ -25,9 +25,15 @@ class Tensor:
         return f'{{ name: "{self.name}" data_type: TYPE_{self.data_type} dims: [ {dims} ]{optional} }}'
 
 
-OPTIONS = tuple(
-    Tensor(name, BYTES if data_type(name) == "BYTES" else data_type(name), optional=True) for name in OPTION_NAMES
-)
+def option(name: str) -> Tensor:
+    """The input of an option."""
+    return Tensor(name, BYTES if data_type(name) == "BYTES" else data_type(name), optional=True)
+
+
+OPTIONS = tuple(map(option, OPTION_NAMES))
+GIVEN = Tensor("caption", BYTES)  # what `attention` explains
+MAPS = tuple(option(name) for name in EXPLAIN_OPTIONS if name != "caption_index")
+EXPLAIN = (Tensor(GIVEN_CAPTION, BYTES, optional=True), *map(option, EXPLAIN_OPTIONS))
 IMAGE = Tensor("image", BYTES)
 RESIZE_MODE = Tensor("resize_mode", BYTES, optional=True)
 PIXELS = Tensor("pixels", "UINT8", (-1, -1, 3))
@@ -35,6 +41,7 @@ IMAGE_EMBEDS = Tensor("image_embeds", "FP16", (-1, -1))
 CAPTION, SCORE = Tensor("caption", BYTES, (-1,)), Tensor("score", "FP32", (-1,))
 COUNTS = (Tensor("num_tokens", "INT32", (-1,)), Tensor("token_scores", "FP32", (-1, -1)))
 CAPTIONS = (CAPTION, SCORE, *COUNTS)
+EXPLANATION = (Tensor("words", BYTES, (-1,)), Tensor("attention", "FP32", (-1, -1, -1)))
 PIECES = (Tensor("text", BYTES), SCORE, CAPTION, *COUNTS, Tensor("finish_reason", BYTES))
 
 
@@ -85,24 +92,33 @@ def comment(text: str) -> str:
     return "\n".join(f"# {line}" for line in text.strip().splitlines())
 
 
-def ensemble(image: tuple[Tensor, ...], pixels: str) -> str:
+def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
+    """A step of an ensemble. `inputs` and `outputs` give the model's tensors their names in the ensemble."""
+    maps = [f'      input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
+    maps += [f'      output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
+    return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
+
+
+def steps(*each: str) -> str:
+    """An ensemble's steps."""
+    return "\n".join(["ensemble_scheduling {", "  step [", ",\n".join(each), "  ]", "}"])
+
+
+def ensemble(
+    image: tuple[Tensor, ...],
+    pixels: str = "pixels",
+    options: tuple[Tensor, ...] = OPTIONS,
+    outputs: tuple[Tensor, ...] = CAPTIONS,
+) -> str:
     """The three steps from an image to captions. `pixels` names what preprocess hands to the encoder.
 
     Options go to preprocess, too: it refuses at once what the decoder would refuse after the work.
     """
-
-    def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
-        maps = [f'      input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
-        maps += [f'      output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
-        return "\n".join(["    {", f'      model_name: "{model}"', "      model_version: -1", *maps, "    }"])
-
-    options = same(OPTIONS)
-    steps = [
-        step("preprocess", same(image) | options, {"pixels": pixels}),
+    return steps(
+        step("preprocess", same(image + options), {"pixels": pixels}),
         step("encoder", {"pixels": pixels}, same((IMAGE_EMBEDS,))),
-        step("decoder", same((IMAGE_EMBEDS,)) | options, same(CAPTIONS)),
-    ]
-    return "\n".join(["ensemble_scheduling {", "  step [", ",\n".join(steps), "  ]", "}"])
+        step("decoder", same((IMAGE_EMBEDS, *options)), same(outputs)),
+    )
 
 
 def same(tensors: tuple[Tensor, ...]) -> dict[str, str]:
@@ -116,7 +132,7 @@ ENSEMBLE, PYTHON = 'platform: "ensemble"', 'backend: "python"'
 def preprocess(*rest: str) -> str:
     """Either input is optional: a client sends an image or pixels."""
     either = replace(IMAGE, optional=True), replace(PIXELS, optional=True)
-    return config("preprocess", PYTHON, (*either, RESIZE_MODE, *OPTIONS), (PIXELS,), *rest)
+    return config("preprocess", PYTHON, (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN), (PIXELS,), *rest)
 
 
 UNBOUNDED = """
@@ -134,9 +150,9 @@ def encoder(runs_on: str, why: str, scheduling: str, kind: str, *rest: str) -> s
 
 
 def decoder(kind: str, *rest: str) -> str:
-    """image_embeds to captions."""
-    scheduling = batching(delay_us=2000, queue=512)
-    return config("decoder", PYTHON, (IMAGE_EMBEDS, *OPTIONS), CAPTIONS, scheduling, instances(kind), *rest)
+    """image_embeds to captions and explanations. It makes an explanation only if that is among the wanted outputs."""
+    inputs, outputs = (IMAGE_EMBEDS, *OPTIONS, *EXPLAIN), (*CAPTIONS, *EXPLANATION)
+    return config("decoder", PYTHON, inputs, outputs, batching(delay_us=2000, queue=512), instances(kind), *rest)
 
 
 def caption_stream(kind: str) -> str:
@@ -187,11 +203,23 @@ image size a side. The pixels are close to those of "exact", but not the referen
             GPU, comment("image_embeds stay on the GPU"), parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
         ),
         "decoder/configs/cpu.pbtxt": decoder(CPU),
-        "caption/config.pbtxt": config(
-            "caption", ENSEMBLE, (*image, *OPTIONS), CAPTIONS, ensemble(image, pixels="pixels")
-        ),
+        "caption/config.pbtxt": config("caption", ENSEMBLE, (*image, *OPTIONS), CAPTIONS, ensemble(image)),
         "caption_pixels/config.pbtxt": config(
             "caption_pixels", ENSEMBLE, (PIXELS, *OPTIONS), CAPTIONS, ensemble((PIXELS,), pixels="checked_pixels")
+        ),
+        "explain/config.pbtxt": config(
+            "explain",
+            ENSEMBLE,
+            (*image, *OPTIONS, *EXPLAIN),
+            (*CAPTIONS, *EXPLANATION),
+            ensemble(image, options=(*OPTIONS, *EXPLAIN), outputs=(*CAPTIONS, *EXPLANATION)),
+        ),
+        "attention/config.pbtxt": config(
+            "attention",
+            ENSEMBLE,
+            (IMAGE_EMBEDS, GIVEN, *MAPS),
+            EXPLANATION,
+            steps(step("decoder", same((IMAGE_EMBEDS, *MAPS)) | {GIVEN_CAPTION: GIVEN.name}, same(EXPLANATION))),
         ),
         "caption_stream/config.pbtxt": caption_stream(GPU),
         "caption_stream/configs/cpu.pbtxt": caption_stream(CPU),

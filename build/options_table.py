@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documents' table of decoding options, in Markdown."""
 
-from blipstream.options import BEAM_SEARCH, DEFAULTS, MAX_PROMPT, OPTIONS, SAMPLING, TYPES, data_type
+from collections.abc import Iterable
+
+from blipstream import options
+from blipstream.options import BEAM_SEARCH, MAX_PROMPT, METHODS, SAMPLING, data_type
+
+DEFAULTS = options.DEFAULTS | options.EXPLAIN_DEFAULTS
+OPTIONS = options.OPTIONS | options.EXPLAIN_OPTIONS
+TYPES = options.TYPES | options.EXPLAIN_TYPES
 
 HEAD = "| option | type | default | allowed | meaning |\n|---|---|---|---|---|\n"
 CONDITIONS = {"": "", SAMPLING: "; only with `do_sample`", BEAM_SEARCH: "; only with `num_beams` above 1"}
 
 
-def options_table() -> str:
-    """A row for each option, as DecodingOptions declares it."""
+def options_table(names: Iterable[str] = options.OPTIONS) -> str:
+    """A row for each option, as it is declared."""
     return HEAD + "".join(
         f"| `{name}` | {data_type(name)} [1] | {_default(name)} | {_allowed(name)} | {option.meaning} |\n"
-        for name, option in OPTIONS.items()
+        for name, option in ((name, OPTIONS[name]) for name in names)
     )
 
 
@@ -28,6 +35,8 @@ def _allowed(name: str) -> str:
 
 def _range(name: str) -> str:
     option = OPTIONS[name]
+    if name == "method":
+        return ", ".join(f"`{method}`" for method in METHODS)
     if TYPES[name] is str:
         return f"at most {MAX_PROMPT:,} characters"
     if TYPES[name] is bool:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from blipstream.config import DType, of_one_checkpoint
 from blipstream.decoding.engine import WEIGHTS_NAME, Engine
-from blipstream.decoding.request import Caption, Request, TextDelta
+from blipstream.decoding.request import Caption, Explanation, Request, TextDelta
 
-__all__ = ["WEIGHTS_NAME", "Caption", "Engine", "Request", "TextDelta", "load_engine"]
+__all__ = ["WEIGHTS_NAME", "Caption", "Engine", "Explanation", "Request", "TextDelta", "load_engine"]
 
 
 def load_engine(folder: Path, device: str = "cpu", dtype: DType | None = None, *, served: bool = False) -> Engine:

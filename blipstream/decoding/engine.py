@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,11 +21,12 @@ from torch import Tensor
 from blipstream.config import CheckpointConfig, DType
 from blipstream.cuda_graphs import WARM_UP_SIZES, recording_soon
 from blipstream.decoding.batch import Batch, Slot
+from blipstream.decoding.explainer import Explainer
 from blipstream.decoding.request import Request
 from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
-from blipstream.options import DecodingOptions, OptionDefaults
+from blipstream.options import DecodingOptions, ExplainOptions, OptionDefaults, RequestOptions
 from blipstream.text.decoder import Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
@@ -88,6 +89,7 @@ class Engine:
         if has_graphs:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
+        self._explainer = Explainer(self._decoder, tokenizer, config)
         self._running: dict[Request, None] = {}
         self.rows = 0  # in use: the captions that grow, each beam counted; 0 if no request runs
         self._joining: list[Request] = []  # of those that run: they get their slots with the next step
@@ -125,16 +127,26 @@ class Engine:
         """The options of each image, by `DecodingOptions.from_rows`, checked against the positions of this model."""
         return DecodingOptions.from_rows(tensors, images, self.config.text.max_positions, defaults)
 
+    def request_options(
+        self, tensors: Mapping[str, Any], images: int, defaults: OptionDefaults | None = None
+    ) -> RequestOptions:
+        """The same, and captions that are given, and how to explain them, by `RequestOptions.from_rows`."""
+        return RequestOptions.from_rows(tensors, images, self.config.text.max_positions, defaults)
+
     def request(
         self,
         image_embeds: Tensor,
         options: DecodingOptions,
         request_id: str = "",
         trace_context: str = "",
+        *,
+        given: str | None = None,
+        explain: ExplainOptions | None = None,
     ) -> Request:
         """A request for one image, image_embeds [N, E] of any float dtype on any device, of which it keeps a copy.
 
-        Raises InvalidInput if it cannot be met.
+        With a `given` caption, that one is scored and explained, and none is generated. Raises InvalidInput if the
+        request cannot be met.
         """
         text = self.config.text
         if tuple(image_embeds.shape) != self.image_embeds_shape:
@@ -146,14 +158,25 @@ class Engine:
         if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
         prompt_ids = self._tokenizer.encode(options.prompt)
-        request = Request(self._copy(image_embeds), options, prompt_ids, request_id, trace_context)
+        given_ids = None if given is None else [*self._tokenizer.encode_caption(given), text.end_token_id]
+        request = Request(self._copy(image_embeds), options, prompt_ids, request_id, trace_context, given_ids, explain)
         request.to_text = self.text
-        if max(prompt_ids) >= text.vocab_size:  # on a GPU it would end the process
+        for name, ids in (("prompt", prompt_ids), ("a given caption", given_ids or prompt_ids)):
+            if max(ids) >= text.vocab_size:  # on a GPU it would end the process
+                raise InvalidInput(
+                    f"{name} must be of the model's {text.vocab_size:,} tokens, and its tokenizer makes others of it: "
+                    "leave words out, or build the model anew with its own tokenizer"
+                )
+        if given_ids is None:
+            options.check_fits(text.max_positions, len(prompt_ids))
+        elif len(given_ids) > text.max_positions:
             raise InvalidInput(
-                f"prompt must be of the model's {text.vocab_size:,} tokens, and its tokenizer makes others of it: "
-                "leave words out, or build the model anew with its own tokenizer"
+                f"a given caption must have at most {text.max_positions - 1} tokens, not {len(given_ids) - 1}: "
+                "shorten it"
             )
-        options.check_fits(text.max_positions, len(prompt_ids))
+        if explain:
+            length = len(given_ids) if given_ids else options.max_length(len(prompt_ids))
+            explain.check_fits(text.num_layers, text.num_heads, options.num_captions, length)
         return request
 
     def requests(
@@ -162,11 +185,14 @@ class Engine:
         options: Iterable[DecodingOptions],
         request_id: str = "",
         trace_context: str = "",
+        *,
+        given: Iterable[str | None] = repeat(None),
+        explain: Iterable[ExplainOptions | None] = repeat(None),
     ) -> list[Request]:
         """One for each image of a call, image_embeds [B, N, E]. Raises InvalidInput if any of them cannot be met."""
         requests, rows = [], 0
-        for embeds, each in zip(image_embeds, options, strict=True):
-            requests.append(self.request(embeds, each, request_id, trace_context))
+        for embeds, each, caption, explained in zip(image_embeds, options, given, explain, strict=False):
+            requests.append(self.request(embeds, each, request_id, trace_context, given=caption, explain=explained))
             requests[-1].rows_before = rows
             rows += each.max_rows
         return requests
@@ -201,7 +227,12 @@ class Engine:
         steps = self._launch(batches) if self._fixed_shapes else self._shared_step(batches)
         finished = []
         for step in steps:
-            finished += step.batch.collect(step.slots, step.report)
+            for request in step.batch.collect(step.slots, step.report):
+                if request.explain:
+                    self._explainer.add(request)
+                else:
+                    finished.append(request)
+        finished += self._explainer.step()
         for request in finished:
             self._leave(request)
         if not self._running:
@@ -215,6 +246,7 @@ class Engine:
             self._leave(request)
         if request in self._joining:
             self._joining.remove(request)
+        self._explainer.remove(request)
         for batch in self._batches.values():
             batch.remove(request)
 
@@ -223,6 +255,7 @@ class Engine:
         self._running.clear()
         self.rows = 0
         self._joining.clear()
+        self._explainer.clear()
         self._batches.clear()
         self._launched = []
 
@@ -258,6 +291,9 @@ class Engine:
         """Give new requests a slot in their batch."""
         joining: dict[Batch, list[Request]] = {}
         for request in self._joining:
+            if request.given_ids:
+                self._explainer.add(request)
+                continue
             joining.setdefault(self._batch(request.options), []).append(request)
         self._joining.clear()
         room_to_keep = ROOM_TO_KEEP[self._device.type]

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from blipstream.errors import BlipstreamError
-from blipstream.options import DecodingOptions
+from blipstream.options import DecodingOptions, ExplainOptions
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -31,6 +33,14 @@ class Caption:
     score: float  # as in TokenSequence
     num_tokens: int  # generated, the end token included
     token_scores: list[float]  # the log-probability of each of them
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the model looked for each word of a caption."""
+
+    words: list[str]  # joined with spaces, they are the caption
+    attention: npt.NDArray[np.float32]  # [W, P, P], P patches a side: how much each word has of each patch, 1 in all
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Request:
     prompt_ids: list[int]
     id: str = ""  # the client's name for it
     trace_context: str = ""  # JSON of the W3C trace headers, if it is traced
+    given_ids: list[int] | None = None  # a finished caption, with its end token; None: generate it
+    explain: ExplainOptions | None = None  # None: it wants no explanation
     rows_before: int = 0  # rows of the images that come before it in the same call
     arrived: int = field(default_factory=time.time_ns)  # nanoseconds since 1970
     admitted: int = 0  # when it got rows, in the same unit; 0: not yet
@@ -78,6 +90,7 @@ class Request:
     sequences: list[TokenSequence] = field(default_factory=list)  # the finished captions, best first
     to_text: Callable[["Request", list[int]], str] = _no_text  # of generated ids
     _written: tuple[list[TokenSequence], list[Caption]] = ([], [])  # sequences, and the captions made of them
+    explanation: Explanation | None = None  # if it wants one
 
     # written by the scheduler
     listener: Callable[[TextDelta], None] = _ignore

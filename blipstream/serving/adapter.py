@@ -104,6 +104,10 @@ class TritonRequest:
         """Raise InvalidInput if the request has parameters; `names` are the model's inputs."""
         refuse_parameters(self._request, names)
 
+    def wants(self, *names: str) -> bool:
+        """Whether the sender asked for any of these outputs. Who names none gets all."""
+        return not set(names).isdisjoint(self._request.requested_output_names())
+
     def tensors(self, *names: str) -> dict[str, Any]:
         """The Triton tensors of those inputs that the request has."""
         inputs = {tensor.name(): tensor for tensor in self._request.inputs()}

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from blipstream.errors import InvalidInput
-from blipstream.options import INPUT_NAMES, SHOWN, nearest
+from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, SHOWN, nearest
 
 
 def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> None:  # noqa: ANN401
@@ -21,6 +21,8 @@ def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> Non
     for name in json.loads(parameters) if parameters else ():
         if name == "id":  # Triton reads it, and leaves it there
             continue
+        if name in EXPLAIN_NAMES and name not in names:
+            raise InvalidInput(f"{name} must be an input of the model explain: send it there, as a tensor")
         if name in names:
             raise InvalidInput(f"{name} must be an input of the request, and not one of its parameters: send a tensor")
         near = nearest(name, names)

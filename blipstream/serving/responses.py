@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blipstream.decoding import Caption, TextDelta
+from blipstream.decoding import Caption, Explanation, TextDelta
 
 
 def caption_outputs(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDArray[Any]]:
@@ -23,6 +23,19 @@ def caption_outputs(captions: Sequence[Sequence[Caption]]) -> dict[str, npt.NDAr
         "num_tokens": np.array([[caption.num_tokens for caption in row] for row in captions], np.int32),
         "token_scores": np.array(padded, np.float32),
     }
+
+
+def explanation_outputs(explanations: Sequence[Explanation]) -> dict[str, npt.NDArray[Any]]:
+    """The outputs for the explained captions of B images: words BYTES [B, W], attention FP32 [B, W, P, P].
+
+    Where a caption has fewer words than another one, empty words with zeros follow.
+    """
+    most = max(len(each.words) for each in explanations)
+    attention = np.zeros((len(explanations), most, *explanations[0].attention.shape[1:]), np.float32)
+    for row, each in zip(attention, explanations, strict=True):
+        row[: len(each.words)] = each.attention
+    words = _bytes([each.words + [""] * (most - len(each.words)) for each in explanations])
+    return {"words": words.reshape(len(explanations), most), "attention": attention}
 
 
 def delta_outputs(delta: TextDelta, captions: Sequence[Caption]) -> dict[str, npt.NDArray[Any]]:

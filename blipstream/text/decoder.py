@@ -13,7 +13,7 @@ identity serves multi-head latent attention in DeepSeek-V2 (arXiv:2405.04434).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -39,8 +39,26 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], in the weight's dtype."""
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        output: Tensor
+        if x.requires_grad:
+            output = _PackedProduct.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        else:
+            output = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return output
+
+
+class _PackedProduct(torch.autograd.Function):
+    """The product of PackedLinear, with the gradient that the operator lacks. The weight gets none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.weight = weight
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        return gradients[0] @ ctx.weight.to_dense(), None, None
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -55,6 +73,24 @@ def can_pack(weight: Tensor) -> bool:
     return True
 
 
+class Recorder(Protocol):
+    """Takes the attention weights of a segment's new tokens, layer by layer."""
+
+    wants_self_attention: bool
+
+    def self_attention(self, layer: int, weights: Tensor) -> None:
+        """Weights [R, heads, T, length]."""
+
+    def cross_attention(self, layer: int, weights: Tensor) -> Tensor:
+        """Weights [I, heads, Q, N], where an image's Q queries are the tokens of all its rows.
+
+        Returns the weights to go on with.
+        """
+
+    def context(self, layer: int, context: Tensor) -> None:
+        """What cross-attention mixes by the weights, without the values' bias: [heads, R T, head size]."""
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """Rows that lie in one cache, each with as many new tokens T. A forward runs over several segments at once."""
@@ -64,11 +100,12 @@ class Segment:
     length: int  # tokens of the cache to look at; past + T fits in it
     image_embeds: Tensor  # [I, N, E], in the order of the rows that look at them
     groups: Groups  # how many rows look at each image
-    keys: Tensor  # [layers, rows, heads, capacity, head size], written in place
-    values: Tensor  # the same
+    keys: Tensor | list[Tensor]  # [layers, rows, heads, capacity, head size], written in place
+    values: Tensor | list[Tensor]  # the same
     patches: int | None = None  # how many of the N patches count; None: all
     rows: Tensor | None = None  # int64 [R], where the rows lie in the cache; None: they are its first
     counts: Tensor | None = None  # int64 [R], how many of a row's T tokens count; None: all
+    recorder: Recorder | None = None  # of a segment that is alone; None: nobody looks at the attention weights
 
 
 Places = tuple[Tensor, Tensor, Tensor]  # where new tokens go: rows [R, 1], positions [R, T]; the mask [R, 1, T, length]
@@ -96,7 +133,8 @@ class DecoderLayer(nn.Module):
         self.cross_query = nn.Linear(width, width)  # scaled by 1 / sqrt(head size)
         self.cross_key = nn.Parameter(torch.empty(heads, self.head_size, config.encoder_hidden_size))
         self.cross_value = nn.Parameter(torch.empty(heads, config.encoder_hidden_size, self.head_size))
-        self.cross_output = nn.Linear(width, width)  # its bias holds the values' bias too
+        self.cross_value_bias = nn.Parameter(torch.empty(width))  # which the next one's bias holds, too
+        self.cross_output = nn.Linear(width, width)
         self.cross_norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.fc1 = nn.Linear(width, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, width)
@@ -108,7 +146,7 @@ class DecoderLayer(nn.Module):
         Writes their keys and values to the segments' caches of this `layer`.
         """
         hidden = self.self_norm(hidden + self._self_attention(hidden, layer, segments, places))
-        hidden = self.cross_norm(hidden + self._cross_attention(hidden, segments))
+        hidden = self.cross_norm(hidden + self._cross_attention(hidden, layer, segments))
         output: Tensor = self.mlp_norm(hidden + self.fc2(F.gelu(self.fc1(hidden))))
         return output
 
@@ -126,14 +164,16 @@ class DecoderLayer(nn.Module):
                 keys, values = keys[: len(q)], values[: len(q)]
             else:
                 keys, values = keys[segment.rows, :, : segment.length], values[segment.rows, :, : segment.length]
-            context = F.scaled_dot_product_attention(
-                q.transpose(1, 2), keys[:, :, : segment.length], values[:, :, : segment.length], attn_mask=mask
-            )
-            contexts.append(context.transpose(1, 2).reshape(q.shape[0] * q.shape[1], -1))
+            q, keys = q.transpose(1, 2), keys[:, :, : segment.length]
+            if segment.recorder and segment.recorder.wants_self_attention:
+                products = q @ keys.transpose(2, 3) / self.head_size**0.5
+                segment.recorder.self_attention(layer, products.masked_fill(~mask, -torch.inf).softmax(-1))
+            context = F.scaled_dot_product_attention(q, keys, values[:, :, : segment.length], attn_mask=mask)
+            contexts.append(context.transpose(1, 2).reshape(positions.numel(), -1))
         output: Tensor = self.self_output(_joined(contexts))
         return output
 
-    def _cross_attention(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def _cross_attention(self, hidden: Tensor, layer: int, segments: Sequence[Segment]) -> Tensor:
         q = self.cross_query(hidden).view(-1, self.num_heads, self.head_size)
         absorbed = torch.bmm(q.transpose(0, 1), self.cross_key)  # [heads, n, E]
         mixes, query = [], 0
@@ -142,9 +182,12 @@ class DecoderLayer(nn.Module):
             for images, rows_per_image in segment.groups:
                 queries = images * rows_per_image * segment.ids.shape[1]
                 x = segment.image_embeds[image : image + images]
-                mixes.append(_attend(absorbed[:, query : query + queries], x, segment.patches))
+                queries_of_image = absorbed[:, query : query + queries]
+                mixes.append(_attend(queries_of_image, x, segment.patches, layer, segment.recorder))
                 image, query = image + images, query + queries
         context = torch.bmm(_joined(mixes, dim=1), self.cross_value)  # [heads, n, head size]
+        if segments[0].recorder:
+            segments[0].recorder.context(layer, context)
         output: Tensor = self.cross_output(context.transpose(0, 1).flatten(1))
         return output
 
@@ -158,7 +201,7 @@ def _joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def _attend(queries: Tensor, x: Tensor, patches: int | None) -> Tensor:
+def _attend(queries: Tensor, x: Tensor, patches: int | None, layer: int, recorder: Recorder | None) -> Tensor:
     """Absorbed queries [heads, I Q, E] over x [I, N, E], Q to an image -> [heads, I Q, E].
 
     All queries that look at one image, of every head, row and token, are one matrix. Only the first `patches` count.
@@ -169,7 +212,11 @@ def _attend(queries: Tensor, x: Tensor, patches: int | None) -> Tensor:
     scores = torch.bmm(queries, x.transpose(1, 2))  # [I, heads Q, N]
     if patches is not None and patches < padded:
         scores[:, :, patches:] = -float("inf")
-    return torch.bmm(scores.softmax(-1), x).view(images, heads, -1, width).transpose(0, 1).flatten(1, 2)
+    weights = scores.softmax(-1)
+    if recorder:
+        recorded = recorder.cross_attention(layer, weights.view(images, heads, -1, padded))
+        weights = recorded.flatten(1, 2)
+    return torch.bmm(weights, x).view(images, heads, -1, width).transpose(0, 1).flatten(1, 2)
 
 
 def embedding(number: int, width: int) -> nn.Embedding:

@@ -7,7 +7,8 @@ from pathlib import Path
 import tokenizers
 
 from blipstream.config import BUILD_HINT, TextConfig
-from blipstream.errors import ArtifactError
+from blipstream.errors import ArtifactError, InvalidInput
+from blipstream.options import SHOWN
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -24,6 +25,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._start_token_id = config.start_token_id
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {token_id for token_id, token in added.items() if token.special}
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of the start token and the prompt. No [SEP] follows, since the caption continues the prompt."""
@@ -33,3 +36,29 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def encode_caption(self, caption: str) -> list[int]:
+        """The ids of a finished caption, without the start token. Raises InvalidInput if a word of it is unknown."""
+        encoding = self._tokenizer.encode(caption, add_special_tokens=False)
+        for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token_id in self._special:
+                word = caption[begin:end][:SHOWN]
+                raise InvalidInput(f"a given caption must be of words that the model knows, and {word!r} is none")
+        ids: list[int] = encoding.ids
+        return ids
+
+    def words(self, ids: Sequence[int]) -> tuple[list[str], list[int]]:
+        """The words of the text of token ids, and for each token the number of its word, or -1 if it has none.
+
+        Words are what spaces separate in the text, so punctuation belongs to the word that it touches.
+        """
+        words = self.decode(ids).split()
+        numbers, last = [], len(words) - 1
+        for end in range(len(ids), 0, -1):
+            if ids[end - 1] in self._special:
+                numbers.append(-1)
+                continue
+            # A text may get its spaces only when the next token is known. So no token's word comes after a later one's
+            last = min(last, len(self.decode(ids[:end]).split()) - 1)
+            numbers.append(last)
+        return words, numbers[::-1]

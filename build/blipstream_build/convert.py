@@ -82,6 +82,7 @@ def _absorbed(weights: Mapping[str, Tensor], theirs: str, ours: str, config: Tex
         f"{ours}.cross_query.bias": weights[f"{theirs}.self.query.bias"] * scale,
         f"{ours}.cross_key": key.view(config.num_heads, head_size, -1),
         f"{ours}.cross_value": value.view(config.num_heads, head_size, -1).mT,
+        f"{ours}.cross_value_bias": value_bias,
         f"{ours}.cross_output.weight": output,
         f"{ours}.cross_output.bias": weights[f"{theirs}.output.dense.bias"] + output @ value_bias,
     }

@@ -17,7 +17,9 @@ from blipstream_build.artifacts import ELSEWHERE, STAGED, make_folder, remove_em
 
 # A build writes these configs, and git ignores them
 ENCODER_CONFIG = Path("encoder/configs/tensorrt.pbtxt")
-ENSEMBLE_CONFIGS = (Path("caption/configs/tensorrt.pbtxt"), Path("caption_pixels/configs/tensorrt.pbtxt"))
+ENSEMBLE_CONFIGS = tuple(
+    Path(model, "configs/tensorrt.pbtxt") for model in ("caption", "caption_pixels", "explain", "attention")
+)
 GENERATED = (ENCODER_CONFIG, *ENSEMBLE_CONFIGS)
 
 

@@ -4,4 +4,5 @@
 command.py         the options, and the run
 answers.py         what the server answers, and a table of it
 contact_sheet.py   the picture that the README shows
+heatmaps.py        the picture of a caption's heatmaps
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from blipstream_client import BlipstreamError, Caption, Client
+from blipstream_client import BlipstreamError, Caption, Client, Explanation
 
 Answer = Caption | BlipstreamError
 Answers = dict[str, Answer]  # by file name
@@ -15,6 +15,12 @@ def ask(url: str, files: list[Path]) -> Answers:
     """The caption that the server at `url` gives each file, or the error."""
     with Client(url) as client:
         return {file.name: answer for file, answer in zip(files, client.caption_many(files), strict=True)}
+
+
+def explain_longest(url: str, files: list[Path], answers: Answers) -> Explanation:
+    """The explanation of the file whose caption has the most words, by the server at `url`."""
+    with Client(url) as client:
+        return client.explain(max(files, key=lambda file: len(words(answers[file.name]).split())))
 
 
 def words(answer: Answer) -> str:

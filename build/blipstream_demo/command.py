@@ -24,17 +24,23 @@ from blipstream.files import SAMPLES
     default=Path("demo.png"),
     help="The picture to write: the images with their captions.",
 )
-def main(repository: str | None, sheet: Path) -> None:
+@click.option(
+    "--heatmaps",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("demo-heatmaps.png"),
+    help="The second picture: where the model looked for each word of one caption.",
+)
+def main(repository: str | None, sheet: Path, heatmaps: Path) -> None:
     """Caption the sample images through a real Triton server, and show them.
 
     Builds the demo checkpoint unless it is up to date, starts a server on free ports, asks it over gRPC and over HTTP,
     and stops it. The exit status is 0 only if every caption is right over both.
     """
     with command_line.ending_in_one_sentence("cpu"):
-        run(command_line.repository_folder(repository), sheet)
+        run(command_line.repository_folder(repository), sheet, heatmaps)
 
 
-def run(repository: Path | None, sheet: Path) -> None:
+def run(repository: Path | None, sheet: Path, heatmaps: Path) -> None:
     """Build, serve, ask and show. Raises BlipstreamError if there is no answer, or a wrong one."""
     from rich.console import Console
 
@@ -42,8 +48,9 @@ def run(repository: Path | None, sheet: Path) -> None:
     from blipstream.server.network import bypass_proxies
     from blipstream.server.triton import TritonServer
     from blipstream_client import BlipstreamError as ClientError
-    from blipstream_demo.answers import ask, is_right, table
+    from blipstream_demo.answers import ask, explain_longest, is_right, table
     from blipstream_demo.contact_sheet import contact_sheet, save_sheet
+    from blipstream_demo.heatmaps import save_heatmaps
 
     signals.interrupt_on_signals()
     bypass_proxies()
@@ -60,11 +67,13 @@ def run(repository: Path | None, sheet: Path) -> None:
             server.wait_ready(server.ready_timeout, _say_that_it_loads)
             click.echo(f"captioning {len(files)} images over gRPC, and again over HTTP")
             over_grpc, over_http = ask(server.grpc_url, files), ask(server.http_url, files)
+            save_heatmaps(explain_longest(server.grpc_url, files, over_grpc), heatmaps)
     except ClientError as exc:
         raise BlipstreamError(str(exc)) from exc
     Console().print(table(expected, over_grpc, over_http))
     save_sheet(contact_sheet(files, over_grpc), over_grpc, sheet)
     click.echo(f"images and captions: {sheet}")
+    click.echo(f"heatmaps of a caption: {heatmaps}")
     right = sum(is_right(answers[name], expected[name]) for answers in (over_grpc, over_http) for name in expected)
     if right < 2 * len(expected):
         raise BlipstreamError(f"{2 * len(expected) - right} of {2 * len(expected)} captions are not the expected ones")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         ServerOverloaded,
         ServerUnreachable,
     )
+    from blipstream_client._explain_options import ExplainOptions
+    from blipstream_client._explanation import Explanation
     from blipstream_client._images import ImageLike
     from blipstream_client._info import ServerInfo
     from blipstream_client._options import Options
@@ -34,6 +36,8 @@ __all__ = [
     "BlipstreamError",
     "Caption",
     "Client",
+    "ExplainOptions",
+    "Explanation",
     "ImageLike",
     "InvalidCertificate",
     "InvalidImage",
@@ -55,6 +59,8 @@ _MODULES = {
     "AsyncClient": "_async_client",
     "Caption": "_captions",
     "Client": "_client",
+    "ExplainOptions": "_explain_options",
+    "Explanation": "_explanation",
     "ImageLike": "_images",
     "Options": "_options",
     "Piece": "_captions",

@@ -26,6 +26,7 @@ from blipstream_client._transport import Settings
 API_KEY = "BLIPSTREAM_API_KEY"  # the environment variable: a command line can be read by the machine's other users
 DEFAULT_URL = "grpc://localhost:8001"
 DEFAULT_MODEL = "caption"
+EXPLAIN_MODEL = "explain"
 DEFAULT_TIMEOUT = 60.0  # seconds for a request, with all its retries
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_IN_FLIGHT = 32  # requests
@@ -104,6 +105,7 @@ class BaseClient:
         interval = timeout / CHECKS_PER_TIMEOUT if keepalive is None else _positive("keepalive", keepalive)
         self._settings = Settings(_with_key(_checked_headers(headers or {}), self._addresses), tls, interval)
         self._policy = RetryPolicy(_at_least(0, "retries", retries), RoundRobin(len(self._addresses)))
+        self._resize_mode: str | None = None  # the server's default, once it is known
         self._closed = Event()
         self._web = AbortableBackend()  # for images by URL
         self._open()
@@ -143,6 +145,9 @@ class BaseClient:
 
     def _infer_request(self, encoded: bytes, options: Tensors) -> InferRequest:
         return InferRequest(self._model, {"image": image_tensor(encoded), **options})
+
+    def _explain_request(self, encoded: bytes, options: Tensors) -> InferRequest:
+        return InferRequest(EXPLAIN_MODEL, {"image": image_tensor(encoded), **options})
 
     def _stream_request(self, encoded: bytes, options: Tensors) -> StreamRequest:
         return StreamRequest(f"{self._model}_stream", {"image": image_tensor(encoded), **options})

@@ -17,6 +17,7 @@ from blipstream_client._notices import Failure, in_short_lines
 
 OWN = {  # functions of `_commands`, with their help
     "caption": "Print the captions of images.",
+    "explain": "Show where the model looked for each word.",
     "bulk": "Caption any number of images into a file.",
     "info": "Print what the server is.",
 }

@@ -3,12 +3,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from blipstream_client._base import API_KEY, DEFAULT_MODEL, DEFAULT_URL, BaseClient
+from blipstream_client._explain_options import EXPLAIN_OPTIONS
 from blipstream_client._options import OPTIONS, Option
 
 Command = Callable[..., None]
@@ -31,7 +32,16 @@ IMAGE_OPTIONS: Sequence[Decorator] = [
 
 def caption_options(command: Command) -> Command:
     """Add a flag for each option of a caption."""
-    for name, option in reversed(OPTIONS.items()):
+    return _with_flags(command, OPTIONS)
+
+
+def explain_options(command: Command) -> Command:
+    """Add a flag for each option of an explanation, and of its caption."""
+    return _with_flags(command, {**EXPLAIN_OPTIONS, **OPTIONS})
+
+
+def _with_flags(command: Command, options: Mapping[str, Option]) -> Command:
+    for name, option in reversed([*options.items()]):
         flag = name.replace("_", "-")
         is_switch = option.type.python is bool
         declaration = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
@@ -52,8 +62,9 @@ def _help(name: str, option: Option) -> str:
     return f"{option.help}  [default: {shown}]"
 
 
-def connection_options(timeout: float, retries: int) -> Sequence[Decorator]:
+def connection_options(timeout: float, retries: int, *, chooses_model: bool = True) -> Sequence[Decorator]:
     """Flags for the arguments of `Client` that concern the connection, with these defaults."""
+    model = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="The server's name for the model.")
     return [
         click.option(
             "--url",
@@ -63,7 +74,7 @@ def connection_options(timeout: float, retries: int) -> Sequence[Decorator]:
             show_envvar=True,
             help="The server. Several take turns: grpc://a:8001,b:8001.",
         ),
-        click.option("--model", default=DEFAULT_MODEL, show_default=True, help="The server's name for the model."),
+        *([model] if chooses_model else []),
         click.option("--timeout", default=timeout, show_default=True, help="Seconds for an image, with all retries."),
         click.option(
             "--retries",

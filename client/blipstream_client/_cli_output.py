@@ -10,12 +10,14 @@ import click
 
 from blipstream_client._captions import Caption, Piece
 from blipstream_client._exceptions import BlipstreamError
+from blipstream_client._explanation import Explanation
 from blipstream_client._info import ServerInfo
 from blipstream_client._notices import COLUMNS, say
 from blipstream_client._text import excerpt
 
 LONGEST_NAME = 200  # characters of a file's name in an error
 REVISION_CHARACTERS = 12  # of a checkpoint, which tell it from any other
+HEATMAP_DECIMALS = 6  # of shares of about 0.01
 LABEL = "{:<12}"
 
 
@@ -33,6 +35,12 @@ def print_result(name: str, result: Caption | BlipstreamError, as_json: bool) ->
             print_json(file=name, **_fields(result))
         case _, True:
             print_json(file=name, error=str(result))
+
+
+def print_explanation(name: str, explanation: Explanation) -> None:
+    """Print an object with the caption's fields, its words and their heatmaps."""
+    heatmaps = explanation.attention.round(HEATMAP_DECIMALS).tolist()
+    print_json(file=name, **_fields(explanation.caption), words=explanation.words, attention=heatmaps)
 
 
 def print_words(name: str, pieces: Iterable[Piece]) -> None:

@@ -9,13 +9,15 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from blipstream_client._balancing import BalancedTransport
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, BaseClient, checked_many
+from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
 from blipstream_client._errors import about, with_request_id, without_frames
 from blipstream_client._exceptions import BlipstreamError
+from blipstream_client._explain_options import ExplainOptions, explain_tensors
+from blipstream_client._explanation import Explanation, parse_explanation
 from blipstream_client._images import ImageLike
-from blipstream_client._info import ServerInfo, parse_info, steps
+from blipstream_client._info import ServerInfo, parse_info, resize_mode_of, steps
 from blipstream_client._options import Options, option_tensors
 from blipstream_client._requests import ConfigRequest, MetadataRequest
 from blipstream_client._tensors import Tensors
@@ -61,6 +63,26 @@ class Client(BaseClient):
         with about(image):
             return self._caption(self._transport, image, tensors, deadline)
 
+    def explain(
+        self,
+        image: ImageLike,
+        caption: str | Caption | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> Explanation:
+        """Where the model looks for each word: of the caption that it finds for the image, or of a given `caption`.
+
+        The options are those of `ExplainOptions`; beside a given caption, none says how to find one. Raises
+        BlipstreamError.
+        """
+        tensors, deadline = explain_tensors(options, caption), self._deadline(timeout)
+        encoded = self._encoded(image, deadline)
+        resize_mode = options.get("resize_mode") or self._default_resize_mode(deadline)
+        request = self._explain_request(encoded, tensors)
+        with with_request_id(request.request_id):
+            return parse_explanation(self._transport.send(request, deadline), encoded, resize_mode)
+
     def stream(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Generator[Piece, None, None]:
@@ -92,6 +114,11 @@ class Client(BaseClient):
         tensors = checked_many(max_in_flight, options)
         self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._caption_many(images, max_in_flight, tensors, timeout)
+
+    def _default_resize_mode(self, deadline: Deadline) -> str:
+        if self._resize_mode is None:
+            self._resize_mode = resize_mode_of(self._transport.send(ConfigRequest(EXPLAIN_MODEL), deadline))
+        return self._resize_mode
 
     def _caption_many(
         self, images: Iterable[ImageLike], max_in_flight: int, options: Tensors, timeout: float | None

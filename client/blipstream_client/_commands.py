@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's own commands: `caption`, `bulk` and `info`."""
+"""The client's own commands: `caption`, `explain`, `bulk` and `info`."""
 
 import dataclasses
 import glob
@@ -14,9 +14,17 @@ from typing import Any, cast
 import click
 from click.core import ParameterSource
 
+from blipstream_client import _explain_command as explaining
 from blipstream_client._base import DEFAULT_RETRIES, DEFAULT_TIMEOUT
 from blipstream_client._captions import Caption
-from blipstream_client._cli_options import DEFAULTS, IMAGE_OPTIONS, caption_options, client_options, connection_options
+from blipstream_client._cli_options import (
+    DEFAULTS,
+    IMAGE_OPTIONS,
+    caption_options,
+    client_options,
+    connection_options,
+    explain_options,
+)
 from blipstream_client._cli_output import print_info, print_json, print_pieces, print_result, print_words
 from blipstream_client._client import Client
 from blipstream_client._exceptions import (
@@ -26,6 +34,7 @@ from blipstream_client._exceptions import (
     ModelNotReady,
     ServerUnreachable,
 )
+from blipstream_client._explain_options import ExplainOptions
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import ImageLike
 from blipstream_client._interrupts import prompt_interrupts
@@ -88,6 +97,34 @@ def caption(
     with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
         succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(Options, options), waiting)
     sys.exit(0 if succeeded else 1)
+
+
+@click.command(cls=ClientCommand, epilog=DEFAULTS)
+@click.argument("image", metavar="IMAGE")
+@click.option(
+    "--output",
+    help="The picture to write. A .gif goes through the words; .png, .jpg or .webp shows all.  [default: none]",
+)
+@click.option("--word", help="Draw this word's heatmap alone, or that of several in a row.  [default: all words]")
+@click.option("--caption", "given", help="Explain this caption.  [default: the one that the model finds]")
+@client_options(connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES, chooses_model=False), IMAGE_OPTIONS)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the heatmaps as numbers.")
+@explain_options
+def explain(
+    image: str,
+    output: str | None,
+    word: str | None,
+    given: str | None,
+    connection: dict[str, Any],
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Print the caption of IMAGE, a file, a URL, or - for standard input, and draw heatmaps of its words."""
+    explaining.check_output(output, word)
+    with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
+        waiting.begin()
+        found = client.explain(_image(image), given, **cast(ExplainOptions, options))
+    explaining.show(click.format_filename(image), found, as_json, output, word)
 
 
 @click.command(cls=ClientCommand, epilog=DEFAULTS)

@@ -63,6 +63,13 @@ def parse_info(
         )
 
 
+def resize_mode_of(config: Mapping[str, Any]) -> str:
+    """How a model fits images to its square if nobody says it, from the model's config. Raises ServerError."""
+    with _checked():
+        values = _values(config, "option_defaults") | _values(config, "fixed_options")
+        return str(values.get("resize_mode", "stretch"))
+
+
 @contextmanager
 def _checked() -> Iterator[None]:
     """Raise ServerError if the description lacks something."""

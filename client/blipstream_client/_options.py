@@ -4,7 +4,7 @@
 The server declares them in blipstream/options.py, and `make configs` copies them here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, TypedDict, get_type_hints
@@ -108,29 +108,30 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def option_tensors(options: Options) -> Tensors:
+def option_tensors(options: Options, known: Mapping[str, Option] = OPTIONS) -> Tensors:
     """An input tensor [1, 1] for each option that is not None.
 
     Raises InvalidRequest for a value of the wrong type, TypeError for an option that does not exist.
     """
     tensors: Tensors = {}
     for name, value in options.items():
-        if name not in OPTIONS:
-            nearest = _nearest(name)
-            remedy = f": did you mean {nearest}?" if nearest else f"; the options are {', '.join(OPTIONS)}"
+        if name not in known:
+            nearest = _nearest(name, known)
+            remedy = f": did you mean {nearest}?" if nearest else f"; the options are {', '.join(known)}"
             raise TypeError(f"There is no option {quoted(name)}{remedy}")
         if value is not None:
-            tensors[name] = _option_tensor(name, value, OPTIONS[name].type)
+            tensors[name] = option_tensor(name, value, known[name].type)
     return tensors
 
 
-def _nearest(name: str) -> str | None:
+def _nearest(name: str, known: Mapping[str, Option]) -> str | None:
     """The option that is meant: the one that transformers calls so, or one of almost this name."""
-    theirs = (own for own, option in OPTIONS.items() if name in option.other_names)
-    return next(theirs, None) or next(iter(get_close_matches(excerpt(name), OPTIONS, 1)), None)
+    theirs = (own for own, option in known.items() if name in option.other_names)
+    return next(theirs, None) or next(iter(get_close_matches(excerpt(name), known, 1)), None)
 
 
-def _option_tensor(name: str, value: object, kind: OptionType) -> npt.NDArray[Any]:
+def option_tensor(name: str, value: object, kind: OptionType) -> npt.NDArray[Any]:
+    """An option's value as a tensor [1, 1]. Raises InvalidRequest if it is of the wrong type."""
     got = quoted(value)  # before it becomes a Python number: 0.01 in FP32 is 0.009999999776482582
     if isinstance(value, np.generic):
         value = value.item()

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from PIL import Image
 
 from blipstream.files import SAMPLES
-from blipstream_client import Client, Options
+from blipstream_client import Client, ExplainOptions
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ORIGINAL = "original"
@@ -35,12 +35,16 @@ class CaptionRequest:
     image: bytes
     options: dict[str, Any]
     stream: bool = False
+    explain: bool = False
 
     def ask(self, client: Client) -> list[float]:
         """Send the request and wait for the answer. Raises BlipstreamError.
 
         Returns when the texts of a stream came, by time.perf_counter(), and nothing for other requests.
         """
+        if self.explain:
+            client.explain(self.image, **self.options)
+            return []
         if not self.stream:
             client.caption(self.image, **self.options)
             return []
@@ -56,6 +60,7 @@ class Mix:
     kinds: dict[str, float]  # weights
     options: dict[str, dict[str, Any]]  # by kind; of a list, each request has one value
     streams: frozenset[str] = frozenset()  # kinds that are answered word by word
+    explained: frozenset[str] = frozenset()  # kinds that are answered with heatmaps
 
     def draw(self, rng: random.Random) -> CaptionRequest:
         """A random request; kind and size are drawn by weight."""
@@ -73,7 +78,7 @@ class Mix:
             name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
         }
         image = rng.choice(self.images[size])
-        return CaptionRequest(kind, size, image, options, kind in self.streams)
+        return CaptionRequest(kind, size, image, options, kind in self.streams, kind in self.explained)
 
 
 def load(path: Path) -> Mix:
@@ -86,7 +91,7 @@ def load(path: Path) -> Mix:
     images = _mapping(content.get("images"), path, "images", {"folder", "sizes"})
     requests = _mapping(content.get("requests"), path, "requests")
     kinds = {
-        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream"})
+        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream", "explain"})
         for kind, each in requests.items()
     }
     sizes = _weights(_mapping(images.get("sizes"), path, "images.sizes"), path, "images.sizes")
@@ -97,7 +102,8 @@ def load(path: Path) -> Mix:
         sizes=sizes,
         kinds=weights,
         options={kind: _options(kinds[kind].get("options") or {}, path, kind) for kind in weights},
-        streams=frozenset(kind for kind in weights if _switch(kinds[kind].get("stream", False), path, kind)),
+        streams=_switched("stream", weights, kinds, path),
+        explained=_switched("explain", weights, kinds, path),
     )
 
 
@@ -122,15 +128,20 @@ def _weights(values: dict[Any, Any], path: Path, where: str) -> dict[str, float]
     return weights
 
 
-def _switch(value: object, path: Path, kind: str) -> bool:
-    if not isinstance(value, bool):
-        raise MixError(f"{path}: requests.{kind}.stream must be true or false, got {value!r}")
-    return value
+def _switched(name: str, weights: dict[str, float], kinds: dict[str, dict[Any, Any]], path: Path) -> frozenset[str]:
+    """The kinds with a weight for which a switch is on."""
+    for kind in weights:
+        value = kinds[kind].get(name, False)
+        if not isinstance(value, bool):
+            raise MixError(f"{path}: requests.{kind}.{name} must be true or false, got {value!r}")
+        if name == "explain" and value and kinds[kind].get("stream"):
+            raise MixError(f"{path}: requests.{kind} is both stream and explain: leave one of them out")
+    return frozenset(kind for kind in weights if kinds[kind].get(name))
 
 
 def _options(options: object, path: Path, kind: str) -> dict[str, Any]:
     """Check the names of options; the client checks the values when it sends them."""
-    known = set(Options.__annotations__)
+    known = set(get_type_hints(ExplainOptions))
     options = _mapping(options, path, f"requests.{kind}.options", known) if options else {}
     for name, value in options.items():
         if value == []:

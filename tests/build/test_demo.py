@@ -15,12 +15,16 @@ from blipstream.server.triton import TritonServer
 from blipstream_client import Caption
 from blipstream_demo import command
 from blipstream_demo import contact_sheet as sheets
-from blipstream_demo.answers import Answers, ask
+from blipstream_demo.answers import Answers, ask, explain_longest
+from blipstream_demo.heatmaps import WORDS
 from tests.conftest import ROOT, SAMPLES
 from tests.support.terminal import sentence
 
 SHEET = ROOT / "build/demo/contact-sheet.png"
+HEATMAPS = ROOT / "docs/heatmaps.png"
 REMEDY = "make it anew: .venv/bin/blipstream demo --sheet build/demo/contact-sheet.png"
+
+HEATMAPS_REMEDY = "make it anew: .venv/bin/blipstream demo --heatmaps docs/heatmaps.png"
 
 
 def test_the_readmes_picture_says_what_the_server_says(
@@ -35,6 +39,22 @@ def test_the_readmes_picture_says_what_the_server_says(
         assert json.loads(shown.info[sheets.CAPTIONS]) == samples, REMEDY
         assert json.loads(right.info[sheets.CAPTIONS]) == samples
         assert ImageChops.difference(shown, right).getbbox() is None, REMEDY
+
+
+def test_the_documents_heatmaps_are_those_of_the_server(server: TritonServer, samples: dict[str, str]) -> None:
+    """Each object's heatmap has its peak where the committed picture has it."""
+    files = [SAMPLES / name for name in samples]
+    answers: Answers = {name: Caption(text, 0.0, 1) for name, text in samples.items()}
+    explanation = explain_longest(server.grpc_url, files, answers)
+    assert " ".join(explanation.words) == max(samples.values(), key=lambda text: len(text.split()))
+    with Image.open(HEATMAPS) as shown:
+        committed = json.loads(shown.info[WORDS])
+        assert shown.size == explanation.strip().size, HEATMAPS_REMEDY
+    assert [word for word, _ in committed] == list(explanation.words), HEATMAPS_REMEDY
+    for number, (word, patch) in enumerate(committed):
+        if word in ("bus", "alarm", "clock"):  # others are spread, and another dtype may move their peaks
+            heatmap = explanation.attention[number].ravel()
+            assert heatmap[patch] > 0.8 * heatmap.max(), HEATMAPS_REMEDY
 
 
 def test_each_caption_is_beneath_its_image(samples: dict[str, str]) -> None:
@@ -64,15 +84,18 @@ def test_long_words_and_captions_are_wrapped() -> None:
 
 @pytest.mark.full  # `make demo` does the same
 def test_all_right(artifacts: Path, tmp_path: Path) -> None:
-    sheet = tmp_path / "sheet.png"
-    result = CliRunner().invoke(command.main, ["--repository", str(artifacts), "--sheet", str(sheet)])
+    sheet, heatmaps = tmp_path / "sheet.png", tmp_path / "heatmaps.png"
+    result = CliRunner().invoke(
+        command.main, ["--repository", str(artifacts), "--sheet", str(sheet), "--heatmaps", str(heatmaps)]
+    )
     assert result.exit_code == 0, result.output
     assert result.output.count("✓") == 16
     assert re.search(r"^next: .*blipstream serve$", result.output, re.MULTILINE)
     assert all(len(line) <= 80 or str(tmp_path) in line for line in result.output.splitlines())
-    with Image.open(sheet) as image:
-        assert image.width > 1000
-        assert len(image.getcolors(maxcolors=1 << 24) or []) > 1000  # so it is no blank page
+    for path, colors in ((sheet, 1000), (heatmaps, 100)):
+        with Image.open(path) as image:
+            assert image.width > 1000
+            assert len(image.getcolors(maxcolors=1 << 24) or []) > colors  # so it is no blank page
 
 
 @pytest.mark.full
@@ -82,7 +105,10 @@ def test_a_wrong_caption_fails(artifacts: Path, tmp_path: Path, monkeypatch: pyt
     Image.new("RGB", (64, 64), "red").save(samples / "red.png")
     (samples / "captions.json").write_text('{"red.png": "a red square"}')
     monkeypatch.setattr(command, "SAMPLES", samples)
-    result = CliRunner().invoke(command.main, ["--repository", str(artifacts), "--sheet", str(tmp_path / "sheet.png")])
+    result = CliRunner().invoke(
+        command.main,
+        ["--repository", str(artifacts), "--sheet", str(tmp_path / "sheet.png"), "--heatmaps", str(tmp_path / "b.png")],
+    )
     assert result.exit_code == 1
     assert "Error: 2 of 2 captions are not the expected ones" in result.output
 

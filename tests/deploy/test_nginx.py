@@ -402,7 +402,9 @@ def test_a_body_in_the_smallest_pieces_arrives_in_one(recorder: Recorder, arrive
     assert "transfer-encoding" not in request.headers
 
 
-@pytest.mark.parametrize("model", ["caption/infer", "caption/generate", "caption_stream/generate_stream"])
+@pytest.mark.parametrize(
+    "model", ["caption/infer", "caption/generate", "caption_stream/generate_stream", "explain/infer"]
+)
 @pytest.mark.parametrize(
     "coding", ["gzip", "GZIP", "x-gzip", "deflate", "br", "identity, gzip", "gzip, identity", "nonsense"]
 )

@@ -36,8 +36,26 @@ OPTIONS: dict[str, tuple[str, list[Any]]] = {
     "seed": ("INT64", [0, 1, -(2**63), 2**63 - 1]),
     "resize_mode": ("BYTES", [b"letterbox", b"center_crop", b"", b"\xff", b"x" * 5000]),
 }
+EXPLAIN: dict[str, tuple[str, list[Any]]] = {
+    "given_caption": ("BYTES", [b"a dog", b"", b" ", b"\xff", b"a " * 600, b"x" * 5000, b"[SEP]", "猫".encode()]),
+    "caption_index": ("INT32", [0, 1, -1, 9, 10, 2**31 - 1]),
+    "layer": ("INT32", [0, 2, -1, -2, 3, 2**31 - 1, -(2**31)]),
+    "head": ("INT32", [0, 3, -1, -2, 4]),
+    "method": ("BYTES", [b"attention", b"rollout", b"gradient", b"", b"\xff", b"x" * 5000]),
+}
+EXPLAINS = ("explain", "decoder", "preprocess")  # models with those inputs
 DTYPES = {"BOOL": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
-ENTRIES = ("caption", "caption", "caption_pixels", "caption_stream", "decoder", "encoder", "preprocess")
+ENTRIES = (
+    "caption",
+    "caption",
+    "caption_pixels",
+    "caption_stream",
+    "explain",
+    "attention",
+    "decoder",
+    "encoder",
+    "preprocess",
+)
 TYPES = (
     "BYTES",
     "BOOL",
@@ -83,9 +101,9 @@ def right_request(model: str, random: Random) -> Any:
         request.inputs.add(name=name, datatype=datatype, shape=shape)
         request.raw_input_contents.append(raw)
 
-    if model in ("caption", "caption_stream", "preprocess"):
+    if model in ("caption", "caption_stream", "explain", "preprocess"):
         add("image", "BYTES", [1, 1], pack([IMAGE]))
-    elif model == "decoder":
+    elif model in ("decoder", "attention"):
         embeds = np.random.default_rng(random.randrange(9)).normal(size=(PATCHES, WIDTH)).astype(np.float16)
         if random.random() < 0.3:
             embeds.flat[random.randrange(embeds.size)] = random.choice((np.nan, np.inf, -np.inf, 65504))
@@ -96,11 +114,17 @@ def right_request(model: str, random: Random) -> Any:
         add("pixels", "UINT8", [1, SIDE, SIDE, 3], bytes(SIDE * SIDE * 3))
     if model == "encoder":
         return request
-    names = ["resize_mode"] if model == "preprocess" else list(OPTIONS)[: None if "caption" in model else -1]
-    if model == "caption_pixels":
-        names.remove("resize_mode")
+    if model == "attention":
+        add("caption", "BYTES", [1, 1], pack([random.choice(EXPLAIN["given_caption"][1])]))
+        names = ["layer", "head", "method"]
+    else:
+        names = ["resize_mode"] if model == "preprocess" else list(OPTIONS)
+        if model in ("caption_pixels", "decoder"):
+            names.remove("resize_mode")
+        if model in EXPLAINS:
+            names += EXPLAIN
     for name in random.sample(names, min(len(names), random.choice((0, 1, 1, 2, 4)))):
-        datatype, values = OPTIONS[name]
+        datatype, values = (OPTIONS | EXPLAIN)[name]
         value: Any = random.choice(values)
         raw = pack([value]) if datatype == "BYTES" else np.array([value]).astype(DTYPES[datatype]).tobytes()
         add(name, datatype, [1, 1], raw)

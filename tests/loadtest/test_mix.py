@@ -53,6 +53,8 @@ IMAGES = f"images: {{folder: {ROOT}/build/demo/samples, sizes: {{original: 1}}}}
         (f"{IMAGES}\nrequests: {{a: {{options: {{beams: 3}}}}}}", "requests.a.options has beams; known are"),
         (f"{IMAGES}\nrequests: {{a: {{options: {{prompt: []}}}}}}", "needs at least one value to choose from"),
         (f"{IMAGES}\nrequests: {{a: {{stream: 1}}}}", "requests.a.stream must be true or false, got 1"),
+        (f"{IMAGES}\nrequests: {{a: {{explain: 1}}}}", "requests.a.explain must be true or false, got 1"),
+        (f"{IMAGES}\nrequests: {{a: {{explain: true, stream: true}}}}", "requests.a is both stream and explain"),
         ("images: {folder: ., sizes: {original: 1}}\nrequests: {a: {weight: 1}}", "has no images"),
         (
             IMAGES.replace("original", "huge") + "\nrequests: {a: {weight: 1}}",

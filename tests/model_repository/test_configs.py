@@ -10,9 +10,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from blipstream.options import DecodingOptions
+from blipstream.options import GIVEN_CAPTION, DecodingOptions, ExplainOptions
 from blipstream.serving.loading_service import MAX_WAITING
 from blipstream.vision.tensorrt import PLAN_NAME
+from blipstream_client._explain_options import ALL_OPTIONS
 from blipstream_client._options import OPTIONS
 from tests.conftest import ROOT
 
@@ -29,6 +30,8 @@ INPUTS = {
     "caption": {"image": ("STRING", [1])},
     "caption_stream": {"image": ("STRING", [1])},
     "caption_pixels": {"pixels": ("UINT8", [-1, -1, 3])},
+    "explain": {"image": ("STRING", [1])},
+    "attention": {"image_embeds": ("FP16", [-1, -1]), "caption": ("STRING", [1])},
 }
 IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either
 OPTION_INPUTS: dict[str, dict[str, str]] = {
@@ -51,24 +54,32 @@ OPTION_INPUTS: dict[str, dict[str, str]] = {
         "seed": "INT64",
     },
 }
-OPTION_INPUTS["caption"] = {"resize_mode": "STRING"} | OPTION_INPUTS["decoder"]
-OPTION_INPUTS["preprocess"] = OPTION_INPUTS["caption_stream"] = OPTION_INPUTS["caption"]
 OPTION_INPUTS["caption_pixels"] = OPTION_INPUTS["decoder"]
+OPTION_INPUTS["caption"] = {"resize_mode": "STRING"} | OPTION_INPUTS["decoder"]
+OPTION_INPUTS["caption_stream"] = OPTION_INPUTS["caption"]
+OPTION_INPUTS["attention"] = {"layer": "INT32", "head": "INT32", "method": "STRING"}
+EXPLAIN_INPUTS = {"given_caption": "STRING", "caption_index": "INT32"} | OPTION_INPUTS["attention"]
+OPTION_INPUTS["decoder"] = OPTION_INPUTS["decoder"] | EXPLAIN_INPUTS
+OPTION_INPUTS["explain"] = OPTION_INPUTS["preprocess"] = OPTION_INPUTS["caption"] | EXPLAIN_INPUTS
 CAPTION_OUTPUTS = {
     "caption": ("STRING", [-1]),
     "score": ("FP32", [-1]),
     "num_tokens": ("INT32", [-1]),
     "token_scores": ("FP32", [-1, -1]),
 }
+EXPLANATION_OUTPUTS = {"words": ("STRING", [-1]), "attention": ("FP32", [-1, -1, -1])}
 OUTPUTS = {
     "preprocess": {"pixels": ("UINT8", [-1, -1, 3])},
     "encoder": {"image_embeds": ("FP16", [-1, -1])},
-    "decoder": CAPTION_OUTPUTS,
+    "decoder": CAPTION_OUTPUTS | EXPLANATION_OUTPUTS,
     "caption": CAPTION_OUTPUTS,
+    "explain": CAPTION_OUTPUTS | EXPLANATION_OUTPUTS,
+    "attention": EXPLANATION_OUTPUTS,
     "caption_stream": CAPTION_OUTPUTS | {"text": ("STRING", [1]), "finish_reason": ("STRING", [1])},
     "caption_pixels": CAPTION_OUTPUTS,
 }
-STEPS = {ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels")}
+STEPS = {ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels", "explain")}
+STEPS["attention"] = ["decoder"]
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -139,8 +150,10 @@ def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
     config = parse(REPOSITORY / ensemble / "config.pbtxt")
     for step in config.ensemble_scheduling.step:
         options = {name for name in OPTION_INPUTS[step.model_name] if name in OPTION_INPUTS[ensemble]}
-        assert {name for name in step.input_map if name in OPTION_INPUTS["caption"]} == options
-        assert all(step.input_map[name] == name for name in options)
+        expected = {name: name for name in options}
+        if ensemble == "attention":
+            expected[GIVEN_CAPTION] = "caption"
+        assert {name: step.input_map[name] for name in step.input_map if name in OPTION_INPUTS["explain"]} == expected
 
 
 @pytest.mark.parametrize("ensemble", STEPS)
@@ -150,11 +163,14 @@ def test_ensembles_have_a_version_folder(ensemble: str) -> None:
 
 
 def test_engine_and_client_know_the_same_options() -> None:
-    assert {field.name for field in fields(DecodingOptions)} == set(OPTION_INPUTS["decoder"])
+    assert {field.name for field in fields(DecodingOptions)} == set(OPTION_INPUTS["caption_pixels"])
+    assert {field.name for field in fields(ExplainOptions)} == set(EXPLAIN_INPUTS) - {GIVEN_CAPTION}
     assert set(OPTIONS) == set(OPTION_INPUTS["caption"])
-    for name, kind in OPTION_INPUTS["caption"].items():
+    assert set(ALL_OPTIONS) == set(OPTION_INPUTS["explain"]) - {GIVEN_CAPTION}
+    for name, option in ALL_OPTIONS.items():
+        kind = OPTION_INPUTS["explain"][name]
         expected = triton_to_np_dtype("BYTES" if kind == "STRING" else kind)
-        assert np.dtype(OPTIONS[name].type.dtype) == np.dtype(expected)
+        assert np.dtype(option.type.dtype) == np.dtype(expected)
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: str(path.relative_to(REPOSITORY)))

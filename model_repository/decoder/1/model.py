@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image embeddings to captions: the Triton adapter of blipstream.decoding."""
+"""Image embeddings to captions and their explanations: the Triton adapter of blipstream.decoding.
+
+It explains, too, because another model would be another process, with the weights once more.
+"""
 
 from functools import partial
+from itertools import repeat
 
 import triton_python_backend_utils as pb_utils
 
 from blipstream.decoding import load_engine
 from blipstream.errors import InvalidInput
-from blipstream.options import OPTION_NAMES
+from blipstream.options import EXPLAIN_NAMES, OPTION_NAMES
 from blipstream.serving.adapter import ModelInstance
 from blipstream.serving.decoding_service import DecodingService, as_torch
-from blipstream.serving.responses import caption_outputs
+from blipstream.serving.responses import caption_outputs, explanation_outputs
+
+INPUTS = ("image_embeds", *OPTION_NAMES, *EXPLAIN_NAMES)
 
 
 class TritonPythonModel:
@@ -27,12 +33,18 @@ class TritonPythonModel:
                 self.submit(request)
 
     def submit(self, request):
-        request.refuse_parameters(("image_embeds", *OPTION_NAMES))
+        request.refuse_parameters(INPUTS)
         image_embeds = self.image_embeds(request)
         self.service.count_arrived(len(image_embeds))
-        arrays = request.arrays(*OPTION_NAMES)
-        options = self.engine.options(arrays, len(image_embeds), self.instance.defaults)
-        images = self.engine.requests(image_embeds, options, request.id, request.trace_context)
+        options = self.engine.request_options(request.arrays(*INPUTS[1:]), len(image_embeds), self.instance.defaults)
+        images = self.engine.requests(
+            image_embeds,
+            options.decoding,
+            request.id,
+            request.trace_context,
+            given=options.given,
+            explain=options.explain if request.wants("words", "attention") else repeat(None),
+        )
         deltas = []
         for image in images:
             self.service.wait_for_room()
@@ -53,7 +65,9 @@ class TritonPythonModel:
         if error:
             request.send_error(error)
         else:
-            request.send_outputs(caption_outputs([image.captions for image in images]))
+            outputs = caption_outputs([image.captions for image in images])
+            explanations = [image.explanation for image in images if image.explanation]
+            request.send_outputs(outputs | explanation_outputs(explanations) if explanations else outputs)
 
     def finalize(self):
         self.service.close()

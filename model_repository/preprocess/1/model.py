@@ -5,7 +5,7 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.images import load_loader
-from blipstream.options import INPUT_NAMES
+from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES
 from blipstream.serving.adapter import ModelInstance
 from blipstream.serving.load_request import load_request
 from blipstream.serving.loading_service import LoadingService
@@ -15,9 +15,9 @@ class TritonPythonModel:
     def initialize(self, args):
         self.instance = ModelInstance(pb_utils, args)
         checkpoint = CheckpointConfig.load(of_one_checkpoint(self.instance.folder / "artifact"))
-        image_size, self.positions = checkpoint.vision.image_size, checkpoint.text.max_positions
-        self.instance.defaults.check_fits(self.positions)
-        loader = load_loader(self.instance.device, image_size, self.instance.count, **self.instance.parameters)
+        self.text, side = checkpoint.text, checkpoint.vision.image_size
+        self.instance.defaults.check_fits(self.text.max_positions)
+        loader = load_loader(self.instance.device, side, self.instance.count, **self.instance.parameters)
         self.service = LoadingService(self.instance, loader)
 
     def execute(self, requests):
@@ -30,8 +30,8 @@ class TritonPythonModel:
     def submit(self, request):
         self.service.check_room()  # before anything is copied for it
         request.refuse_parameters()
-        arrays = request.arrays("pixels", *INPUT_NAMES)
-        image_request = load_request(arrays, request.deadline, self.positions, self.instance.defaults)
+        arrays = request.arrays("pixels", *INPUT_NAMES, *EXPLAIN_NAMES)
+        image_request = load_request(arrays, request.deadline, self.text, self.instance.defaults)
         request.release_inputs()
         self.service.submit(request, image_request)
 

@@ -18,7 +18,7 @@ from blipstream.server.served_repository import effective, served_repository
 from blipstream.server.workspace import Workspace
 from tests.conftest import ROOT
 
-TAKE_OPTIONS = {"caption", "caption_pixels", "caption_stream", "decoder", "preprocess"}
+TAKE_OPTIONS = {"caption", "caption_pixels", "caption_stream", "decoder", "explain", "preprocess"}
 DEFAULTS = OptionDefaults({"prompt": 'a "quoted" \\ café\n', "max_tokens": 20}, frozenset({"max_tokens"}))
 
 

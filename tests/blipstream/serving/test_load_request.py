@@ -7,27 +7,40 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from blipstream.config import TextConfig
 from blipstream.deadline import Deadline
 from blipstream.errors import InvalidInput
 from blipstream.options import OptionDefaults
 from blipstream.serving.load_request import load_request
 
+TEXT = TextConfig(
+    vocab_size=100,
+    hidden_size=8,
+    encoder_hidden_size=8,
+    intermediate_size=8,
+    num_layers=3,
+    num_heads=4,
+    max_positions=64,
+    layer_norm_eps=1e-12,
+    start_token_id=1,
+    end_token_id=2,
+)
 PIXELS = np.zeros((1, 64, 64, 3), np.uint8)
 
 
 @pytest.mark.parametrize("picture", [{"image": np.array([[b"no image"]], np.object_)}, {"pixels": PIXELS}])
 def test_options_that_the_decoder_would_refuse_are_refused_at_once(picture: dict[str, npt.NDArray[Any]]) -> None:
     deadline = Deadline(0, lambda: False)
-    request = load_request(picture | {"num_beams": np.array([[10]], np.int32)}, deadline, 64)
+    request = load_request(picture | {"num_beams": np.array([[10]], np.int32)}, deadline, TEXT)
     assert request.deadline is deadline
-    assert load_request(picture | {"max_tokens": np.array([[64]], np.int32)}, deadline, 64)
+    assert load_request(picture | {"max_tokens": np.array([[64]], np.int32)}, deadline, TEXT)
     sentence = "must fit 64 positions, but the prompt takes at least 1 and max_tokens is 65: shorten one of them"
     with pytest.raises(InvalidInput, match=sentence):
-        load_request(picture | {"max_tokens": np.array([[65]], np.int32)}, deadline, 64)
+        load_request(picture | {"max_tokens": np.array([[65]], np.int32)}, deadline, TEXT)
     with pytest.raises(InvalidInput, match="num_beams must be between 1 and 10, not 99"):
-        load_request(picture | {"num_beams": np.array([[99]], np.int32)}, deadline, 64)
+        load_request(picture | {"num_beams": np.array([[99]], np.int32)}, deadline, TEXT)
     with pytest.raises(InvalidInput, match="num_beams must have a row for each image, 1, not 2"):
-        load_request(picture | {"num_beams": np.array([[9], [9]], np.int32)}, deadline, 64)
+        load_request(picture | {"num_beams": np.array([[9], [9]], np.int32)}, deadline, TEXT)
 
 
 def test_defaults() -> None:
@@ -35,13 +48,34 @@ def test_defaults() -> None:
     deadline, image = Deadline(0, lambda: False), {"image": np.array([[b"1"], [b"2"]], np.object_)}
     letterbox, stretch = ({"resize_mode": np.array([[mode]] * 2, np.object_)} for mode in (b"letterbox", b"stretch"))
     defaults = OptionDefaults({"num_beams": 3, "max_tokens": 20}, frozenset({"max_tokens"}), "letterbox")
-    assert load_request(image, deadline, 64, defaults).modes == ["letterbox", "letterbox"]
-    assert load_request(image | stretch, deadline, 64, defaults).modes == ["stretch", "stretch"]
-    assert load_request({"pixels": PIXELS}, deadline, 64, defaults).modes == []
+    assert load_request(image, deadline, TEXT, defaults).modes == ["letterbox", "letterbox"]
+    assert load_request(image | stretch, deadline, TEXT, defaults).modes == ["stretch", "stretch"]
+    assert load_request({"pixels": PIXELS}, deadline, TEXT, defaults).modes == []
     tokens = {"max_tokens": np.array([[9]] * 2, np.int32)}
     with pytest.raises(InvalidInput, match="max_tokens is fixed at 20 on this server: leave it out"):
-        load_request(image | tokens, deadline, 64, defaults)
+        load_request(image | tokens, deadline, TEXT, defaults)
     fixed = OptionDefaults(fixed=frozenset({"resize_mode"}), resize_mode="letterbox")
-    assert load_request(image | letterbox, deadline, 64, fixed).modes == ["letterbox", "letterbox"]
+    assert load_request(image | letterbox, deadline, TEXT, fixed).modes == ["letterbox", "letterbox"]
     with pytest.raises(InvalidInput, match="resize_mode is fixed at 'letterbox' on this server: leave it out"):
-        load_request(image | stretch, deadline, 64, fixed)
+        load_request(image | stretch, deadline, TEXT, fixed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("layer", np.array([[3]], np.int32), "layer must be between 0 and 2"),
+        ("head", np.array([[4]], np.int32), "head must be between 0 and 3"),
+        ("method", np.array([[b"guess"]], np.object_), "method must be one of attention, rollout, gradient"),
+        ("caption_index", np.array([[1]], np.int32), "caption_index must be below num_captions"),
+        ("given_caption", np.array([[b""]], np.object_), "a given caption must have a word"),
+    ],
+)
+def test_explanations_that_the_decoder_would_refuse(name: str, value: npt.NDArray[Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        load_request({"pixels": PIXELS, name: value}, Deadline(0, lambda: False), TEXT)
+
+
+def test_defaults_are_not_for_given_captions() -> None:
+    """They say how to find one."""
+    given = {"pixels": PIXELS, "given_caption": np.array([[b"a cat"]], np.object_)}
+    assert load_request(given, Deadline(0, lambda: False), TEXT, OptionDefaults({"num_beams": 3}))

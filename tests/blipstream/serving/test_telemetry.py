@@ -37,7 +37,7 @@ def own_engine(f32_artifacts: Path) -> Engine:
     return load_engine(f32_artifacts / "decoder/1/artifact")
 
 
-def decode(engine: Engine, **facts: str) -> Request:
+def decode(engine: Engine, **facts: Any) -> Request:
     """Generate three tokens for an image of zeros, by a scheduler with telemetry; then close both."""
     options = DecodingOptions(max_tokens=3, min_tokens=3)
     request, done = engine.request(torch.zeros(engine.image_embeds_shape), options, **facts), Event()

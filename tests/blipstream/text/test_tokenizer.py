@@ -35,3 +35,34 @@ def test_missing_tokenizer(tmp_path: Path, f32_artifacts: Path) -> None:
     text = CheckpointConfig.load(f32_artifacts / "decoder/1/artifact").text
     with pytest.raises(ArtifactError, match=r"tokenizer\.json is missing: .*blipstream build"):
         Tokenizer(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a dog above a door", ["a", "dog", "above", "a", "door"]),
+        ("two whales, and a zebra-fish.", None),
+        ("a dog's door isn't here", None),
+        ('the "blue" door ( or two )', None),
+        ("", []),
+    ],
+)
+def test_words(tokenizer: Tokenizer, text: str, words: list[str] | None) -> None:
+    """They are those of the text, and each token has one, in order."""
+    ids = tokenizer.encode(text)
+    found, numbers = tokenizer.words(ids)
+    assert " ".join(found) == tokenizer.decode(ids)
+    assert words is None or found == words
+    assert numbers[0] == -1  # the start token
+    assert numbers[1:] == sorted(numbers[1:])
+    assert set(numbers[1:]) == set(range(len(found)))
+
+
+def test_pieces_and_punctuation_belong_to_their_word(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a zebra, a dog's door")
+    words, numbers = tokenizer.words(ids)
+    assert words == ["a", "zebra,", "a", "dog", "'", "s", "door"]  # as the text has it
+    pieces: dict[int, str] = {}
+    for token_id, number in zip(ids[1:], numbers[1:], strict=True):
+        pieces[number] = pieces.get(number, "") + tokenizer.decode([token_id]).removeprefix("##")
+    assert list(pieces.values()) == words
