@@ -18,6 +18,7 @@ from blipstream_client._notices import Failure, in_short_lines
 OWN = {  # functions of `_commands`, with their help
     "caption": "Print the captions of images.",
     "bulk": "Caption any number of images into a file.",
+    "match": "Print how well texts match an image.",
     "info": "Print what the server is.",
 }
 
