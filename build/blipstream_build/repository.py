@@ -16,9 +16,12 @@ from blipstream.files import MODEL_REPOSITORY
 from blipstream_build.artifacts import ELSEWHERE, STAGED, make_folder, remove_empty
 
 # A build writes these configs, and git ignores them
-ENCODER_CONFIG = Path("encoder/configs/tensorrt.pbtxt")
-ENSEMBLE_CONFIGS = (Path("caption/configs/tensorrt.pbtxt"), Path("caption_pixels/configs/tensorrt.pbtxt"))
-GENERATED = (ENCODER_CONFIG, *ENSEMBLE_CONFIGS)
+PLAN_CONFIG = Path("configs/tensorrt.pbtxt")  # of a model
+ENCODER_CONFIG = Path("encoder") / PLAN_CONFIG
+ENSEMBLE_CONFIGS = tuple(
+    model / PLAN_CONFIG for model in map(Path, ("caption", "caption_pixels", "match", "embed_image"))
+)
+GENERATED = (*(model / PLAN_CONFIG for model in map(Path, ("encoder", "match_encoder"))), *ENSEMBLE_CONFIGS)
 
 
 def check_is_ours(repository: Path) -> None:

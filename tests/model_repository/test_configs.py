@@ -29,7 +29,13 @@ INPUTS = {
     "caption": {"image": ("STRING", [1])},
     "caption_stream": {"image": ("STRING", [1])},
     "caption_pixels": {"pixels": ("UINT8", [-1, -1, 3])},
+    "match_encoder": {"pixels": ("UINT8", [-1, -1, 3])},
+    "matcher": {},  # image_embeds, text or both, so both are optional
+    "match": {"image": ("STRING", [1]), "text": ("STRING", [-1])},
+    "embed_image": {"image": ("STRING", [1])},
+    "embed_text": {"text": ("STRING", [1])},
 }
+EITHER = {"matcher": {"image_embeds": ("FP16", [-1, -1]), "text": ("STRING", [-1])}}
 IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either
 OPTION_INPUTS: dict[str, dict[str, str]] = {
     "encoder": {},
@@ -54,12 +60,18 @@ OPTION_INPUTS: dict[str, dict[str, str]] = {
 OPTION_INPUTS["caption"] = {"resize_mode": "STRING"} | OPTION_INPUTS["decoder"]
 OPTION_INPUTS["preprocess"] = OPTION_INPUTS["caption_stream"] = OPTION_INPUTS["caption"]
 OPTION_INPUTS["caption_pixels"] = OPTION_INPUTS["decoder"]
+OPTION_INPUTS["match_encoder"] = {}
+OPTION_INPUTS["matcher"] = OPTION_INPUTS["embed_text"] = {"truncate": "BOOL"}
+OPTION_INPUTS["embed_image"] = {"resize_mode": "STRING"}
+OPTION_INPUTS["match"] = {"resize_mode": "STRING", "truncate": "BOOL"}
 CAPTION_OUTPUTS = {
     "caption": ("STRING", [-1]),
     "score": ("FP32", [-1]),
     "num_tokens": ("INT32", [-1]),
     "token_scores": ("FP32", [-1, -1]),
 }
+SCORES = {"match": ("FP32", [-1]), "logit": ("FP32", [-1]), "similarity": ("FP32", [-1])}
+EMBEDDING = {"embedding": ("FP32", [-1])}
 OUTPUTS = {
     "preprocess": {"pixels": ("UINT8", [-1, -1, 3])},
     "encoder": {"image_embeds": ("FP16", [-1, -1])},
@@ -67,8 +79,15 @@ OUTPUTS = {
     "caption": CAPTION_OUTPUTS,
     "caption_stream": CAPTION_OUTPUTS | {"text": ("STRING", [1]), "finish_reason": ("STRING", [1])},
     "caption_pixels": CAPTION_OUTPUTS,
+    "match_encoder": {"image_embeds": ("FP16", [-1, -1])},
+    "matcher": SCORES | EMBEDDING,
+    "match": SCORES,
+    "embed_image": EMBEDDING,
+    "embed_text": EMBEDDING,
 }
-STEPS = {ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels")}
+CAPTIONING_STEPS = {ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels")}
+MATCHING_STEPS = {ensemble: ["preprocess", "match_encoder", "matcher"] for ensemble in ("match", "embed_image")}
+STEPS = CAPTIONING_STEPS | MATCHING_STEPS | {"embed_text": ["matcher"]}
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -91,7 +110,7 @@ def test_contract(path: Path) -> None:
     optional = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.input if tensor.optional}
     outputs = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.output}
     options = {name: (kind, [1]) for name, kind in OPTION_INPUTS[model].items()}
-    either = IMAGE_INPUTS if model == "preprocess" else {}
+    either = IMAGE_INPUTS if model == "preprocess" else EITHER.get(model, {})
     assert (needed, optional, outputs) == (INPUTS[model], options | either, OUTPUTS[model])
     assert config.max_batch_size == (1 if model == "caption_stream" else 64)  # its engine batches between steps
     assert config.model_transaction_policy.decoupled == (model == "caption_stream")
@@ -110,7 +129,7 @@ def test_scheduling(path: Path) -> None:
     assert group.count >= (2 if cores_share_it else 1)
     assert config.HasField("dynamic_batching")
     # With one, Triton prepares no batch for the encoder while it computes another. preprocess has a queue of its own.
-    if model_of(path) in ("encoder", "preprocess"):
+    if model_of(path) in ("encoder", "match_encoder", "preprocess"):
         assert not config.dynamic_batching.HasField("default_queue_policy")
         return
     policy = config.dynamic_batching.default_queue_policy
@@ -133,7 +152,7 @@ def test_the_default_encoder_is_tensorrt() -> None:
     assert (config.platform, config.default_model_filename) == ("tensorrt_plan", f"tensorrt/{PLAN_NAME}")
 
 
-@pytest.mark.parametrize("ensemble", STEPS)
+@pytest.mark.parametrize("ensemble", CAPTIONING_STEPS)
 def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
     """Preprocess gets them too, and refuses early what the decoder would refuse later."""
     config = parse(REPOSITORY / ensemble / "config.pbtxt")
