@@ -4,7 +4,7 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +35,16 @@ class CaptionRequest:
     image: bytes
     options: dict[str, Any]
     stream: bool = False
+    texts: tuple[str, ...] = ()  # to be matched with the image, instead of captioning it
 
     def ask(self, client: Client) -> list[float]:
         """Send the request and wait for the answer. Raises BlipstreamError.
 
         Returns when the texts of a stream came, by time.perf_counter(), and nothing for other requests.
         """
+        if self.texts:
+            client.match(self.image, self.texts, **self.options)
+            return []
         if not self.stream:
             client.caption(self.image, **self.options)
             return []
@@ -56,6 +60,7 @@ class Mix:
     kinds: dict[str, float]  # weights
     options: dict[str, dict[str, Any]]  # by kind; of a list, each request has one value
     streams: frozenset[str] = frozenset()  # kinds that are answered word by word
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by kind, of those that match
 
     def draw(self, rng: random.Random) -> CaptionRequest:
         """A random request; kind and size are drawn by weight."""
@@ -73,7 +78,7 @@ class Mix:
             name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
         }
         image = rng.choice(self.images[size])
-        return CaptionRequest(kind, size, image, options, kind in self.streams)
+        return CaptionRequest(kind, size, image, options, kind in self.streams, self.texts.get(kind, ()))
 
 
 def load(path: Path) -> Mix:
@@ -86,7 +91,7 @@ def load(path: Path) -> Mix:
     images = _mapping(content.get("images"), path, "images", {"folder", "sizes"})
     requests = _mapping(content.get("requests"), path, "requests")
     kinds = {
-        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream"})
+        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream", "texts"})
         for kind, each in requests.items()
     }
     sizes = _weights(_mapping(images.get("sizes"), path, "images.sizes"), path, "images.sizes")
@@ -98,6 +103,7 @@ def load(path: Path) -> Mix:
         kinds=weights,
         options={kind: _options(kinds[kind].get("options") or {}, path, kind) for kind in weights},
         streams=frozenset(kind for kind in weights if _switch(kinds[kind].get("stream", False), path, kind)),
+        texts={kind: _texts(kinds[kind], path, kind) for kind in weights if "texts" in kinds[kind]},
     )
 
 
@@ -126,6 +132,16 @@ def _switch(value: object, path: Path, kind: str) -> bool:
     if not isinstance(value, bool):
         raise MixError(f"{path}: requests.{kind}.stream must be true or false, got {value!r}")
     return value
+
+
+def _texts(request: dict[Any, Any], path: Path, kind: str) -> tuple[str, ...]:
+    """The texts that an image is to be matched with. Of options, only resize_mode has a meaning beside them."""
+    texts = request["texts"]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise MixError(f"{path}: requests.{kind}.texts must be a list of texts, got {texts!r}")
+    if request.get("stream") or set(request.get("options") or {}) - {"resize_mode"}:
+        raise MixError(f"{path}: requests.{kind} has texts, beside which only the option resize_mode has a meaning")
+    return tuple(texts)
 
 
 def _options(options: object, path: Path, kind: str) -> dict[str, Any]:
