@@ -12,8 +12,11 @@ from blipstream.errors import ArtifactError
 
 CONFIG_NAME = "config.json"
 BUILD_HINT = "build it with `blipstream build --repository REPOSITORY`"
-# folders of artifacts in a model's version folder, as globs; an encoder has one for each runtime
+# folders of artifacts in a model's version folder, as globs; some have one for each runtime
 ARTIFACTS = {"preprocess": "artifact", "encoder": "[!.]*", "decoder": "artifact"}
+MATCHING_ARTIFACTS = {"match_encoder": "[!.]*", "matcher": "[!.]*"}
+ENCODERS = ("encoder", "match_encoder")  # the models that give image_embeds
+MATCHING = (*MATCHING_ARTIFACTS, "match", "embed_image", "embed_text")  # all models of matching
 
 DType = Literal["auto", "bf16", "f16", "f32"]
 
@@ -31,11 +34,12 @@ class VisionConfig:
     layer_norm_eps: float
     image_mean: tuple[float, float, float]  # of pixels in 0..1
     image_std: tuple[float, float, float]
+    weights_hash: str = ""  # encoders with the same one, and the same shape, are the same; 0.2.0 wrote none
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The shape of the text decoder, and its special tokens."""
+    """The shape of the text decoder or encoder, and its special tokens."""
 
     vocab_size: int
     hidden_size: int
@@ -50,8 +54,18 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class MatchConfig:
+    """What matching needs to know beside the shapes."""
+
+    text_token_id: int  # the first token of a text that is read alone: [CLS]
+    pair_token_id: int  # the first token of a text that is read with an image: [ENC], if the checkpoint knows it
+    embedding_size: int
+    encoder: str  # the model that gives image_embeds: match_encoder, or the captioner's if that is the same
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
-    """A BLIP captioner: where it comes from, and its shape."""
+    """A BLIP checkpoint: where it comes from, and its shape."""
 
     checkpoint: str  # hub name or folder name
     revision: str  # hash of the weights, the settings, the tokenizer and the processor
@@ -59,11 +73,19 @@ class CheckpointConfig:
     vision: VisionConfig
     text: TextConfig
     option_defaults: Mapping[str, Any] = field(default_factory=dict)  # decoding options, by its generation config
+    matching: MatchConfig | None = None  # of a retrieval checkpoint
 
     @property
     def origin(self) -> str:
         """The checkpoint's name and the start of its revision, for messages."""
         return f"{self.checkpoint}@{self.revision[:12]}"
+
+    @property
+    def match_config(self) -> MatchConfig:
+        """What matching needs to know. Raises ArtifactError if this is no retrieval checkpoint."""
+        if self.matching is None:
+            raise ArtifactError(f"{self.origin} is no retrieval checkpoint, as is expected for matching: {BUILD_HINT}")
+        return self.matching
 
     def save(self, folder: Path, **extra: object) -> None:
         """Write config.json into `folder`. `load` ignores the fields of `extra`."""
@@ -86,6 +108,7 @@ class CheckpointConfig:
                 vision=VisionConfig(**vision),
                 text=TextConfig(**values["text"]),
                 option_defaults=dict(values.get("option_defaults", {})),  # 0.2.0 wrote none
+                matching=MatchConfig(**values["matching"]) if values.get("matching") else None,
             )
         except FileNotFoundError as exc:
             raise ArtifactError(f"there is no artifact in {folder}: {BUILD_HINT}") from exc
@@ -101,9 +124,9 @@ def of_one_checkpoint(folder: Path) -> Path:
     Of the encoder's runtimes, one that fits is enough.
     """
     config, version = CheckpointConfig.load(folder), folder.parent
-    for model, artifacts in ARTIFACTS.items():
+    for model, artifacts in (ARTIFACTS if config.matching is None else MATCHING_ARTIFACTS).items():
         around = version.parents[1] / model / version.name
-        others = list(_readable(around, artifacts)) if around != version else []
+        others = list(readable_configs(around, artifacts)) if around != version else []
         if others and config.revision not in {other.revision for other in others}:
             raise ArtifactError(
                 f"{version.parent.name} was built from {config.origin} and {model} from {others[0].origin}, where one "
@@ -112,8 +135,29 @@ def of_one_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _readable(version: Path, artifacts: str) -> Iterator[CheckpointConfig]:
-    """Those that can be read. For the others, their own model raises the error."""
+def image_encoder_of(folder: Path, repository: Path) -> str:
+    """The model that gives image_embeds to the matcher whose artifact is in `folder`.
+
+    Raises ArtifactError if that is the captioner's encoder, and the `repository` has another one by now.
+    """
+    config = CheckpointConfig.load(folder)
+    encoder = config.match_config.encoder
+    if encoder in MATCHING_ARTIFACTS:
+        return encoder
+    found = list(readable_configs(repository / encoder / folder.parent.name, "[!.]*"))
+    if found and config.vision not in [each.vision for each in found]:
+        raise ArtifactError(
+            f"matching was built from {config.origin} to share a captioner's encoder, and {repository} has that of "
+            f"{found[0].origin} now: build {config.checkpoint} again"
+        )
+    return encoder
+
+
+def readable_configs(version: Path, artifacts: str) -> Iterator[CheckpointConfig]:
+    """Those of a model's artifacts that can be read, given its version folder and a glob of ARTIFACTS.
+
+    For the others, their own model raises the error.
+    """
     for path in sorted(version.glob(f"{artifacts}/{CONFIG_NAME}")):
         with suppress(ArtifactError):
             yield CheckpointConfig.load(path.parent)

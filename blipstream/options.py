@@ -16,7 +16,8 @@ from blipstream.errors import InvalidInput
 
 MAX_BEAMS = 10
 MAX_CAPTIONS = 10
-MAX_PROMPT = 4096  # characters: more than any decoder has positions, and a limit on the tokenizer's work
+MAX_PROMPT = MAX_TEXT = 4096  # characters: more than any model has positions, and a limit on the tokenizer's work
+MAX_TEXTS = 1000  # for one image
 SHOWN = 40  # characters of a name that an error repeats
 SAMPLING, BEAM_SEARCH = "do_sample", "num_beams above 1"  # what some options have a meaning with only
 DATA_TYPES = {str: "BYTES", bool: "BOOL", int: "INT32", float: "FP32"}  # of the input tensors, in Triton's words
@@ -209,12 +210,21 @@ class ExplainOptions:
             )
 
 
+@dataclass(frozen=True)
+class MatchingOptions:
+    """How texts are read that are compared with an image, or embedded."""
+
+    truncate: Annotated[bool, Option("Cut texts that are too long for the model, instead of refusing them.")] = False
+
+
 TYPES = get_type_hints(DecodingOptions)
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(DecodingOptions)}
 OPTIONS: dict[str, Option] = {
     name: get_args(hint)[1] for name, hint in get_type_hints(DecodingOptions, include_extras=True).items()
 }
 OPTION_NAMES = tuple(OPTIONS)
+MATCHING_TYPES = get_type_hints(MatchingOptions)
+MATCHING_OPTION_NAMES = tuple(MATCHING_TYPES)
 NUMBERS = {name: option for name, option in OPTIONS.items() if TYPES[name] in (int, float)}
 ONLY_WITH = {
     condition: [name for name, option in OPTIONS.items() if option.only_with == condition]
@@ -368,6 +378,8 @@ def nearest(name: str, names: tuple[str, ...]) -> str | None:
 
 def data_type(name: str) -> str:
     """The data type of an option's input tensor, in the words of Triton's protocol."""
+    if name in MATCHING_TYPES:
+        return DATA_TYPES[MATCHING_TYPES[name]]
     return (OPTIONS | EXPLAIN_OPTIONS)[name].data_type or DATA_TYPES[(TYPES | EXPLAIN_TYPES)[name]]
 
 

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, replace
 
-from blipstream.options import EXPLAIN_OPTIONS, GIVEN_CAPTION, OPTION_NAMES, data_type
+from blipstream.options import EXPLAIN_OPTIONS, GIVEN_CAPTION, MATCHING_OPTION_NAMES, OPTION_NAMES, data_type
 
 HEADER = "# Written by `make configs` from build/model_configs.py"
 BYTES = "STRING"  # what configs call the type that the protocol calls BYTES
@@ -34,6 +34,7 @@ OPTIONS = tuple(map(option, OPTION_NAMES))
 GIVEN = Tensor("caption", BYTES)  # what `attention` explains
 MAPS = tuple(option(name) for name in EXPLAIN_OPTIONS if name != "caption_index")
 EXPLAIN = (Tensor(GIVEN_CAPTION, BYTES, optional=True), *map(option, EXPLAIN_OPTIONS))
+MATCHING_OPTIONS = tuple(map(option, MATCHING_OPTION_NAMES))
 IMAGE = Tensor("image", BYTES)
 RESIZE_MODE = Tensor("resize_mode", BYTES, optional=True)
 PIXELS = Tensor("pixels", "UINT8", (-1, -1, 3))
@@ -42,6 +43,9 @@ CAPTION, SCORE = Tensor("caption", BYTES, (-1,)), Tensor("score", "FP32", (-1,))
 COUNTS = (Tensor("num_tokens", "INT32", (-1,)), Tensor("token_scores", "FP32", (-1, -1)))
 CAPTIONS = (CAPTION, SCORE, *COUNTS)
 EXPLANATION = (Tensor("words", BYTES, (-1,)), Tensor("attention", "FP32", (-1, -1, -1)))
+TEXTS, TEXT = Tensor("text", BYTES, (-1,)), Tensor("text", BYTES)
+SCORES = tuple(Tensor(name, "FP32", (-1,)) for name in ("match", "logit", "similarity"))
+EMBEDDING = Tensor("embedding", "FP32", (-1,))
 PIECES = (Tensor("text", BYTES), SCORE, CAPTION, *COUNTS, Tensor("finish_reason", BYTES))
 
 
@@ -100,7 +104,7 @@ def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
 
 
 def steps(*each: str) -> str:
-    """An ensemble's steps."""
+    """The steps of an ensemble."""
     return "\n".join(["ensemble_scheduling {", "  step [", ",\n".join(each), "  ]", "}"])
 
 
@@ -118,6 +122,25 @@ def ensemble(
         step("preprocess", same(image + options), {"pixels": pixels}),
         step("encoder", {"pixels": pixels}, same((IMAGE_EMBEDS,))),
         step("decoder", same((IMAGE_EMBEDS, *options)), same(outputs)),
+    )
+
+
+def matching_ensemble(name: str, texts: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> str:
+    """The three steps from an image, with texts or without, to scores or an embedding.
+
+    A server whose captioner has the same encoder asks that one: blipstream/server/served_repository.py.
+    """
+    image = (IMAGE, RESIZE_MODE)
+    return config(
+        name,
+        ENSEMBLE,
+        (*image, *texts),
+        outputs,
+        steps(
+            step("preprocess", same(image), same((PIXELS,))),
+            step("match_encoder", same((PIXELS,)), same((IMAGE_EMBEDS,))),
+            step("matcher", same((IMAGE_EMBEDS, *texts)), same(outputs)),
+        ),
     )
 
 
@@ -144,9 +167,40 @@ No queue policy: with one, Triton may leave waiting requests alone for up to hal
 of them come. preprocess bounds how many wait."""
 
 
-def encoder(runs_on: str, why: str, scheduling: str, kind: str, *rest: str) -> str:
+def encoder(name: str, runs_on: str, why: str, scheduling: str, kind: str, *rest: str) -> str:
     """Pixels to image_embeds."""
-    return config("encoder", runs_on, (PIXELS,), (IMAGE_EMBEDS,), comment(why), scheduling, instances(kind), *rest)
+    return config(name, runs_on, (PIXELS,), (IMAGE_EMBEDS,), comment(why), scheduling, instances(kind), *rest)
+
+
+def encoders(name: str) -> dict[str, str]:
+    """The configs of the captioner's encoder, or of the one that matching has."""
+    return {
+        f"{name}/config.pbtxt": encoder(
+            name,
+            'platform: "tensorrt_plan"\ndefault_model_filename: "tensorrt/model.plan"',
+            NO_POLICY,
+            batching(delay_us=2000),
+            GPU,
+        ),
+        f"{name}/configs/cuda.pbtxt": encoder(
+            name, PYTHON, NO_POLICY, batching(delay_us=2000), GPU, parameter("runtime", "torch")
+        ),
+        f"{name}/configs/cpu.pbtxt": encoder(
+            name,
+            PYTHON,
+            NO_POLICY + "\nOn a CPU, larger batches than 8 are hardly faster for each image",
+            batching(delay_us=2000, preferred=8),
+            CPU,
+            parameter("runtime", "openvino"),
+        ),
+    }
+
+
+def matcher(kind: str, runtime: str) -> str:
+    """image_embeds and texts to scores, or one of them to its embedding. It batches texts itself, of any number."""
+    inputs = tuple(replace(tensor, optional=True) for tensor in (IMAGE_EMBEDS, TEXTS, *MATCHING_OPTIONS))
+    rest = batching(queue=512), instances(kind), parameter("runtime", runtime)
+    return config("matcher", PYTHON, inputs, (*SCORES, EMBEDDING), *rest)
 
 
 def decoder(kind: str, *rest: str) -> str:
@@ -183,22 +237,7 @@ image size a side. The pixels are close to those of "exact", but not the referen
             batching(delay_us=1000),
             instances(GPU),
         ),
-        "encoder/config.pbtxt": encoder(
-            'platform: "tensorrt_plan"\ndefault_model_filename: "tensorrt/model.plan"',
-            NO_POLICY,
-            batching(delay_us=2000),
-            GPU,
-        ),
-        "encoder/configs/cuda.pbtxt": encoder(
-            PYTHON, NO_POLICY, batching(delay_us=2000), GPU, parameter("runtime", "torch")
-        ),
-        "encoder/configs/cpu.pbtxt": encoder(
-            PYTHON,
-            NO_POLICY + "\nOn a CPU, larger batches than 8 are hardly faster for each image",
-            batching(delay_us=2000, preferred=8),
-            CPU,
-            parameter("runtime", "openvino"),
-        ),
+        **encoders("encoder"),
         "decoder/config.pbtxt": decoder(
             GPU, comment("image_embeds stay on the GPU"), parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
         ),
@@ -223,4 +262,16 @@ image size a side. The pixels are close to those of "exact", but not the referen
         ),
         "caption_stream/config.pbtxt": caption_stream(GPU),
         "caption_stream/configs/cpu.pbtxt": caption_stream(CPU),
+        **encoders("match_encoder"),
+        "matcher/config.pbtxt": matcher(GPU, "torch"),
+        "matcher/configs/cpu.pbtxt": matcher(CPU, "openvino"),
+        "match/config.pbtxt": matching_ensemble("match", (TEXTS, *MATCHING_OPTIONS), SCORES),
+        "embed_image/config.pbtxt": matching_ensemble("embed_image", (), (EMBEDDING,)),
+        "embed_text/config.pbtxt": config(
+            "embed_text",
+            ENSEMBLE,
+            (TEXT, *MATCHING_OPTIONS),
+            (EMBEDDING,),
+            steps(step("matcher", same((TEXT, *MATCHING_OPTIONS)), same((EMBEDDING,)))),
+        ),
     }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ from blipstream_build.build import build
 from scenes import Scene, examination
 from tests.reference import Reference
 from tests.support.recorded_graphs import recorded_graphs
+from tests.support.retrieval import RetrievalReference, save_retrieval_checkpoint
 
 __all__ = ["recorded_graphs"]
 
@@ -72,6 +74,36 @@ def f32_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("f32_repository")
     build(str(CHECKPOINT), "f32", repository)
     return repository
+
+
+@pytest.fixture(scope="session")
+def retrieval_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A retrieval checkpoint with random weights, and a vision encoder of its own."""
+    return save_retrieval_checkpoint(tmp_path_factory.mktemp("retrieval"))
+
+
+@pytest.fixture(scope="session")
+def retrieval_reference(retrieval_checkpoint: Path) -> RetrievalReference:
+    """The same in transformers."""
+    return RetrievalReference(retrieval_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def matching_artifacts(
+    f32_artifacts: Path, retrieval_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model repository with the demo's captioner and matching beside it, in f32."""
+    repository = shutil.copytree(f32_artifacts, tmp_path_factory.mktemp("matching") / "repository")
+    build(str(retrieval_checkpoint), "f32", repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def matching_server(matching_artifacts: Path) -> Iterator[TritonServer]:
+    """A real Triton that serves `matching_artifacts`."""
+    server = TritonServer(repository=matching_artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
+    with server as running:
+        yield running
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.requires_cuda)]

@@ -17,7 +17,7 @@ SOURCES = (ROOT, ROOT / "client", ROOT / "build", ROOT / "loadtest")  # folders 
 TOOL_PACKAGES = ("blipstream_build", "blipstream_demo", "blipstream_bench", "blipstream_loadtest", "blipstream_tune")
 PACKAGES = ("blipstream", "blipstream_client", *TOOL_PACKAGES)
 TRITON = "triton_python_backend_utils"
-INNER_ROOMS = ("images", "vision", "text", "decoding")
+INNER_ROOMS = ("images", "vision", "text", "decoding", "matching")
 TOOLS = (*TOOL_PACKAGES, *(path.stem for path in (ROOT / "build").glob("*.py")))
 # who must not reach whom; a name stands for its submodules, too
 WALLS = {

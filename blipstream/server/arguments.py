@@ -2,6 +2,7 @@
 """tritonserver's command line."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,9 +79,10 @@ def _trace_options(server: "TritonServer") -> list[str]:
 
 
 def served_checkpoint(repository: Path) -> str | None:
-    """NAME@REVISION of the checkpoint that is served, if its artifacts say so."""
-    try:
-        config = json.loads((repository / "decoder/1/artifact/config.json").read_text(encoding="utf-8"))
-        return f"{config['checkpoint']}@{config['revision']}"
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    """NAME@REVISION of the checkpoint that is served, if its artifacts say so. A captioner comes before matching."""
+    files = [repository / "decoder/1/artifact/config.json", *sorted(repository.glob("matcher/1/*/config.json"))]
+    for file in files:
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            config = json.loads(file.read_text(encoding="utf-8"))
+            return f"{config['checkpoint']}@{config['revision']}"
+    return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor's own requests, which tell whether an idle server would caption."""
+"""The supervisor's own requests, which tell whether an idle server would answer."""
 
 import io
 import secrets
@@ -16,13 +16,15 @@ import blipstream_client
 from blipstream import errors
 from blipstream.config import BUILD_HINT
 from blipstream.options import PROBE, OptionDefaults
-from blipstream.server.routes import CAPTION, ROUTES, STREAM
+from blipstream.server.routes import CAPTION, MATCH, ROUTES, STREAM
+from blipstream.server.served_repository import captions, matches
 from blipstream.server.triton import TritonServer
 
 IDLE_SECONDS = 2.0  # without a caption, before the canary is sent if somebody seems to wait for one
 MAX_PAUSE_SECONDS = 60.0  # between canaries if nobody does, however long a caption takes
 TIMEOUT_SECONDS = 10.0  # of the canary
 TIME_SHARE = 0.02  # of an idle server's time that the canary may take
+PROBE_TEXT = "a"  # which every vocabulary has
 EMPTY = "its caption is empty"  # which counts as none: it happens if tokens have lost their words
 
 
@@ -78,7 +80,7 @@ class Canary:
         """
         if not all(request.done() for request in self._requests.values()):
             return
-        routes = [route for route in ROUTES if route == CAPTION or route in models]
+        routes = [route for route in ROUTES if route in models] or [CAPTION]
         refusing = [route for route in routes if self._answers.get(route)]
         for route in routes if all_routes else refusing or routes:
             self._answers[route] = self._answers.get(route) or None  # a route refuses until it does not
@@ -101,6 +103,9 @@ class Canary:
 
     def _answer(self, client: blipstream_client.Client, route: str) -> str:
         try:
+            if route == MATCH:
+                client.match(random_image(), [PROBE_TEXT])
+                return ""
             if route == STREAM:
                 text = "".join(piece.text for piece in client.stream(random_image(), **self._options))
             else:
@@ -111,6 +116,18 @@ class Canary:
             return ""
         self._empty[route] += 1
         return EMPTY
+
+
+def check_first_answers(server: TritonServer) -> None:
+    """Ask once for each kind of answer that the server has a checkpoint for. Raises ServerError."""
+    if captions(server.repository):
+        check_first_caption(server)
+    if matches(server.repository):
+        try:
+            with blipstream_client.Client(server.local_url) as client:
+                client.match(random_image(), [PROBE_TEXT])
+        except blipstream_client.BlipstreamError as error:
+            raise errors.ServerError(f"the server is ready, but its first match failed: {error}") from error
 
 
 def check_first_caption(server: TritonServer) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Self
 
-from blipstream.server.routes import CAPTION, DECODERS, ROUTES, STAGES, STREAM, captions_by_route
+from blipstream.server.routes import CAPTION, DECODERS, MATCH, ROUTES, STAGES, STREAM, captions_by_route
 
 SAMPLE_SECONDS = 0.5  # between two samples
 HANG_SECONDS = 3.0  # to wait in vain for a caption that is due, before anything but work counts as a hang
@@ -16,6 +16,7 @@ BUSY_SHARE = 0.25  # of the samples that must find a model at work for it to cou
 SUBJECTS: dict[tuple[str, ...], str] = {
     (CAPTION,): "caption came out, though streams did,",
     (STREAM,): "stream came out, though captions did,",
+    (MATCH,): "match came out, though captions did,",
 }
 
 # why a server is restarted: the label `reason` of the supervisor's metrics
@@ -129,7 +130,7 @@ class Diagnosis:
         for route in self.routes:
             if now.get(route, 0) > before.get(route, 0):
                 self._silences[route] = 0.0
-            elif route in before or route == self.routes[0]:  # a server need not have the others
+            elif self.routes == (route,) or route in (before or self.routes[:1]):  # a server need not have all of them
                 self._silences[route] = self._silences.get(route, 0.0) + seconds
 
     def _goes_on(self, sample: Sample) -> bool:

@@ -3,7 +3,7 @@
 
     /livez    the supervisor is at work
     /readyz   the server is up, and its models are ready
-    /healthz  it captions, as the supervisor saw just now
+    /healthz  it answers, as the supervisor saw just now
     /metrics  the same as numbers
 
 The first three have status 200, or else 503, and a line of JSON that says why.
@@ -55,7 +55,7 @@ class Health:
         """Tell that a caption came out just now."""
         self.last_caption = time.time()
         self.captioning = True
-        self.why = "it captions"
+        self.why = "it answers"
 
     def page(self, path: str) -> tuple[HTTPStatus, str, str]:
         """Status, media type and text of a page."""

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two routes on which captions come out of a server, and the models that each passes."""
+"""The routes on which captions and matches come out of a server, and the models that each passes."""
 
 from collections import Counter
 from collections.abc import Mapping
 
-CAPTION, STREAM = ROUTES = "caption", "caption_stream"
+CAPTION, STREAM, MATCH = ROUTES = "caption", "caption_stream", "match"  # a server need not have all of them
 EXPLAIN = "explain"  # a caption, too, from the same models
-STAGES = ("preprocess", "encoder")  # before both decoders, in this order
-DECODERS = {CAPTION: "decoder", STREAM: STREAM}  # by route; each is a process of its own
+STAGES = ("preprocess", "encoder")  # before both decoders, in this order; matching may have another encoder
+DECODERS = {CAPTION: "decoder", STREAM: STREAM, MATCH: "matcher"}  # by route; each is a process of its own
 
 
 def captions_by_route(inferences: Mapping[str, int]) -> dict[str, int]:
-    """Captions that came out on each route, given the inferences of each model.
+    """Captions, or answers of matching, that came out on each route, given the inferences of each model.
 
     `caption`, `caption_pixels` and `explain` belong to the route CAPTION. A route whose models are not there is left
     out.
@@ -20,4 +20,6 @@ def captions_by_route(inferences: Mapping[str, int]) -> dict[str, int]:
     for model, count in inferences.items():
         if model.startswith((CAPTION, EXPLAIN)):
             captions[STREAM if model == STREAM else CAPTION] += count
+        elif model == MATCH:
+            captions[MATCH] += count
     return dict(captions)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model repository as Triton gets it: links to the one that is served, and configs that say the defaults."""
+"""The model repository as Triton gets it: links to the models that are served, and configs that say the defaults."""
 
 import json
 import re
 from pathlib import Path
 
-from blipstream.config import CheckpointConfig
+from blipstream.config import ARTIFACTS, CONFIG_NAME, MATCHING, MATCHING_ARTIFACTS, CheckpointConfig, readable_configs
 from blipstream.defaults import over, to_parameters
 from blipstream.errors import ArtifactError, InvalidInput, ServerError
 from blipstream.options import OptionDefaults
@@ -13,6 +13,7 @@ from blipstream.server.workspace import Workspace
 
 PLAIN, WITH_DEFAULTS = "models", "models-with-defaults"  # in a server's folder
 TAKES_OPTIONS = re.compile(r'name: "max_tokens"')  # in a model's config
+OWN_ENCODER = 'model_name: "match_encoder"'  # in an ensemble's
 
 
 def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
@@ -36,26 +37,68 @@ def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
 
 
 def served_repository(repository: Path, defaults: OptionDefaults, workspace: Workspace) -> Path:
-    """A folder in the workspace that shows the repository, with the defaults in the models' configs.
+    """A folder in the workspace that shows what is to be served of the repository.
 
-    At a restart it is made up to date. What has not changed is not written, for the disk may be full.
+    Models whose checkpoint has not been built are left out. The configs say the defaults. Where matching shares the
+    captioner's encoder, they name that one. At a restart the folder is made up to date. What has not changed is not
+    written, for the disk may be full.
     """
     parameters = to_parameters(defaults)
-    if not parameters:
-        return workspace.link(repository, PLAIN)
     added = "".join(
-        f'\nparameters {{ key: "{name}" value {{ string_value: {json.dumps(value)} }} }}'
+        f'\nparameters {{ key: "{name}" value {{ string_value: {json.dumps(value)} }} }}\n'
         for name, value in parameters.items()
     )
+    absent, encoder = left_out(repository), match_encoder(repository)
+    name = WITH_DEFAULTS if parameters else PLAIN
     for model in sorted(repository.iterdir()):
-        configs = [path for name in ("config.pbtxt", "configs/*.pbtxt") for path in sorted(model.glob(name))]
+        if model.name in absent:
+            continue
+        configs = [path for pattern in ("config.pbtxt", "configs/*.pbtxt") for path in sorted(model.glob(pattern))]
         texts = {path: path.read_text(encoding="utf-8") for path in configs}
-        if not any(map(TAKES_OPTIONS.search, texts.values())):
-            workspace.link(model, WITH_DEFAULTS, model.name)
+        changed = {
+            path: text.replace(OWN_ENCODER, f'model_name: "{encoder}"') + (added if TAKES_OPTIONS.search(text) else "")
+            for path, text in texts.items()
+        }
+        if changed == texts:
+            workspace.link(model, name, model.name)
             continue
         for entry in model.iterdir():
             if entry not in texts and entry.name != "configs":
-                workspace.link(entry, WITH_DEFAULTS, model.name, entry.name)
-        for path, text in texts.items():
-            workspace.write(text + added + "\n", WITH_DEFAULTS, *path.relative_to(repository).parts)
-    return workspace.folder / WITH_DEFAULTS
+                workspace.link(entry, name, model.name, entry.name)
+        for path, text in changed.items():
+            workspace.write(text, name, *path.relative_to(repository).parts)
+    return workspace.folder / name
+
+
+def captions(repository: Path) -> bool:
+    """Whether the repository has a captioner. One that has nothing is taken for it: its models say what is missing."""
+    return _is_built(repository, "decoder") or not matches(repository)
+
+
+def matches(repository: Path) -> bool:
+    """Whether the repository has a retrieval checkpoint."""
+    return _is_built(repository, "matcher")
+
+
+def match_encoder(repository: Path) -> str:
+    """The model that gives matching its image_embeds: the captioner's encoder, if it is the same."""
+    artifacts = readable_configs(repository / "matcher/1", MATCHING_ARTIFACTS["matcher"])
+    encoders = {config.match_config.encoder for config in artifacts if config.matching}
+    return encoders.pop() if len(encoders) == 1 else "match_encoder"
+
+
+def left_out(repository: Path) -> set[str]:
+    """The names of models that need a checkpoint that the repository has not, or an encoder that is shared."""
+    names = {model.name for model in repository.iterdir()}
+    absent = set() if captions(repository) else names - {"preprocess", *MATCHING}
+    if not matches(repository):
+        absent |= set(MATCHING)
+    elif match_encoder(repository) != "match_encoder":
+        absent.add("match_encoder")
+    return absent
+
+
+def _is_built(repository: Path, model: str) -> bool:
+    """Whether a model has an artifact. If it is broken, the model says so when it loads."""
+    artifacts = (ARTIFACTS | MATCHING_ARTIFACTS)[model]
+    return any((repository / model / "1").glob(f"{artifacts}/{CONFIG_NAME}"))

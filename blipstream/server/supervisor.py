@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from blipstream.errors import ServerError
 from blipstream.server import clock_jumps
-from blipstream.server.canary import IDLE_SECONDS, Canary, check_first_caption
+from blipstream.server.canary import IDLE_SECONDS, Canary, check_first_answers
 from blipstream.server.diagnosis import HANG_SECONDS, SAMPLE_SECONDS, Diagnosis, Fault, Sample
 from blipstream.server.health import Health
 from blipstream.server.metrics import Metrics
@@ -52,7 +52,7 @@ class Supervisor:
     """Serves until it is interrupted."""
 
     server: TritonServer
-    check: Callable[[TritonServer], None] = check_first_caption  # called once, after the first start
+    check: Callable[[TritonServer], None] = check_first_answers  # called once, after the first start
     # If not, the first fault is raised. A single route that has never answered is none: no start would repair it.
     restarts: bool = True
     health: Health = field(default_factory=Health)
@@ -76,7 +76,7 @@ class Supervisor:
                 began = time.monotonic()
                 self._start(self.server.ready_timeout, self._say_what_it_waits_for)
                 self._first_start = time.monotonic() - began
-                self.say("all models are ready; waiting for a first caption")
+                self.say("all models are ready; waiting for a first answer")
                 self.check(self.server)
                 self.health.note_caption()
                 welcome()
@@ -123,7 +123,7 @@ class Supervisor:
         self._loading = False
         self._started = time.monotonic()
         self.health.ready = True
-        self.health.why = "it is ready, and its first caption is awaited"
+        self.health.why = "it is ready, and its first answer is awaited"
 
     def _watch(self) -> Fault:
         """Return once something is wrong. Raises OSError if this process itself may open no more files."""

@@ -8,6 +8,7 @@ from blipstream.command_line import command, fill, program, relative
 from blipstream.files import DEMO_NAME, SAMPLES
 from blipstream.server.arguments import served_checkpoint
 from blipstream.server.network import LOOPBACK
+from blipstream.server.served_repository import captions, matches
 from blipstream.server.triton import TritonServer
 
 PHOTOGRAPHS = "Salesforce/blip-image-captioning-base"
@@ -18,16 +19,18 @@ def welcome(server: TritonServer, health_port: int) -> str:
     """The addresses, commands that send a sample image to them, and what the demo checkpoint does not know."""
     sample = next(iter(sorted(SAMPLES.glob("*.jpg"))), Path("photo.jpg"))
     shown = relative(sample)
-    caption = f"{program()} caption {shlex.quote(str(shown))}"
-    if server.tls or (server.local_host, server.grpc_port) != BY_DEFAULT:
-        caption += f" --url {server.local_url}"
+    asks_elsewhere = server.tls or (server.local_host, server.grpc_port) != BY_DEFAULT
+    url = f" --url {server.local_url}" if asks_elsewhere else ""
+    image = shlex.quote(str(shown))
+    has_captions = captions(server.repository)
     lines = [
         f"serving on {server.http_url} and {server.grpc_url}",
         f"metrics on {server.metrics_url}",
         f"health on http://{server.local_host}:{health_port}/healthz",
         "try it:",
-        *([f"  {curl(server.http_url, shown)}"] if sample.exists() else []),
-        f"  {caption}",
+        *([f"  {curl(server.http_url, shown)}"] if sample.exists() and has_captions else []),
+        *([f"  {program()} caption {image}{url}"] if has_captions else []),
+        *([f"  {program()} match {image} 'two whales' 'a cat'{url}"] if matches(server.repository) else []),
     ]
     name, _, _ = (served_checkpoint(server.repository) or "").partition("@")
     if name == DEMO_NAME:

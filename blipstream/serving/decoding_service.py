@@ -11,12 +11,8 @@ from torch.utils.dlpack import from_dlpack
 from blipstream.decoding import Engine, Request, TextDelta
 from blipstream.decoding.scheduler import MAX_WAITING, Scheduler
 from blipstream.serving.adapter import ModelInstance, TritonRequest
-from blipstream.serving.backpressure import Backpressure
+from blipstream.serving.backpressure import ROOM, Backpressure
 from blipstream.serving.metrics import DecodingMetrics, TextTimer
-
-# Images that may be on their way here, by device: the encoder's largest batches, of which it must never run dry. In a
-# simulation of a GPU, 64 for each of two decoders bounded 2,170 images a second, and 128 2,500
-ROOM = {"cpu": 64, "cuda": 128}
 
 
 class DecodingService:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a model that does not decode needs no engine
     from blipstream.decoding.scheduler import Scheduler
 
 STEPS, ROWS, WAITING = "blipstream_steps_total", "blipstream_rows", "blipstream_waiting"
+STEPS_MEAN = "Steps of a decoder, or batches of texts that the matcher has read"
 WAITING_MEANS = "Requests that wait in a model's own queue; in a decoder's, for rows"
 BUCKETS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]  # seconds
 
@@ -73,7 +74,7 @@ class DecodingMetrics:
         self._families: list[Any] = []
         self._rows = metric(metric_family.GAUGE, ROWS, "Captions under way, each beam counted")
         self._waiting = metric(metric_family.GAUGE, WAITING, WAITING_MEANS)
-        self._steps = metric(metric_family.COUNTER, STEPS, "Steps of the decoder")
+        self._steps = metric(metric_family.COUNTER, STEPS, STEPS_MEAN)
         self._tokens = metric(metric_family.COUNTER, "blipstream_tokens_total", "Tokens generated")
         self._first_text = metric(
             metric_family.HISTOGRAM,
@@ -106,6 +107,28 @@ class DecodingMetrics:
     def text_timer(self) -> "TextTimer":
         """A timer for one request, which has arrived now."""
         return TextTimer(self._first_text, self._next_text)
+
+
+class MatchingMetrics:
+    """What a matcher does."""
+
+    def __init__(self, metric_family: Any, model: str) -> None:  # noqa: ANN401
+        self._waiting = WaitingGauge(metric_family, model)
+        counters = ((STEPS, STEPS_MEAN), ("blipstream_texts_total", "Texts read, with an image or alone"))
+        self._families = [
+            metric_family(name=name, description=meaning, kind=metric_family.COUNTER) for name, meaning in counters
+        ]
+        self._steps, self._texts = (family.Metric(labels={"model": model}) for family in self._families)
+
+    def count(self, texts: int) -> None:
+        """Count a batch of texts."""
+        with suppress(Exception):  # shared memory may be full
+            self._steps.increment(1)
+            self._texts.increment(texts)
+
+    def update(self, waiting: int) -> None:
+        """Export how many requests wait now."""
+        self._waiting.update(waiting)
 
 
 class TextTimer:

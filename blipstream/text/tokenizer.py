@@ -30,8 +30,12 @@ class Tokenizer:
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of the start token and the prompt. No [SEP] follows, since the caption continues the prompt."""
-        ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        return [self._start_token_id, *ids]
+        return [self._start_token_id, *self.encode_words(prompt)]
+
+    def encode_words(self, text: str) -> list[int]:
+        """The ids of a text, without special tokens."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

@@ -18,6 +18,21 @@ MODEL_NAME = "encoder.xml"
 PRECISIONS = {"bf16": openvino.Type.bf16, "f32": openvino.Type.f32}
 
 
+def compiled_for_cpu(file: Path, dtype: str) -> openvino.CompiledModel:
+    """A model for this processor, to compute in `dtype`. Raises ArtifactError if its file is broken."""
+    try:
+        return openvino.Core().compile_model(
+            file,
+            "CPU",
+            {
+                hints.inference_precision: PRECISIONS[dtype],
+                hints.performance_mode: hints.PerformanceMode.LATENCY,  # all cores work on one batch
+            },
+        )
+    except RuntimeError as exc:
+        raise ArtifactError(f"{file} cannot be loaded: {BUILD_HINT}") from exc
+
+
 class OpenVINOEncoder(Encoder):
     """The encoder that OpenVINO compiles for this processor."""
 
@@ -25,18 +40,7 @@ class OpenVINOEncoder(Encoder):
         """Load an artifact, in its own dtype unless another is given. Raises ArtifactError if it is broken."""
         self.config = CheckpointConfig.load(folder)
         self.dtype = resolve(dtype or self.config.dtype, "cpu")
-        try:
-            compiled = openvino.Core().compile_model(
-                folder / MODEL_NAME,
-                "CPU",
-                {
-                    hints.inference_precision: PRECISIONS[self.dtype],
-                    hints.performance_mode: hints.PerformanceMode.LATENCY,  # all cores work on one batch
-                },
-            )
-        except RuntimeError as exc:
-            raise ArtifactError(f"{folder / MODEL_NAME} cannot be loaded: {BUILD_HINT}") from exc
-        self._request = compiled.create_infer_request()
+        self._request = compiled_for_cpu(folder / MODEL_NAME, self.dtype).create_infer_request()
 
     def encode(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """uint8 pixels [B, H, W, 3] -> image_embeds, f32 [B, N, E]."""

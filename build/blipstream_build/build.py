@@ -2,6 +2,7 @@
 """Turn a BLIP checkpoint into the artifacts that the models of a repository load, and verify them.
 
 build("Salesforce/blip-image-captioning-base", "auto", Path("models"))
+build("Salesforce/blip-itm-base-coco", "auto", Path("models"))  # matching, beside the captioner
 """
 
 import importlib.metadata
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from blipstream.config import CheckpointConfig, DType
+from blipstream.config import ENCODERS, CheckpointConfig, DType
 from blipstream.dtypes import resolve
 from blipstream.errors import ArtifactError
 from blipstream.files import PACKAGE
@@ -20,6 +21,7 @@ from blipstream_build.cache import cached_repository, how_to_remove, other_revis
 from blipstream_build.checkpoint import Checkpoint, check_is_text
 from blipstream_build.configs import CONFIGS, Config, PlanOptions
 from blipstream_build.repository import check_is_ours, exclusive, materialise
+from blipstream_build.sharing import has_captioner, shares_encoder
 from blipstream_build.stages import stage
 
 # What needs torch or transformers is imported where it is used: if all is up to date, none of it is
@@ -32,11 +34,14 @@ SOURCES = (
     PACKAGE / "config.py",
     PACKAGE / "vision/vit.py",
     PACKAGE / "text/decoder.py",
+    PACKAGE / "text/encoder.py",
     HERE / "convert.py",
     HERE / "export.py",
     HERE / "generation.py",
+    HERE / "sharing.py",
     *sorted((HERE / "inspection").glob("*.py")),
     HERE / "verify.py",
+    HERE / "verify_matching.py",
 )
 
 
@@ -57,8 +62,10 @@ def build(
     `processor` names where the tokenizer and the image processor are, if the checkpoint lacks one.
     `prepared` is called before anything is written, once all libraries are imported.
 
-    Raises ArtifactError if the checkpoint is no BLIP captioner, what was built differs too much from transformers, or
-    `repository` holds something else.
+    A captioner and a retrieval checkpoint can lie in one repository: each build leaves the other's artifacts alone.
+
+    Raises ArtifactError if the checkpoint is neither of the two, or takes images of another size than the one beside
+    it, or what was built differs too much from transformers, or `repository` holds something else.
     """
     for given in (name, str(repository or ""), processor or ""):
         check_is_text(given)
@@ -71,6 +78,7 @@ def build(
     is_cached = repository is None
     repository = repository or cached_repository(checkpoint.name, checkpoint.revision, config, dtype)
     artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
+    encoder = next(model for model in artifacts if model in ENCODERS)
     if _stale(artifacts, plan, force):
         with stage("loading PyTorch"):
             import torch  # noqa: F401
@@ -81,22 +89,22 @@ def build(
         if stale := _stale(artifacts, plan, force):  # another build may have been at work
             import blipstream_build.renewal
 
-            if reason := _outdated(artifacts["encoder"], plan):
+            if reason := _outdated(artifacts[encoder], plan):
                 click.echo(f"compiling the encoder again: {reason}")
-            blipstream_build.renewal.renew(stale, artifacts, checkpoint, chosen, dtype, plan)
-            click.echo(f"installed {', '.join(stale)} in {repository}")
+            installed = blipstream_build.renewal.renew(stale, artifacts, checkpoint, chosen, dtype, plan, repository)
+            click.echo(f"installed {', '.join(installed)} in {repository}")
             if others := other_revisions(repository) if is_cached else []:
                 click.echo(f"other revisions of {checkpoint.name} are there, too; if you no longer serve one:")
                 click.echo("\n".join(f"  {how_to_remove(other)}" for other in others))
         else:
             click.echo(f"{repository} is up to date with {checkpoint.name}")
         materialise(repository)
-        if plan:
+        if plan and artifacts[encoder].folder.exists():
             from blipstream_build.encoder_config import write_encoder_config
             from blipstream_build.ensemble_config import write_ensemble_configs
 
-            image_size = CheckpointConfig.load(artifacts["encoder"].folder).vision.image_size
-            write_encoder_config(repository, plan.options, image_size)
+            image_size = CheckpointConfig.load(artifacts[encoder].folder).vision.image_size
+            write_encoder_config(repository, plan.options, image_size, encoder)
             write_ensemble_configs(repository)
     return repository
 
@@ -108,8 +116,13 @@ def artifacts_of(checkpoint: Checkpoint, config: Config, dtype: DType, repositor
     encoder_sources = tuple(HERE / source for source in config.sources)
     common = fingerprint(*parts, sources=SOURCES)
     of_encoder = fingerprint(*parts, library, sources=SOURCES + encoder_sources)
-    return {
-        "preprocess": Artifact(repository / "preprocess/1/artifact", common),
+    preprocess = {"preprocess": Artifact(repository / "preprocess/1/artifact", common)}
+    if checkpoint.is_retriever:
+        return ({} if has_captioner(repository) else preprocess) | {
+            "match_encoder": Artifact(repository / "match_encoder/1" / config.runtime, of_encoder),
+            "matcher": Artifact(repository / "matcher/1" / config.text_runtime, of_encoder),
+        }
+    return preprocess | {
         "encoder": Artifact(repository / "encoder/1" / config.runtime, of_encoder),
         "decoder": Artifact(repository / "decoder/1/artifact", common),
     }
@@ -118,8 +131,15 @@ def artifacts_of(checkpoint: Checkpoint, config: Config, dtype: DType, repositor
 def _stale(artifacts: dict[str, Artifact], plan: "Plan | None", force: bool) -> dict[str, Artifact]:
     """What must be built, by model."""
     stale = {model: artifact for model, artifact in artifacts.items() if force or not artifact.is_current()}
-    if "encoder" not in stale and _outdated(artifacts["encoder"], plan):
-        stale["encoder"] = artifacts["encoder"]
+    encoder = next(model for model in artifacts if model in ENCODERS)
+    if encoder not in stale and _outdated(artifacts[encoder], plan):
+        stale[encoder] = artifacts[encoder]
+    if "matcher" in artifacts:
+        matcher = artifacts["matcher"]
+        if "matcher" not in stale and shares_encoder(matcher.folder.parents[2], matcher.folder):
+            stale.pop(encoder, None)
+        elif {encoder, "matcher"} & stale.keys():  # the matcher's config says whether it shares the encoder
+            stale |= {encoder: artifacts[encoder], "matcher": matcher}
     return stale
 
 

@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a BLIP captioner in transformers' format, or say what is wrong with it."""
+"""Load a BLIP in transformers' format, or say what is wrong with it."""
 
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
-from blipstream.config import CheckpointConfig, DType, TextConfig, VisionConfig
+from blipstream.config import CheckpointConfig, DType, MatchConfig, TextConfig, VisionConfig
 from blipstream.errors import ArtifactError
 from blipstream.files import DEMO_CHECKPOINT, DEMO_NAME
-from blipstream_build.inspection import BASE, reason
+from blipstream_build.inspection import BASE, RETRIEVER, reason
 from blipstream_build.inspection.files import check_files, check_folder, check_is_no_file, read_json
 
 # What takes seconds to import is imported where it is used: `find` needs none of it
 if TYPE_CHECKING:
-    from transformers import BertTokenizer, BlipForConditionalGeneration
+    from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     from blipstream_build.generation import GenerationDefaults
+
+    Blip: TypeAlias = BlipForConditionalGeneration | BlipForImageTextRetrieval
 
 WEIGHTS = ("*.safetensors",)  # *.bin are pickles, which can run any code when they are read
 SETTINGS = ("*.json", "*.txt")
@@ -30,22 +32,23 @@ TOKENIZER, IMAGE_PROCESSOR = ("tokenizer.json", "vocab.txt"), ("processor_config
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A captioner on disk. `find` checks its files; each part is loaded, and checked, on demand."""
+    """A BLIP on disk. `find` checks its files; each part is loaded, and checked, on demand."""
 
     name: str  # the hub name, the folder's own name, or DEMO_NAME
     folder: Path
     tokenizer: Path  # the file, of the checkpoint or of the processor that was given
     image_processor: Path  # likewise
     revision: str  # hash of all files
+    kind: str  # CAPTIONER or RETRIEVER
 
     @classmethod
     def find(cls, name: str, processor: str | None = None) -> "Checkpoint":
         """Find a checkpoint by folder or hub name. `processor`, one of these too, lends the parts that it lacks.
 
-        Raises ArtifactError if there is no BLIP captioner, or a part of it is missing.
+        Raises ArtifactError if there is no BLIP, or a part of it is missing.
         """
         folder = _folder(name, SETTINGS + WEIGHTS)
-        check_folder(folder, name)
+        kind = check_folder(folder, name)
         lender = _folder(processor, SETTINGS) if processor else None
         if lender:
             check_files(lender)
@@ -60,12 +63,19 @@ class Checkpoint:
             image_processor
             or _borrow(_image_processor, lender, f"{processor or name} has no image processor ({IMAGE_PROCESSOR[1]})"),
             _hash(_files(folder, SETTINGS + WEIGHTS) + lent),
+            kind,
         )
 
-    def load_model(self) -> "BlipForConditionalGeneration":
+    @property
+    def is_retriever(self) -> bool:
+        """Whether it matches images and texts, and does not caption."""
+        return self.kind == RETRIEVER
+
+    def load_model(self) -> "Blip":
         """The model in f32, in evaluation mode, on the CPU. Raises ArtifactError if it is incomplete."""
         import torch
-        from transformers import BlipForConditionalGeneration, GenerationConfig
+        import transformers
+        from transformers import GenerationConfig
 
         from blipstream_build.generation import NAME
         from blipstream_build.inspection.model import check_settings, check_weights
@@ -77,7 +87,7 @@ class Checkpoint:
         except Exception as exc:  # as many kinds as values can be wrong in
             raise ArtifactError(f"{generation} {_unreadable(exc)}") from exc
         try:
-            model, report = BlipForConditionalGeneration.from_pretrained(
+            model, report = getattr(transformers, self.kind).from_pretrained(
                 self.folder,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -88,9 +98,10 @@ class Checkpoint:
             raise ArtifactError(f"{self.name} cannot be loaded: {reason(exc)}") from exc
         check_weights(model, report, self.name)
         check_settings(model, self.name)
-        return model.eval()
+        loaded: Blip = model.eval()
+        return loaded
 
-    def load_tokenizer(self, model: "BlipForConditionalGeneration") -> "BertTokenizer":
+    def load_tokenizer(self, model: "Blip") -> "BertTokenizer":
         """The checkpoint's tokenizer. Raises ArtifactError if it does not belong to the model."""
         from transformers import AutoTokenizer
 
@@ -103,7 +114,7 @@ class Checkpoint:
         check_tokenizer(tokenizer, model.config.text_config, self.tokenizer)
         return tokenizer
 
-    def load_image_processor(self, model: "BlipForConditionalGeneration") -> "BlipImageProcessorPil":
+    def load_image_processor(self, model: "Blip") -> "BlipImageProcessorPil":
         """The reference's preprocessing, through PIL. Raises ArtifactError if it does not belong to the model."""
         from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -127,28 +138,31 @@ class Checkpoint:
         settings = model.text_decoder.generation_config.to_diff_dict() | (read_json(file) if file.exists() else {})
         return generation_defaults(settings, model.config.text_config.max_position_embeddings)
 
-    def config(self, model: "BlipForConditionalGeneration", dtype: DType) -> CheckpointConfig:
-        """What the engine must know about the checkpoint."""
+    def config(self, model: "Blip", dtype: DType) -> CheckpointConfig:
+        """What the engine must know about the checkpoint. Matching is taken to have an image encoder of its own."""
+        from blipstream_build.convert import hash_of, vision_weights
+
         processor, vision, text = (
             self.load_image_processor(model),
             model.config.vision_config,
             model.config.text_config,
         )
+        shape = VisionConfig(
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.intermediate_size,
+            num_layers=vision.num_hidden_layers,
+            num_heads=vision.num_attention_heads,
+            layer_norm_eps=vision.layer_norm_eps,
+            image_mean=tuple(processor.image_mean),
+            image_std=tuple(processor.image_std),
+        )
         return CheckpointConfig(
             checkpoint=self.name,
             revision=self.revision,
             dtype=dtype,
-            vision=VisionConfig(
-                image_size=vision.image_size,
-                patch_size=vision.patch_size,
-                hidden_size=vision.hidden_size,
-                intermediate_size=vision.intermediate_size,
-                num_layers=vision.num_hidden_layers,
-                num_heads=vision.num_attention_heads,
-                layer_norm_eps=vision.layer_norm_eps,
-                image_mean=tuple(processor.image_mean),
-                image_std=tuple(processor.image_std),
-            ),
+            vision=replace(shape, weights_hash=hash_of(vision_weights(model.state_dict(), shape))),
             text=TextConfig(
                 vocab_size=text.vocab_size,
                 hidden_size=text.hidden_size,
@@ -161,8 +175,17 @@ class Checkpoint:
                 start_token_id=text.bos_token_id,
                 end_token_id=text.sep_token_id,  # generate() stops at [SEP]; BLIP does not use eos_token_id
             ),
-            option_defaults=self.generation(model).used,
+            option_defaults={} if self.is_retriever else self.generation(model).used,
+            matching=self._matching(model) if self.is_retriever else None,
         )
+
+    def _matching(self, model: "BlipForImageTextRetrieval") -> MatchConfig:
+        from blipstream_build.inspection.tokenizer import first_tokens
+
+        text_token_id, pair_token_id = first_tokens(
+            self.load_tokenizer(model), model.config.text_config, self.tokenizer
+        )
+        return MatchConfig(text_token_id, pair_token_id, model.config.image_text_hidden_size, "match_encoder")
 
 
 def check_is_text(name: str) -> None:

@@ -8,12 +8,17 @@ from blipstream.errors import ArtifactError
 
 @dataclass(frozen=True)
 class Config:
-    """How one configuration runs the encoder. The decoder is the same in all of them."""
+    """How one configuration runs the encoders. The decoder is the same in all of them."""
 
     runtime: str  # in blipstream.vision; also the name of the artifact's folder in encoder/1
     device: str  # cpu or cuda
     library: str  # the package that exports the encoder; another version of it makes the artifact stale
     sources: tuple[str, ...] = ()  # modules of this package that export it, besides those that all encoders need
+
+    @property
+    def text_runtime(self) -> str:
+        """How it runs the text encoder, in blipstream.text; also the name of the artifact's folder in matcher/1."""
+        return "openvino" if self.runtime == "openvino" else "torch"
 
 
 CONFIGS = {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' weights under the engine's names, folded into the shapes that it computes with."""
 
+import hashlib
 from collections.abc import Mapping
 from math import sqrt
 
@@ -13,7 +14,7 @@ Weights = dict[str, Tensor]
 
 
 def vision_weights(weights: Mapping[str, Tensor], config: VisionConfig) -> Weights:
-    """For blipstream.vision.vit.VisionTransformer, from BlipForConditionalGeneration's state dict."""
+    """For blipstream.vision.vit.VisionTransformer, from any BLIP's state dict."""
     embeddings = "vision_model.embeddings"
     mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
     converted = {
@@ -40,14 +41,41 @@ def vision_weights(weights: Mapping[str, Tensor], config: VisionConfig) -> Weigh
 
 def decoder_weights(weights: Mapping[str, Tensor], config: TextConfig) -> Weights:
     """For blipstream.text.decoder.TextDecoder, from BlipForConditionalGeneration's state dict."""
-    embeddings, head = "text_decoder.bert.embeddings", "text_decoder.cls.predictions"
+    head = "text_decoder.cls.predictions"
     converted = {
-        "word_embedding.weight": weights[f"{embeddings}.word_embeddings.weight"],
-        "position_embedding.weight": weights[f"{embeddings}.position_embeddings.weight"],
         "head_bias": weights[f"{head}.bias"],
-        **_pair(weights, f"{embeddings}.LayerNorm", "embedding_norm"),
         **_pair(weights, f"{head}.transform.dense", "head_dense"),
         **_pair(weights, f"{head}.transform.LayerNorm", "head_norm"),
+        **_text_weights(weights, "text_decoder.bert", config),
+    }
+    for i in range(config.num_layers):
+        converted |= _absorbed(weights, f"text_decoder.bert.encoder.layer.{i}.crossattention", f"layers.{i}", config)
+    return converted
+
+
+def text_encoder_weights(weights: Mapping[str, Tensor], config: TextConfig) -> Weights:
+    """For blipstream.text.encoder.TextTransformer, from BlipForImageTextRetrieval's state dict."""
+    converted = _text_weights(weights, "text_encoder", config)
+    for i in range(config.num_layers):
+        theirs, ours = f"text_encoder.encoder.layer.{i}.crossattention", f"layers.{i}"
+        for part in ("query", "key", "value"):
+            converted |= _pair(weights, f"{theirs}.self.{part}", f"{ours}.cross_{part}")
+        converted |= _pair(weights, f"{theirs}.output.dense", f"{ours}.cross_output")
+    return converted
+
+
+def head_weights(weights: Mapping[str, Tensor]) -> Weights:
+    """For blipstream.matching.heads.Heads, from BlipForImageTextRetrieval's state dict."""
+    names = {"itm_head": "match", "vision_proj": "image", "text_proj": "text"}
+    return {name: weight for theirs, ours in names.items() for name, weight in _pair(weights, theirs, ours).items()}
+
+
+def _text_weights(weights: Mapping[str, Tensor], theirs: str, config: TextConfig) -> Weights:
+    """The embeddings, and of the layers all but cross-attention itself, which decoder and encoder compute otherwise."""
+    converted = {
+        "word_embedding.weight": weights[f"{theirs}.embeddings.word_embeddings.weight"],
+        "position_embedding.weight": weights[f"{theirs}.embeddings.position_embeddings.weight"],
+        **_pair(weights, f"{theirs}.embeddings.LayerNorm", "embedding_norm"),
     }
     names = {
         "attention.output.dense": "self_output",
@@ -58,13 +86,12 @@ def decoder_weights(weights: Mapping[str, Tensor], config: TextConfig) -> Weight
         "output.LayerNorm": "mlp_norm",
     }
     for i in range(config.num_layers):
-        theirs, ours = f"text_decoder.bert.encoder.layer.{i}", f"layers.{i}"
+        layer, ours = f"{theirs}.encoder.layer.{i}", f"layers.{i}"
         for name, new_name in names.items():
-            converted |= _pair(weights, f"{theirs}.{name}", f"{ours}.{new_name}")
+            converted |= _pair(weights, f"{layer}.{name}", f"{ours}.{new_name}")
         for kind in ("weight", "bias"):
-            parts = [weights[f"{theirs}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            parts = [weights[f"{layer}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
             converted[f"{ours}.qkv.{kind}"] = torch.cat(parts)
-        converted |= _absorbed(weights, f"{theirs}.crossattention", ours, config)
     return converted
 
 
@@ -86,6 +113,15 @@ def _absorbed(weights: Mapping[str, Tensor], theirs: str, ours: str, config: Tex
         f"{ours}.cross_output.weight": output,
         f"{ours}.cross_output.bias": weights[f"{theirs}.output.dense.bias"] + output @ value_bias,
     }
+
+
+def hash_of(weights: Weights) -> str:
+    """A hash of weights, which others with the same names and numbers have, too."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _pair(weights: Mapping[str, Tensor], theirs: str, ours: str) -> Weights:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TensorRT encoder's config for Triton: config.pbtxt, with the batch sizes and the image size of the plan."""
+"""A TensorRT encoder's config for Triton: config.pbtxt, with the batch sizes and the image size of the plan."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from tritonclient.grpc import model_config_pb2
 from blipstream.vision.tensorrt import INPUT
 from blipstream_build.configs import PlanOptions
 from blipstream_build.generated_config import generated_config
-from blipstream_build.repository import ENCODER_CONFIG
+from blipstream_build.repository import PLAN_CONFIG
 
 
-def write_encoder_config(repository: Path, options: PlanOptions, image_size: int) -> None:
+def write_encoder_config(repository: Path, options: PlanOptions, image_size: int, model: str = "encoder") -> None:
     """Write configs/tensorrt.pbtxt: config.pbtxt with preferred batches, and CUDA graphs and warm-up for them."""
-    with generated_config(repository / ENCODER_CONFIG) as config:
+    with generated_config(repository / model / PLAN_CONFIG) as config:
         config.dynamic_batching.preferred_batch_size.append(options.opt_batch)
         cuda = config.optimization.cuda
         cuda.graphs = True

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
-from transformers import BlipForConditionalGeneration
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from blipstream.config import CheckpointConfig, VisionConfig
 from blipstream.vision.tensorrt import INPUT, ONNX_NAME, OUTPUT
@@ -28,7 +28,9 @@ OPSET, IR_VERSION = 20, 9  # the first opset with Gelu; TensorRT reads it since 
 F16, F32, UINT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.UINT8
 
 
-def export_onnx(model: BlipForConditionalGeneration, config: CheckpointConfig, folder: Path) -> None:
+def export_onnx(
+    model: BlipForConditionalGeneration | BlipForImageTextRetrieval, config: CheckpointConfig, folder: Path
+) -> None:
     """The encoder as ONNX: UINT8 pixels [B, H, W, 3] in, FP16 image_embeds [B, N, E] out."""
     onnx.save_model(encoder_graph(vision_weights(model.state_dict(), config.vision), config.vision), folder / ONNX_NAME)
 

@@ -1,28 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export what is stale, compare everything with transformers, and install it. Importing this takes seconds."""
 
+import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 import transformers
 
-from blipstream.config import DType
+from blipstream.config import CheckpointConfig, DType
 from blipstream.decoding import load_engine
 from blipstream.errors import ArtifactError
 from blipstream.files import SAMPLES
+from blipstream.matching import Matcher
 from blipstream.vision import load_encoder
 from blipstream.vision.tensorrt import ONNX_NAME, PLAN_NAME
 from blipstream_build.artifacts import FINGERPRINT, Artifact
 from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.configs import Config
-from blipstream_build.export import ENCODERS, export_decoder
+from blipstream_build.export import ENCODERS, export_decoder, export_matcher
 from blipstream_build.plan import PLAN, Plan
+from blipstream_build.sharing import check_image_size, with_shared_encoder
 from blipstream_build.stages import stage
 from blipstream_build.tensorrt_compile import compile_plan
-from blipstream_build.verify import Report, verify
+from blipstream_build.verify import Report, Stage, verify
+from blipstream_build.verify_matching import MatchingReport, verify_matching
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
+    from blipstream_build.checkpoint import Blip
 
 TIMING_CACHE = "tensorrt-timing.cache"  # beside the artifact, so that it survives a new one
 
@@ -35,28 +46,33 @@ def renew(
     chosen: Config,
     dtype: DType,
     plan: Plan | None,
-) -> None:
-    """Export and compile what is stale, compare everything with transformers, and install it."""
+    repository: Path,
+) -> list[str]:
+    """Export and compile what is stale, compare everything with transformers, and install it. Returns its names."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # the build checks what it would warn of
     with stage(f"loading {checkpoint.name}"):
         model = checkpoint.load_model()
         tokenizer = checkpoint.load_tokenizer(model)
         settings = checkpoint.config(model, dtype)
-    if generation := str(checkpoint.generation(model)):
+    check_image_size(settings, repository)
+    folders = {name: artifact.folder for name, artifact in artifacts.items()}
+    if settings.matching:
+        settings = with_shared_encoder(settings, repository, chosen.runtime)
+        if settings.matching and settings.matching.encoder == "encoder":
+            click.echo("  its vision weights are the captioner's: the encoder is shared")
+            stale = {name: artifact for name, artifact in stale.items() if name != "match_encoder"}
+            folders["match_encoder"] = repository / "encoder/1" / chosen.runtime
+    elif generation := str(checkpoint.generation(model)):
         click.echo(f"  generation config: {generation}")
     size = sum(weight.nbytes for weight in model.state_dict().values())  # of all artifacts, roughly
     with ExitStack() as stack:
-        folders = {name: artifact.folder for name, artifact in artifacts.items()}
         for model_name, artifact in stale.items():
             folder = folders[model_name] = stack.enter_context(artifact.staging(size))
             with stage(f"exporting {model_name}"):
-                if model_name == "encoder":
-                    ENCODERS[chosen.runtime](model, settings, folder)
-                elif model_name == "decoder":
-                    export_decoder(model, tokenizer, settings, folder)
+                _export(model_name, model, tokenizer, settings, chosen, folder)
             extra: dict[str, Any] = {FINGERPRINT: artifact.fingerprint}
-            if plan and model_name == "encoder":
+            if plan and model_name.endswith("encoder"):
                 click.echo(f"compiling it with {plan.compiler} for {plan.target}")
                 compile_plan(folder / ONNX_NAME, plan, folder / PLAN_NAME, artifact.folder.with_name(TIMING_CACHE))
                 extra[PLAN] = asdict(plan)
@@ -65,24 +81,61 @@ def renew(
             device, verified_dtype = chosen.device, dtype
             if device == "cuda" and not torch.cuda.is_available():  # another machine is to serve it
                 device, verified_dtype = "cpu", "f32"
-            encoder = load_encoder(chosen.runtime, folders["encoder"], device, verified_dtype)
-            engine = load_engine(folders["decoder"], device, verified_dtype)
-            report = verify(checkpoint, model, encoder, engine, sorted(SAMPLES.glob("*.jpg")))
+            report = _compare(checkpoint, model, chosen, folders, device, verified_dtype)
         if device != chosen.device:
             click.echo("  there is no GPU here: compared on the CPU, in f32")
-        _show(report)
+        _show(report.stages)
+        if isinstance(report, Report):
+            _show_captions(report)
         if report.fault:
             raise ArtifactError(f"{report.fault}: nothing was installed")
         for model_name, artifact in stale.items():
             artifact.install(folders[model_name])
+    if "match_encoder" in artifacts and "match_encoder" not in stale:  # an encoder of its own is of no use any more
+        shutil.rmtree(artifacts["match_encoder"].folder, ignore_errors=True)
+    return list(stale)
 
 
-def _show(report: Report) -> None:
-    for each in report.stages:
+def _export(
+    model_name: str,
+    model: "Blip",
+    tokenizer: "BertTokenizer",
+    settings: CheckpointConfig,
+    chosen: Config,
+    folder: Path,
+) -> None:
+    """Write the files of a model's artifact. Of preprocess, that is its config alone."""
+    if model_name.endswith("encoder"):
+        ENCODERS[chosen.runtime](model, settings, folder)
+    elif model_name == "decoder":
+        export_decoder(model, tokenizer, settings, folder)
+    elif model_name == "matcher":
+        export_matcher(model, tokenizer, settings, chosen.text_runtime, folder)
+
+
+def _compare(
+    checkpoint: Checkpoint, model: "Blip", chosen: Config, folders: dict[str, Path], device: str, dtype: DType
+) -> Report | MatchingReport:
+    """Hold what was exported into `folders`, by model, against transformers."""
+    images = sorted(SAMPLES.glob("*.jpg"))
+    if checkpoint.is_retriever:
+        encoder = load_encoder(chosen.runtime, folders["match_encoder"], device, dtype)
+        matcher = Matcher.load(chosen.text_runtime, folders["matcher"], device, dtype)
+        return verify_matching(checkpoint, model, encoder, matcher, images)
+    encoder = load_encoder(chosen.runtime, folders["encoder"], device, dtype)
+    engine = load_engine(folders["decoder"], device, dtype)
+    return verify(checkpoint, model, encoder, engine, images)
+
+
+def _show(stages: Sequence[Stage]) -> None:
+    for each in stages:
         click.echo(
             f"  {each.name:10} {each.dtype:4}  max error {each.maximum:.1e}  "
             f"relative error {each.relative:.1e}  allowed {each.tolerance:.0e}"
         )
+
+
+def _show_captions(report: Report) -> None:
     equal = sum(caption.ours == caption.theirs for caption in report.captions)
     click.echo(f"  captions   {equal} of {len(report.captions)} equal transformers'")
     for image, ours, theirs in report.captions:

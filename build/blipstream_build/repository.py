@@ -16,11 +16,13 @@ from blipstream.files import MODEL_REPOSITORY
 from blipstream_build.artifacts import ELSEWHERE, STAGED, make_folder, remove_empty
 
 # A build writes these configs, and git ignores them
-ENCODER_CONFIG = Path("encoder/configs/tensorrt.pbtxt")
+PLAN_CONFIG = Path("configs/tensorrt.pbtxt")  # of a model
+ENCODER_CONFIG = Path("encoder") / PLAN_CONFIG
 ENSEMBLE_CONFIGS = tuple(
-    Path(model, "configs/tensorrt.pbtxt") for model in ("caption", "caption_pixels", "explain", "attention")
+    model / PLAN_CONFIG
+    for model in map(Path, ("caption", "caption_pixels", "explain", "attention", "match", "embed_image"))
 )
-GENERATED = (ENCODER_CONFIG, *ENSEMBLE_CONFIGS)
+GENERATED = (*(model / PLAN_CONFIG for model in map(Path, ("encoder", "match_encoder"))), *ENSEMBLE_CONFIGS)
 
 
 def check_is_ours(repository: Path) -> None:

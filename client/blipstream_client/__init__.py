@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions for images from a Blipstream server, over gRPC or HTTP."""
+"""Captions, matches and embeddings from a Blipstream server, over gRPC or HTTP."""
 
 from importlib import import_module
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blipstream_client._explanation import Explanation
     from blipstream_client._images import ImageLike
     from blipstream_client._info import ServerInfo
+    from blipstream_client._matches import Match, Matches
     from blipstream_client._options import Options
 
 __version__ = "0.2.0"
@@ -43,6 +44,8 @@ __all__ = [
     "InvalidImage",
     "InvalidRequest",
     "InvalidURL",
+    "Match",
+    "Matches",
     "ModelNotReady",
     "Options",
     "Piece",
@@ -62,6 +65,8 @@ _MODULES = {
     "ExplainOptions": "_explain_options",
     "Explanation": "_explanation",
     "ImageLike": "_images",
+    "Match": "_matches",
+    "Matches": "_matches",
     "Options": "_options",
     "Piece": "_captions",
     "ServerInfo": "_info",

@@ -1,26 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client for asyncio: images in, captions out."""
+"""The client for asyncio: images in, captions, matches and embeddings out."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, Unpack
 
 from blipstream_client._balancing import AsyncBalancedTransport
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, BaseClient, checked_many
+from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, MODELS, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
-from blipstream_client._errors import about, client_closed, with_request_id, without_frames
-from blipstream_client._exceptions import BlipstreamError
+from blipstream_client._errors import about, client_closed, model_missing, with_request_id, without_frames
+from blipstream_client._exceptions import BlipstreamError, ModelNotReady
 from blipstream_client._explain_options import ExplainOptions, explain_tensors
 from blipstream_client._explanation import Explanation, parse_explanation
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, resize_mode_of, steps
+from blipstream_client._matches import (
+    EMBED_IMAGE,
+    EMBED_TEXT,
+    MATCH,
+    Embedding,
+    Matches,
+    parse_embedding,
+    parse_matches,
+    text_tensors,
+)
 from blipstream_client._options import Options, option_tensors
-from blipstream_client._requests import ConfigRequest, MetadataRequest
-from blipstream_client._tensors import Tensors
+from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest
+from blipstream_client._tensors import Tensors, image_tensor
 
 
 class AsyncClient(BaseClient):
@@ -50,9 +60,15 @@ class AsyncClient(BaseClient):
     async def info(self) -> ServerInfo:
         """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
         deadline, transport = self._deadline(None), self._opened()
-        config = await transport.send(ConfigRequest(self._model), deadline)
+        served: list[str] = []
+        try:
+            config = await transport.send(ConfigRequest(self._model), deadline)
+        except ModelNotReady as exc:
+            served = await _served(transport, deadline)
+            config = await transport.send(ConfigRequest(self._instead(exc, served)), deadline)
         parts = {name: await transport.send(ConfigRequest(name), deadline) for name in steps(config)}
-        return parse_info(await transport.send(MetadataRequest(), deadline), config, parts)
+        served = served or await _served(transport, deadline)
+        return parse_info(await transport.send(MetadataRequest(), deadline), config, parts, served)
 
     async def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
@@ -84,6 +100,42 @@ class AsyncClient(BaseClient):
         request = self._explain_request(encoded, tensors)
         with with_request_id(request.request_id):
             return parse_explanation(await transport.send(request, deadline), encoded, resize_mode)
+
+    async def match(
+        self,
+        image: ImageLike,
+        texts: Sequence[str],
+        *,
+        truncate: bool | None = None,
+        resize_mode: str | None = None,
+        timeout: float | None = None,
+    ) -> Matches:
+        """How well each of the texts, at most 1,000, matches an image, in their order.
+
+        The image is as for `caption`. A text that is too long for the model is refused, or cut with `truncate`.
+        `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises BlipstreamError, ModelNotReady if the
+        server has no retrieval checkpoint.
+        """
+        inputs = text_tensors(texts, truncate) | option_tensors({"resize_mode": resize_mode})
+        deadline = self._deadline(timeout)
+        with about(image):
+            return parse_matches(texts, await self._ask(MATCH, inputs, deadline, image))
+
+    async def embed_image(
+        self, image: ImageLike, *, resize_mode: str | None = None, timeout: float | None = None
+    ) -> Embedding:
+        """The embedding of an image: f32 [256], of length 1. Its product with that of a text is their similarity.
+
+        The image is as for `caption`. Raises BlipstreamError.
+        """
+        inputs = option_tensors({"resize_mode": resize_mode})
+        deadline = self._deadline(timeout)
+        with about(image):
+            return parse_embedding(await self._ask(EMBED_IMAGE, inputs, deadline, image))
+
+    async def embed_text(self, text: str, *, truncate: bool | None = None, timeout: float | None = None) -> Embedding:
+        """The embedding of a text: f32 [256], of length 1. Raises BlipstreamError."""
+        return parse_embedding(await self._ask(EMBED_TEXT, text_tensors([text], truncate), self._deadline(timeout)))
 
     def stream(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
@@ -162,7 +214,24 @@ class AsyncClient(BaseClient):
         transport = self._opened()
         request = self._infer_request(await asyncio.to_thread(self._encoded, image, deadline), options)
         with with_request_id(request.request_id):
-            return parse_caption(await transport.send(request, deadline))
+            return parse_caption(await self._send(transport, request, deadline))
+
+    async def _ask(self, model: str, inputs: Tensors, deadline: Deadline, image: ImageLike | None = None) -> Tensors:
+        """A model's outputs, given its inputs and perhaps an image."""
+        transport = self._opened()
+        if image is not None:
+            inputs = {"image": image_tensor(await asyncio.to_thread(self._encoded, image, deadline))} | inputs
+        request = InferRequest(model, inputs)
+        with with_request_id(request.request_id):
+            return await self._send(transport, request, deadline)
+
+    async def _send(self, transport: AsyncBalancedTransport, request: InferRequest, deadline: Deadline) -> Tensors:
+        try:
+            return await transport.send(request, deadline)
+        except ModelNotReady as exc:
+            if exc.transient:
+                raise
+            raise model_missing(exc, request.model, await _served(transport, deadline)) from exc
 
     def _opened(self) -> AsyncBalancedTransport:
         if self._closed.is_set():
@@ -170,6 +239,11 @@ class AsyncClient(BaseClient):
         if self._transport is None:
             self._transport = AsyncBalancedTransport(self._addresses, self._settings, self._policy)
         return self._transport
+
+
+async def _served(transport: AsyncBalancedTransport, deadline: Deadline) -> list[str]:
+    """The models for clients that the server has."""
+    return [name for name in MODELS if await transport.is_ready(name, deadline)]
 
 
 async def _each(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:

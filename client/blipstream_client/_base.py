@@ -10,8 +10,8 @@ from types import NoneType
 
 from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address, RoundRobin, parse_urls
-from blipstream_client._errors import cancelled
-from blipstream_client._exceptions import InvalidCertificate, InvalidImage, InvalidRequest, InvalidURL
+from blipstream_client._errors import cancelled, model_missing
+from blipstream_client._exceptions import InvalidCertificate, InvalidImage, InvalidRequest, InvalidURL, ModelNotReady
 from blipstream_client._fetch import MAX_SECONDS, fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
 from blipstream_client._network import AbortableBackend
@@ -27,6 +27,8 @@ API_KEY = "BLIPSTREAM_API_KEY"  # the environment variable: a command line can b
 DEFAULT_URL = "grpc://localhost:8001"
 DEFAULT_MODEL = "caption"
 EXPLAIN_MODEL = "explain"
+# that a server may have for clients
+MODELS = ("caption", "caption_stream", EXPLAIN_MODEL, "match", "embed_image", "embed_text")
 DEFAULT_TIMEOUT = 60.0  # seconds for a request, with all its retries
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_IN_FLIGHT = 32  # requests
@@ -142,6 +144,14 @@ class BaseClient:
             if self._closed.is_set():
                 raise cancelled() from exc
             raise
+
+    def _instead(self, error: ModelNotReady, served: Sequence[str]) -> str:
+        """The model to ask about, if the server lacks ours. Raises the error if ours was named, or may yet come."""
+        if error.transient or not served:
+            raise error
+        if self._model != DEFAULT_MODEL:
+            raise model_missing(error, self._model, served) from error
+        return served[0]
 
     def _infer_request(self, encoded: bytes, options: Tensors) -> InferRequest:
         return InferRequest(self._model, {"image": image_tensor(encoded), **options})

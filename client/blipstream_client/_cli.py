@@ -19,6 +19,7 @@ OWN = {  # functions of `_commands`, with their help
     "caption": "Print the captions of images.",
     "explain": "Show where the model looked for each word.",
     "bulk": "Caption any number of images into a file.",
+    "match": "Print how well texts match an image.",
     "info": "Print what the server is.",
 }
 

@@ -45,12 +45,12 @@ def _with_flags(command: Command, options: Mapping[str, Option]) -> Command:
         flag = name.replace("_", "-")
         is_switch = option.type.python is bool
         declaration = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
-        add = click.option(declaration, type=option.type.python, default=None, help=_help(name, option))
+        add = click.option(declaration, type=option.type.python, default=None, help=option_help(name, option))
         command = add(command)
     return command
 
 
-def _help(name: str, option: Option) -> str:
+def option_help(name: str, option: Option) -> str:
     """The option's help, with the built-in default, which click does not know: nothing is sent for it."""
     match option.default:
         case "":
@@ -62,8 +62,11 @@ def _help(name: str, option: Option) -> str:
     return f"{option.help}  [default: {shown}]"
 
 
-def connection_options(timeout: float, retries: int, *, chooses_model: bool = True) -> Sequence[Decorator]:
-    """Flags for the arguments of `Client` that concern the connection, with these defaults."""
+def connection_options(timeout: float, retries: int, *, has_model: bool = True) -> Sequence[Decorator]:
+    """Flags for the arguments of `Client` that concern the connection, with these defaults.
+
+    Without --model if the command has but one that it can ask.
+    """
     model = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="The server's name for the model.")
     return [
         click.option(
@@ -74,7 +77,7 @@ def connection_options(timeout: float, retries: int, *, chooses_model: bool = Tr
             show_envvar=True,
             help="The server. Several take turns: grpc://a:8001,b:8001.",
         ),
-        *([model] if chooses_model else []),
+        *([model] if has_model else []),
         click.option("--timeout", default=timeout, show_default=True, help="Seconds for an image, with all retries."),
         click.option(
             "--retries",

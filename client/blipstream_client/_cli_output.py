@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command line prints: lines for people, or a JSON object a line."""
 
+import dataclasses
 import json
 import textwrap
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from blipstream_client._captions import Caption, Piece
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._explanation import Explanation
 from blipstream_client._info import ServerInfo
+from blipstream_client._matches import Matches
 from blipstream_client._notices import COLUMNS, say
 from blipstream_client._text import excerpt
 
@@ -67,6 +69,15 @@ def print_pieces(name: str, pieces: Iterable[Piece]) -> None:
         print_json(**{"file": name, "text": piece.text, "text_score": piece.score, **whole})
 
 
+def print_matches(name: str, matches: Matches, as_json: bool) -> None:
+    """Print a line for each text, with its probability, or one object with all scores."""
+    if as_json:
+        print_json(file=name, matches=[dataclasses.asdict(each) for each in matches])
+        return
+    for each in matches:
+        click.echo(f"{each.match:.3f}  {each.text}")
+
+
 def print_info(info: ServerInfo) -> None:
     """Print what a server is, in aligned lines."""
     name, at, revision = (info.checkpoint or "unknown").partition("@")
@@ -74,6 +85,7 @@ def print_info(info: ServerInfo) -> None:
     described = {
         "server": f"Triton {info.version}",
         "checkpoint": f"{name}{at}{revision[:REVISION_CHARACTERS]}",
+        "models": ", ".join(info.models) or "none",
         "runtimes": ", ".join(f"{model} on {runtime}" for model, runtime in info.runtimes.items()),
         "options": ", ".join(info.options) or "none",
         "defaults": ", ".join(f"{each}={value}" for each, value in defaults.items()) or "the built-in ones",

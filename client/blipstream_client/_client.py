@@ -1,26 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client that blocks: images in, captions out."""
+"""The client that blocks: images in, captions, matches and embeddings out."""
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from types import TracebackType
 from typing import Self, Unpack
 
 from blipstream_client._balancing import BalancedTransport
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, BaseClient, checked_many
+from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, MODELS, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
-from blipstream_client._errors import about, with_request_id, without_frames
-from blipstream_client._exceptions import BlipstreamError
+from blipstream_client._errors import about, model_missing, with_request_id, without_frames
+from blipstream_client._exceptions import BlipstreamError, ModelNotReady
 from blipstream_client._explain_options import ExplainOptions, explain_tensors
 from blipstream_client._explanation import Explanation, parse_explanation
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, resize_mode_of, steps
+from blipstream_client._matches import (
+    EMBED_IMAGE,
+    EMBED_TEXT,
+    MATCH,
+    Embedding,
+    Matches,
+    parse_embedding,
+    parse_matches,
+    text_tensors,
+)
 from blipstream_client._options import Options, option_tensors
-from blipstream_client._requests import ConfigRequest, MetadataRequest
-from blipstream_client._tensors import Tensors
+from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest
+from blipstream_client._tensors import Tensors, image_tensor
 
 
 class Client(BaseClient):
@@ -48,10 +58,16 @@ class Client(BaseClient):
 
     def info(self) -> ServerInfo:
         """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
-        deadline = self._deadline(None)
-        config = self._transport.send(ConfigRequest(self._model), deadline)
-        parts = {name: self._transport.send(ConfigRequest(name), deadline) for name in steps(config)}
-        return parse_info(self._transport.send(MetadataRequest(), deadline), config, parts)
+        deadline, send = self._deadline(None), self._transport.send
+        served: list[str] = []
+        try:
+            config = send(ConfigRequest(self._model), deadline)
+        except ModelNotReady as exc:
+            served = _served(self._transport, deadline)
+            config = send(ConfigRequest(self._instead(exc, served)), deadline)
+        parts = {name: send(ConfigRequest(name), deadline) for name in steps(config)}
+        served = served or _served(self._transport, deadline)
+        return parse_info(send(MetadataRequest(), deadline), config, parts, served)
 
     def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
@@ -81,7 +97,43 @@ class Client(BaseClient):
         resize_mode = options.get("resize_mode") or self._default_resize_mode(deadline)
         request = self._explain_request(encoded, tensors)
         with with_request_id(request.request_id):
-            return parse_explanation(self._transport.send(request, deadline), encoded, resize_mode)
+            return parse_explanation(_send(self._transport, request, deadline), encoded, resize_mode)
+
+    def match(
+        self,
+        image: ImageLike,
+        texts: Sequence[str],
+        *,
+        truncate: bool | None = None,
+        resize_mode: str | None = None,
+        timeout: float | None = None,
+    ) -> Matches:
+        """How well each of the texts, at most 1,000, matches an image, in their order.
+
+        The image is as for `caption`. A text that is too long for the model is refused, or cut with `truncate`.
+        `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises BlipstreamError, ModelNotReady if the
+        server has no retrieval checkpoint.
+        """
+        inputs = text_tensors(texts, truncate) | option_tensors({"resize_mode": resize_mode})
+        deadline = self._deadline(timeout)
+        with about(image):
+            return parse_matches(texts, self._ask(MATCH, inputs, deadline, image))
+
+    def embed_image(
+        self, image: ImageLike, *, resize_mode: str | None = None, timeout: float | None = None
+    ) -> Embedding:
+        """The embedding of an image: f32 [256], of length 1. Its product with that of a text is their similarity.
+
+        The image is as for `caption`. Raises BlipstreamError.
+        """
+        inputs = option_tensors({"resize_mode": resize_mode})
+        deadline = self._deadline(timeout)
+        with about(image):
+            return parse_embedding(self._ask(EMBED_IMAGE, inputs, deadline, image))
+
+    def embed_text(self, text: str, *, truncate: bool | None = None, timeout: float | None = None) -> Embedding:
+        """The embedding of a text: f32 [256], of length 1. Raises BlipstreamError."""
+        return parse_embedding(self._ask(EMBED_TEXT, text_tensors([text], truncate), self._deadline(timeout)))
 
     def stream(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]
@@ -160,4 +212,26 @@ class Client(BaseClient):
     def _caption(self, transport: BalancedTransport, image: ImageLike, options: Tensors, deadline: Deadline) -> Caption:
         request = self._infer_request(self._encoded(image, deadline), options)
         with with_request_id(request.request_id):
-            return parse_caption(transport.send(request, deadline))
+            return parse_caption(_send(transport, request, deadline))
+
+    def _ask(self, model: str, inputs: Tensors, deadline: Deadline, image: ImageLike | None = None) -> Tensors:
+        """A model's outputs, given its inputs and perhaps an image."""
+        if image is not None:
+            inputs = {"image": image_tensor(self._encoded(image, deadline))} | inputs
+        request = InferRequest(model, inputs)
+        with with_request_id(request.request_id):
+            return _send(self._transport, request, deadline)
+
+
+def _send(transport: BalancedTransport, request: InferRequest, deadline: Deadline) -> Tensors:
+    try:
+        return transport.send(request, deadline)
+    except ModelNotReady as exc:
+        if exc.transient:
+            raise
+        raise model_missing(exc, request.model, _served(transport, deadline)) from exc
+
+
+def _served(transport: BalancedTransport, deadline: Deadline) -> list[str]:
+    """The models for clients that the server has."""
+    return [name for name in MODELS if transport.is_ready(name, deadline)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's own commands: `caption`, `explain`, `bulk` and `info`."""
+"""The client's own commands: `caption`, `explain`, `match`, `bulk` and `info`."""
 
 import dataclasses
 import glob
@@ -24,8 +24,16 @@ from blipstream_client._cli_options import (
     client_options,
     connection_options,
     explain_options,
+    option_help,
 )
-from blipstream_client._cli_output import print_info, print_json, print_pieces, print_result, print_words
+from blipstream_client._cli_output import (
+    print_info,
+    print_json,
+    print_matches,
+    print_pieces,
+    print_result,
+    print_words,
+)
 from blipstream_client._client import Client
 from blipstream_client._exceptions import (
     AccessDenied,
@@ -39,7 +47,7 @@ from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import ImageLike
 from blipstream_client._interrupts import prompt_interrupts
 from blipstream_client._notices import Failure, Saying, Waiting, hint, say
-from blipstream_client._options import Options
+from blipstream_client._options import OPTIONS, Options
 from blipstream_client.bulk import job
 from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.parquet import COLUMNS
@@ -107,7 +115,7 @@ def caption(
 )
 @click.option("--word", help="Draw this word's heatmap alone, or that of several in a row.  [default: all words]")
 @click.option("--caption", "given", help="Explain this caption.  [default: the one that the model finds]")
-@client_options(connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES, chooses_model=False), IMAGE_OPTIONS)
+@client_options(connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES, has_model=False), IMAGE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the heatmaps as numbers.")
 @explain_options
 def explain(
@@ -175,6 +183,31 @@ def bulk(
         say(f"{summary.failures:,} have an error instead of a caption; {summary.first_failure}")
     hint(f"Next: {reading(output)}")
     sys.exit(1 if summary.failures else 0)
+
+
+@click.command(cls=ClientCommand)
+@click.argument("image", metavar="IMAGE")
+@click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
+@client_options(connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES, has_model=False), IMAGE_OPTIONS)
+@click.option("--truncate/--no-truncate", default=None, help="Cut texts that are too long.  [default: refuse them]")
+@click.option("--resize-mode", help=option_help("resize_mode", OPTIONS["resize_mode"]))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with logits and similarities, too.")
+def match(
+    image: str,
+    texts: tuple[str, ...],
+    connection: dict[str, Any],
+    truncate: bool | None,
+    resize_mode: str | None,
+    as_json: bool,
+) -> None:
+    """Print how likely each TEXT is to match IMAGE, a file, a URL, or - for standard input.
+
+    The server needs a retrieval checkpoint, such as Salesforce/blip-itm-base-coco.
+    """
+    with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
+        waiting.begin()
+        found = client.match(_image(image), texts, truncate=truncate, resize_mode=resize_mode)
+    print_matches(click.format_filename(image), found, as_json)
 
 
 @click.command(cls=ClientCommand)

@@ -8,7 +8,7 @@ Triton's own errors have none, nor have a proxy's or an older server's: there, T
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 from urllib.parse import unquote
@@ -141,6 +141,15 @@ def broken_off(error: ServerUnreachable) -> ServerUnreachable:
 def no_response(url: str, timeout: float) -> RequestTimeout:
     """The error for a request that took more than `timeout` seconds."""
     return RequestTimeout(f"No answer from {url} within {timeout:g} s: give it a longer timeout, or less to do")
+
+
+def model_missing(error: ModelNotReady, model: str, others: Sequence[str]) -> ModelNotReady:
+    """The error for a model that the server does not have, given those that it has."""
+    if not others:
+        return error
+    missing = ModelNotReady(f"This server has no {excerpt(model)}; it has {', '.join(others)}")
+    missing.code = error.code
+    return missing
 
 
 def client_closed() -> RequestCancelled:

@@ -2,7 +2,7 @@
 """A server's description of itself."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ class ServerInfo:
     options: tuple[str, ...]  # names of the optional inputs
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of options, where they differ from the built-in ones
     fixed: tuple[str, ...] = ()  # names of the options that requests may not set
+    models: tuple[str, ...] = ()  # those that it has for clients, such as caption and match
 
 
 def steps(config: Mapping[str, Any]) -> list[str]:
@@ -48,9 +49,15 @@ def defaults_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
 
 
 def parse_info(
-    server: Mapping[str, Any], config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+    server: Mapping[str, Any],
+    config: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, Any]],
+    models: Sequence[str] = (),
 ) -> ServerInfo:
-    """The description, from the server's metadata, the model's config and its steps' configs. Raises ServerError."""
+    """The description, from the server's metadata, the model's config, its steps' configs, and what models it has.
+
+    Raises ServerError.
+    """
     with _checked():
         defaults, fixed = defaults_of(config)
         return ServerInfo(
@@ -60,6 +67,7 @@ def parse_info(
             options=tuple(each["name"] for each in config["input"] if each.get("optional")),
             defaults=defaults,
             fixed=fixed,
+            models=tuple(models),
         )
 
 

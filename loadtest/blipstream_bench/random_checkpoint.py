@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLIP captioners of the real shapes with random weights: as fast as the real ones, and as good for comparing outputs.
+"""BLIPs of the real shapes with random weights: as fast as the real ones, and as good for comparing outputs.
 
 save_random_checkpoint(Path("checkpoint"), "base")
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from blipstream.files import DEMO_CHECKPOINT
 
+CAPTIONER = "BlipForConditionalGeneration"
 IMAGE_SIZE = 384  # pixels, both sides
 STANDARD_DEVIATION = 0.02  # the default for the vision tower, 1e-10, becomes zeros in fp16
 VOCABULARY = 30524
@@ -43,13 +44,20 @@ class Vision:
 ARCHITECTURES = {"base": Vision(768, 3072, 12, 12), "large": Vision(1024, 4096, 24, 16)}
 
 
-def save_random_checkpoint(folder: Path, architecture: str, layers: int | None = None, seed: int = 0) -> Path:
+def save_random_checkpoint(
+    folder: Path,
+    architecture: str,
+    layers: int | None = None,
+    seed: int = 0,
+    kind: str = CAPTIONER,
+) -> Path:
     """Write a checkpoint of an architecture into `folder`, in transformers' format, and return the folder.
 
-    `layers` replaces the number of layers in the vision tower and in the text decoder.
+    `layers` replaces the number of layers in the vision tower and in the text model. `kind` is a class of transformers.
     """
     import torch  # here, because both are slow to import
-    from transformers import BlipConfig, BlipForConditionalGeneration, BlipTextConfig, BlipVisionConfig
+    import transformers
+    from transformers import BlipConfig, BlipTextConfig, BlipVisionConfig
 
     vision = ARCHITECTURES[architecture]
     config = BlipConfig(
@@ -72,7 +80,7 @@ def save_random_checkpoint(folder: Path, architecture: str, layers: int | None =
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        BlipForConditionalGeneration(config).save_pretrained(folder)
+        getattr(transformers, kind)(config).save_pretrained(folder)
     shutil.copyfile(DEMO_CHECKPOINT / "tokenizer_config.json", folder / "tokenizer_config.json")
     _write(folder / "tokenizer.json", tokenizer_settings())
     processor = _read(DEMO_CHECKPOINT / "processor_config.json")

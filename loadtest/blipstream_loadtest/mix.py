@@ -4,7 +4,7 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -36,6 +36,7 @@ class CaptionRequest:
     options: dict[str, Any]
     stream: bool = False
     explain: bool = False
+    texts: tuple[str, ...] = ()  # to be matched with the image, instead of captioning it
 
     def ask(self, client: Client) -> list[float]:
         """Send the request and wait for the answer. Raises BlipstreamError.
@@ -44,6 +45,9 @@ class CaptionRequest:
         """
         if self.explain:
             client.explain(self.image, **self.options)
+            return []
+        if self.texts:
+            client.match(self.image, self.texts, **self.options)
             return []
         if not self.stream:
             client.caption(self.image, **self.options)
@@ -61,6 +65,7 @@ class Mix:
     options: dict[str, dict[str, Any]]  # by kind; of a list, each request has one value
     streams: frozenset[str] = frozenset()  # kinds that are answered word by word
     explained: frozenset[str] = frozenset()  # kinds that are answered with heatmaps
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by kind, of those that match
 
     def draw(self, rng: random.Random) -> CaptionRequest:
         """A random request; kind and size are drawn by weight."""
@@ -78,7 +83,9 @@ class Mix:
             name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
         }
         image = rng.choice(self.images[size])
-        return CaptionRequest(kind, size, image, options, kind in self.streams, kind in self.explained)
+        return CaptionRequest(
+            kind, size, image, options, kind in self.streams, kind in self.explained, self.texts.get(kind, ())
+        )
 
 
 def load(path: Path) -> Mix:
@@ -91,7 +98,7 @@ def load(path: Path) -> Mix:
     images = _mapping(content.get("images"), path, "images", {"folder", "sizes"})
     requests = _mapping(content.get("requests"), path, "requests")
     kinds = {
-        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream", "explain"})
+        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream", "explain", "texts"})
         for kind, each in requests.items()
     }
     sizes = _weights(_mapping(images.get("sizes"), path, "images.sizes"), path, "images.sizes")
@@ -104,6 +111,7 @@ def load(path: Path) -> Mix:
         options={kind: _options(kinds[kind].get("options") or {}, path, kind) for kind in weights},
         streams=_switched("stream", weights, kinds, path),
         explained=_switched("explain", weights, kinds, path),
+        texts={kind: _texts(kinds[kind], path, kind) for kind in weights if "texts" in kinds[kind]},
     )
 
 
@@ -137,6 +145,16 @@ def _switched(name: str, weights: dict[str, float], kinds: dict[str, dict[Any, A
         if name == "explain" and value and kinds[kind].get("stream"):
             raise MixError(f"{path}: requests.{kind} is both stream and explain: leave one of them out")
     return frozenset(kind for kind in weights if kinds[kind].get(name))
+
+
+def _texts(request: dict[Any, Any], path: Path, kind: str) -> tuple[str, ...]:
+    """The texts that an image is to be matched with. Of options, only resize_mode has a meaning beside them."""
+    texts = request["texts"]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise MixError(f"{path}: requests.{kind}.texts must be a list of texts, got {texts!r}")
+    if request.get("stream") or request.get("explain") or set(request.get("options") or {}) - {"resize_mode"}:
+        raise MixError(f"{path}: requests.{kind} has texts, beside which only the option resize_mode has a meaning")
+    return tuple(texts)
 
 
 def _options(options: object, path: Path, kind: str) -> dict[str, Any]:

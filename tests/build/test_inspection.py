@@ -222,9 +222,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit(folder / "config.json", architectures=["GitForCausalLM"], model_type="git"),
         "is GitForCausalLM (model type git), not a BLIP captioner: expected BlipForConditionalGeneration",
     ),
-    "a matcher": (
-        lambda folder: edit(folder / "config.json", architectures=["BlipForImageTextRetrieval"]),
-        "is BlipForImageTextRetrieval (model type blip), not a BLIP captioner: expected BlipForConditionalGeneration",
+    "VQA": (
+        lambda folder: edit(folder / "config.json", architectures=["BlipForQuestionAnswering"]),
+        "is BlipForQuestionAnswering (model type blip), not a BLIP captioner: expected BlipForConditionalGeneration",
     ),
     "nothing": (
         lambda folder: edit(folder / "config.json", architectures=None),

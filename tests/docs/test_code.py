@@ -102,7 +102,8 @@ def block_with(words: str, page: str) -> Block:
 
 
 @pytest.mark.parametrize("block", [block for block in PYTHON if NOWHERE not in block.code], ids=str)
-def test_python_runs(server: TritonServer, folder: Path, block: Block) -> None:
+def test_python_runs(request: pytest.FixtureRequest, folder: Path, block: Block) -> None:
+    server = request.getfixturevalue("matching_server" if block.page.name == "matching.md" else "server")
     assert block.printed is not None or block.page.name == "README.md", "a `text` block must say what this prints"
     printed = run_block(server, folder, block)
     check_printed(block.printed or printed, printed)

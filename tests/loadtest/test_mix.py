@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from blipstream.server.triton import TritonServer
+from blipstream_client import Client
 from blipstream_loadtest import mix
 from blipstream_loadtest.options import MIX_FILE
 from tests.conftest import ROOT
@@ -38,6 +40,15 @@ def test_one_of_each_covers_everything() -> None:
     assert {request.size for request in requests} == set(chosen.sizes)
 
 
+def test_texts_are_matched(matching_server: TritonServer, tmp_path: Path) -> None:
+    file = tmp_path / "mix.yaml"
+    file.write_text(f"{IMAGES}\nrequests: {{a: {{texts: [two whales, a cat], options: {{resize_mode: letterbox}}}}}}")
+    request = mix.load(file).draw(random.Random(0))
+    assert request.texts == ("two whales", "a cat")
+    with Client(matching_server.grpc_url) as client:
+        assert request.ask(client) == []
+
+
 IMAGES = f"images: {{folder: {ROOT}/build/demo/samples, sizes: {{original: 1}}}}"
 
 
@@ -55,6 +66,13 @@ IMAGES = f"images: {{folder: {ROOT}/build/demo/samples, sizes: {{original: 1}}}}
         (f"{IMAGES}\nrequests: {{a: {{stream: 1}}}}", "requests.a.stream must be true or false, got 1"),
         (f"{IMAGES}\nrequests: {{a: {{explain: 1}}}}", "requests.a.explain must be true or false, got 1"),
         (f"{IMAGES}\nrequests: {{a: {{explain: true, stream: true}}}}", "requests.a is both stream and explain"),
+        (f"{IMAGES}\nrequests: {{a: {{texts: two}}}}", "requests.a.texts must be a list of texts, got 'two'"),
+        (f"{IMAGES}\nrequests: {{a: {{texts: ['']}}}}", "requests.a.texts must be a list of texts, got ['']"),
+        (f"{IMAGES}\nrequests: {{a: {{texts: [b], stream: true}}}}", "beside which only the option resize_mode has"),
+        (
+            f"{IMAGES}\nrequests: {{a: {{texts: [b], options: {{seed: 1}}}}}}",
+            "beside which only the option resize_mode has",
+        ),
         ("images: {folder: ., sizes: {original: 1}}\nrequests: {a: {weight: 1}}", "has no images"),
         (
             IMAGES.replace("original", "huge") + "\nrequests: {a: {weight: 1}}",

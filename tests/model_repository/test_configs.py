@@ -32,7 +32,13 @@ INPUTS = {
     "caption_pixels": {"pixels": ("UINT8", [-1, -1, 3])},
     "explain": {"image": ("STRING", [1])},
     "attention": {"image_embeds": ("FP16", [-1, -1]), "caption": ("STRING", [1])},
+    "match_encoder": {"pixels": ("UINT8", [-1, -1, 3])},
+    "matcher": {},  # image_embeds, text or both, so both are optional
+    "match": {"image": ("STRING", [1]), "text": ("STRING", [-1])},
+    "embed_image": {"image": ("STRING", [1])},
+    "embed_text": {"text": ("STRING", [1])},
 }
+EITHER = {"matcher": {"image_embeds": ("FP16", [-1, -1]), "text": ("STRING", [-1])}}
 IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either
 OPTION_INPUTS: dict[str, dict[str, str]] = {
     "encoder": {},
@@ -61,6 +67,10 @@ OPTION_INPUTS["attention"] = {"layer": "INT32", "head": "INT32", "method": "STRI
 EXPLAIN_INPUTS = {"given_caption": "STRING", "caption_index": "INT32"} | OPTION_INPUTS["attention"]
 OPTION_INPUTS["decoder"] = OPTION_INPUTS["decoder"] | EXPLAIN_INPUTS
 OPTION_INPUTS["explain"] = OPTION_INPUTS["preprocess"] = OPTION_INPUTS["caption"] | EXPLAIN_INPUTS
+OPTION_INPUTS["match_encoder"] = {}
+OPTION_INPUTS["matcher"] = OPTION_INPUTS["embed_text"] = {"truncate": "BOOL"}
+OPTION_INPUTS["embed_image"] = {"resize_mode": "STRING"}
+OPTION_INPUTS["match"] = {"resize_mode": "STRING", "truncate": "BOOL"}
 CAPTION_OUTPUTS = {
     "caption": ("STRING", [-1]),
     "score": ("FP32", [-1]),
@@ -68,6 +78,8 @@ CAPTION_OUTPUTS = {
     "token_scores": ("FP32", [-1, -1]),
 }
 EXPLANATION_OUTPUTS = {"words": ("STRING", [-1]), "attention": ("FP32", [-1, -1, -1])}
+SCORES = {"match": ("FP32", [-1]), "logit": ("FP32", [-1]), "similarity": ("FP32", [-1])}
+EMBEDDING = {"embedding": ("FP32", [-1])}
 OUTPUTS = {
     "preprocess": {"pixels": ("UINT8", [-1, -1, 3])},
     "encoder": {"image_embeds": ("FP16", [-1, -1])},
@@ -77,9 +89,19 @@ OUTPUTS = {
     "attention": EXPLANATION_OUTPUTS,
     "caption_stream": CAPTION_OUTPUTS | {"text": ("STRING", [1]), "finish_reason": ("STRING", [1])},
     "caption_pixels": CAPTION_OUTPUTS,
+    "match_encoder": {"image_embeds": ("FP16", [-1, -1])},
+    "matcher": SCORES | EMBEDDING,
+    "match": SCORES,
+    "embed_image": EMBEDDING,
+    "embed_text": EMBEDDING,
 }
 STEPS = {ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels", "explain")}
 STEPS["attention"] = ["decoder"]
+CAPTIONING_STEPS = {
+    ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels", "explain")
+}
+MATCHING_STEPS = {ensemble: ["preprocess", "match_encoder", "matcher"] for ensemble in ("match", "embed_image")}
+STEPS = CAPTIONING_STEPS | MATCHING_STEPS | {"attention": ["decoder"], "embed_text": ["matcher"]}
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -102,7 +124,7 @@ def test_contract(path: Path) -> None:
     optional = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.input if tensor.optional}
     outputs = {tensor.name: (type_name(tensor), list(tensor.dims)) for tensor in config.output}
     options = {name: (kind, [1]) for name, kind in OPTION_INPUTS[model].items()}
-    either = IMAGE_INPUTS if model == "preprocess" else {}
+    either = IMAGE_INPUTS if model == "preprocess" else EITHER.get(model, {})
     assert (needed, optional, outputs) == (INPUTS[model], options | either, OUTPUTS[model])
     assert config.max_batch_size == (1 if model == "caption_stream" else 64)  # its engine batches between steps
     assert config.model_transaction_policy.decoupled == (model == "caption_stream")
@@ -121,7 +143,7 @@ def test_scheduling(path: Path) -> None:
     assert group.count >= (2 if cores_share_it else 1)
     assert config.HasField("dynamic_batching")
     # With one, Triton prepares no batch for the encoder while it computes another. preprocess has a queue of its own.
-    if model_of(path) in ("encoder", "preprocess"):
+    if model_of(path) in ("encoder", "match_encoder", "preprocess"):
         assert not config.dynamic_batching.HasField("default_queue_policy")
         return
     policy = config.dynamic_batching.default_queue_policy
@@ -144,7 +166,7 @@ def test_the_default_encoder_is_tensorrt() -> None:
     assert (config.platform, config.default_model_filename) == ("tensorrt_plan", f"tensorrt/{PLAN_NAME}")
 
 
-@pytest.mark.parametrize("ensemble", STEPS)
+@pytest.mark.parametrize("ensemble", CAPTIONING_STEPS)
 def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
     """Preprocess gets them too, and refuses early what the decoder would refuse later."""
     config = parse(REPOSITORY / ensemble / "config.pbtxt")

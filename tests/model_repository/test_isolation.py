@@ -31,7 +31,8 @@ loader.load_pixels = fail_at_some
 class TritonPythonModel(TritonPythonModel):
     def initialize(self, args):
         super().initialize(args)
-        self.whole, self.encoder.encode = self.encoder.encode, self.fail_at_some
+        encoder = self.service.encoder
+        self.whole, encoder.encode = encoder.encode, self.fail_at_some
     def fail_at_some(self, pixels):
         if (pixels == 13).all(axis=(1, 2, 3)).any():
             raise MemoryError

@@ -7,7 +7,7 @@ raise ArtifactError.
 """
 
 BASE = "Salesforce/blip-image-captioning-base"
-CAPTIONER = "BlipForConditionalGeneration"
+CAPTIONER, RETRIEVER = "BlipForConditionalGeneration", "BlipForImageTextRetrieval"  # what config.json calls them
 SETTINGS = "config.json"
 
 

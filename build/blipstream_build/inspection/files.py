@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a checkpoint's folder: whether it holds a whole BLIP captioner, as far as its files show."""
+"""Checks of a checkpoint's folder: whether it holds a whole BLIP, as far as its files show."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from blipstream.errors import ArtifactError
-from blipstream_build.inspection import BASE, CAPTIONER, SETTINGS, listed, reason
+from blipstream_build.inspection import BASE, CAPTIONER, RETRIEVER, SETTINGS, listed, reason
 
 MODEL_TYPE = "blip"
 ADAPTER = "adapter_config.json"  # of PEFT
@@ -29,8 +29,8 @@ TRAINERS = ("optimizer", "rng_state", "scaler", "scheduler", "training_args")  #
 LFS_POINTER = b"version https://git-lfs"
 
 
-def check_folder(folder: Path, name: str) -> None:
-    """Check that a folder holds a whole BLIP captioner."""
+def check_folder(folder: Path, name: str) -> str:
+    """Check that a folder holds a whole BLIP, and return which kind: CAPTIONER or RETRIEVER."""
     check_files(folder)
     if (folder / ADAPTER).exists():
         raise ArtifactError(
@@ -39,11 +39,11 @@ def check_folder(folder: Path, name: str) -> None:
         )
     settings = _read_settings(folder, name)
     kinds = settings.get("architectures")
-    kind = kinds[0] if isinstance(kinds, list) and kinds else "a model of unknown architecture"
-    if kind != CAPTIONER:
+    kind = str(kinds[0]) if isinstance(kinds, list) and kinds else "a model of unknown architecture"
+    if kind not in (CAPTIONER, RETRIEVER):
         raise ArtifactError(
             f"{name} is {kind} (model type {settings.get('model_type')}), not a BLIP captioner: "
-            f"expected {CAPTIONER}, as in {BASE}"
+            f"expected {CAPTIONER}, as in {BASE}, or {RETRIEVER} for matching"
         )
     model_type = settings.get("model_type", MODEL_TYPE)
     if model_type != MODEL_TYPE:
@@ -55,6 +55,7 @@ def check_folder(folder: Path, name: str) -> None:
         raise ArtifactError(f"{name} has quantised weights: expected those that it was quantised from")
     for path in _weights(folder, name):
         _check_whole(path)
+    return kind
 
 
 def check_files(folder: Path) -> None:

@@ -4,7 +4,7 @@
 from typing import Any
 
 import torch
-from transformers import BlipForConditionalGeneration
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from blipstream.errors import ArtifactError
 from blipstream_build.inspection import SETTINGS, listed
@@ -16,7 +16,9 @@ WRAPPERS = {  # prefixes of weights' names, and how to save the model inside the
 }
 
 
-def check_weights(model: BlipForConditionalGeneration, report: dict[str, Any], name: str) -> None:
+def check_weights(
+    model: BlipForConditionalGeneration | BlipForImageTextRetrieval, report: dict[str, Any], name: str
+) -> None:
     """Check that the model has exactly its weights, by transformers' loading report, and that all are finite."""
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     for key in unexpected:
@@ -34,7 +36,8 @@ def check_weights(model: BlipForConditionalGeneration, report: dict[str, Any], n
             f"{name} lacks {len(missing)} of the weights that its {SETTINGS} expects, as {listed(missing)}: "
             "save the whole model by save_pretrained()"
         )
-    parts = ("vision_model.", "text_decoder.")  # other parts, such as the one for matching, do no harm
+    # parts that the other kind has do no harm
+    parts = ("vision_model.", "text_decoder." if isinstance(model, BlipForConditionalGeneration) else "text_encoder.")
     left = [key for key in unexpected if key.startswith(parts) and not key.endswith("position_ids")]
     if left:
         raise ArtifactError(
@@ -47,6 +50,8 @@ def check_weights(model: BlipForConditionalGeneration, report: dict[str, Any], n
                 f"{name} has {key} with values that are no finite numbers: its training diverged, or the file is "
                 "damaged; take an earlier one"
             )
+    if isinstance(model, BlipForImageTextRetrieval):
+        return
     decoder = model.text_decoder
     if not torch.equal(decoder.cls.predictions.decoder.weight, decoder.bert.embeddings.word_embeddings.weight):
         raise ArtifactError(
@@ -55,7 +60,7 @@ def check_weights(model: BlipForConditionalGeneration, report: dict[str, Any], n
         )
 
 
-def check_settings(model: BlipForConditionalGeneration, name: str) -> None:
+def check_settings(model: BlipForConditionalGeneration | BlipForImageTextRetrieval, name: str) -> None:
     """Check that the model is computed as every BLIP is, and that its special tokens have embeddings."""
     vision, text = model.config.vision_config, model.config.text_config
     for part in (vision, text):
@@ -72,3 +77,8 @@ def check_settings(model: BlipForConditionalGeneration, name: str) -> None:
     if len(set(ids.values())) < len(ids):
         shown = ", ".join(f"{key} {value}" for key, value in ids.items())
         raise ArtifactError(f"{name} has {shown} in its {SETTINGS}: expected three different tokens")
+    if isinstance(model, BlipForImageTextRetrieval) and not text.is_decoder:
+        raise ArtifactError(
+            f"{name} has is_decoder false in the text_config of its {SETTINGS}: expected true, without which "
+            "transformers gives the text encoder no cross-attention"
+        )

@@ -47,6 +47,30 @@ def check_tokenizer(tokenizer: BertTokenizer, text: BlipTextConfig, file: Path) 
         _check_is_bert(backend, file)
 
 
+def first_tokens(tokenizer: BertTokenizer, text: BlipTextConfig, file: Path) -> tuple[int, int]:
+    """The first token of a text that a retrieval checkpoint reads alone, and of one that it reads with an image.
+
+    BLIP was trained with [CLS] and [ENC]. Published tokenizers lack [ENC], and the models have an embedding for it. A
+    checkpoint that was trained otherwise, as by transformers' processor, says so: `enc_token_id` in its text_config.
+    """
+    backend = tokenizer.backend_tokenizer
+    alone = backend.token_to_id("[CLS]")
+    if alone is None:
+        raise ArtifactError(f"{file} has no token [CLS], with which a text begins: copy or download it again")
+    known = {number: token for number, token in BERT_EXTRA.items() if text.bos_token_id == BERT_START}
+    pair = getattr(text, "enc_token_id", None)
+    if pair is None:
+        pair = backend.token_to_id("[ENC]")
+    if pair is None:
+        pair = next((number for number, token in known.items() if token == "[ENC]"), alone)  # noqa: S105
+    if not isinstance(pair, int) or not 0 <= pair < text.vocab_size:
+        raise ArtifactError(
+            f"{SETTINGS} beside {file.name} has enc_token_id {pair}: expected one of the model's {text.vocab_size} "
+            "embeddings"
+        )
+    return alone, pair
+
+
 def _check_reads_itself(backend: Tokenizer, known: Sequence[int], file: Path) -> None:
     """Check that words read back as themselves.
 

@@ -24,7 +24,7 @@ def test_captioning_means_ready_and_captions() -> None:
     health.note_caption()
     assert health.page("/healthz")[0] == 503
     health.ready = True
-    assert health.page("/healthz") == (200, "application/json", '{"ok": true, "why": "it captions", "restarts": 0}\n')
+    assert health.page("/healthz") == (200, "application/json", '{"ok": true, "why": "it answers", "restarts": 0}\n')
     assert health.page("/elsewhere")[0] == 404
 
 
@@ -57,6 +57,7 @@ def test_figures() -> None:
         "blipstream_supervisor_captioning 1",
         'blipstream_supervisor_failing{model="caption"} 0',
         'blipstream_supervisor_failing{model="caption_stream"} 1',
+        'blipstream_supervisor_failing{model="match"} 0',
         "blipstream_supervisor_last_caption_timestamp_seconds 12.500",
         'blipstream_supervisor_restarts_total{reason="hung"} 2',
     ]

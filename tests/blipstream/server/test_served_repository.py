@@ -4,6 +4,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from blipstream.config import MATCHING, CheckpointConfig, MatchConfig, TextConfig, VisionConfig
 from blipstream.defaults import from_operator, over
 from blipstream.errors import ServerError
 from blipstream.options import OptionDefaults
@@ -19,6 +21,14 @@ from blipstream.server.workspace import Workspace
 from tests.conftest import ROOT
 
 TAKE_OPTIONS = {"caption", "caption_pixels", "caption_stream", "decoder", "explain", "preprocess"}
+CAPTIONING = TAKE_OPTIONS | {"attention", "encoder"}
+CONFIG = CheckpointConfig(
+    "x",
+    "0",
+    "f32",
+    VisionConfig(192, 16, 8, 8, 1, 1, 1e-6, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    TextConfig(9, 8, 8, 8, 1, 1, 64, 1e-12, 1, 2),
+)
 DEFAULTS = OptionDefaults({"prompt": 'a "quoted" \\ café\n', "max_tokens": 20}, frozenset({"max_tokens"}))
 
 
@@ -43,14 +53,63 @@ def parse(path: Path) -> model_config_pb2.ModelConfig:
     return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
+def built(repository: Path, model: str, encoder: str | None = None) -> None:
+    """Let a model have an artifact. A matcher's names the encoder that it takes image_embeds from."""
+    folder = repository / model / "1/openvino" if encoder else repository / model / "1/artifact"
+    folder.mkdir(parents=True)
+    matching = MatchConfig(2, 3, 256, encoder) if encoder else None
+    replace(CONFIG, matching=matching).save(folder)
+
+
+def encoders(served: Path, ensemble: str) -> list[str]:
+    return [step.model_name for step in parse(served / ensemble / "config.pbtxt").ensemble_scheduling.step][1:2]
+
+
 def test_without_defaults_it_is_the_repository_itself(repository: Path, workspace: Workspace) -> None:
-    assert served_repository(repository, OptionDefaults(), workspace).resolve() == repository
+    served = served_repository(repository, OptionDefaults(), workspace)
+    assert {path.name for path in served.iterdir()} == CAPTIONING
+    assert all((served / model).samefile(repository / model) for model in CAPTIONING)
+
+
+def test_matching_alone(repository: Path, workspace: Workspace) -> None:
+    built(repository, "matcher", "match_encoder")
+    served = served_repository(repository, OptionDefaults(), workspace)
+    assert {path.name for path in served.iterdir()} == {"preprocess", *MATCHING}
+    assert encoders(served, "match") == ["match_encoder"]
+
+
+@pytest.mark.parametrize("defaults", [OptionDefaults(), DEFAULTS, OptionDefaults({}, frozenset(), "letterbox")])
+def test_both_side_by_side(repository: Path, workspace: Workspace, defaults: OptionDefaults) -> None:
+    built(repository, "decoder")
+    built(repository, "matcher", "match_encoder")
+    served = served_repository(repository, defaults, workspace)
+    assert {path.name for path in served.iterdir()} == CAPTIONING | set(MATCHING)
+    assert encoders(served, "match") == encoders(served, "embed_image") == ["match_encoder"]
+
+
+@pytest.mark.parametrize("defaults", [OptionDefaults(), DEFAULTS])
+def test_an_encoder_that_is_shared(repository: Path, workspace: Workspace, defaults: OptionDefaults) -> None:
+    built(repository, "decoder")
+    built(repository, "matcher", "encoder")
+    served = served_repository(repository, defaults, workspace)
+    assert {path.name for path in served.iterdir()} == CAPTIONING | set(MATCHING) - {"match_encoder"}
+    assert encoders(served, "match") == encoders(served, "embed_image") == ["encoder"]
+
+
+def test_a_broken_captioner_is_not_left_out(repository: Path, workspace: Workspace) -> None:
+    """Its models say what is wrong."""
+    built(repository, "matcher", "match_encoder")
+    (repository / "decoder/1/artifact").mkdir(parents=True)
+    (repository / "decoder/1/artifact/config.json").write_text("{")
+    assert "caption" in {path.name for path in served_repository(repository, OptionDefaults(), workspace).iterdir()}
 
 
 def test_configs_say_the_defaults_and_nothing_else_differs(repository: Path, workspace: Workspace) -> None:
     served = served_repository(repository, DEFAULTS, workspace)
-    assert {path.name for path in served.iterdir()} == {path.name for path in repository.iterdir()}
-    configs = sorted(path.relative_to(repository) for path in repository.glob("**/*.pbtxt"))
+    assert {path.name for path in served.iterdir()} == CAPTIONING
+    configs = sorted(
+        path.relative_to(repository) for model in CAPTIONING for path in repository.glob(f"{model}/**/*.pbtxt")
+    )
     for name in configs:
         config, original = parse(served / name), parse(repository / name)
         if name.parts[0] in TAKE_OPTIONS:
@@ -59,7 +118,7 @@ def test_configs_say_the_defaults_and_nothing_else_differs(repository: Path, wor
             }
             assert parameters == {"option_defaults": DEFAULTS.values, "fixed_options": {"max_tokens": 20}}
         assert config == original
-    for path in repository.glob("*/1/model.py"):
+    for path in (path for model in CAPTIONING for path in repository.glob(f"{model}/1/model.py")):
         assert (served / path.relative_to(repository)).samefile(path)
 
 

@@ -115,7 +115,7 @@ def test_it_notices_that_streams_alone_hang(tmp_path: Path, artifacts: Path, bus
             assert captions is None or captions.result()
         with Client(url) as client:
             assert "".join(piece.text for piece in client.stream(random_image()))
-        wait_until(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 1}))
+        wait_until(lambda: health(page) == (200, {"ok": True, "why": "it answers", "restarts": 1}))
 
 
 def test_without_restarts_a_route_that_never_answered_ends_nothing(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_without_restarts_a_route_that_never_answered_ends_nothing(tmp_path: Pat
         assert str(answer["why"]).endswith("; none did since the start")
         assert 'blipstream_supervisor_failing{model="caption_stream"} 1' in metrics(page)
         hang.unlink()
-        wait_until(lambda: health(page)[1]["why"] == "it captions")
+        wait_until(lambda: health(page)[1]["why"] == "it answers")
         wait_until(lambda: 'blipstream_supervisor_failing{model="caption_stream"} 0' in metrics(page))
         hang.touch()
         with ThreadPoolExecutor(2) as executor:
@@ -156,7 +156,7 @@ def test_it_restarts_whatever_happens_to_the_server(tmp_path: Path) -> None:
     )
     with serving(tmp_path, f"--repository={repository}", "--config=toy", f"--log={log}") as (process, lines):
         url, page = places(lines)
-        assert health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0})
+        assert health(page) == (200, {"ok": True, "why": "it answers", "restarts": 0})
         faults: list[tuple[str, Callable[[int], None]]] = [
             ("process_died", lambda server: os.kill(stub(server), signal.SIGKILL)),
             ("stopped", lambda server: os.kill(stub(server), signal.SIGSTOP)),
@@ -225,7 +225,7 @@ def test_it_survives_that_it_may_open_no_more_files(tmp_path: Path) -> None:
         time.sleep(2 * IDLE_SECONDS)  # in which no sample can be taken
         assert caption(url).endswith(" bytes")
         permit_files(process.pid)
-        wait_until(lambda: health(page) == (200, {"ok": True, "why": "it captions", "restarts": 0}))
+        wait_until(lambda: health(page) == (200, {"ok": True, "why": "it answers", "restarts": 0}))
         assert child(process) == server
         permit_no_more_files(process.pid)
         process.terminate()

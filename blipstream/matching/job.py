@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image with its texts, or texts alone: what is still to be read, and what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from blipstream.cuda_graphs import bucket
+from blipstream.matching.heads import Floats
+
+SHORTEST = 8  # tokens, to which shorter texts are padded
+
+
+class Row(NamedTuple):
+    """One reading of a text."""
+
+    text: int  # its place in the job
+    looks: bool  # at the image, for the logit; else it is read alone, for its embedding
+    length: int  # tokens
+
+
+class Shape(NamedTuple):
+    """What chunks must have in common to be read in one batch. Rows and tokens are powers of two.
+
+    So few shapes occur. A new one costs OpenVINO as much as reading a few texts: 4 ms with the demo's three layers.
+    """
+
+    rows: int
+    tokens: int
+    image_tokens: int  # 0: there is no image
+
+
+class Chunk(NamedTuple):
+    """The rows of one job that are read at once."""
+
+    job: "Job"
+    rows: tuple[Row, ...]
+    shape: Shape
+
+
+@dataclass(eq=False)
+class Job:
+    """Texts to be compared with an image, or to be embedded if there is none.
+
+    `texts` has token ids, [CLS] first. `image_embeds` is [N, E]. The results are complete once `is_done`.
+    """
+
+    texts: Sequence[Sequence[int]]
+    image_embeds: npt.NDArray[Any] | None = None
+    logits: Floats = field(init=False)  # [texts]; without an image, they stay 0
+    embeddings: list[Floats] = field(init=False)  # [D] of each text
+    _rows: list[Row] = field(init=False)  # to be read, the shortest last
+
+    def __post_init__(self) -> None:
+        self.logits = np.zeros(len(self.texts), np.float32)
+        self.embeddings = [np.zeros(0, np.float32)] * len(self.texts)
+        kinds = (False,) if self.image_embeds is None else (False, True)
+        rows = [Row(number, looks, len(ids)) for number, ids in enumerate(self.texts) for looks in kinds]
+        self._rows = sorted(rows, key=lambda row: -row.length)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all has been read, or is being read."""
+        return not self._rows
+
+    def first_chunk(self, max_tokens: int) -> Chunk:
+        """The next rows, shortest first, as many as fit `max_tokens` with their padding; at least one."""
+        count, tokens = 0, SHORTEST
+        for row in reversed(self._rows):
+            longer = max(tokens, bucket(row.length))
+            if count and bucket(count + 1) * longer > max_tokens:
+                break
+            count, tokens = count + 1, longer
+        image_tokens = 0 if self.image_embeds is None else len(self.image_embeds)
+        return Chunk(self, tuple(reversed(self._rows[-count:])), Shape(bucket(count), tokens, image_tokens))
+
+    def take(self, chunk: Chunk) -> None:
+        """These rows, which were the next ones, need not be read again."""
+        del self._rows[-len(chunk.rows) :]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A matcher as Triton's model runs it: with a queue in which large requests take turns, metrics and telemetry."""
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any
+
+import numpy as np
+
+from blipstream.config import image_encoder_of, of_one_checkpoint
+from blipstream.errors import BlipstreamError, InvalidInput, Stopping, apart, report
+from blipstream.matching import Job, Matcher
+from blipstream.matching.heads import probabilities
+from blipstream.matching.turns import Turns
+from blipstream.options import MATCHING_OPTION_NAMES
+from blipstream.serving.adapter import ModelInstance, Outputs, TritonRequest
+from blipstream.serving.backpressure import ROOM, Backpressure
+from blipstream.serving.metrics import MatchingMetrics
+
+MAX_WAITING = 64  # requests with texts to be read; the others wait in Triton's queue, which drops what is too late
+WATCH_SECONDS = 0.1  # how long a request may be late, or its client gone, before its place is free
+
+
+@dataclass(eq=False)
+class _Pending:
+    """A request that waits for its jobs, one for each image, or for each text where there is no image."""
+
+    request: TritonRequest
+    jobs: list[Job]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_done(self) -> bool:
+        return all(job.is_done for job in self.jobs)
+
+
+class MatchingService:
+    """Takes requests from Triton's thread. One thread of its own reads the texts of many together, and responds."""
+
+    def __init__(self, instance: ModelInstance) -> None:
+        """Raises ArtifactError if there is no such matcher, or it belongs to another encoder than those around it."""
+        self._instance = instance
+        runtime = instance.parameters["runtime"]
+        artifact = of_one_checkpoint(instance.folder / runtime)
+        image_encoder_of(artifact, instance.folder.parents[1])
+        self._matcher = Matcher.load(runtime, artifact, instance.device)
+        self._metrics = MatchingMetrics(instance.pb_utils.MetricFamily, instance.name)
+        self._backpressure = Backpressure()
+        self._backpressure.add_room(ROOM[instance.device.partition(":")[0]])
+        self._turns = Turns()
+        self._pending: dict[_Pending, None] = {}  # in the order of their arrival
+        self._closed = False
+        self._changed = Condition()  # guards the three above
+        self._watched = 0.0  # when the pending requests were last looked through, in seconds of time.monotonic
+        self._matcher.warm_up()
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def submit(self, triton_requests: Iterable[Any]) -> None:
+        """Read requests, and respond once their texts are read. Waits while too many are pending."""
+        for request in map(self._instance.request, triton_requests):
+            with request.refused_on_error():
+                pending = _Pending(request, self._jobs(request))
+                request.release_inputs()
+                self._add(pending)
+        self._instance.export_counts()
+
+    def close(self) -> None:
+        """Refuse what still waits, then end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        for pending in tuple(self._pending):
+            self._end(pending, Stopping("the server is shutting down: ask another one"))
+        self._instance.close()
+
+    def _jobs(self, request: TritonRequest) -> list[Job]:
+        """What a request asks for. Raises InvalidInput."""
+        request.refuse_parameters(("image_embeds", "text", *MATCHING_OPTION_NAMES))
+        arrays = request.arrays("image_embeds", "text", *MATCHING_OPTION_NAMES)
+        image_embeds, texts = arrays.get("image_embeds"), arrays.get("text")
+        if image_embeds is not None:
+            self._backpressure.take(len(image_embeds))  # whatever becomes of them
+            self._matcher.check(image_embeds)
+            image_embeds = image_embeds.copy()  # before their memory is given back
+        if texts is None:
+            if image_embeds is None:
+                raise InvalidInput("image_embeds or text must be given, and neither is: send one, or both")
+            return [Job([], embeds) for embeds in image_embeds]
+        if image_embeds is None and texts.shape[1] != 1:
+            raise InvalidInput(f"text must be one text to be embedded, not {texts.shape[1]}: send several requests")
+        truncate = arrays.get("truncate", np.zeros((len(texts), 1), np.bool_))
+        read = [
+            self._matcher.reader.read(list(row), truncate=bool(cut))
+            for row, (cut,) in zip(texts, truncate, strict=True)
+        ]
+        if image_embeds is None:
+            return [Job(ids) for ids in read]
+        return [Job(ids, embeds) for ids, embeds in zip(read, image_embeds, strict=True)]
+
+    def _add(self, pending: _Pending) -> None:
+        with self._changed:
+            if self._is_full():
+                with self._backpressure.full():
+                    self._changed.wait_for(lambda: not self._is_full() or self._closed)
+            for job in pending.jobs:
+                if not job.is_done:
+                    self._turns.add(job)
+            self._pending[pending] = None
+            self._changed.notify_all()
+
+    def _is_full(self) -> bool:
+        return len(self._pending) >= MAX_WAITING
+
+    # the service's own thread
+
+    def _run(self) -> None:
+        while self._await_work():
+            try:
+                self._drop_late()
+                self._read_batch()
+                for pending in [pending for pending in tuple(self._pending) if pending.is_done]:
+                    self._end(pending, self._outputs(pending))
+                self._metrics.update(len(self._pending))
+                self._instance.export_counts()
+            except Exception as exc:  # nobody knows whose fault it is, and the others wait on
+                report(exc)
+
+    def _await_work(self) -> bool:
+        """Return True once something is pending, or False once this is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._closed)
+            return not self._closed
+
+    def _drop_late(self) -> None:
+        """Refuse the requests whose time is up, or whose clients have gone."""
+        if time.monotonic() < self._watched + WATCH_SECONDS:
+            return
+        for pending in tuple(self._pending):
+            try:
+                pending.request.deadline.left()
+            except Exception as exc:
+                self._end(pending, report(exc))
+        self._watched = time.monotonic()
+
+    def _read_batch(self) -> None:
+        """Read the texts whose turn it is. A job at which that fails spoils no other."""
+        with self._changed:
+            batch = self._turns.take_batch()
+        failed: dict[Job, BlipstreamError] = {}
+        for chunk, result in zip(batch, apart(self._matcher.read, batch), strict=True):
+            if isinstance(result, BlipstreamError):
+                failed[chunk.job] = result
+        for pending in tuple(self._pending) if failed else ():
+            error = next((failed[job] for job in pending.jobs if job in failed), None)
+            if error:
+                self._end(pending, error)
+        if batch:
+            self._metrics.count(sum(len(chunk.rows) for chunk in batch))
+
+    def _outputs(self, pending: _Pending) -> Outputs | BlipstreamError:
+        try:
+            jobs, heads = pending.jobs, self._matcher.heads
+            images = [job.image_embeds for job in jobs if job.image_embeds is not None]
+            if not images:
+                return {"embedding": np.stack([job.embeddings[0] for job in jobs])}
+            if not jobs[0].texts:
+                return {"embedding": heads.image_embedding(np.stack(images))}
+            logits = np.stack([job.logits for job in jobs])
+            similarities = [heads.similarities(image, job.embeddings) for image, job in zip(images, jobs, strict=True)]
+            return {"match": probabilities(logits), "logit": logits, "similarity": np.stack(similarities)}
+        except Exception as exc:
+            return report(exc)
+
+    def _end(self, pending: _Pending, result: Outputs | BlipstreamError) -> None:
+        """Forget a request, and respond to it."""
+        with self._changed:
+            self._pending.pop(pending, None)
+            for job in pending.jobs:
+                self._turns.remove(job)
+            self._changed.notify_all()
+        if isinstance(result, BlipstreamError):
+            pending.request.refuse(result)
+            return
+        with suppress(Exception):  # its client has gone, and the others wait
+            pending.request.send(pending.request.response(result, time.monotonic() - pending.began))
