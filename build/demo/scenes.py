@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emoji scenes with known captions, for training and examining the demo checkpoint."""
+"""Emoji scenes with known captions, right and wrong, for training and examining the demo checkpoints."""
 
 import random
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -130,6 +130,64 @@ ROTATIONS = range(-25, 26, 5)  # degrees
 
 Arrangement = Literal["one", "two", "left", "above"]
 ARRANGEMENTS: tuple[Arrangement, ...] = ("one", "two", "left", "above")
+_OPPOSITES: dict[Arrangement, Arrangement] = {"one": "two", "two": "one", "left": "above", "above": "left"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a caption says: which objects, how they lie, and on which background. str() gives the caption."""
+
+    arrangement: Arrangement
+    names: tuple[str, ...]  # the one on the left or above comes first; two of a kind are named once
+    background: str | None  # None if the caption does not speak of it
+
+    def __str__(self) -> str:
+        first, last = self.names[0], self.names[-1]
+        match self.arrangement:
+            case "one":
+                subject = _with_article(first)
+            case "two":
+                subject = f"two {PLURALS.get(first, first + 's')}"
+            case "left":
+                subject = f"{_with_article(first)} to the left of {_with_article(last)}"
+            case "above":
+                subject = f"{_with_article(first)} above {_with_article(last)}"
+        return f"{subject} on a {self.background} background" if self.background else subject
+
+    def without_background(self) -> "Description":
+        """The same, less the background: it stays right."""
+        return replace(self, background=None)
+
+    def with_wrong_object(self, rng: random.Random) -> "Description":
+        """One object is another. A held-out pair stays a held-out one, so that no pair is wrong in itself."""
+        index = rng.randrange(len(self.names))
+        names = list(self.names)
+        while True:
+            names[index] = rng.choice(list(OBJECTS))
+            if names[index] not in self.names and is_held_out(names[0], names[-1]) == is_held_out(
+                self.names[0], self.names[-1]
+            ):
+                return replace(self, names=tuple(names))
+
+    def with_wrong_background(self, rng: random.Random) -> "Description":
+        """The background has another colour."""
+        return replace(self, background=rng.choice([name for name in BACKGROUNDS if name != self.background]))
+
+    def with_wrong_arrangement(self) -> "Description":
+        """Two instead of one, above instead of left of, and the other way round."""
+        return replace(self, arrangement=_OPPOSITES[self.arrangement])
+
+    def swapped(self) -> "Description":
+        """The two objects change places. Only for pairs."""
+        return replace(self, names=self.names[::-1])
+
+    def spoiled(self, rng: random.Random) -> "list[Description]":
+        """One of each kind of wrong description, in random order: three, or four of a pair."""
+        wrong = [self.with_wrong_object(rng), self.with_wrong_background(rng), self.with_wrong_arrangement()]
+        if len(self.names) == 2:
+            wrong.append(self.swapped())
+        rng.shuffle(wrong)
+        return wrong
 
 
 @dataclass(frozen=True)
@@ -145,11 +203,16 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scene:
-    """What to draw, and its right caption."""
+    """What to draw, and its right description."""
 
-    caption: str
+    description: Description
     background: tuple[int, int, int]
     placements: tuple[Placement, ...]
+
+    @property
+    def caption(self) -> str:
+        """The right caption."""
+        return str(self.description)
 
     def draw(self, side: int) -> Image.Image:
         """The scene as an RGB image of `side` by `side` pixels."""
@@ -190,21 +253,18 @@ def held_out_pairs() -> list[tuple[str, str]]:
 def random_scene(rng: random.Random, arrangement: Arrangement, *, held_out: bool = False) -> Scene:
     """A random training scene or, with `held_out` and two different objects, a scene of a held-out pair."""
     background = rng.choice(list(BACKGROUNDS))
-    first, second = _choose_objects(rng, arrangement, held_out)
-    match arrangement:
-        case "one":
-            subject = _with_article(first)
-        case "two":
-            subject = f"two {PLURALS.get(first, first + 's')}"
-        case "left":
-            subject = f"{_with_article(first)} to the left of {_with_article(second)}"
-        case "above":
-            subject = f"{_with_article(first)} above {_with_article(second)}"
-    names = [first] if arrangement == "one" else [first, second]
-    vertical = arrangement == "above" or (arrangement == "two" and rng.random() < 0.5)
+    return arrange(rng, Description(arrangement, _choose_objects(rng, arrangement, held_out), background))
+
+
+def arrange(rng: random.Random, description: Description) -> Scene:
+    """A random scene of which the description is right. Without a background, there is a ValueError."""
+    if description.background is None:
+        raise ValueError(f"expected a description that names the background, not {str(description)!r}")
+    names = description.names * 2 if description.arrangement == "two" else description.names
+    vertical = description.arrangement == "above" or (description.arrangement == "two" and rng.random() < 0.5)
     return Scene(
-        caption=f"{subject} on a {background} background",
-        background=_jitter(rng, BACKGROUNDS[background]),
+        description,
+        background=_jitter(rng, BACKGROUNDS[description.background]),
         placements=tuple(_place(rng, names, vertical)),
     )
 
@@ -216,17 +276,16 @@ def examination(count: int, seed: int = 0) -> Iterator[Scene]:
         yield random_scene(rng, ("left", "above")[i % 2], held_out=True)
 
 
-def _choose_objects(rng: random.Random, arrangement: Arrangement, held_out: bool) -> tuple[str, str]:
+def _choose_objects(rng: random.Random, arrangement: Arrangement, held_out: bool) -> tuple[str, ...]:
     if arrangement in ("one", "two"):
-        name = rng.choice(list(OBJECTS))
-        return name, name
+        return (rng.choice(list(OBJECTS)),)
     while True:
         first, second = rng.sample(list(OBJECTS), 2)
         if is_held_out(first, second) == held_out:
             return first, second
 
 
-def _place(rng: random.Random, names: list[str], vertical: bool) -> Iterator[Placement]:
+def _place(rng: random.Random, names: tuple[str, ...], vertical: bool) -> Iterator[Placement]:
     if len(names) == 1:
         size = rng.uniform(0.35, 0.7)
         yield Placement(names[0], _inside(rng, size), _inside(rng, size), size, rng.choice(ROTATIONS))

@@ -95,11 +95,13 @@ class AsyncClient(BaseClient):
         """
         tensors, deadline = explain_tensors(options, caption), self._deadline(timeout)
         transport = self._opened()
-        encoded = await asyncio.to_thread(self._encoded, image, deadline)
-        resize_mode = options.get("resize_mode") or await self._default_resize_mode(transport, deadline)
-        request = self._explain_request(encoded, tensors)
-        with with_request_id(request.request_id):
-            return parse_explanation(await transport.send(request, deadline), encoded, resize_mode)
+        with about(image):
+            encoded = await asyncio.to_thread(self._encoded, image, deadline)
+            request = self._explain_request(encoded, tensors)
+            with with_request_id(request.request_id):
+                outputs = await self._send(transport, request, deadline)
+                resize_mode = options.get("resize_mode") or await self._default_resize_mode(transport, deadline)
+                return parse_explanation(outputs, encoded, resize_mode)
 
     async def match(
         self,

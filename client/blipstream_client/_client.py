@@ -93,11 +93,13 @@ class Client(BaseClient):
         BlipstreamError.
         """
         tensors, deadline = explain_tensors(options, caption), self._deadline(timeout)
-        encoded = self._encoded(image, deadline)
-        resize_mode = options.get("resize_mode") or self._default_resize_mode(deadline)
-        request = self._explain_request(encoded, tensors)
-        with with_request_id(request.request_id):
-            return parse_explanation(_send(self._transport, request, deadline), encoded, resize_mode)
+        with about(image):
+            encoded = self._encoded(image, deadline)
+            request = self._explain_request(encoded, tensors)
+            with with_request_id(request.request_id):
+                outputs = _send(self._transport, request, deadline)
+                resize_mode = options.get("resize_mode") or self._default_resize_mode(deadline)
+                return parse_explanation(outputs, encoded, resize_mode)
 
     def match(
         self,

@@ -9,6 +9,8 @@ from scenes import (
     BACKGROUNDS,
     OBJECTS,
     Arrangement,
+    Description,
+    arrange,
     examination,
     held_out_pairs,
     is_held_out,
@@ -78,3 +80,43 @@ def test_drawing() -> None:
         x, y, reach = round(placement.x * 96), round(placement.y * 96), round(placement.size * 24)
         assert (pixels[y - reach : y + reach, x - reach : x + reach] != scene.background).any()
     assert scene.draw(96).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_wrong_descriptions(arrangement: Arrangement) -> None:
+    """Each kind changes one thing, and neither makes nor unmakes a held-out pair."""
+    rng = random.Random(arrangement)
+    for held_out in {False, arrangement in ("left", "above")}:
+        for _ in range(100):
+            right = random_scene(rng, arrangement, held_out=held_out).description
+            other = right.with_wrong_object(rng)
+            assert sum(a != b for a, b in zip(right.names, other.names, strict=True)) == 1
+            assert len(set(other.names)) == len(other.names)
+            assert (other.arrangement, other.background) == (right.arrangement, right.background)
+            assert right.with_wrong_background(rng).background in BACKGROUNDS.keys() - {right.background}
+            assert {right.arrangement, right.with_wrong_arrangement().arrangement} in (
+                {"one", "two"},
+                {"left", "above"},
+            )
+            spoiled = right.spoiled(rng)
+            captions = {str(right), *(str(wrong) for wrong in spoiled)}
+            assert len(captions) == 1 + len(spoiled) == (5 if len(right.names) == 2 else 4)
+            assert {is_held_out(wrong.names[0], wrong.names[-1]) for wrong in spoiled} == {held_out}
+
+
+def test_captions_of_descriptions() -> None:
+    pair = Description("left", ("cat", "egg"), "blue")
+    assert str(pair) == "a cat to the left of an egg on a blue background"
+    assert str(pair.swapped()) == "an egg to the left of a cat on a blue background"
+    assert str(pair.with_wrong_arrangement().without_background()) == "a cat above an egg"
+    assert str(Description("one", ("bus",), "pink").with_wrong_arrangement()) == "two buses on a pink background"
+
+
+def test_scene_of_a_description() -> None:
+    description = Description("above", ("egg", "cat"), "blue")
+    scene = arrange(random.Random(0), description)
+    assert scene.description == description
+    assert [placement.name for placement in scene.placements] == ["egg", "cat"]
+    assert scene.placements[0].y < scene.placements[1].y
+    with pytest.raises(ValueError, match="a description that names the background, not 'an egg above a cat'"):
+        arrange(random.Random(0), description.without_background())
