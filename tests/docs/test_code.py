@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from PIL import Image
 
 from blipstream.server import command as serve
 from blipstream.server.triton import TritonServer
+from blipstream_build.build import build
 from tests.conftest import ROOT, SAMPLES
 from tests.support.documents import Block, all_blocks, commands, sessions
 from tests.support.programs import NODE
@@ -61,6 +63,16 @@ def folder(tmp_path: Path) -> Path:
     """Where the documents' file names lead."""
     shutil.copytree(SAMPLES, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def matching_server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A real Triton that serves the demo's two checkpoints."""
+    repository = shutil.copytree(artifacts, tmp_path_factory.mktemp("matching") / "repository")
+    build(str(ROOT / "build/demo/retrieval-checkpoint"), "auto", repository)
+    server = TritonServer(repository=repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
+    with server as running:
+        yield running
 
 
 def run(server: TritonServer, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
