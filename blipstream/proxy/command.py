@@ -4,6 +4,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def start(folder: Path) -> None:
     command = nginx.command(folder)
     address = nginx.free_address(folder)
     nginx.check(command, folder)
+    nginx.check_dates(folder)
     for secret in (folder / "keys", folder / "key.pem"):
         if secret.exists() and secret.stat().st_mode & 0o044:
             click.echo(f"Others may read {secret}: `chmod 600 {shlex.quote(str(secret))}` ends that.", err=True)
@@ -160,8 +162,7 @@ def renew(folder: Path, domains: tuple[str, ...]) -> None:
 @click.argument("client", metavar="NAME")
 def add(folder: Path, client: str) -> None:
     """Give a client a key."""
-    keys.add(folder / "keys", client)
-    _apply(folder, folder / "keys")
+    _change(folder, keys.add, client)
     _show(f"{client} has a key. It is printed by", _command("key", folder, client))
 
 
@@ -170,8 +171,8 @@ def add(folder: Path, client: str) -> None:
 @click.argument("client", metavar="NAME")
 def revoke(folder: Path, client: str) -> None:
     """Take back a client's key."""
-    keys.revoke(folder / "keys", client)
-    _apply(folder, folder / "keys")
+    if not _change(folder, keys.revoke, client):
+        raise ServerError(f"{client} has no key in {folder} any more, but until then the old one may go on working")
     click.echo(f"{client} has no key in {folder} any more.")
 
 
@@ -196,15 +197,30 @@ def _ours(context: click.Context, folder: Path) -> Path:
     return folder
 
 
-def _apply(folder: Path, changed: Path) -> None:
-    """Let nginx read a file that was changed, if it runs and could read the keys."""
+def _change(folder: Path, change: Callable[[Path, str], None], client: str) -> bool:
+    """Change a client's key and apply it as `_apply` does. If nginx would not read the file, it stays as it was."""
+    file = folder / "keys"
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    change(file, client)
+    return _apply(folder, file, before)
+
+
+def _apply(folder: Path, changed: Path, before: str | None = None) -> bool:
+    """Let nginx read a file that was changed, if it runs and could read the keys. Whether nobody uses the old file now.
+
+    If nginx would not read it, the file gets its content of before, if that is given.
+    """
     keys.check(folder / "keys")
     try:
         if nginx.reload(folder):
-            return
+            return True
     except ServerError as error:
+        if isinstance(error, nginx.ReloadRefused) and before is not None:
+            keys.write(changed, before)
+            raise ServerError(f"{changed} stays as it was, and its keys go on working: {error}") from error
         raise ServerError(f"{changed} is changed, but {error}") from error
-    if address := nginx.taken_address(folder):
+    address = nginx.taken_address(folder)
+    if address:
         click.echo(
             f"No nginx runs from this folder, but something listens on {address}.\n"
             "If it is an nginx without its master, it goes on with what it had:\n"
@@ -213,6 +229,7 @@ def _apply(folder: Path, changed: Path) -> None:
         )
     else:
         click.echo("nginx does not run from this folder now, so it counts from its next start.", err=True)
+    return address is None
 
 
 def _program() -> str:
