@@ -51,7 +51,9 @@ def main() -> None:
 
 @main.command(short_help="Make DIR: keys, a certificate and nginx.conf.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--client", default=FIRST_CLIENT, help="The name of the first client, who gets a key.")
+@click.option(
+    "--client", "clients", multiple=True, default=[FIRST_CLIENT], help="Who gets a key, by name; may be repeated."
+)
 @click.option("--domain", "domains", multiple=True, help="A name or IP address of this machine; may be repeated.")
 @click.option(
     "--host", default=TritonServer.host, type=command_line.Host(), help="Address to listen on; 0.0.0.0 for all."
@@ -62,7 +64,7 @@ def main() -> None:
 @click.option("--grpc-port", default=TritonServer.grpc_port, type=click.IntRange(1, 65535), help="The server's.")
 def init(
     folder: Path,
-    client: str,
+    clients: tuple[str, ...],
     domains: tuple[str, ...],
     host: str,
     https_port: int,
@@ -70,7 +72,7 @@ def init(
     http_port: int,
     grpc_port: int,
 ) -> None:
-    """Make DIR: a first key, a certificate to try it with, and nginx.conf.
+    """Make DIR: the first keys, a certificate to try it with, and nginx.conf.
 
     The certificate is for the domains, the host, localhost and 127.0.0.1.
     """
@@ -85,7 +87,8 @@ def init(
         folder.chmod(0o700)
         (folder / "tmp").mkdir()
         certificate.make(folder / "certificate.pem", folder / "key.pem", names)
-        keys.add(folder / "keys", client)
+        for client in clients:
+            keys.add(folder / "keys", client)
         configuration = nginx.configuration(
             command_line.address(host, https_port),
             command_line.address(triton, http_port),
@@ -98,8 +101,9 @@ def init(
         if is_new:
             folder.rmdir()
         raise
-    url = f"grpcs://{command_line.address(names[0] if names and not is_local else 'localhost', https_port)}"
-    click.echo(f"{folder} has nginx.conf, a key for {client} and a certificate to try it with.")
+    name = min(names, key=lambda each: each.startswith("*"), default="localhost")  # the first one that can be asked
+    url = f"grpcs://{command_line.address('localhost' if is_local else name.replace('*', 'NAME'), https_port)}"
+    click.echo(f"{folder} has nginx.conf, a key for {', '.join(clients)} and a certificate to try it with.")
     if is_local:
         click.echo("It is for this machine alone; --host 0.0.0.0 would open it to others.")
     elif not names:
@@ -108,7 +112,7 @@ def init(
     _show("Start it", _command("start", folder))
     _show(
         "Then ask through it; other machines need the key and certificate.pem, too",
-        f'export BLIPSTREAM_API_KEY="$({_command("key", folder, client)})"',
+        f'export BLIPSTREAM_API_KEY="$({_command("key", folder, clients[0])})"',
         f"{_program()} caption IMAGE --url {url} \\",
         f"    --ca-file {shlex.quote(str(folder / 'certificate.pem'))}",
     )

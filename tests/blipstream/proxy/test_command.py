@@ -178,6 +178,7 @@ def test_domains_and_addresses(here: Path, server: TritonServer) -> None:
         ("--host captions.example", "captions.example"),
         ("--host 10.0.0.5 --domain captions.example", "captions.example"),
         ("--host 0.0.0.0 --domain captions.example", "captions.example"),
+        ("--host 0.0.0.0 --domain '*.ex.com' --domain ex.com", "ex.com"),
         ("--host 0.0.0.0", "localhost"),
         ("--host :: ", "localhost"),
         ("", "localhost"),
@@ -194,6 +195,19 @@ def test_the_name_to_ask(here: Path, options: str, name: str) -> None:
     assert advice == (
         ["blipstream proxy renew proxy --domain NAME"] if options in ("--host 0.0.0.0", "--host :: ") else []
     )
+
+
+def test_several_clients(here: Path) -> None:
+    assert "a key for alice, bob and a" in well(here, "blipstream proxy init proxy --client alice --client bob")
+    found = [well(here, f"blipstream proxy key proxy {name}") for name in ("alice", "bob")]
+    assert [len(key.strip()) for key in found] == [64, 64]
+
+
+def test_a_certificate_for_any_name(here: Path) -> None:
+    """Nobody can ask a `*`."""
+    printed = well(here, "blipstream proxy init proxy --host 0.0.0.0 --domain '*.ex.com'")
+    assert "--url grpcs://NAME.ex.com:8443 " in printed
+    assert "a domain is a name" in fault(here, "blipstream proxy renew proxy --domain 999.9.9.9")
 
 
 def test_a_folder_that_is_taken(here: Path, server: TritonServer) -> None:
@@ -229,7 +243,7 @@ def test_what_keeps_it_from_starting(here: Path, server: TritonServer) -> None:
     assert "has no line `listen HOST:PORT ssl`: write one" in fault(here, start)
 
 
-@pytest.mark.parametrize("host", ["a;b", "", "a b", "http://a", "a:8000", "fe80::1%a;b", "[::1]"])
+@pytest.mark.parametrize("host", ["a;b", "", "a b", "http://a", "a:8000", "fe80::1%a;b", "[::1]", "999.9.9.9", "1.2.3"])
 @pytest.mark.parametrize("option", ["--triton", "--host"])
 def test_hosts_that_cannot_be(here: Path, option: str, host: str) -> None:
     found = fault(here, f"blipstream proxy init new {option} '{host}'")
