@@ -36,11 +36,11 @@ class Host(click.ParamType[str]):
     name = "HOST"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The host, an address in its shortest form."""
+        """The host, an address in its shortest form. What ends in a number, as 999.9.9.9 does, is no name."""
         with suppress(ValueError):
             if "%" not in value:  # what follows it may be anything
                 return str(ipaddress.ip_address(value))
-        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", value):
+        if not re.fullmatch(r"(?!(.*\.)?\d+\.?$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", value):
             self.fail(f"a host is a name such as triton.example, or an IP address, which {value!r} is not", param, ctx)
         return value
 

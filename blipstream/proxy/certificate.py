@@ -86,7 +86,7 @@ def _alternative_name(name: str) -> str:
     try:
         return f"IP:{ipaddress.ip_address(name)}"
     except ValueError:
-        if not re.fullmatch(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", name):
+        if not re.fullmatch(r"(?!(.*\.)?\d+$)(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", name):
             raise ServerError(
                 f"a domain is a name such as captions.example, or an IP address, which {name!r} is not"
             ) from None

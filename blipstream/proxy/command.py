@@ -4,6 +4,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def main() -> None:
 
 @main.command(short_help="Make DIR: keys, a certificate and nginx.conf.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--client", default=FIRST_CLIENT, help="The name of the first client, who gets a key.")
+@click.option(
+    "--client", "clients", multiple=True, default=[FIRST_CLIENT], help="Who gets a key, by name; may be repeated."
+)
 @click.option("--domain", "domains", multiple=True, help="A name or IP address of this machine; may be repeated.")
 @click.option(
     "--host", default=TritonServer.host, type=command_line.Host(), help="Address to listen on; 0.0.0.0 for all."
@@ -61,7 +64,7 @@ def main() -> None:
 @click.option("--grpc-port", default=TritonServer.grpc_port, type=click.IntRange(1, 65535), help="The server's.")
 def init(
     folder: Path,
-    client: str,
+    clients: tuple[str, ...],
     domains: tuple[str, ...],
     host: str,
     https_port: int,
@@ -69,7 +72,7 @@ def init(
     http_port: int,
     grpc_port: int,
 ) -> None:
-    """Make DIR: a first key, a certificate to try it with, and nginx.conf.
+    """Make DIR: the first keys, a certificate to try it with, and nginx.conf.
 
     The certificate is for the domains, the host, localhost and 127.0.0.1.
     """
@@ -84,7 +87,8 @@ def init(
         folder.chmod(0o700)
         (folder / "tmp").mkdir()
         certificate.make(folder / "certificate.pem", folder / "key.pem", names)
-        keys.add(folder / "keys", client)
+        for client in clients:
+            keys.add(folder / "keys", client)
         configuration = nginx.configuration(
             command_line.address(host, https_port),
             command_line.address(triton, http_port),
@@ -97,8 +101,9 @@ def init(
         if is_new:
             folder.rmdir()
         raise
-    url = f"grpcs://{command_line.address(names[0] if names and not is_local else 'localhost', https_port)}"
-    click.echo(f"{folder} has nginx.conf, a key for {client} and a certificate to try it with.")
+    name = min(names, key=lambda each: each.startswith("*"), default="localhost")  # the first one that can be asked
+    url = f"grpcs://{command_line.address('localhost' if is_local else name.replace('*', 'NAME'), https_port)}"
+    click.echo(f"{folder} has nginx.conf, a key for {', '.join(clients)} and a certificate to try it with.")
     if is_local:
         click.echo("It is for this machine alone; --host 0.0.0.0 would open it to others.")
     elif not names:
@@ -107,7 +112,7 @@ def init(
     _show("Start it", _command("start", folder))
     _show(
         "Then ask through it; other machines need the key and certificate.pem, too",
-        f'export BLIPSTREAM_API_KEY="$({_command("key", folder, client)})"',
+        f'export BLIPSTREAM_API_KEY="$({_command("key", folder, clients[0])})"',
         f"{_program()} caption IMAGE --url {url} \\",
         f"    --ca-file {shlex.quote(str(folder / 'certificate.pem'))}",
     )
@@ -134,6 +139,7 @@ def start(folder: Path) -> None:
     command = nginx.command(folder)
     address = nginx.free_address(folder)
     nginx.check(command, folder)
+    nginx.check_dates(folder)
     for secret in (folder / "keys", folder / "key.pem"):
         if secret.exists() and secret.stat().st_mode & 0o044:
             click.echo(f"Others may read {secret}: `chmod 600 {shlex.quote(str(secret))}` ends that.", err=True)
@@ -160,8 +166,7 @@ def renew(folder: Path, domains: tuple[str, ...]) -> None:
 @click.argument("client", metavar="NAME")
 def add(folder: Path, client: str) -> None:
     """Give a client a key."""
-    keys.add(folder / "keys", client)
-    _apply(folder, folder / "keys")
+    _change(folder, keys.add, client)
     _show(f"{client} has a key. It is printed by", _command("key", folder, client))
 
 
@@ -170,8 +175,8 @@ def add(folder: Path, client: str) -> None:
 @click.argument("client", metavar="NAME")
 def revoke(folder: Path, client: str) -> None:
     """Take back a client's key."""
-    keys.revoke(folder / "keys", client)
-    _apply(folder, folder / "keys")
+    if not _change(folder, keys.revoke, client):
+        raise ServerError(f"{client} has no key in {folder} any more, but until then the old one may go on working")
     click.echo(f"{client} has no key in {folder} any more.")
 
 
@@ -196,15 +201,30 @@ def _ours(context: click.Context, folder: Path) -> Path:
     return folder
 
 
-def _apply(folder: Path, changed: Path) -> None:
-    """Let nginx read a file that was changed, if it runs and could read the keys."""
+def _change(folder: Path, change: Callable[[Path, str], None], client: str) -> bool:
+    """Change a client's key and apply it as `_apply` does. If nginx would not read the file, it stays as it was."""
+    file = folder / "keys"
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    change(file, client)
+    return _apply(folder, file, before)
+
+
+def _apply(folder: Path, changed: Path, before: str | None = None) -> bool:
+    """Let nginx read a file that was changed, if it runs and could read the keys. Whether nobody uses the old file now.
+
+    If nginx would not read it, the file gets its content of before, if that is given.
+    """
     keys.check(folder / "keys")
     try:
         if nginx.reload(folder):
-            return
+            return True
     except ServerError as error:
+        if isinstance(error, nginx.ReloadRefused) and before is not None:
+            keys.write(changed, before)
+            raise ServerError(f"{changed} stays as it was, and its keys go on working: {error}") from error
         raise ServerError(f"{changed} is changed, but {error}") from error
-    if address := nginx.taken_address(folder):
+    address = nginx.taken_address(folder)
+    if address:
         click.echo(
             f"No nginx runs from this folder, but something listens on {address}.\n"
             "If it is an nginx without its master, it goes on with what it had:\n"
@@ -213,6 +233,7 @@ def _apply(folder: Path, changed: Path) -> None:
         )
     else:
         click.echo("nginx does not run from this folder now, so it counts from its next start.", err=True)
+    return address is None
 
 
 def _program() -> str:

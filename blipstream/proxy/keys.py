@@ -10,6 +10,7 @@ from pathlib import Path
 from blipstream.errors import ServerError
 from blipstream.files import NGINX
 
+LONGEST_NAME = 64  # characters; nginx refuses to read a file with one of some 4000
 CLIENT = r"[A-Za-z0-9_.-]+"  # the name of a client, as check-keys.sh has it
 LINE = re.compile(rf"[ \t]*~\^(?P<key>[A-Za-z0-9_-]+)\$[ \t]+(?P<client>{CLIENT});")
 
@@ -29,22 +30,32 @@ def key_of(file: Path, client: str) -> str:
 
 
 def add(file: Path, client: str) -> None:
-    """Give a client a key. Raises ServerError if the name cannot be one, or has a key."""
+    """Give a client a key.
+
+    Raises ServerError, and changes nothing, if the name cannot be one, if it has a key, or as `check`.
+    """
     if not re.fullmatch(CLIENT, client):
         raise ServerError(f"a client's name is letters, digits, _, . and -, which {client!r} is not: choose another")
+    if len(client) > LONGEST_NAME:
+        raise ServerError(
+            f"a client's name has at most {LONGEST_NAME} characters, and this one has {len(client):,}: choose another"
+        )
+    if file.exists():
+        check(file)
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     if before and client in clients(file):
         raise ServerError(f"{client} has a key: revoke it first, or choose another name")
     if before and not before.endswith("\n"):
         before += "\n"
-    _write(file, f"{before}~^{secrets.token_hex(32)}$ {client};\n")
+    write(file, f"{before}~^{secrets.token_hex(32)}$ {client};\n")
 
 
 def revoke(file: Path, client: str) -> None:
-    """Take back a client's key. Raises ServerError if the client has none."""
+    """Take back a client's key. Raises ServerError, and changes nothing, if the client has none, or as `check`."""
     key_of(file, client)
+    check(file)
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    _write(file, "".join(line for line in lines if not ((found := LINE.match(line)) and found["client"] == client)))
+    write(file, "".join(line for line in lines if not ((found := LINE.match(line)) and found["client"] == client)))
 
 
 def check(file: Path) -> None:
@@ -54,7 +65,7 @@ def check(file: Path) -> None:
         raise ServerError(done.stderr.strip())
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
     """Replace a file at once, so that nginx never reads half of it. Nobody else may read it."""
     new = file.with_name(f"{file.name}.new")
     new.unlink(missing_ok=True)

@@ -10,8 +10,10 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +23,13 @@ from blipstream.files import NGINX
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])  # PATH may lack sbin
 LISTEN = re.compile(r"^\s*listen (?P<address>\[?(?P<host>[^;\s]*?)\]?:(?P<port>\d+)) ssl\b", re.MULTILINE)
 CERTIFICATE = re.compile(r"^\s*ssl_certificate\s+([^;\s$\"']+);", re.MULTILINE)
+KEY = re.compile(r"^\s*ssl_certificate_key\s+([^;\s$\"']+);", re.MULTILINE)
+NO_PAIR = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}  # OpenSSL's words
+RELOAD_SECONDS = 30.0  # for new workers to be there, also on a busy machine
+
+
+class ReloadRefused(ServerError):
+    """nginx would not read its files anew, so it was not told to."""
 
 
 def configuration(listen: str, http: str, grpc: str) -> str:
@@ -92,10 +101,18 @@ def command(folder: Path) -> list[str]:
 
 
 def check(command: list[str], folder: Path) -> None:
-    """Raises ServerError if nginx would not start by `command`, or with a certificate that has expired."""
+    """Raises ServerError if nginx could not serve by `command`."""
     done = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServerError(_reason(done.stderr, folder))
+    text = (folder / "nginx.conf").read_text(encoding="utf-8")
+    for certificate, key in zip(CERTIFICATE.findall(text), KEY.findall(text), strict=False):
+        if not _is_pair(folder / certificate, folder / key):
+            raise ServerError(_no_pair(folder / key, folder))
+
+
+def check_dates(folder: Path) -> None:
+    """Raises ServerError if a certificate has expired."""
     openssl = shutil.which("openssl")
     for name in re.findall(CERTIFICATE, (folder / "nginx.conf").read_text(encoding="utf-8")) if openssl else ():
         asked = [str(openssl), "x509", "-noout", "-checkend", "0", "-in", folder / name]
@@ -106,12 +123,25 @@ def check(command: list[str], folder: Path) -> None:
             )
 
 
+def _is_pair(certificate: Path, key: Path) -> bool:
+    """Whether a key belongs to a certificate. nginx does not notice where one is RSA and the other EC."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        return error.reason not in NO_PAIR
+    return True
+
+
+def _no_pair(key: object, folder: Path) -> str:
+    return f"the key {key} does not belong to the certificate: put both of one pair into {folder}"
+
+
 def _reason(printed: str, folder: Path) -> str:
     """Why `nginx -t` failed, in one sentence."""
     (reason,) = re.findall(r"\[emerg\] (?:\d+#\d+: )?(.*)", printed)[:1] or [printed.strip().replace("\n", "; ")]
     file = re.search(r'"(?P<name>[^"]*)"', reason)
     if file and "key values mismatch" in reason:
-        return f"the key {file['name']} does not belong to the certificate: put both of one pair into {folder}"
+        return _no_pair(file["name"], folder)
     if file and "No such file" in reason:
         return f"the file {file['name']} is missing: put it there, or mend {folder / 'nginx.conf'}"
     return f"nginx cannot start: {reason}: mend that, starting from {folder / 'nginx.conf'}"
@@ -131,19 +161,35 @@ def become(command: list[str], folder: Path) -> NoReturn:
 
 
 def reload(folder: Path) -> bool:
-    """Let a running nginx read its files again, keys and certificate among them. Connections stay. Whether one runs.
+    """Let a running nginx read its files again, keys and certificate among them, and wait until it has.
 
-    Raises ServerError if it is another user's, or as `master` does.
+    Requests under way go on. Returns whether an nginx runs. Raises ReloadRefused if it would not read the files, and
+    ServerError if it has not read them, if it is another user's, or as `master` does.
     """
     pid = master(folder)
-    if pid:
-        try:
-            os.kill(pid, signal.SIGHUP)
-        except PermissionError as error:
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError as error:
+        raise ServerError(
+            f"nginx runs as another user, so have root tell it to read the files anew: `sudo kill -HUP {pid}`"
+        ) from error
+    try:
+        check(command(folder), folder)
+    except ServerError as error:
+        raise ReloadRefused(str(error)) from error
+    old = _serving(pid)
+    os.kill(pid, signal.SIGHUP)
+    end = time.monotonic() + RELOAD_SECONDS
+    while not (workers := _serving(pid)) or workers & old:
+        if time.monotonic() > end:
             raise ServerError(
-                f"nginx runs as another user, so have root tell it to read the files anew: `sudo kill -HUP {pid}`"
-            ) from error
-    return bool(pid)
+                "nginx goes on with what it had, and its log says why: mend that, end nginx by "
+                f"`kill {pid}`, and start it again"
+            )
+        time.sleep(0.05)
+    return True
 
 
 def master(folder: Path) -> int | None:
@@ -172,6 +218,18 @@ def _workers(folder: Path) -> list[int]:
             if is_worker and (process / "cwd").samefile(folder):
                 found.append(pid)
     return sorted(found)
+
+
+def _serving(master: int) -> set[int]:
+    """The workers that take new connections. Those of before a reload end once their requests are answered."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(process.name)
+            parent = int((process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            if parent == master and _command_line(pid).rstrip(b"\0 ") == b"nginx: worker process":
+                found.add(pid)
+    return found
 
 
 def _name(pid: int) -> str:

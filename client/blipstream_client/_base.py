@@ -23,6 +23,7 @@ from blipstream_client._text import excerpt, quoted, shown_url
 from blipstream_client._tls import TLS, PathLike
 from blipstream_client._transport import Settings
 
+LONGEST_KEY = 8_000  # characters: nginx and others take headers of 8 KiB, and hang up on longer ones
 API_KEY = "BLIPSTREAM_API_KEY"  # the environment variable: a command line can be read by the machine's other users
 DEFAULT_URL = "grpc://localhost:8001"
 DEFAULT_MODEL = "caption"
@@ -199,6 +200,10 @@ def _with_key(headers: Mapping[str, str], addresses: Sequence[Address]) -> Mappi
         return headers
     if not (key.isascii() and key.isprintable()):
         raise InvalidRequest(f"{API_KEY} must be printable ASCII on one line: set it again")
+    if len(key) > LONGEST_KEY:
+        raise InvalidRequest(
+            f"{API_KEY} has {len(key):,} characters, and servers take headers of at most {LONGEST_KEY:,}: set it again"
+        )
     if exposed := [each.url for each in addresses if not (each.secure or each.is_loopback)]:
         raise InvalidURL(
             f"Refused to send {API_KEY} without TLS to {exposed[0]}: use grpcs:// or https://, unset it, or give the"

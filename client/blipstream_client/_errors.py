@@ -70,6 +70,8 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
 # or method.
 NOT_TRITONS = {"400", "404", "501"}
 
+OF_OUR_PROXY = "try again later"  # gRPC has one status where nothing answers and where our proxy finds no server
+
 _ENCODED = re.compile(r"ipv6:%5B\S*%5D")  # gRPC's form of an address
 _NOISE = re.compile(r"Failed to connect to remote host: |^\[Errno \d+\] ")
 
@@ -103,8 +105,10 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
     shown = excerpt(message, LONGEST_SENTENCE)
     if status in NOT_TRITONS and not shown:
         kind = ServerUnreachable
-    if kind is ServerUnreachable:
-        error: BlipstreamError = unreachable(url, shown or f"status {status}")
+    if kind is ServerUnreachable and shown.endswith(OF_OUR_PROXY):
+        error: BlipstreamError = ServerUnreachable(f"{url} answered {status}: {shown}")
+    elif kind is ServerUnreachable:
+        error = unreachable(url, shown or f"status {status}")
     elif status == "DEADLINE_EXCEEDED":
         error = no_response(url, timeout)
     elif kind is AccessDenied and not shown:

@@ -6,6 +6,7 @@ gRPC and HTTP clients see only that the other side hangs up, and of a name with 
 one, which may be at fault for another reason.
 """
 
+import re
 import socket
 import ssl
 import time
@@ -28,6 +29,10 @@ SIDE_DOORS = {
 }  # ports of a server, by what their /metrics has
 MOST_METRICS = 1 << 16  # bytes of a page of metrics that are looked at
 MISMATCHES = {62, 64}  # OpenSSL's codes for a certificate of another host name or address
+ALERT = re.compile(
+    r" alert ([a-z ]+\w)"
+)  # OpenSSL's words for why the other side broke off; Python knows not all codes
+REFUSED_OFFER = "no application protocol"
 EXPIRED = {9, 10}  # not yet valid, or not any more
 
 
@@ -53,7 +58,13 @@ class Probe:
 def find_fault(address: Address, tls: TLS) -> str | None:
     """What is wrong with the address, and how to mend it. None if nothing is, or nothing answers."""
     with suppress(OSError, ValueError):
-        found = _scheme(address, tls)
+        try:
+            found = _scheme(address, tls)
+        except ssl.SSLError as exc:
+            return (
+                f"What answers at {address.url} breaks off the TLS handshake ({_alert(exc)}):"
+                " its certificate and key may not belong together, or it wants a certificate of yours (--cert-file)"
+            )
         if found == "http" and (door := _side_door(address)):
             plain = address.scheme.removesuffix("s")
             return (
@@ -72,11 +83,17 @@ def find_fault(address: Address, tls: TLS) -> str | None:
 
 
 def _scheme(address: Address, tls: TLS) -> str:
-    """The scheme of what answers, or "" if it is unknown. Raises OSError if nothing does."""
+    """The scheme of what answers, or "" if it is unknown.
+
+    Raises ssl.SSLError if it speaks TLS and breaks off the handshake, and OSError if nothing answers.
+    """
     _connected(address).close()  # so that an OSError from here on is the other side's answer
     try:
         speaks_h2 = _negotiated(address, tls, H2) == H2
-    except OSError:  # it does not speak TLS: it hangs up, answers otherwise, or waits for the end of a line
+    except OSError as exc:
+        if isinstance(exc, ssl.SSLError) and _alert(exc):
+            raise
+        # it does not speak TLS: it hangs up, answers otherwise, or waits for the end of a line
         return _plain_scheme(address)
     is_grpc = speaks_h2 and (address.scheme.startswith("grpc") or _negotiated(address, tls, HTTP_1) != HTTP_1)
     return "grpcs" if is_grpc else "https"
@@ -106,12 +123,23 @@ def _get(address: Address, path: str, most: int) -> bytes:
 
 
 def _negotiated(address: Address, tls: TLS, offer: str) -> str | None:
-    """What a TLS server chooses to speak, whatever its certificate. None if it does not say."""
+    """What a TLS server chooses to speak, whatever its certificate. None if it does not say, or refuses the offer."""
     context = tls.new_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols([offer])
-    with _connected(address) as connection, context.wrap_socket(connection, server_hostname=address.host) as secure:
-        return secure.selected_alpn_protocol()
+    try:
+        with _connected(address) as connection, context.wrap_socket(connection, server_hostname=address.host) as secure:
+            return secure.selected_alpn_protocol()
+    except ssl.SSLError as exc:
+        if _alert(exc) == REFUSED_OFFER:
+            return None
+        raise
+
+
+def _alert(error: ssl.SSLError) -> str:
+    """Why the other side broke off the handshake. "" if it did not."""
+    found = ALERT.search(str(error))
+    return found[1] if found else ""
 
 
 def _distrust(address: Address, tls: TLS) -> str | None:

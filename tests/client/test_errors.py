@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import http
+import re
 from contextlib import AbstractContextManager
 from threading import Event
 
@@ -8,6 +9,7 @@ import httpcore2
 import pytest
 
 import blipstream.errors
+from blipstream.files import NGINX
 from blipstream_client import (
     AccessDenied,
     BlipstreamError,
@@ -79,6 +81,16 @@ def test_every_http_status_has_its_error() -> None:
     for status in http.HTTPStatus:
         if status >= 400:
             assert type(error(str(status.value))) is HTTP.get(status, ServerError), status
+
+
+@pytest.mark.parametrize("status", ["UNAVAILABLE", "503"])
+def test_our_proxy_is_not_called_silent(status: str) -> None:
+    """It answers so where it finds no server."""
+    (message,) = set(re.findall(r"no captions at[^\"]*", (NGINX / "nginx.conf").read_text()))
+    found = error(status, message)
+    assert type(found) is ServerUnreachable
+    assert str(found) == f"{URL} answered {status}: {message}"
+    assert str(error("UNAVAILABLE", "Socket closed")).startswith(f"No Triton server answers at {URL}: start it")
 
 
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "503", "400", ""])

@@ -331,6 +331,11 @@ def test_a_key_that_cannot_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLIPSTREAM_API_KEY", "sec\nret")
     with pytest.raises(InvalidRequest, match=r"^BLIPSTREAM_API_KEY must be printable ASCII on one line: set it again$"):
         Client()
+    monkeypatch.setenv("BLIPSTREAM_API_KEY", "k" * 20_000)
+    with pytest.raises(InvalidRequest, match=r"^BLIPSTREAM_API_KEY has 20,000 characters, and servers take headers of"):
+        Client()
+    monkeypatch.setenv("BLIPSTREAM_API_KEY", "k" * 8_000)
+    Client().close()
 
 
 @pytest.mark.parametrize("headers", [{"a b": "c"}, {"": "c"}, {"a": "b\r\nc: d"}, {"a": " b"}, {"a": "é"}])

@@ -178,6 +178,7 @@ def test_domains_and_addresses(here: Path, server: TritonServer) -> None:
         ("--host captions.example", "captions.example"),
         ("--host 10.0.0.5 --domain captions.example", "captions.example"),
         ("--host 0.0.0.0 --domain captions.example", "captions.example"),
+        ("--host 0.0.0.0 --domain '*.ex.com' --domain ex.com", "ex.com"),
         ("--host 0.0.0.0", "localhost"),
         ("--host :: ", "localhost"),
         ("", "localhost"),
@@ -194,6 +195,19 @@ def test_the_name_to_ask(here: Path, options: str, name: str) -> None:
     assert advice == (
         ["blipstream proxy renew proxy --domain NAME"] if options in ("--host 0.0.0.0", "--host :: ") else []
     )
+
+
+def test_several_clients(here: Path) -> None:
+    assert "a key for alice, bob and a" in well(here, "blipstream proxy init proxy --client alice --client bob")
+    found = [well(here, f"blipstream proxy key proxy {name}") for name in ("alice", "bob")]
+    assert [len(key.strip()) for key in found] == [64, 64]
+
+
+def test_a_certificate_for_any_name(here: Path) -> None:
+    """Nobody can ask a `*`."""
+    printed = well(here, "blipstream proxy init proxy --host 0.0.0.0 --domain '*.ex.com'")
+    assert "--url grpcs://NAME.ex.com:8443 " in printed
+    assert "a domain is a name" in fault(here, "blipstream proxy renew proxy --domain 999.9.9.9")
 
 
 def test_a_folder_that_is_taken(here: Path, server: TritonServer) -> None:
@@ -229,7 +243,7 @@ def test_what_keeps_it_from_starting(here: Path, server: TritonServer) -> None:
     assert "has no line `listen HOST:PORT ssl`: write one" in fault(here, start)
 
 
-@pytest.mark.parametrize("host", ["a;b", "", "a b", "http://a", "a:8000", "fe80::1%a;b", "[::1]"])
+@pytest.mark.parametrize("host", ["a;b", "", "a b", "http://a", "a:8000", "fe80::1%a;b", "[::1]", "999.9.9.9", "1.2.3"])
 @pytest.mark.parametrize("option", ["--triton", "--host"])
 def test_hosts_that_cannot_be(here: Path, option: str, host: str) -> None:
     found = fault(here, f"blipstream proxy init new {option} '{host}'")
@@ -256,6 +270,93 @@ def test_what_nginx_would_refuse(here: Path) -> None:
     with (folder / "nginx.conf").open("a") as file:
         file.write("nonsense;\n")
     assert 'nginx cannot start: unknown directive "nonsense" in' in fault(here, start)
+
+
+def status(here: Path, port: int, key: str) -> str:
+    """What a request with a key gets over a new connection."""
+    ask = f"curl -s -o /dev/null -w '%{{http_code}}' --cacert proxy/certificate.pem -H 'x-api-key: {key}'"
+    return well(here, f"{ask} https://localhost:{port}/v2")
+
+
+def test_a_revoke_that_nginx_would_not_read(here: Path) -> None:
+    """It fails and changes nothing, and works once the fault is mended, with the connections' next request."""
+    port = free_port()
+    well(here, f"blipstream proxy init proxy --https-port {port}")
+    well(here, "blipstream proxy add proxy carol 2>&1")
+    key = well(here, "blipstream proxy key proxy carol").strip()
+    with started(here, "blipstream proxy start proxy", port):
+        wait_until(lambda: (here / "proxy" / "tmp" / "nginx.pid").exists())
+        before, config = (here / "proxy" / "keys").read_text(), (here / "proxy" / "nginx.conf").read_text()
+        (here / "proxy" / "nginx.conf").write_text(f"{config}bogus on;\n")
+        for command in ("revoke proxy carol", "add proxy zoe"):
+            told = fault(here, f"blipstream proxy {command}")
+            assert told.startswith("Error: proxy/keys stays as it was, and its keys go on working: nginx cannot start:")
+            assert 'unknown directive "bogus"' in told
+            assert (here / "proxy" / "keys").read_text() == before
+        assert status(here, port, key) != "401"
+        (here / "proxy" / "nginx.conf").write_text(config)
+        assert well(here, "blipstream proxy revoke proxy carol") == "carol has no key in proxy any more.\n"
+        assert status(here, port, key) == "401"
+
+
+def test_a_revoke_that_nginx_does_not_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its check passes, and only a reload shows the fault."""
+    port = free_port()
+    well(here, f"blipstream proxy init proxy --https-port {port}")
+    monkeypatch.setattr(nginx, "RELOAD_SECONDS", 1.0)
+    with (
+        started(here, "blipstream proxy start proxy", port) as process,
+        socket.create_server(("127.0.0.1", 0)) as taken,
+    ):
+        wait_until(lambda: (here / "proxy" / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
+        config = here / "proxy" / "nginx.conf"
+        config.write_text(config.read_text().replace(f":{port} ssl", f":{taken.getsockname()[1]} ssl"))
+        done = CliRunner().invoke(main, ["revoke", str(here / "proxy"), "me"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "keys is changed, but nginx goes on with what it had, and its log says why" in done.stderr
+    assert f"`kill {process.pid}`" in done.stderr
+
+
+def test_what_is_under_way_when_a_key_is_revoked(here: Path) -> None:
+    """It goes on for a while, not for good."""
+    port = free_port()
+    well(here, f"blipstream proxy init proxy --https-port {port}")
+    folder = here / "proxy"
+    config = (folder / "nginx.conf").read_text()
+    (folder / "nginx.conf").write_text(config.replace("worker_shutdown_timeout 60s;", "worker_shutdown_timeout 1s;"))
+    trust = ssl.create_default_context(cafile=folder / "certificate.pem")
+    key = well(here, "blipstream proxy key proxy me").strip()
+    with started(here, "blipstream proxy start proxy", port) as process:
+        wait_until(lambda: (folder / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
+        with trust.wrap_socket(
+            socket.create_connection(("127.0.0.1", port)), server_hostname="localhost"
+        ) as connection:
+            head = f"POST /v2/models/caption/infer HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
+            connection.sendall(f"{head}Content-Length: 10000\r\n\r\n".encode())
+            well(here, "blipstream proxy revoke proxy me")
+
+            def is_cut() -> bool:
+                try:
+                    connection.sendall(b" ")  # else nginx takes the sender for dead
+                except OSError:
+                    return True
+                return False
+
+            wait_until(is_cut)
+
+
+def test_a_key_of_another_kind(here: Path) -> None:
+    """nginx would start with it, and every handshake would fail."""
+    port = free_port()
+    well(here, f"blipstream proxy init proxy --https-port {port}")
+    start, told = "blipstream proxy start proxy", "key.pem does not belong to the certificate: put both of one pair"
+    with started(here, start, port) as process:
+        wait_until(lambda: (here / "proxy" / "tmp" / "nginx.pid").read_text() == f"{process.pid}\n")
+        well(here, "openssl genrsa -out proxy/key.pem 2048")
+        assert told in fault(here, "blipstream proxy add proxy bob")
+        ssl.get_server_certificate(("127.0.0.1", port))
+    assert told in fault(here, start)
+    assert run(here, "blipstream proxy renew proxy").returncode == 0
 
 
 def test_keys_that_others_may_read(here: Path) -> None:
@@ -359,7 +460,10 @@ def test_a_taken_address(here: Path) -> None:
         port = taken.getsockname()[1]
         well(here, f"blipstream proxy init proxy --https-port {port}")
         well(here, "blipstream proxy add proxy bob 2>&1")
-        said = run(here, "blipstream proxy revoke proxy bob").stderr
+        done = run(here, "blipstream proxy revoke proxy bob")
+    said = done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "until then the old one may go on working" in said
     assert f"something listens on 127.0.0.1:{port}" in said
     assert "goes on with what it had" in said
 

@@ -53,6 +53,22 @@ def test_names_that_cannot_be(file: Path, name: str) -> None:
     assert file.read_text() == BY_HAND
 
 
+def test_a_name_that_is_too_long(file: Path) -> None:
+    """nginx would refuse to read the file from then on."""
+    with pytest.raises(ServerError, match="has at most 64 characters, and this one has 5,000: choose another"):
+        keys.add(file, "x" * 5000)
+    assert file.read_text() == BY_HAND
+    keys.add(file, "x" * 64)
+
+
+def test_a_file_with_a_wrong_line_stays_as_it_is(file: Path) -> None:
+    file.write_text(f"{BY_HAND}\ngarbage\n")
+    for function, client in ((keys.add, "carol"), (keys.revoke, "alice")):
+        with pytest.raises(ServerError, match="line 5 is not a key and its name"):
+            function(file, client)
+    assert file.read_text() == f"{BY_HAND}\ngarbage\n"
+
+
 def test_a_name_has_one_key(file: Path) -> None:
     with pytest.raises(ServerError, match="alice has a key: revoke it first"):
         keys.add(file, "alice")
