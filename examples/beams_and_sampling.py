@@ -32,3 +32,5 @@ if __name__ == "__main__":
         main(sys.argv[1])
     except BlipstreamError as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

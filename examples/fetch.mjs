@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ask with fetch, in node 18 or newer: node examples/fetch.mjs IMAGE [ADDRESS]
+// Ask with fetch, in node 18 or newer: node examples/fetch.mjs IMAGE [HOST:PORT]
 import { readFile } from "node:fs/promises";
 import { argv, exit } from "node:process";
 
@@ -19,16 +19,18 @@ async function caption(address, image, options = {}) {
   throw Object.assign(new Error(sentence), { code });
 }
 
-const [file, address = "http://localhost:8000"] = argv.slice(2);
+const [file, server = "localhost:8000"] = argv.slice(2);
 if (file === undefined) {
-  console.error("usage: node examples/fetch.mjs IMAGE [ADDRESS]");
+  console.error("usage: node examples/fetch.mjs IMAGE [HOST:PORT]");
   exit(1);
 }
+const address = (server.includes("://") ? server : `http://${server}`).replace(/\/+$/, "");
 try {
   const image = await readFile(file, "base64");
   console.log(await caption(address, `data:image/jpeg;base64,${image}`, { num_beams: 3 }));
 } catch (error) {
-  const code = error.code ?? error.cause?.code; // the server's, or node's if no server answers
-  console.error(code ? `${code}: ${error.message}` : error.message);
+  const { cause, code, message } = error;
+  if (cause) console.error(`Error: ${address} does not answer in HTTP: ${cause.code ?? cause.message}`);
+  else console.error(`${code && !message.startsWith(code) ? code : "Error"}: ${message}`);
   exit(1);
 }

@@ -23,10 +23,14 @@ def main(image: Path, address: str = "localhost:8000") -> None:
         "Content-Type": "application/octet-stream",
         "Inference-Header-Content-Length": str(len(header)),
     }
-    connection = HTTPConnection(address, timeout=60)
+    connection = HTTPConnection(address.removeprefix("http://").rstrip("/"), timeout=60)
     try:
         connection.request("POST", "/v2/models/caption/infer", header + element, headers)
         answer = json.load(connection.getresponse())
+    except OSError as error:
+        sys.exit(f"Error: {address} does not answer: {error}")
+    except HTTPException:
+        sys.exit(f"Error: {address} does not answer in HTTP: is it the port for gRPC?")
     finally:
         connection.close()
     if "error" in answer:
@@ -42,3 +46,5 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]), *sys.argv[2:])
     except (OSError, HTTPException, ValueError) as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

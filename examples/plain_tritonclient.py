@@ -31,3 +31,5 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]), *sys.argv[2:])
     except (OSError, InferenceServerException) as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

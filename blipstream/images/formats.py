@@ -62,6 +62,5 @@ def identify(data: bytes) -> str:
     guesses = (name for start, name in _MISTAKES.items() if re.match(start, head, re.DOTALL | re.IGNORECASE))
     guess = next(guesses, None)
     what = f"look like {guess}" if guess else f"start with {head[:8].hex(' ')}"
-    raise InvalidImage(
-        f"{_EXPECTED}, but its {len(data):,} bytes {what}: send the bytes of such a file, in JSON as base64"
-    )
+    size = f"{len(data):,} bytes {what}" if len(data) > 1 else f"only byte is {head.hex()}"
+    raise InvalidImage(f"{_EXPECTED}, but its {size}: send the bytes of such a file, in JSON as base64")

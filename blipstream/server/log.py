@@ -12,7 +12,10 @@ from pathlib import Path
 from blipstream.errors import ServerError
 
 MAX_BYTES = 16 << 20  # then the log begins anew, and the old one lies beside it as FILE.1
-NO_GPU = ("CudaDriverHelper", "unable to create stream")  # errors in every log where there is no GPU
+HARMLESS = (
+    *("CudaDriverHelper", "unable to create stream"),  # in every log where there is no GPU
+    "HandleCancellation called",  # a client has hung up
+)
 
 
 class Log:
@@ -94,10 +97,10 @@ def failed_model(log: str) -> str:
 
 
 def first_error(log: str) -> str:
-    """The first error of Triton or of one of its processes; empty if there is none."""
+    """The first error of Triton or of one of its processes, unless it is harmless; empty if there is none."""
     pattern = r"^(?:E\d{4} [^\]]*\] |error: |terminate called .*\n +what\(\): +)(.*)"
     errors = [_unquote(error) for error in re.findall(pattern, log, re.MULTILINE)]
-    return next((" ".join(error.split()) for error in errors if not any(word in error for word in NO_GPU)), "")
+    return next((" ".join(error.split()) for error in errors if not any(word in error for word in HARMLESS)), "")
 
 
 def _unquote(text: str) -> str:

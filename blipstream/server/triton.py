@@ -204,7 +204,8 @@ class TritonServer:
         if self._log is not None:
             self._log.update()
         if exited is not None:
-            raise self._failure(_how_it_ended(exited))
+            killed = (exited.si_code, exited.si_status) == (os.CLD_KILLED, signal.SIGKILL)
+            raise self._failure(_how_it_ended(exited), from_outside=killed)
         children = self._children()
         new = children.keys() - self._stubs.keys()
         self._stubs |= {pid: model for pid in new if (model := proc.stub_model(pid))}
@@ -319,12 +320,15 @@ class TritonServer:
         """What the models' processes shall log and trace."""
         return ({ENDPOINT: self.traces} if self.traces else {}) | {LOG_REQUESTS: "1" if self.log_requests else ""}
 
-    def _failure(self, what: str) -> ServerError:
-        """An error of one sentence, with the reason found in the log, which is then kept."""
+    def _failure(self, what: str, *, from_outside: bool = False) -> ServerError:
+        """An error of one sentence, with the reason found in the log, which is then kept.
+
+        If the reason came `from_outside`, the log does not have it.
+        """
         log = ""
         if self._log is not None:
             self._log.keep = True
-            log = self._log.read()
+            log = "" if from_outside else self._log.read()
         reason = failed_model(log) or ": ".join(filter(None, [what, first_error(log)]))
         if self._workspace is not None:  # people know the repository itself, and not our link to it
             for name in (WITH_DEFAULTS, PLAIN):  # the one begins with the other

@@ -45,5 +45,5 @@ def curl(url: str, image: Path) -> str:
     """A shell line that sends an image as JSON."""
     return (
         f'printf \'{{"image": "data:image/jpeg;base64,%s"}}\' "$(base64 < {shlex.quote(str(image))} | tr -d "\\n")" | '
-        f"curl -s -H 'Content-Type: application/json' -d @- {url}/v2/models/caption/generate"
+        f"curl -sS -H 'Content-Type: application/json' -d @- {url}/v2/models/caption/generate"
     )

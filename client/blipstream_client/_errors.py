@@ -76,6 +76,7 @@ _ENCODED = re.compile(r"ipv6:%5B\S*%5D")  # gRPC's form of an address
 _NOISE = re.compile(r"Failed to connect to remote host: |^\[Errno \d+\] ")
 
 _CODED = re.compile(r"\[([a-z_]+)\] (.*)")
+JSON_ALONE = ", in JSON as base64"  # a remedy of the server's for those who write requests themselves
 
 # What reading a response raises if it is none of Triton's. RecursionError: JSON in a thousand brackets.
 STRANGE_RESPONSES = (ValueError, LookupError, TypeError, struct.error, RecursionError)
@@ -113,6 +114,8 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
         error = no_response(url, timeout)
     elif kind is AccessDenied and not shown:
         error = AccessDenied(f"The server at {url} wants a valid key (status {status}): set BLIPSTREAM_API_KEY")
+    elif kind is ModelNotReady and not transient and "unknown model" in shown:
+        error = ModelNotReady(f"{shown}: `blipstream info` names those that the server has")
     else:
         error = kind(shown or f"The server at {url} answered {status} without a message")
     error.code = code or error.code
@@ -121,9 +124,9 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
 
 
 def _split_code(text: str) -> tuple[str, str]:
-    """The code, or "" if there is none, and the message."""
+    """The code, or "" if there is none, and the message without the remedy that is for others."""
     coded = _CODED.fullmatch(text)
-    return (coded[1], coded[2]) if coded else ("", text)
+    return (coded[1], coded[2].removesuffix(JSON_ALONE)) if coded else ("", text)
 
 
 def unreachable(url: str, reason: str) -> ServerUnreachable:

@@ -20,12 +20,15 @@ class ExplainOptions(Options, total=False):
     # fmt: off
     caption_index: Annotated[int | None, Option(
         INT32, 0, "Which of num_captions captions to explain. 0: the best.",
+        low=0, high=9,
     )]
     layer: Annotated[int | None, Option(
         INT32, -1, "The layer of the text decoder, from 0 on. -1: the mean of all.",
+        low=-1,
     )]
     head: Annotated[int | None, Option(
         INT32, -1, "The attention head, from 0 on. -1: the mean of all.",
+        low=-1,
     )]
     method: Annotated[str | None, Option(
         BYTES, "attention", "What heatmaps are made of: attention, rollout or gradient.",

@@ -4,6 +4,7 @@
 The server declares them in blipstream/options.py, and `make configs` copies them here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -42,6 +43,8 @@ class Option:
     type: OptionType
     default: Any  # the server's, for --help: the client sends only what it is given
     help: str
+    low: float = -math.inf  # the server checks it: the client says it of what it cannot send
+    high: float = math.inf
     other_names: tuple[str, ...] = ()  # what transformers calls it
 
 
@@ -58,27 +61,34 @@ class Options(TypedDict, total=False):
     )]
     max_tokens: Annotated[int | None, Option(
         INT32, 30, "Tokens to generate at most. The end token counts, the prompt does not.",
-        ("max_new_tokens", "max_length",),
+        low=1,
+        other_names=("max_new_tokens", "max_length",),
     )]
     min_tokens: Annotated[int | None, Option(
         INT32, 0, "Tokens to generate before the caption may end.",
-        ("min_new_tokens", "min_length",),
+        low=0,
+        other_names=("min_new_tokens", "min_length",),
     )]
     num_captions: Annotated[int | None, Option(
         INT32, 1, "Captions to return, best first. Without do_sample, at most num_beams.",
-        ("num_return_sequences",),
+        low=1, high=10,
+        other_names=("num_return_sequences",),
     )]
     repetition_penalty: Annotated[float | None, Option(
         FP32, 1.0, "Above 1, tokens that have occurred become less likely.",
+        low=0.01, high=100,
     )]
     no_repeat_ngram_size: Annotated[int | None, Option(
         INT32, 0, "No sequence of this many tokens occurs twice. 0: off.",
+        low=0,
     )]
     num_beams: Annotated[int | None, Option(
         INT32, 1, "Beams to search with. 1: no beam search.",
+        low=1, high=10,
     )]
     length_penalty: Annotated[float | None, Option(
         FP32, 1.0, "Beam search: scores are divided by length to this power: above 0 favours long captions.",
+        low=-10, high=10,
     )]
     early_stopping: Annotated[bool | None, Option(
         BOOL, False, "Beam search: stop as soon as num_beams captions are complete.",
@@ -88,15 +98,19 @@ class Options(TypedDict, total=False):
     )]
     temperature: Annotated[float | None, Option(
         FP32, 1.0, "Sampling: below 1, likely tokens become likelier; above 1, less likely.",
+        low=0.01, high=100,
     )]
     top_k: Annotated[int | None, Option(
         INT32, 0, "Sampling: draw from the k likeliest tokens. 0: from all.",
+        low=0,
     )]
     top_p: Annotated[float | None, Option(
         FP32, 1.0, "Sampling: draw from the likeliest tokens that together have at least this probability.",
+        low=0, high=1,
     )]
     seed: Annotated[int | None, Option(
         INT64, 0, "Sampling: the same seed gives the same captions.",
+        low=-9223372036854775808, high=9223372036854775807,
     )]
     # fmt: on
     # end of options
@@ -120,7 +134,7 @@ def option_tensors(options: Options, known: Mapping[str, Option] = OPTIONS) -> T
             remedy = f": did you mean {nearest}?" if nearest else f"; the options are {', '.join(known)}"
             raise TypeError(f"There is no option {quoted(name)}{remedy}")
         if value is not None:
-            tensors[name] = option_tensor(name, value, known[name].type)
+            tensors[name] = option_tensor(name, value, known[name].type, known[name].low, known[name].high)
     return tensors
 
 
@@ -130,8 +144,10 @@ def _nearest(name: str, known: Mapping[str, Option]) -> str | None:
     return next(theirs, None) or next(iter(get_close_matches(excerpt(name), known, 1)), None)
 
 
-def option_tensor(name: str, value: object, kind: OptionType) -> npt.NDArray[Any]:
-    """An option's value as a tensor [1, 1]. Raises InvalidRequest if it is of the wrong type."""
+def option_tensor(
+    name: str, value: object, kind: OptionType, low: float = -math.inf, high: float = math.inf
+) -> npt.NDArray[Any]:
+    """An option's value as a tensor [1, 1]. Raises InvalidRequest if it is of the wrong type, or does not fit it."""
     got = quoted(value)  # before it becomes a Python number: 0.01 in FP32 is 0.009999999776482582
     if isinstance(value, np.generic):
         value = value.item()
@@ -140,7 +156,8 @@ def option_tensor(name: str, value: object, kind: OptionType) -> npt.NDArray[Any
     if isinstance(value, int | float) and kind.python in LIMITS:
         limits = LIMITS[kind.python](kind.dtype)
         if not limits.min <= value <= limits.max:
-            raise InvalidRequest(f"{name} must be between {limits.min} and {limits.max}, got {got}")
+            lowest, highest = max(limits.min, low), min(limits.max, high)
+            raise InvalidRequest(f"{name} must be between {lowest} and {highest}, got {got}")
     if isinstance(value, str):
         try:
             value = value.encode()

@@ -10,6 +10,7 @@ import pytest
 
 import blipstream.errors
 from blipstream.files import NGINX
+from blipstream.images.formats import identify
 from blipstream_client import (
     AccessDenied,
     BlipstreamError,
@@ -194,6 +195,18 @@ def test_messages_say_where_why_and_how_long() -> None:
     assert unreachable.endswith("(ipv4:127.0.0.1:9: Connection refused (111))")
     assert f"{URL} within 2.5 s" in str(error("DEADLINE_EXCEEDED", "Deadline Exceeded"))
     assert str(error("418", "")) == f"The server at {URL} answered 418 without a message"
+
+
+def test_the_remedy_for_json_is_for_others() -> None:
+    with pytest.raises(blipstream.errors.InvalidImage, match=r"in JSON as base64$") as caught:
+        identify(b"no image")
+    assert str(error("400", f"[invalid_image] {caught.value}")).endswith(": send the bytes of such a file")
+
+
+def test_an_unknown_model_has_a_remedy() -> None:
+    told = str(error("404", "Request for unknown model: 'nope' is not found"))
+    assert told.endswith("'nope' is not found: `blipstream info` names those that the server has")
+    assert "info" not in str(error("404", "Request for unknown model: 'nope' has no available versions"))
 
 
 def test_transient_errors() -> None:

@@ -90,8 +90,13 @@ def test_numbers_that_fp32_holds(value: float) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, -1e39, 10**400])
 def test_numbers_that_fp32_does_not_hold(value: float) -> None:
-    with pytest.raises(InvalidRequest, match=r"temperature must be between -3\.40.*e\+38 and 3\.40.*e\+38, got"):
+    with pytest.raises(InvalidRequest, match=r"temperature must be between 0\.01 and 100, got"):
         option_tensors({"temperature": value})
+
+
+def test_whole_numbers_that_do_not_fit() -> None:
+    with pytest.raises(InvalidRequest, match=r"max_tokens must be between 1 and 2147483647, got 1099511627776$"):
+        option_tensors({"max_tokens": 2**40})
 
 
 def test_errors_show_numbers_as_they_were_given() -> None:

@@ -206,6 +206,11 @@ def test_curl_says_what_it_sends(block: Block) -> None:
             assert "Content-Type: application/" in line
 
 
+@pytest.mark.parametrize("block", all_blocks("sh", "console"), ids=str)
+def test_a_silent_curl_says_why_it_fails(block: Block) -> None:
+    assert not re.search(r"\bcurl\b.* -s(?!S)", block.code)
+
+
 def test_the_readmes_command_line(server: TritonServer, folder: Path, samples: dict[str, str]) -> None:
     lines = run_block(server, folder, block_with("blipstream caption", "README.md")).splitlines()
     assert sorted(lines) == sorted(f"build/demo/samples/{name}: {caption}" for name, caption in samples.items())

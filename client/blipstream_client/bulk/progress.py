@@ -22,7 +22,8 @@ Show = Callable[[], None]
 @contextmanager
 def progress(summary: Summary, limit: Limit, count: Callable[[], int | None]) -> Iterator[Show]:
     """A function to call after each row."""
-    if not sys.stderr.isatty():
+    total = count() if sys.stderr.isatty() else 0
+    if total == 0:  # nobody reads along, or there is nothing to show
         yield lines(summary, limit)
         return
     try:
@@ -46,7 +47,7 @@ def progress(summary: Summary, limit: Limit, count: Callable[[], int | None]) ->
 
     columns = (BarColumn(BAR_COLUMNS), MofNCompleteColumn(), Pace(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=count(), completed=summary.rows)
+        task = bar.add_task("", total=total, completed=summary.rows)
 
         def show() -> None:
             failed = f"{summary.failures:,} failed, " if summary.failures else ""

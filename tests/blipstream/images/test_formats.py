@@ -21,3 +21,8 @@ def test_error_names_every_format() -> None:
     with pytest.raises(InvalidImage) as caught:
         identify(b"")
     assert all(name in str(caught.value) for name in FORMATS)
+
+
+def test_a_single_byte_is_one() -> None:
+    with pytest.raises(InvalidImage, match="file, but its only byte is 78: send the bytes of such a file"):
+        identify(b"x")

@@ -16,6 +16,12 @@ from tests.support.double_model import ANY, DOUBLE, infer, running_stubs
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
+def test_an_error_about_a_client_that_hung_up_is_no_reason() -> None:
+    hung_up = 'E1130 18:00:00.000000 1 infer_handler.cc:1] "[INTERNAL] HandleCancellation called even when ..."\n'
+    assert log.first_error(hung_up) == ""
+    assert log.first_error(f"{hung_up}error: creating server: no models\n") == "creating server: no models"
+
+
 def watch(server: TritonServer) -> None:
     while True:
         server.check()

@@ -44,6 +44,7 @@ ABORTING = f"""{COUNTED}
 import os, signal
 os.kill(os.getppid(), signal.SIGABRT)
 """
+ERROR = "E1130 18:00:00.000000 1 infer_handler.cc:1]"
 
 
 def watch(server: TritonServer) -> None:
@@ -104,10 +105,12 @@ def test_two_servers_do_not_disturb_each_other(repository: Path, tmp_path: Path)
 def test_killed_server_is_noticed(repository: Path) -> None:
     with TritonServer(repository=repository, **ANY) as server:
         assert running_stubs(server)
+        assert server.log_path is not None
+        with server.log_path.open("a") as log:
+            log.write(f'{ERROR} "an error that has nothing to do with it"\n')
         os.kill(server.pid, signal.SIGKILL)
-        with pytest.raises(ServerError, match=r"ended by signal 9 \(log: .*\.log\)"):
+        with pytest.raises(ServerError, match=r"^tritonserver was ended by signal 9 \(log: .*\.log\)$"):
             watch(server)
-    assert server.log_path is not None
     assert server.log_path.exists()
 
 

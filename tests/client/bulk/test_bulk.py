@@ -308,6 +308,10 @@ def test_the_bar(tiny: TinyTriton) -> None:
     assert "4/4" in shown
     assert "1 failed" in shown
     Path("images/broken.parquet").write_bytes(b"no table")
+    Path("empty").mkdir()
+    status, shown = on_a_terminal("empty", "--output", "d.jsonl", *url)
+    assert (status, shown.strip()) == (1, "Error: There is no image to caption")
+
     status, shown = on_a_terminal("images", "--output", "c.jsonl", *url)
     assert (status, "Traceback" in shown) == (1, False)
     assert "/?" in shown
