@@ -213,10 +213,13 @@ def _folder(name: str, patterns: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HFValidationError as exc:
         raise ArtifactError(f"there is no folder {name or repr(name)}, and it is no hub name either") from exc
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
+    except Exception as exc:  # the hub's library lets errors of its HTTP library through, as of a network's proxy
+        known = isinstance(exc, (HfHubHTTPError, LocalEntryNotFoundError, OSError))
         raise ArtifactError(
-            f"there is no folder {name}, and it could not be downloaded from the Hugging Face hub: "
-            "check the name, the network and, if it is private, HF_TOKEN, or download it elsewhere and give its folder"
+            f"there is no folder {name}, and it could not be downloaded from the Hugging Face hub"
+            + ("" if known else f" ({reason(exc)})")
+            + ": check the name, the network and, if it is private, HF_TOKEN, "
+            "or download it elsewhere and give its folder"
         ) from exc
 
 

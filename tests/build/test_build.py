@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -241,6 +243,27 @@ def test_missing_folder(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert sentence(result.stderr).startswith(
         "Error: there is no folder nobody/nothing, and it could not be downloaded"
+    )
+
+
+def test_a_proxy_that_refuses(tmp_path: Path) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(407)
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        settings = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.server_port}", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "blipstream_build", "nobody/nothing", "--repository", str(tmp_path / "models")]
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+        proxy.shutdown()
+    assert done.returncode == 1
+    assert sentence(done.stderr).startswith(
+        "Error: there is no folder nobody/nothing, and it could not be downloaded from the Hugging Face hub "
+        "(407 Proxy Authentication Required): check the name, the network"
     )
 
 
