@@ -178,11 +178,16 @@ class RequestLog:
 
 
 class LoadTest:
-    """The results in the folder of a load test. Raises RecordError if they are not complete."""
+    """The results in the folder of a load test, for another demand if there is one.
 
-    def __init__(self, folder: Path) -> None:
+    Raises RecordError if they are not complete.
+    """
+
+    def __init__(self, folder: Path, demand: Demand | None = None) -> None:
         try:
             self.conditions: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            if demand:
+                self.conditions["demand"] = asdict(demand)
             with (folder / "stages.csv").open(encoding="utf-8", newline="") as file:
                 marks = [(row["name"], int(row["users"]), float(row["started"])) for row in csv.DictReader(file)]
             self.origin = marks[0][2]
@@ -208,8 +213,8 @@ class LoadTest:
         self.overall = self.requests.window("all", max(stage.users for stage in self.stages), 0.0, self.end)
         self.slo = Slo(**self.conditions["slo"])
         self.planned = next((stage for stage in self.stages if stage.name == PLANNED), None)
-        demand = self.conditions.get("demand")
-        self.demand = Demand(**demand) if demand else None
+        asked = self.conditions.get("demand")
+        self.demand = Demand(**asked) if asked else None
 
     @cached_property
     def windows(self) -> list[Window]:

@@ -118,15 +118,6 @@ def load_test(plan: LoadPlan, target: Target, folder: Path, progress: Progress) 
         return report.write(folder)
 
 
-def write_again(folder: Path, demand: Demand | None) -> LoadTest:
-    """Write the report of a load test again, for another demand if there is one. Raises RecordError or OSError."""
-    if demand:
-        test = LoadTest(folder)
-        conditions = json.dumps(test.conditions | {"demand": asdict(demand)}, indent=2)
-        (folder / "run.json").write_text(f"{conditions}\n", encoding="utf-8")
-    return report.write(folder)
-
-
 def _announced(plan: LoadPlan) -> str:
     """What is about to happen, in a sentence."""
     load, p95_ms = plan.load, plan.slo.p95_ms

@@ -225,7 +225,7 @@ def test_page_can_be_written_again(folder: Path, tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (0 if summary(folder)["passed"] else 1), done.stderr
     assert (copy / "index.html").read_text() == (folder / "index.html").read_text()
 
 
@@ -239,6 +239,16 @@ def test_a_report_for_another_demand(closed: Path, tmp_path: Path) -> None:
     page = (copy / "index.html").read_text()
     assert page.index("Machines: ") < page.index("<h2>Stages</h2>")
     assert summary(copy)["plan"][0].startswith("5,000,000 images a day")
+    assert (copy / "run.json").read_text() == (closed / "run.json").read_text()  # so the old demand comes back
+
+
+def test_a_report_of_a_missed_slo(closed: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(closed, tmp_path / "copy")
+    conditions = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(conditions | {"slo": {"p95_ms": 1}}))
+    status, said = load("--report", copy)
+    assert status == 1, said
+    assert "SLO missed: " in said
 
 
 def test_a_search_says_what_it_found(closed: Path) -> None:
