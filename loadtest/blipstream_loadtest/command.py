@@ -146,6 +146,8 @@ def main(
             "--report takes only --images-per-day and --peak-factor, since the load test was run for the rest: "
             f"leave out {', '.join(others)}"
         )
+    if checkpoint and host:
+        raise click.UsageError(f"--host is a server that has its models: leave out {checkpoint}, or --host")
     if remote_workers and not master_port:
         raise click.UsageError("--remote-workers need a --master-port that they know, not 0")
     if work_for:

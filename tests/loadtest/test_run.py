@@ -466,6 +466,7 @@ def test_interrupted(tmp_path: Path, tiny: TinyTriton, number: signal.Signals) -
     [
         (["--host", "grpc://127.0.0.1:1"], "Error: the first 'greedy' request of"),
         (["--host", "grpc://127.0.0.1:1,localhost:2"], "a:8001,http://b:8000, got 'localhost:2'; the schemes are"),
+        (["mine", "--host", "grpc://127.0.0.1:1"], "--host is a server that has its models: leave out mine, or --host"),
         (["--ca-file", str(MIX_FILE)], "--ca-file is for a --host with grpcs:// or https://"),
         (["--host", "ftp://there"], "Error: Expected an address such as grpc://localhost:8001"),
         (["--name", "a/b", "--host", "grpc://127.0.0.1:1"], "Error: a name has letters, digits"),
