@@ -10,7 +10,7 @@ REPOSITORY ?= model_repository
 
 # The variables that a target takes. `make help` shows them, and others are refused
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
-serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT OPTIONS
+serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT HEALTH_PORT OPTIONS
 bench_TAKES := DEVICE STRATEGY ROUNDS
 loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
 	MIX NAME $(build_TAKES)
@@ -108,7 +108,8 @@ demo: $(READY)  ## caption the samples through a real Triton server, and show th
 
 serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
 	@exec env $(BLIPSTREAM) serve $(SERVED) $(call option,PROCESSOR,processor) $(call option,HTTP_PORT,http-port) \
-		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
+		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) \
+		$(call option,HEALTH_PORT,health-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
 	@$(BLIPSTREAM) bench $(call option,DEVICE,device) $(call option,STRATEGY,strategy) $(call option,ROUNDS,rounds) \

@@ -82,6 +82,13 @@ def test_every_variable_that_a_recipe_reads_is_known() -> None:
     assert read - assigned - {"CURDIR", "MAKECMDGOALS", "MAKEFILE_LIST"} <= taken | {"PYTHON"}
 
 
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics", "health"])
+def test_every_port_is_a_variable(name: str) -> None:
+    """A message about a port names it."""
+    words = shlex.split(make("-n", "serve", f"{name.upper()}_PORT=9000").stdout.replace("\\\n", " "))
+    assert words[words.index(f"--{name}-port") + 1] == "9000"
+
+
 def test_an_empty_checkpoint() -> None:
     """It is not taken for the default."""
     words = shlex.split(make("-n", "build", "CHECKPOINT=").stdout.replace("\\\n", " "))
