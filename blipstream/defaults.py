@@ -38,8 +38,12 @@ NUMBER = re.compile(r"[+-]?\d+", re.ASCII)
 
 def from_operator(default: Iterable[str] = (), fixed: Iterable[str] = (), file: Path | None = None) -> OptionDefaults:
     """What the command line's NAME=VALUE and a TOML file ask for; the command line wins. Raises ServerError."""
-    in_file = _read_file(file) if file else {}
     given = {table: _parse(table, texts) for table, texts in zip(TABLES, (default, fixed), strict=True)}
+    named = given["default"].keys() | given["fixed"].keys()
+    in_file = {
+        table: {name: value for name, value in values.items() if name not in named}
+        for table, values in (_read_file(file) if file else {}).items()
+    }
     merged = {table: in_file.get(table, {}) | given[table] for table in TABLES}
     sources = {
         table: _sources(f"{file} [{table}]", in_file.get(table, {})) | _sources(f"--{table}", given[table])

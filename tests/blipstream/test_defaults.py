@@ -61,6 +61,9 @@ def test_a_file_and_the_command_line_which_wins(file: Path) -> None:
     assert from_operator(["num_beams=5"], ["max_tokens=9"], file) == OptionDefaults(
         values | {"num_beams": 5, "max_tokens": 9}, fixed
     )
+    assert from_operator(["max_tokens=9"], ["num_beams=5"], file) == OptionDefaults(
+        values | {"num_beams": 5, "max_tokens": 9}, frozenset({"num_beams", "include_prompt"})
+    )
 
 
 @pytest.mark.parametrize(
