@@ -3,8 +3,8 @@
 
 A supervisor watches the server and restarts it. http://HOST:8003 says how it is.
 
-SIGTERM, SIGHUP or Ctrl-C drains the server: it refuses new requests, so that clients ask elsewhere, and gives those in
-flight ten seconds (see TritonServer.stop). To change to another version without a failed request, start the new server
+SIGTERM, SIGHUP or Ctrl-C drains the server: it gives requests in flight ten seconds, and then cuts off the clients that
+are still connected (see TritonServer.stop). To change to another version without a failed request, start the new server
 beside the old one on other ports, with both in the clients' list of endpoints, and then send the old one SIGTERM. A
 server holds in memory what it serves, so a repository may be built again under it.
 """
