@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
+from blipstream.command_line import option
 from blipstream.config import CheckpointConfig, DType, MatchConfig, TextConfig, VisionConfig
 from blipstream.errors import ArtifactError
 from blipstream.files import DEMO_CHECKPOINT, DEMO_NAME
@@ -55,7 +56,9 @@ class Checkpoint:
         lent = _files(lender, SETTINGS) if lender else []
         tokenizer, image_processor = (find(folder) for find in (_tokenizer, _image_processor))
         if lender and tokenizer and image_processor:
-            raise ArtifactError(f"{name} has a tokenizer and an image processor of its own: leave out --processor")
+            raise ArtifactError(
+                f"{name} has a tokenizer and an image processor of its own: leave out {option('processor')}"
+            )
         return cls(
             _short(name),
             folder,
@@ -252,7 +255,7 @@ def _borrow(find: Callable[[Path], Path | None], lender: Path | None, lack: str)
     if found is None:
         raise ArtifactError(
             f"{lack}: give the hub name or folder of one that has what this checkpoint was trained with, "
-            f"as --processor {BASE}"
+            f"as {option('processor', BASE)}"
         )
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blipstream.command_line import option
 from blipstream_loadtest.capacity import Step, breaking, is_flat
 from blipstream_loadtest.machines import Demand
 from blipstream_loadtest.shapes import PLANNED, PLANNED_LOAD, SILENCE, STEPS
@@ -337,7 +338,7 @@ class LoadTest:
             return f"The limit was found: with {broken.name}, {'; '.join(bounds.misses(broken))}."
         if is_flat(steps):
             return f"The limit was found: with more than {best}, requests only wait longer."
-        further = "--rate" if self.conditions.get("rate") else "--users"
+        further = option("rate" if self.conditions.get("rate") else "users")
         return f"The limit was not reached with {self.searched[-1].name}: search on with a higher {further}."
 
     @cached_property
@@ -350,7 +351,7 @@ class LoadTest:
             return [*said, "Machines: unknown, since the server stopped answering."]
         if self._planned_misses:
             unknown = "Machines: unknown, since the load to plan with missed the SLO."
-            return [*said, f"{unknown} Measure again on a quiet machine, or with a lower load (--users)."]
+            return [*said, f"{unknown} Measure again on a quiet machine, or with a lower load ({option('users')})."]
         if not self.best or not self.best.rps:
             return [*said, "Machines: unknown, since no load met the SLO."]
         said.append(

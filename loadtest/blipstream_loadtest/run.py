@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from blipstream.command_line import option
 from blipstream.server.triton import TritonServer
 from blipstream_bench.machine import machine, versions
 from blipstream_client import BlipstreamError as ClientError
@@ -124,7 +125,7 @@ def _announced(plan: LoadPlan) -> str:
     if load.shape != STEPS:
         return f"{load.shape} load with up to {most_users(load)} users for {load.seconds:g} s:"
     if p95_ms is None:
-        return f"steps of {load.seconds:g} s, until throughput stops growing (no --p95-ms bounds latency):"
+        return f"steps of {load.seconds:g} s, until throughput stops growing (no {option('p95-ms')} bounds latency):"
     return f"steps of {load.seconds:g} s, until one answer in 20 takes longer than {p95_ms:g} ms:"
 
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipTextConfig
 
+from blipstream.command_line import CALLED_AS
 from blipstream.errors import ArtifactError
 from blipstream_bench.random_checkpoint import VOCABULARY, tokenizer_settings
 from blipstream_build.checkpoint import Checkpoint
@@ -516,6 +517,12 @@ def test_a_processor_that_lacks_it_too(checkpoint: Path, tmp_path: Path) -> None
     remove(checkpoint, "tokenizer.json")
     error = refusal(checkpoint, tmp_path, "--processor", str(checkpoint))
     assert error.startswith(f"{checkpoint} has no tokenizer (tokenizer.json, vocab.txt): give the hub name or folder")
+
+
+def test_a_processor_is_a_variable_of_make(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CALLED_AS, "make")
+    remove(checkpoint, "tokenizer.json")
+    assert refusal(checkpoint, tmp_path).endswith("as PROCESSOR=Salesforce/blip-image-captioning-base")
 
 
 def test_a_processor_that_is_a_pipe(checkpoint: Path, tmp_path: Path) -> None:
