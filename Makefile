@@ -44,8 +44,8 @@ ifneq ($(UNKNOWN),)
 NEAREST := $(call nearest,$(shell printf %s $(call quote,$(UNKNOWN)) | tr a-z A-Z),$(TAKEN))
 $(error $(if $(NEAREST),no variable $(UNKNOWN): did you mean $(NEAREST)?,$(GOALS) takes no $(UNKNOWN): see make help))
 endif
-# The program itself refuses an empty CHECKPOINT or REPOSITORY
-EMPTY := $(firstword $(foreach name,$(filter-out CHECKPOINT REPOSITORY OPTIONS AUDIT PIP_% HF_% BLIPSTREAM_%,$(GIVEN)),\
+# Said before anything is installed
+EMPTY := $(firstword $(foreach name,$(filter-out OPTIONS AUDIT PIP_% HF_% BLIPSTREAM_%,$(GIVEN)),\
 	$(if $(strip $($(name))),,$(name))))
 ifneq ($(EMPTY),)
 $(error $(EMPTY) is empty: give it a value, or leave it out)

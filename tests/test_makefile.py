@@ -42,6 +42,8 @@ def test_any_path_is_one_word(target: str) -> None:
         (["build", "load-test"], "no target load-test: did you mean loadtest?"),
         (["it's"], "no target it's: see make help"),
         (["serve", "HTTP_PORT="], "HTTP_PORT is empty: give it a value, or leave it out"),
+        (["serve", "CHECKPOINT="], "CHECKPOINT is empty: give it a value, or leave it out"),
+        (["build", "REPOSITORY="], "REPOSITORY is empty: give it a value, or leave it out"),
         (["loadtest", "USERS=4", "HOST= "], "HOST is empty: give it a value, or leave it out"),
     ],
 )
@@ -90,8 +92,8 @@ def test_every_port_is_a_variable(name: str) -> None:
 
 
 def test_an_empty_checkpoint() -> None:
-    """It is not taken for the default."""
-    words = shlex.split(make("-n", "build", "CHECKPOINT=").stdout.replace("\\\n", " "))
+    """One of the environment is not taken for the default, either: the program refuses it."""
+    words = shlex.split(make("-n", "build", CHECKPOINT="").stdout.replace("\\\n", " "))
     assert words[words.index("--checkpoint") + 1] == ""
 
 
