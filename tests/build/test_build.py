@@ -269,7 +269,16 @@ def test_a_proxy_that_refuses(tmp_path: Path) -> None:
 
 def test_neither_folder_nor_hub_name(tmp_path: Path) -> None:
     result = run("no/such/folder", tmp_path / "repository")
-    assert sentence(result.stderr) == "Error: there is no folder no/such/folder, and it is no hub name either"
+    assert sentence(result.stderr) == (
+        "Error: there is no folder no/such/folder, and it is no hub name either: "
+        "one is OWNER/NAME, such as Salesforce/blip-image-captioning-base"
+    )
+
+
+@pytest.mark.parametrize("name", ["nobody/x/", "https://huggingface.co/nobody/x", "https://huggingface.co/nobody/x/"])
+def test_a_hub_name_written_otherwise(name: str, tmp_path: Path) -> None:
+    result = run(name, tmp_path / "repository")
+    assert sentence(result.stderr).endswith(", and it is no hub name either: did you mean nobody/x?")
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no-folder", "../no/folder", "~/no-folder", "~nobody/x"])
@@ -278,7 +287,8 @@ def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, path: str) -> None:
     told = f"Error: there is no folder {path}: check the path, or give a hub name, such as "
     assert (result.exit_code, result.stdout) == (1, "")
     assert sentence(result.stderr).startswith(told)
-    assert sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr).startswith(told)
+    lender = sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr)
+    assert lender.startswith(told.replace("Error: ", "Error: for --processor, "))
 
 
 def test_a_path_whose_home_the_shell_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

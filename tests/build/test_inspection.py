@@ -537,7 +537,9 @@ def test_a_processor_that_is_a_pipe(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_processor_on_a_hub_that_cannot_be_reached(checkpoint: Path, tmp_path: Path) -> None:
     remove(checkpoint, "tokenizer.json")
     error = refusal(checkpoint, tmp_path, "--processor", "Salesforce/blip-image-captioning-base")
-    assert error.startswith("there is no folder Salesforce/blip-image-captioning-base, and it could not be downloaded")
+    assert error.startswith(
+        "for --processor, there is no folder Salesforce/blip-image-captioning-base, and it could not be downloaded"
+    )
 
 
 @pytest.fixture
