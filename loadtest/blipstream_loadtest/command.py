@@ -158,6 +158,7 @@ def main(
     load = Load(shape, users, duration or DEFAULT_SECONDS[shape], rate)
     progress = Progress()
     progress.show("preparing the load test ...")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the client does, before tritonclient imports gRPC here
     with options.importing():
         from blipstream_loadtest import mix, report, run
         from blipstream_loadtest.results import RecordError, Slo

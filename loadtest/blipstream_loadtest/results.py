@@ -197,6 +197,10 @@ class LoadTest:
             self.lines = [
                 json.loads(line) for line in (folder / "server.jsonl").read_text(encoding="utf-8").splitlines()
             ]
+        except FileNotFoundError as exc:
+            raise RecordError(
+                f"{folder} holds no complete load test: run it again (it has no {Path(exc.filename).name})"
+            ) from exc
         except (OSError, LookupError, TypeError, ValueError) as exc:
             raise RecordError(f"{folder} holds no complete load test: run it again ({exc})") from exc
         ends = [started - self.origin for _, _, started in marks[1:]]

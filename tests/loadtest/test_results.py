@@ -101,6 +101,11 @@ def test_incomplete(missing: str, tmp_path: Path) -> None:
         LoadTest(tmp_path)
 
 
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"run it again \(it has no run\.json\)$"):
+        LoadTest(tmp_path)
+
+
 def test_ended_early(tmp_path: Path) -> None:
     record(tmp_path, [(1.0, 1.0, "")])
     (tmp_path / "stages.csv").write_text(f"name,users,started\n1 user,1,{ORIGIN}\n")

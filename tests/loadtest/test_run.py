@@ -354,6 +354,18 @@ def test_a_server_behind_tls(scheme: str, tmp_path: Path, tiny: TinyTriton) -> N
     assert refusal[scheme] in (tmp_path / "tls" / "server.jsonl").read_text()
 
 
+def test_a_certificate_that_is_not_trusted(tmp_path: Path, tiny: TinyTriton) -> None:
+    """gRPC's own lines about it are not shown."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    context.set_alpn_protocols(["h2"])
+    with proxy(tiny.port("grpc"), tls=context) as running:
+        status, said = load("--host", f"grpcs://127.0.0.1:{running.port}", "--output", tmp_path)
+    assert status == 2, said
+    assert "is not trusted" in said
+    assert "Handshake failed" not in said
+
+
 @pytest.mark.full
 def test_a_worker_elsewhere(tmp_path: Path, tiny: TinyTriton) -> None:
     """It waits for its master, and ends with it."""
