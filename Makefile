@@ -10,7 +10,7 @@ REPOSITORY ?= model_repository
 
 # The variables that a target takes. `make help` shows them, and others are refused
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
-serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT OPTIONS
+serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT HEALTH_PORT OPTIONS
 bench_TAKES := DEVICE STRATEGY ROUNDS
 loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
 	MIX NAME $(build_TAKES)
@@ -44,8 +44,8 @@ ifneq ($(UNKNOWN),)
 NEAREST := $(call nearest,$(shell printf %s $(call quote,$(UNKNOWN)) | tr a-z A-Z),$(TAKEN))
 $(error $(if $(NEAREST),no variable $(UNKNOWN): did you mean $(NEAREST)?,$(GOALS) takes no $(UNKNOWN): see make help))
 endif
-# The program itself refuses an empty CHECKPOINT or REPOSITORY
-EMPTY := $(firstword $(foreach name,$(filter-out CHECKPOINT REPOSITORY OPTIONS AUDIT PIP_% HF_% BLIPSTREAM_%,$(GIVEN)),\
+# Said before anything is installed
+EMPTY := $(firstword $(foreach name,$(filter-out OPTIONS AUDIT PIP_% HF_% BLIPSTREAM_%,$(GIVEN)),\
 	$(if $(strip $($(name))),,$(name))))
 ifneq ($(EMPTY),)
 $(error $(EMPTY) is empty: give it a value, or leave it out)
@@ -108,7 +108,8 @@ demo: $(READY)  ## caption the samples through a real Triton server, and show th
 
 serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
 	@exec env $(BLIPSTREAM) serve $(SERVED) $(call option,PROCESSOR,processor) $(call option,HTTP_PORT,http-port) \
-		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
+		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) \
+		$(call option,HEALTH_PORT,health-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
 	@$(BLIPSTREAM) bench $(call option,DEVICE,device) $(call option,STRATEGY,strategy) $(call option,ROUNDS,rounds) \

@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
 }
 BY_ENVIRONMENT = "Each option is an environment variable, too, such as {}."
 WIDTH = 80  # columns
+MAKES_NAMES = {"p95-ms": "SLO_P95_MS"}  # where they are not the options' own, in capitals
 CALLED_AS = "BLIPSTREAM_CALLED_AS"  # the Makefile sets it to "make"
 
 
@@ -98,6 +99,13 @@ def command(verb: str, checkpoint: str | None = None, **options: object) -> str:
     return shlex.join(["make", verb, *(f"{name.upper()}={value}" for name, value in changed.items())])
 
 
+def option(name: str, value: str = "") -> str:
+    """An option of ours in the words of whoever called us: --NAME VALUE, or NAME=VALUE for make."""
+    if called_by_make():
+        return f"{MAKES_NAMES.get(name, name.upper().replace('-', '_'))}={value}"
+    return f"--{name} {value}".rstrip()
+
+
 def address(host: str, port: int) -> str:
     """HOST:PORT, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -126,7 +134,7 @@ def relative(path: Path) -> Path:
 def repository_folder(given: str | None) -> Path | None:
     """The folder of the option --repository. Raises BlipstreamError if it is empty: it would be the working folder."""
     if given == "":
-        raise BlipstreamError("--repository is empty: give the name of a folder, or leave it out")
+        raise BlipstreamError(f"{option('repository')} is empty: give the name of a folder, or leave it out")
     return None if given is None else Path(given)
 
 

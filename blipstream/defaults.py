@@ -33,16 +33,30 @@ VALUES, FIXED = "option_defaults", "fixed_options"  # parameters of a model's co
 TABLES = ("default", "fixed")  # of a file, and options of the command line
 KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 SHOWN = 60  # characters of a value in a message
+SEVERAL = re.compile(r",\s*\w+\s*=")  # in a value that cannot be one
 NUMBER = re.compile(r"[+-]?\d+", re.ASCII)
 
 
-def from_operator(default: Iterable[str] = (), fixed: Iterable[str] = (), file: Path | None = None) -> OptionDefaults:
-    """What the command line's NAME=VALUE and a TOML file ask for; the command line wins. Raises ServerError."""
-    in_file = _read_file(file) if file else {}
-    given = {table: _parse(table, texts) for table, texts in zip(TABLES, (default, fixed), strict=True)}
+def from_operator(
+    default: Iterable[str] = (),
+    fixed: Iterable[str] = (),
+    file: Path | None = None,
+    places: tuple[str, str] = ("--default", "--fixed"),
+) -> OptionDefaults:
+    """What the command line's NAME=VALUE and a TOML file ask for; the command line wins.
+
+    `places` says where `default` and `fixed` were set. Raises ServerError.
+    """
+    place = dict(zip(TABLES, places, strict=True))
+    given = {table: _parse(place[table], texts) for table, texts in zip(TABLES, (default, fixed), strict=True)}
+    named = given["default"].keys() | given["fixed"].keys()
+    in_file = {
+        table: {name: value for name, value in values.items() if name not in named}
+        for table, values in (_read_file(file) if file else {}).items()
+    }
     merged = {table: in_file.get(table, {}) | given[table] for table in TABLES}
     sources = {
-        table: _sources(f"{file} [{table}]", in_file.get(table, {})) | _sources(f"--{table}", given[table])
+        table: _sources(f"{file} [{table}]", in_file.get(table, {})) | _sources(place[table], given[table])
         for table in TABLES
     }
     for name in merged["default"].keys() & merged["fixed"].keys():
@@ -160,8 +174,8 @@ def _all_names() -> str:
     return f"there are {', '.join(NAMES)}"
 
 
-def _parse(table: str, texts: Iterable[str]) -> dict[str, Any]:
-    """The values of NAME=VALUE, by their names."""
+def _parse(place: str, texts: Iterable[str]) -> dict[str, Any]:
+    """The values of NAME=VALUE, by their names. `place` is where they were set."""
     values: dict[str, Any] = {}
     for text in texts:
         if not text.strip():  # between two semicolons of the environment's variable
@@ -176,7 +190,8 @@ def _parse(table: str, texts: Iterable[str]) -> dict[str, Any]:
                 raise InvalidInput(f"{name} is given twice: leave one out")
             values[name] = check_value(name, _read(value, str if name == "resize_mode" else TYPES[name]))
         except InvalidInput as error:
-            raise ServerError(f"--{table} {text}: {error}") from error
+            several = ": several stand in options of their own, or in the environment with ; between them"
+            raise ServerError(f"{place} {text}: {error}{several if SEVERAL.search(value) else ''}") from error
     return values
 
 

@@ -12,6 +12,7 @@ from blipstream import command_line
 from blipstream.files import DASHBOARDS, PROMETHEUS
 from blipstream.server.triton import TritonServer
 
+LAST_PORT = 65535
 LOCAL = {"metrics": f"localhost:{TritonServer.metrics_port}", "health": f"localhost:{TritonServer.metrics_port + 1}"}
 
 
@@ -25,8 +26,12 @@ LOCAL = {"metrics": f"localhost:{TritonServer.metrics_port}", "health": f"localh
     default=["localhost"],
     help="Where a server runs; may be repeated.",
 )
-@click.option("--metrics-port", type=click.IntRange(1, 65535), default=TritonServer.metrics_port, help="Its metrics.")
-@click.option("--health-port", type=click.IntRange(1, 65535), help="Its health.  [default: the one above]")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, LAST_PORT), default=TritonServer.metrics_port, help="Its metrics."
+)
+@click.option(
+    "--health-port", type=click.IntRange(1, LAST_PORT), help="Its health.  [default: the one above the metrics port]"
+)
 def main(folder: Path, hosts: tuple[str, ...], metrics_port: int, health_port: int | None) -> None:
     """Write what Prometheus and Grafana need to DIR.
 
@@ -35,7 +40,10 @@ def main(folder: Path, hosts: tuple[str, ...], metrics_port: int, health_port: i
     with command_line.ending_in_one_sentence("cpu"):
         if folder.exists() and any(folder.iterdir()):
             command_line.fail(f"{folder} has files already: choose another folder, or remove it")
-        write(folder, hosts, metrics_port, health_port or metrics_port + 1)
+        health_port = health_port or metrics_port + 1
+        if health_port > LAST_PORT:
+            command_line.fail(f"there is no health port {health_port}: give another --metrics-port, or a --health-port")
+        write(folder, tuple(dict.fromkeys(hosts)), metrics_port, health_port)
     place = folder.absolute()
     click.echo(
         "In your prometheus.yml, name two of its files, and start Prometheus anew:\n"

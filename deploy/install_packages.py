@@ -38,7 +38,7 @@ class Installation:
 
     def __str__(self) -> str:
         if self.unpacks:
-            return f"unpacking {self.total} packages"
+            return f"unpacking {self.total} {'package' if self.total == 1 else 'packages'}"
         return f"{self.found} of {self.total} packages ({self.name})" if self.name else "asking the index"
 
 

@@ -42,6 +42,8 @@ def test_any_path_is_one_word(target: str) -> None:
         (["build", "load-test"], "no target load-test: did you mean loadtest?"),
         (["it's"], "no target it's: see make help"),
         (["serve", "HTTP_PORT="], "HTTP_PORT is empty: give it a value, or leave it out"),
+        (["serve", "CHECKPOINT="], "CHECKPOINT is empty: give it a value, or leave it out"),
+        (["build", "REPOSITORY="], "REPOSITORY is empty: give it a value, or leave it out"),
         (["loadtest", "USERS=4", "HOST= "], "HOST is empty: give it a value, or leave it out"),
     ],
 )
@@ -82,9 +84,16 @@ def test_every_variable_that_a_recipe_reads_is_known() -> None:
     assert read - assigned - {"CURDIR", "MAKECMDGOALS", "MAKEFILE_LIST"} <= taken | {"PYTHON"}
 
 
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics", "health"])
+def test_every_port_is_a_variable(name: str) -> None:
+    """A message about a port names it."""
+    words = shlex.split(make("-n", "serve", f"{name.upper()}_PORT=9000").stdout.replace("\\\n", " "))
+    assert words[words.index(f"--{name}-port") + 1] == "9000"
+
+
 def test_an_empty_checkpoint() -> None:
-    """It is not taken for the default."""
-    words = shlex.split(make("-n", "build", "CHECKPOINT=").stdout.replace("\\\n", " "))
+    """One of the environment is not taken for the default, either: the program refuses it."""
+    words = shlex.split(make("-n", "build", CHECKPOINT="").stdout.replace("\\\n", " "))
     assert words[words.index("--checkpoint") + 1] == ""
 
 

@@ -3,8 +3,8 @@
 
 A supervisor watches the server and restarts it. http://HOST:8003 says how it is.
 
-SIGTERM, SIGHUP or Ctrl-C drains the server: it refuses new requests, so that clients ask elsewhere, and gives those in
-flight ten seconds (see TritonServer.stop). To change to another version without a failed request, start the new server
+SIGTERM, SIGHUP or Ctrl-C drains the server: it gives requests in flight ten seconds, and then cuts off the clients that
+are still connected (see TritonServer.stop). To change to another version without a failed request, start the new server
 beside the old one on other ports, with both in the clients' list of endpoints, and then send the old one SIGTERM. A
 server holds in memory what it serves, so a repository may be built again under it.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from blipstream import command_line, signals
 from blipstream.defaults import from_operator, shown
@@ -162,7 +163,7 @@ def serve(settings: ServeOptions) -> None:
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
             metrics_port=settings.metrics_port,
-            defaults=from_operator(settings.default, settings.fixed, settings.defaults_file),
+            defaults=from_operator(settings.default, settings.fixed, settings.defaults_file, _places()),
             tls=tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca),
             admin_key=read_admin_key(settings.admin_key_file),
             traces=settings.traces,
@@ -191,6 +192,18 @@ def serve(settings: ServeOptions) -> None:
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be what went away
             click.echo(signals.GOODBYE)
+
+
+def _places() -> tuple[str, str]:
+    """Where the defaults of options were set, for messages."""
+    context = click.get_current_context()
+    default, fixed = (
+        f"BLIPSTREAM_{name.upper()}"
+        if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT
+        else f"--{name}"
+        for name in ("default", "fixed")
+    )
+    return default, fixed
 
 
 def config_name(repository: Path, config: str) -> str | None:

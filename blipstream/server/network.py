@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from blipstream.command_line import called_by_make
+from blipstream.command_line import option
 from blipstream.errors import ServerError
 from blipstream.server.open_files import NO_FILES_LEFT
 
@@ -65,8 +65,7 @@ def free_ports(wanted: Sequence[tuple[str, str, int]]) -> list[int]:
 
 
 def _option(protocol: str) -> str:
-    name = f"{protocol.lower()}-port"
-    return f"{name.upper().replace('-', '_')}=" if called_by_make() else f"--{name}"
+    return option(f"{protocol.lower()}-port")
 
 
 def get(host: str, port: int, path: str, seconds: float) -> tuple[int, str]:

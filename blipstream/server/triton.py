@@ -232,9 +232,9 @@ class TritonServer:
     def stop(self) -> None:
         """Stop the server and remove what it left, whatever state it is in.
 
-        From then on Triton refuses new requests, and requests in flight have `exit_timeout` seconds. Over gRPC all of
-        them are answered within it. Over HTTP Triton waits for clients to hang up: it serves a connection that is kept
-        alive until the time is over, and then cuts it.
+        Requests in flight have `exit_timeout` seconds. Over gRPC all of them are answered within it, and new ones are
+        served meanwhile. Over HTTP Triton refuses new connections and waits for clients to hang up: it serves a
+        connection that is kept alive until the time is over, and then cuts it.
         """
         self._end(gracefully=True)
         if self._workspace is not None:

@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
+from blipstream.command_line import option
 from blipstream.config import CheckpointConfig, DType, MatchConfig, TextConfig, VisionConfig
 from blipstream.errors import ArtifactError
 from blipstream.files import DEMO_CHECKPOINT, DEMO_NAME
@@ -49,13 +51,15 @@ class Checkpoint:
         """
         folder = _folder(name, SETTINGS + WEIGHTS)
         kind = check_folder(folder, name)
-        lender = _folder(processor, SETTINGS) if processor else None
+        lender = _folder(processor, SETTINGS, f"for {option('processor')}, ") if processor else None
         if lender:
             check_files(lender)
         lent = _files(lender, SETTINGS) if lender else []
         tokenizer, image_processor = (find(folder) for find in (_tokenizer, _image_processor))
         if lender and tokenizer and image_processor:
-            raise ArtifactError(f"{name} has a tokenizer and an image processor of its own: leave out --processor")
+            raise ArtifactError(
+                f"{name} has a tokenizer and an image processor of its own: leave out {option('processor')}"
+            )
         return cls(
             _short(name),
             folder,
@@ -199,12 +203,12 @@ def check_is_text(name: str) -> None:
         raise ArtifactError(f"{name!a} is no UTF-8: give the folder another name, or set LC_ALL=C.UTF-8") from exc
 
 
-def _folder(name: str, patterns: tuple[str, ...]) -> Path:
-    """A folder itself, or the hub's files of that name, downloaded."""
+def _folder(name: str, patterns: tuple[str, ...], purpose: str = "") -> Path:
+    """A folder itself, or the hub's files of that name, downloaded. Errors begin with `purpose`."""
     if name and Path(name).is_dir():
         return Path(name)
     check_is_no_file(name)
-    _check_may_be_on_hub(name)
+    _check_may_be_on_hub(name, purpose)
     click.echo(f"looking for {name} on the Hugging Face hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -212,15 +216,20 @@ def _folder(name: str, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HFValidationError as exc:
-        raise ArtifactError(f"there is no folder {name or repr(name)}, and it is no hub name either") from exc
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
         raise ArtifactError(
-            f"there is no folder {name}, and it could not be downloaded from the Hugging Face hub: "
-            "check the name, the network and, if it is private, HF_TOKEN, or download it elsewhere and give its folder"
+            f"{purpose}there is no folder {name or repr(name)}, and it is no hub name either: {_example(name)}"
+        ) from exc
+    except Exception as exc:  # the hub's library lets errors of its HTTP library through, as of a network's proxy
+        known = isinstance(exc, (HfHubHTTPError, LocalEntryNotFoundError, OSError))
+        raise ArtifactError(
+            f"{purpose}there is no folder {name}, and it could not be downloaded from the Hugging Face hub"
+            + ("" if known else f" ({reason(exc)})")
+            + ": check the name, the network and, if it is private, HF_TOKEN, "
+            "or download it elsewhere and give its folder"
         ) from exc
 
 
-def _check_may_be_on_hub(name: str) -> None:
+def _check_may_be_on_hub(name: str, purpose: str) -> None:
     """Check that a name is not written as the path of a folder. Raises ArtifactError if it is."""
     if not name.startswith(("/", "./", "../", "~")):
         return
@@ -228,7 +237,13 @@ def _check_may_be_on_hub(name: str) -> None:
     remedy = f"check the path, or give a hub name, such as {BASE}"
     if name.startswith("~") and written_out.is_dir():
         remedy = f"did you mean {written_out}?"
-    raise ArtifactError(f"there is no folder {name}: {remedy}")
+    raise ArtifactError(f"{purpose}there is no folder {name}: {remedy}")
+
+
+def _example(name: str) -> str:
+    """What a hub name looks like, made of one that is written as an address or a folder if possible."""
+    bare = re.sub(r"^https?://huggingface\.co/|/+$", "", name)
+    return f"did you mean {bare}?" if re.fullmatch(r"[\w.-]+/[\w.-]+", bare) else f"one is OWNER/NAME, such as {BASE}"
 
 
 def _tokenizer(folder: Path) -> Path | None:
@@ -249,7 +264,7 @@ def _borrow(find: Callable[[Path], Path | None], lender: Path | None, lack: str)
     if found is None:
         raise ArtifactError(
             f"{lack}: give the hub name or folder of one that has what this checkpoint was trained with, "
-            f"as --processor {BASE}"
+            f"as {option('processor', BASE)}"
         )
     return found
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from blipstream.errors import BlipstreamError
 from blipstream.extras import missing
@@ -140,6 +141,13 @@ def main(
         raise click.ClickException(missing("locust", "loadtest"))
     if ca_file and not host:
         raise click.UsageError("--ca-file is for a --host with grpcs:// or https://")
+    if again and (others := _others_than("again", "images_per_day", "peak_factor")):
+        raise click.UsageError(
+            "--report takes only --images-per-day and --peak-factor, since the load test was run for the rest: "
+            f"leave out {', '.join(others)}"
+        )
+    if checkpoint and host:
+        raise click.UsageError(f"--host is a server that has its models: leave out {checkpoint}, or --host")
     if remote_workers and not master_port:
         raise click.UsageError("--remote-workers need a --master-port that they know, not 0")
     if work_for:
@@ -150,6 +158,7 @@ def main(
     load = Load(shape, users, duration or DEFAULT_SECONDS[shape], rate)
     progress = Progress()
     progress.show("preparing the load test ...")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the client does, before tritonclient imports gRPC here
     with options.importing():
         from blipstream_loadtest import mix, report, run
         from blipstream_loadtest.results import RecordError, Slo
@@ -157,10 +166,10 @@ def main(
     bypass_proxies()
     try:
         if again:
-            test, folder = run.write_again(again, demand), again.resolve()
+            test, folder = report.write(again, demand), again.resolve()
             progress.clear()
             click.echo(report.text(test, folder))
-            return
+            sys.exit(0 if test.verdict.passed else 2 if test.stopped else 1)
         slo = Slo(p95_ms, error_rate, min_rps)
         plan = run.LoadPlan(load, slo, demand, timeout, mix_path, workers, remote_workers, master_port)
         target = run.running(host, ca_file) if host else None
@@ -183,3 +192,13 @@ def main(
         progress.clear()
     click.echo(report.text(test, folder))
     sys.exit(2 if test.stopped else 0 if test.verdict.passed else 1)
+
+
+def _others_than(*names: str) -> list[str]:
+    """What the command line has beside the parameters of these names."""
+    context = click.get_current_context()
+    return [
+        each.opts[0]
+        for each in context.command.params
+        if each.name not in names and context.get_parameter_source(each.name or "") is ParameterSource.COMMANDLINE
+    ]

@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from blipstream_loadtest.machines import Demand
 from blipstream_loadtest.results import PERCENTILES, LoadTest, ModelFigures, Window
 
 TEMPLATE = "report.html"
@@ -40,9 +41,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def write(folder: Path) -> LoadTest:
-    """Read the results in a folder and write the report there. Raises RecordError."""
-    test = LoadTest(folder)
+def write(folder: Path, demand: Demand | None = None) -> LoadTest:
+    """Read the results in a folder and write the report there, for another demand if there is one.
+
+    The results themselves stay as they are. Raises RecordError or OSError.
+    """
+    test = LoadTest(folder, demand)
     text = json.dumps(test.summary(), indent=2, allow_nan=False) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
     (folder / "index.html").write_text(render(test), encoding="utf-8")

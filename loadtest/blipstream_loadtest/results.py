@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blipstream.command_line import option
 from blipstream_loadtest.capacity import Step, breaking, is_flat
 from blipstream_loadtest.machines import Demand
 from blipstream_loadtest.shapes import PLANNED, PLANNED_LOAD, SILENCE, STEPS
@@ -178,11 +179,16 @@ class RequestLog:
 
 
 class LoadTest:
-    """The results in the folder of a load test. Raises RecordError if they are not complete."""
+    """The results in the folder of a load test, for another demand if there is one.
 
-    def __init__(self, folder: Path) -> None:
+    Raises RecordError if they are not complete.
+    """
+
+    def __init__(self, folder: Path, demand: Demand | None = None) -> None:
         try:
             self.conditions: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            if demand:
+                self.conditions["demand"] = asdict(demand)
             with (folder / "stages.csv").open(encoding="utf-8", newline="") as file:
                 marks = [(row["name"], int(row["users"]), float(row["started"])) for row in csv.DictReader(file)]
             self.origin = marks[0][2]
@@ -191,6 +197,10 @@ class LoadTest:
             self.lines = [
                 json.loads(line) for line in (folder / "server.jsonl").read_text(encoding="utf-8").splitlines()
             ]
+        except FileNotFoundError as exc:
+            raise RecordError(
+                f"{folder} holds no complete load test: run it again (it has no {Path(exc.filename).name})"
+            ) from exc
         except (OSError, LookupError, TypeError, ValueError) as exc:
             raise RecordError(f"{folder} holds no complete load test: run it again ({exc})") from exc
         ends = [started - self.origin for _, _, started in marks[1:]]
@@ -208,8 +218,8 @@ class LoadTest:
         self.overall = self.requests.window("all", max(stage.users for stage in self.stages), 0.0, self.end)
         self.slo = Slo(**self.conditions["slo"])
         self.planned = next((stage for stage in self.stages if stage.name == PLANNED), None)
-        demand = self.conditions.get("demand")
-        self.demand = Demand(**demand) if demand else None
+        asked = self.conditions.get("demand")
+        self.demand = Demand(**asked) if asked else None
 
     @cached_property
     def windows(self) -> list[Window]:
@@ -332,7 +342,7 @@ class LoadTest:
             return f"The limit was found: with {broken.name}, {'; '.join(bounds.misses(broken))}."
         if is_flat(steps):
             return f"The limit was found: with more than {best}, requests only wait longer."
-        further = "--rate" if self.conditions.get("rate") else "--users"
+        further = option("rate" if self.conditions.get("rate") else "users")
         return f"The limit was not reached with {self.searched[-1].name}: search on with a higher {further}."
 
     @cached_property
@@ -345,7 +355,7 @@ class LoadTest:
             return [*said, "Machines: unknown, since the server stopped answering."]
         if self._planned_misses:
             unknown = "Machines: unknown, since the load to plan with missed the SLO."
-            return [*said, f"{unknown} Measure again on a quiet machine, or with a lower load (--users)."]
+            return [*said, f"{unknown} Measure again on a quiet machine, or with a lower load ({option('users')})."]
         if not self.best or not self.best.rps:
             return [*said, "Machines: unknown, since no load met the SLO."]
         said.append(

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from blipstream.command_line import option
 from blipstream.server.triton import TritonServer
 from blipstream_bench.machine import machine, versions
 from blipstream_client import BlipstreamError as ClientError
@@ -118,22 +119,13 @@ def load_test(plan: LoadPlan, target: Target, folder: Path, progress: Progress) 
         return report.write(folder)
 
 
-def write_again(folder: Path, demand: Demand | None) -> LoadTest:
-    """Write the report of a load test again, for another demand if there is one. Raises RecordError or OSError."""
-    if demand:
-        test = LoadTest(folder)
-        conditions = json.dumps(test.conditions | {"demand": asdict(demand)}, indent=2)
-        (folder / "run.json").write_text(f"{conditions}\n", encoding="utf-8")
-    return report.write(folder)
-
-
 def _announced(plan: LoadPlan) -> str:
     """What is about to happen, in a sentence."""
     load, p95_ms = plan.load, plan.slo.p95_ms
     if load.shape != STEPS:
         return f"{load.shape} load with up to {most_users(load)} users for {load.seconds:g} s:"
     if p95_ms is None:
-        return f"steps of {load.seconds:g} s, until throughput stops growing (no --p95-ms bounds latency):"
+        return f"steps of {load.seconds:g} s, until throughput stops growing (no {option('p95-ms')} bounds latency):"
     return f"steps of {load.seconds:g} s, until one answer in 20 takes longer than {p95_ms:g} ms:"
 
 

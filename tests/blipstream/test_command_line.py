@@ -49,6 +49,20 @@ def test_commands_of_make(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_options_of_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [command_line.option("users"), command_line.option("processor", "a/b")] == ["--users", "--processor a/b"]
+    monkeypatch.setenv(command_line.CALLED_AS, "make")
+    assert [command_line.option("users"), command_line.option("processor", "a/b")] == ["USERS=", "PROCESSOR=a/b"]
+    assert [command_line.option("http-port"), command_line.option("p95-ms")] == ["HTTP_PORT=", "SLO_P95_MS="]
+
+
+@pytest.mark.parametrize("command", [serve, build, demo])
+def test_an_empty_repository_of_make(command: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(command_line.CALLED_AS, "make")
+    result = CliRunner().invoke(command, ["--repository", ""])  # type: ignore[arg-type]
+    assert sentence(result.stderr) == "Error: REPOSITORY= is empty: give the name of a folder, or leave it out"
+
+
 @pytest.mark.parametrize("command", [serve, build, demo])
 def test_an_empty_repository(command: object) -> None:
     """As a path, it would be the working folder."""

@@ -2,6 +2,7 @@
 """Where defaults come from, what is refused, and that models read what the server wrote."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,9 @@ def test_a_file_and_the_command_line_which_wins(file: Path) -> None:
     assert from_operator(["num_beams=5"], ["max_tokens=9"], file) == OptionDefaults(
         values | {"num_beams": 5, "max_tokens": 9}, fixed
     )
+    assert from_operator(["max_tokens=9"], ["num_beams=5"], file) == OptionDefaults(
+        values | {"num_beams": 5, "max_tokens": 9}, frozenset({"num_beams", "include_prompt"})
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,6 +80,11 @@ def test_a_file_and_the_command_line_which_wins(file: Path) -> None:
         (["temperature=nan"], [], "temperature must be between 0.01 and 100, not nan"),
         (["do_sample=1"], [], "do_sample must be true or false, not '1'"),
         (["resize_mode=crop"], [], "resize_mode must be one of stretch, center_crop, letterbox, not 'crop'"),
+        (
+            ["num_beams=3,max_tokens=9"],
+            [],
+            "not '3,max_tokens=9': several stand in options of their own, or in the env",
+        ),
         (["max_tokens=0"], [], "--default max_tokens=0: max_tokens must be at least 1, not 0"),
         ([], ["top_p=2"], "--fixed top_p=2.0: top_p must be "),
         (["top_k=1", "top_k=2"], [], "--default top_k=2: top_k is given twice: leave one out"),
@@ -192,6 +201,15 @@ def test_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     given = main.make_context("serve", []).params
     assert (given["default"], given["fixed"]) == (("prompt=a picture of", "max_tokens=5"), ())
     assert from_operator(["num_beams=3", "", " "]).values == {"num_beams": 3}  # of semicolons that follow each other
+
+
+@pytest.mark.parametrize("name", ["DEFAULT", "FIXED"])
+def test_a_fault_of_the_environment_names_its_variable(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "blipstream.server", f"--repository={tmp_path}"]
+    settings = {f"BLIPSTREAM_{name}": "num_beams=33"}
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: BLIPSTREAM_{name} num_beams=33: num_beams must be")
 
 
 def test_a_wrong_default_is_reported_before_anything_is_built(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_its_files(tmp_path: Path) -> None:
 
 
 def test_the_servers(tmp_path: Path) -> None:
-    arguments = ["--host", "a.example", "--host", "fd00:0::1", "--metrics-port", "9002"]
+    arguments = ["--host", "a.example", "--host", "fd00:0::1", "--host", "a.example", "--metrics-port", "9002"]
     assert CliRunner().invoke(main, [str(tmp_path / "own"), *arguments]).exit_code == 0
     jobs = load_yaml((tmp_path / "own/scrape.yml").read_text())["scrape_configs"]
     assert {job["job_name"]: job["static_configs"] for job in jobs} == {
@@ -47,6 +47,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for arguments, fault in (
         ([tmp_path], "has files already: choose another folder"),
         ([tmp_path / "file"], "is a file"),
+        ([tmp_path / "new", "--metrics-port", "65535"], "there is no health port 65536: give another --metrics-port"),
         ([tmp_path / "new", "--host", "a:1"], "a host is a name such as triton.example"),
     ):
         done = CliRunner().invoke(main, list(map(str, arguments)))

@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -244,9 +246,39 @@ def test_missing_folder(tmp_path: Path) -> None:
     )
 
 
+def test_a_proxy_that_refuses(tmp_path: Path) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(407)
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        settings = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.server_port}", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "blipstream_build", "nobody/nothing", "--repository", str(tmp_path / "models")]
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+        proxy.shutdown()
+    assert done.returncode == 1
+    assert sentence(done.stderr).startswith(
+        "Error: there is no folder nobody/nothing, and it could not be downloaded from the Hugging Face hub "
+        "(407 Proxy Authentication Required): check the name, the network"
+    )
+
+
 def test_neither_folder_nor_hub_name(tmp_path: Path) -> None:
     result = run("no/such/folder", tmp_path / "repository")
-    assert sentence(result.stderr) == "Error: there is no folder no/such/folder, and it is no hub name either"
+    assert sentence(result.stderr) == (
+        "Error: there is no folder no/such/folder, and it is no hub name either: "
+        "one is OWNER/NAME, such as Salesforce/blip-image-captioning-base"
+    )
+
+
+@pytest.mark.parametrize("name", ["nobody/x/", "https://huggingface.co/nobody/x", "https://huggingface.co/nobody/x/"])
+def test_a_hub_name_written_otherwise(name: str, tmp_path: Path) -> None:
+    result = run(name, tmp_path / "repository")
+    assert sentence(result.stderr).endswith(", and it is no hub name either: did you mean nobody/x?")
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no-folder", "../no/folder", "~/no-folder", "~nobody/x"])
@@ -255,7 +287,8 @@ def test_a_path_is_not_looked_up_on_the_hub(tmp_path: Path, path: str) -> None:
     told = f"Error: there is no folder {path}: check the path, or give a hub name, such as "
     assert (result.exit_code, result.stdout) == (1, "")
     assert sentence(result.stderr).startswith(told)
-    assert sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr).startswith(told)
+    lender = sentence(run(CHECKPOINT, tmp_path / "repository", "--processor", path).stderr)
+    assert lender.startswith(told.replace("Error: ", "Error: for --processor, "))
 
 
 def test_a_path_whose_home_the_shell_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

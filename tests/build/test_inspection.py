@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipTextConfig
 
+from blipstream.command_line import CALLED_AS
 from blipstream.errors import ArtifactError
 from blipstream_bench.random_checkpoint import VOCABULARY, tokenizer_settings
 from blipstream_build.checkpoint import Checkpoint
@@ -518,6 +519,12 @@ def test_a_processor_that_lacks_it_too(checkpoint: Path, tmp_path: Path) -> None
     assert error.startswith(f"{checkpoint} has no tokenizer (tokenizer.json, vocab.txt): give the hub name or folder")
 
 
+def test_a_processor_is_a_variable_of_make(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CALLED_AS, "make")
+    remove(checkpoint, "tokenizer.json")
+    assert refusal(checkpoint, tmp_path).endswith("as PROCESSOR=Salesforce/blip-image-captioning-base")
+
+
 def test_a_processor_that_is_a_pipe(checkpoint: Path, tmp_path: Path) -> None:
     remove(checkpoint, "processor_config.json")
     lender = tmp_path / "lender"
@@ -530,7 +537,9 @@ def test_a_processor_that_is_a_pipe(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_processor_on_a_hub_that_cannot_be_reached(checkpoint: Path, tmp_path: Path) -> None:
     remove(checkpoint, "tokenizer.json")
     error = refusal(checkpoint, tmp_path, "--processor", "Salesforce/blip-image-captioning-base")
-    assert error.startswith("there is no folder Salesforce/blip-image-captioning-base, and it could not be downloaded")
+    assert error.startswith(
+        "for --processor, there is no folder Salesforce/blip-image-captioning-base, and it could not be downloaded"
+    )
 
 
 @pytest.fixture

@@ -51,6 +51,12 @@ def test_it_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert all(len(line) < 80 for line in output.getvalue().replace("\r", "\n").splitlines())
 
 
+def test_one_package() -> None:
+    installation = install_packages.Installation(1)
+    installation.read("Installing collected packages: some-package")
+    assert str(installation) == "unpacking 1 package"
+
+
 def test_what_pip_says_of_errors_stays(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("no-such-package-of-ours==1.0\n")
     pip = [sys.executable, "-m", "pip", "install", "--no-index", "--requirement", str(tmp_path / "lock")]

@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import click
 import pytest
@@ -56,6 +57,15 @@ def test_no_number_of_images(number: str) -> None:
     refused = CliRunner().invoke(entry_point.load(), ["--images-per-day", number])
     assert refused.exit_code == 2
     assert "expected a number above 0, such as 5000000, 5_000_000, 5e6 or 5M" in refused.output
+
+
+def test_an_old_report_takes_no_other_slo(tmp_path: Path) -> None:
+    (entry_point,) = entry_points(group="blipstream.commands", name="loadtest")
+    refused = CliRunner().invoke(entry_point.load(), ["mine", "--report", str(tmp_path), "--p95-ms", "4000"])
+    assert refused.exit_code == 2
+    said = " ".join(refused.output.split())
+    assert "--report takes only --images-per-day and --peak-factor, " in said
+    assert "leave out checkpoint, --p95-ms" in said
 
 
 def test_locusts_image_needs_nothing_else() -> None:

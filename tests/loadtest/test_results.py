@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blipstream.command_line import CALLED_AS
 from blipstream_loadtest.report import text
 from blipstream_loadtest.results import LoadTest, RecordError, Slo
 
@@ -100,6 +101,11 @@ def test_incomplete(missing: str, tmp_path: Path) -> None:
         LoadTest(tmp_path)
 
 
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"run it again \(it has no run\.json\)$"):
+        LoadTest(tmp_path)
+
+
 def test_ended_early(tmp_path: Path) -> None:
     record(tmp_path, [(1.0, 1.0, "")])
     (tmp_path / "stages.csv").write_text(f"name,users,started\n1 user,1,{ORIGIN}\n")
@@ -167,7 +173,7 @@ def test_machines_for_a_demand(tmp_path: Path) -> None:
     ]
 
 
-def test_the_slo_is_missed_if_the_load_to_plan_with_misses_it(tmp_path: Path) -> None:
+def test_the_slo_is_missed_if_the_load_to_plan_with_misses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missed = search(tmp_path, *FOUND, ("at 70%", 3, 30.0, 90.0), p95_ms=70, demand=5e6)
     assert not missed.verdict.passed
     assert "SLO missed: 3 users kept to it, but requests at random times did not," in text(missed, tmp_path)
@@ -176,6 +182,8 @@ def test_the_slo_is_missed_if_the_load_to_plan_with_misses_it(tmp_path: Path) ->
         "Machines: unknown, since the load to plan with missed the SLO. Measure again on a quiet machine, or with a "
         "lower load (--users)."
     ]
+    monkeypatch.setenv(CALLED_AS, "make")
+    assert LoadTest(tmp_path).plan[-1].endswith("with a lower load (USERS=).")
     kept = search(tmp_path, *FOUND, ("at 70%", 3, 30.0, 60.0), p95_ms=70, min_rps=40)
     assert kept.verdict.passed  # less load has fewer answers
 

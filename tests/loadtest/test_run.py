@@ -225,7 +225,7 @@ def test_page_can_be_written_again(folder: Path, tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (0 if summary(folder)["passed"] else 1), done.stderr
     assert (copy / "index.html").read_text() == (folder / "index.html").read_text()
 
 
@@ -239,6 +239,16 @@ def test_a_report_for_another_demand(closed: Path, tmp_path: Path) -> None:
     page = (copy / "index.html").read_text()
     assert page.index("Machines: ") < page.index("<h2>Stages</h2>")
     assert summary(copy)["plan"][0].startswith("5,000,000 images a day")
+    assert (copy / "run.json").read_text() == (closed / "run.json").read_text()  # so the old demand comes back
+
+
+def test_a_report_of_a_missed_slo(closed: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(closed, tmp_path / "copy")
+    conditions = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(conditions | {"slo": {"p95_ms": 1}}))
+    status, said = load("--report", copy)
+    assert status == 1, said
+    assert "SLO missed: " in said
 
 
 def test_a_search_says_what_it_found(closed: Path) -> None:
@@ -342,6 +352,18 @@ def test_a_server_behind_tls(scheme: str, tmp_path: Path, tiny: TinyTriton) -> N
     assert {row["error"] for row in rows(tmp_path / "tls")} == {""}
     refusal = {"grpc": "not implemented", "http": "Expecting value"}  # the tests' server has no statistics
     assert refusal[scheme] in (tmp_path / "tls" / "server.jsonl").read_text()
+
+
+def test_a_certificate_that_is_not_trusted(tmp_path: Path, tiny: TinyTriton) -> None:
+    """gRPC's own lines about it are not shown."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    context.set_alpn_protocols(["h2"])
+    with proxy(tiny.port("grpc"), tls=context) as running:
+        status, said = load("--host", f"grpcs://127.0.0.1:{running.port}", "--output", tmp_path)
+    assert status == 2, said
+    assert "is not trusted" in said
+    assert "Handshake failed" not in said
 
 
 @pytest.mark.full
@@ -456,6 +478,7 @@ def test_interrupted(tmp_path: Path, tiny: TinyTriton, number: signal.Signals) -
     [
         (["--host", "grpc://127.0.0.1:1"], "Error: the first 'greedy' request of"),
         (["--host", "grpc://127.0.0.1:1,localhost:2"], "a:8001,http://b:8000, got 'localhost:2'; the schemes are"),
+        (["mine", "--host", "grpc://127.0.0.1:1"], "--host is a server that has its models: leave out mine, or --host"),
         (["--ca-file", str(MIX_FILE)], "--ca-file is for a --host with grpcs:// or https://"),
         (["--host", "ftp://there"], "Error: Expected an address such as grpc://localhost:8001"),
         (["--name", "a/b", "--host", "grpc://127.0.0.1:1"], "Error: a name has letters, digits"),
