@@ -645,3 +645,19 @@ def test_a_hundred_thousand_images_and_twenty_kills(tiny: TinyTriton, output: st
     whole = read(Path(f"whole.{output}"))
     assert len(whole) == 100_000
     assert json.dumps(read(Path(f"killed.{output}"))) == json.dumps(whole)
+
+
+def test_options_that_no_image_can_pass_end_the_run_before_its_first_row(tiny: TinyTriton, scheme: str) -> None:
+    def answer(inputs: Inputs) -> Answer:
+        if inputs.get("num_beams", 1) == 99:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT, "[invalid_input] num_beams must be between 1 and 10, not 99"
+            )
+        return size_of_image(inputs)
+
+    write_images(3)
+    tiny.answer = answer
+    arguments = ["images", "--output", "a.jsonl", "--url", tiny.url(scheme)]
+    assert bulk(*arguments, "--num-beams", "99") == (1, "Error: num_beams must be between 1 and 10, not 99\n")
+    assert [path.name for path in Path().iterdir()] == ["images"]
+    assert bulk(*arguments, "--num-beams", "9") == (0, "3 rows in a.jsonl, 0 of them from before\n")
