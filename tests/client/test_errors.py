@@ -13,6 +13,7 @@ from blipstream_client import (
     BlipstreamError,
     InvalidImage,
     InvalidRequest,
+    InvalidURL,
     ModelNotReady,
     RequestCancelled,
     RequestTimeout,
@@ -182,6 +183,15 @@ def test_messages_say_where_why_and_how_long() -> None:
     assert unreachable.endswith("(ipv4:127.0.0.1:9: Connection refused (111))")
     assert f"{URL} within 2.5 s" in str(error("DEADLINE_EXCEEDED", "Deadline Exceeded"))
     assert str(error("418", "")) == f"The server at {URL} answered 418 without a message"
+
+
+def test_a_path_that_triton_lacks_is_of_the_address() -> None:
+    for url in ("http://captions:8000/v2", "http://captions:8000/v2/"):
+        found = error_from_status("404", "Not Found", url=url, timeout=TIMEOUT)
+        assert (type(found), found.code) == (InvalidURL, "invalid_url")
+        assert str(found).startswith(
+            "No Triton answers at http://captions:8000/v2/v2 (404 Not Found): mend the address"
+        )
 
 
 def test_transient_errors() -> None:
