@@ -93,7 +93,9 @@ def _run(
                 except OtherServed as exc:
                     raise sink.differs(exc.what, exc.begun, exc.found) from exc
                 except BlipstreamError as exc:
-                    raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
+                    mended = "once that is mended, " if isinstance(exc, InvalidRequest) else ""
+                    done = f"{summary.rows:,} rows are done; {mended}the same command goes on"
+                    raise Interrupted(f"{exc} ({done})") from exc
 
 
 def share_one_heap() -> None:

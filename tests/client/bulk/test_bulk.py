@@ -283,6 +283,24 @@ def test_a_run_goes_on_after_a_broken_shard_is_replaced(tiny: TinyTriton) -> Non
     assert read(Path("a.jsonl"))[3]["name"] == "shard.tar/images/000000.jpg"
 
 
+def test_the_images_before_a_cut_have_rows(tiny: TinyTriton) -> None:
+    write_images(5)
+    with tarfile.open("shard.tar", "w") as tar:
+        tar.add("images")
+    with tarfile.open("shard.tar") as tar:
+        offset = tar.getmember("images/000003.jpg").offset_data
+    whole = Path("shard.tar").read_bytes()
+    Path("shard.tar").write_bytes(whole[: offset + 100])
+    arguments = ["shard.tar", "--output", "a.jsonl", "--url", tiny.url("grpc")]
+    assert bulk(*arguments) == (
+        1,
+        "Error: Cannot read shard.tar/images/000003.jpg: unexpected end of data"
+        " (3 rows are done; once that is mended, the same command goes on)\n",
+    )
+    Path("shard.tar").write_bytes(whole)
+    assert bulk(*arguments) == (0, "5 rows in a.jsonl, 3 of them from before\n")
+
+
 def on_a_terminal(*arguments: str) -> tuple[int, str]:
     """Exit status and everything on the terminal."""
     controller, terminal = pty.openpty()
