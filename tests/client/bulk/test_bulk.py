@@ -320,7 +320,7 @@ def test_the_bar(tiny: TinyTriton) -> None:
     status, shown = on_a_terminal("images", "--output", "a.jsonl", *url)
     assert status == 0
     assert "3/3" in shown
-    assert "in flight" in shown
+    assert " 0 in flight" in shown.rpartition("3/3")[2]  # not as many as there may be
     assert shown.splitlines()[-1] == "Next: head -n 3 a.jsonl"
     _, shown = on_a_terminal("images", "http://127.0.0.1/a.parquet", "--output", "b.jsonl", *url)
     assert "4/4" in shown
