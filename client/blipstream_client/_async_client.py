@@ -161,9 +161,9 @@ class AsyncClient(BaseClient):
         """For each image, in order, its caption or its error. One image's error does not affect the others.
 
         At most `max_in_flight` images are taken ahead of the one whose result is awaited. `timeout` is in seconds for
-        each image. Raises InvalidRequest for wrong options, before it takes any image.
+        each image. Raises InvalidRequest for wrong options or a single image, before it takes any.
         """
-        tensors = checked_many(max_in_flight, options)
+        tensors = checked_many(images, max_in_flight, options)
         self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._caption_many(images, max_in_flight, tensors, timeout)
 

@@ -8,6 +8,8 @@ from os import PathLike as AnyPath
 from threading import Event
 from types import NoneType
 
+from PIL.Image import Image
+
 from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address, RoundRobin, parse_urls
 from blipstream_client._errors import cancelled, model_missing
@@ -164,8 +166,11 @@ class BaseClient:
         return StreamRequest(f"{self._model}_stream", {"image": image_tensor(encoded), **options})
 
 
-def checked_many(max_in_flight: int, options: Options) -> Tensors:
-    """The option tensors for many requests. Raises InvalidRequest."""
+def checked_many(images: object, max_in_flight: int, options: Options) -> Tensors:
+    """The option tensors for many requests. Raises InvalidRequest, also if `images` is a single image."""
+    single = (str, bytes, bytearray, memoryview, AnyPath, Image)
+    if isinstance(images, single) or hasattr(images, "read"):
+        raise InvalidRequest(f"Expected several images, got one {type(images).__name__}: put it in a list")
     _at_least(1, "max_in_flight", max_in_flight)
     return option_tensors(options)
 

@@ -163,9 +163,9 @@ class Client(BaseClient):
 
         At most `max_in_flight` images are taken ahead of the one whose result is awaited. Other threads read and encode
         them: leave files open and arrays unchanged until their result is here. `timeout` is in seconds for each image.
-        Raises InvalidRequest for wrong options, before it takes any image.
+        Raises InvalidRequest for wrong options or a single image, before it takes any.
         """
-        tensors = checked_many(max_in_flight, options)
+        tensors = checked_many(images, max_in_flight, options)
         self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._caption_many(images, max_in_flight, tensors, timeout)
 

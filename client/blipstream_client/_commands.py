@@ -39,6 +39,7 @@ from blipstream_client._exceptions import (
     AccessDenied,
     BlipstreamError,
     InvalidImage,
+    InvalidURL,
     ModelNotReady,
     ServerUnreachable,
 )
@@ -58,7 +59,8 @@ INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 CONNECTION_OPTIONS = connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES)
 
-OF_THE_SERVER = (AccessDenied, ModelNotReady, ServerUnreachable)  # errors that every other image would get, too
+# Errors that every other image would get, too
+OF_THE_SERVER = (AccessDenied, InvalidURL, ModelNotReady, ServerUnreachable)
 
 Sources = Sequence[tuple[str, str]]  # names as they are shown, and as they are
 

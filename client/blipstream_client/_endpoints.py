@@ -23,6 +23,7 @@ from blipstream_client._text import LONGEST_SENTENCE, excerpt, shown_url
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443, "http": 8000, "https": 443}
 LAST_PORT = 65535
+NEXT_SCHEME = re.compile(r",\s*\w+://")
 HOST = re.compile(r"(\[.*\]|[^:]*):?")  # before the port
 FIRST_REST = 1.0  # seconds without requests for an endpoint that failed, and twice as many each time it fails again
 LONGEST_REST = 30.0
@@ -58,6 +59,12 @@ class Address(NamedTuple):
 
 def parse_urls(url: str) -> list[Address]:
     """The addresses in SCHEME://HOST[:PORT][,HOST[:PORT]...][/PATH]. Raises InvalidURL."""
+    url = url.strip()
+    if NEXT_SCHEME.search(url):
+        raise InvalidURL(
+            "Expected one scheme, once, before all addresses, such as grpc://a:8001,b:8001, got"
+            f" {shown_url(url)!r}: write the scheme only at the beginning"
+        )
     scheme, separator, rest = url.partition("://")
     netloc, slash, path = rest.partition("/")
     hosts = netloc.split(",")

@@ -18,6 +18,7 @@ from blipstream_client._exceptions import (
     BlipstreamError,
     InvalidImage,
     InvalidRequest,
+    InvalidURL,
     ModelNotReady,
     RequestCancelled,
     RequestTimeout,
@@ -69,6 +70,7 @@ _BY_STATUS: dict[str, type[BlipstreamError]] = {
 # Without a message, these are not Triton's: nginx answers 400 to HTTP without TLS, and the health port has no such page
 # or method.
 NOT_TRITONS = {"400", "404", "501"}
+NO_PAGE = "Not Found"  # Triton's message with 404 for a path that is none of its own
 
 OF_OUR_PROXY = "try again later"  # gRPC has one status where nothing answers and where our proxy finds no server
 
@@ -104,6 +106,11 @@ def error_from_status(status: str, text: str, *, url: str, timeout: float) -> Bl
         or Meaning(_BY_STATUS.get(status, ServerError), False)
     )
     shown = excerpt(message, LONGEST_SENTENCE)
+    if status == "404" and shown == NO_PAGE:
+        return InvalidURL(
+            f"No Triton answers at {url.rstrip('/')}/v2 (404 Not Found): mend the address, which has a path only"
+            " behind a proxy"
+        )
     if status in NOT_TRITONS and not shown:
         kind = ServerUnreachable
     if kind is ServerUnreachable and shown.endswith(OF_OUR_PROXY):

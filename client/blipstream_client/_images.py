@@ -65,6 +65,7 @@ def encode(image: ImageLike, deadline: Deadline | None = None) -> bytes:
         case _:
             raise InvalidImage(
                 f"Expected a path, bytes, a binary file, a PIL image or a numpy array, got {type(image).__name__}"
+                f"{': for several images, use caption_many' if isinstance(image, list | tuple | Iterator) else ''}"
             )
     if not encoded:
         raise InvalidImage("Expected the bytes of an encoded image such as JPEG or PNG, got 0 bytes")

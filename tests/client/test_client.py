@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
 import gc
+import io
 import math
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from blipstream_client import (
     AsyncClient,
@@ -264,6 +266,16 @@ def test_errors_of_the_source_are_the_callers(client: Client) -> None:
     with pytest.raises(LookupError, match="no more"):
         list(client.caption_many(broken()))
     wait_until(lambda: not worker_threads())
+
+
+@pytest.mark.parametrize(
+    "single", ["a.jpg", b"image", bytearray(b"image"), Path("a.jpg"), io.BytesIO(b"image"), Image.new("L", (8, 6))]
+)
+@pytest.mark.parametrize("client_class", [Client, AsyncClient])
+def test_a_single_image_is_not_taken_for_many(client_class: Any, single: Any) -> None:
+    words = f"Expected several images, got one {type(single).__name__}: put it in a list"
+    with pytest.raises(InvalidRequest, match=words):
+        client_class().caption_many(single)
 
 
 def test_wrong_options_are_raised_at_once(client: Client) -> None:

@@ -57,12 +57,24 @@ def test_several_addresses(url: str, netlocs: list[str]) -> None:
         "grpc://::1:8001",
         "grpc://a/b",
         "grpc://a,",
-        "grpc://a,http://b",
     ],
 )
 def test_wrong_addresses_are_told_what_was_expected(url: str) -> None:
     with pytest.raises(InvalidURL, match="such as grpc://localhost:8001 or http://localhost:8000"):
         parse_urls(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["grpc://a,http://b", "http://a:1,grpc://b:2", "grpc://a:1,http://b:2", "grpc://a, grpc://b"]
+)
+def test_several_addresses_have_one_scheme_once(url: str) -> None:
+    with pytest.raises(InvalidURL, match=f"one scheme, once, .*such as grpc://a:8001,b:8001, got '{url}'"):
+        parse_urls(url)
+
+
+@pytest.mark.parametrize("url", [" grpc://a:9001,b:9001", "grpc://a:9001,b:9001 ", "grpc://a:9001,b:9001\n"])
+def test_blanks_around_addresses_do_not_count(url: str) -> None:
+    assert parse_urls(url) == parse_urls("grpc://a:9001,b:9001")
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "65536", "70000", "9" * 5000, "text", "²"], ids=lambda port: port[:8])

@@ -16,6 +16,7 @@ from blipstream_client import (
     BlipstreamError,
     InvalidImage,
     InvalidRequest,
+    InvalidURL,
     ModelNotReady,
     RequestCancelled,
     RequestTimeout,
@@ -207,6 +208,15 @@ def test_an_unknown_model_has_a_remedy() -> None:
     told = str(error("404", "Request for unknown model: 'nope' is not found"))
     assert told.endswith("'nope' is not found: `blipstream info` names those that the server has")
     assert "info" not in str(error("404", "Request for unknown model: 'nope' has no available versions"))
+
+
+def test_a_path_that_triton_lacks_is_of_the_address() -> None:
+    for url in ("http://captions:8000/v2", "http://captions:8000/v2/"):
+        found = error_from_status("404", "Not Found", url=url, timeout=TIMEOUT)
+        assert (type(found), found.code) == (InvalidURL, "invalid_url")
+        assert str(found).startswith(
+            "No Triton answers at http://captions:8000/v2/v2 (404 Not Found): mend the address"
+        )
 
 
 def test_transient_errors() -> None:

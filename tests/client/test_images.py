@@ -263,6 +263,12 @@ def test_other_kinds(wrong: Any) -> None:
         encode(wrong)
 
 
+def test_several_images_are_for_another_method() -> None:
+    for several in (["a.jpg"], ("a.jpg",), iter(["a.jpg"])):
+        with pytest.raises(InvalidImage, match=r"got .*: for several images, use caption_many$"):
+            encode(several)  # type: ignore[arg-type]
+
+
 def test_empty_images() -> None:
     with pytest.raises(InvalidImage, match="got 0 bytes"):
         encode(b"")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from threading import local
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from blipstream_client._balancing import BalancedTransport
 from blipstream_client._base import DEFAULT_TIMEOUT, DEFAULT_URL
 from blipstream_client._client import Client
@@ -88,6 +90,13 @@ class Captioner(Client):
         """Hang up. Requests of other threads end with RequestCancelled."""
         with self._waiting:
             super().close()
+
+    def check_options(self) -> None:
+        """Caption a plain image. Raises InvalidRequest if the server refuses these options for any image."""
+        if self._options_text == "{}":
+            return
+        with suppress(InvalidImage, ServerError, OtherServed):  # the images meet them, and have their own answer
+            self.caption(Image.new("RGB", (64, 64)), **self._options)
 
     def confirm(self, endpoints: AbstractSet[int]) -> None:
         """Check that these endpoints still serve the same, with an image's timeout. Raises BlipstreamError."""

@@ -72,26 +72,30 @@ def _run(
     """Write the rows, and count them in `summary`."""
     sink, limit = open_sink(output), Limit(max_in_flight)
     cannot_write = translated(f"Cannot write to {output} (the same command goes on once that is mended)", OSError)
-    with Captioner(limit, options, **connection) as captioner, cannot_write, sink.lock():
-        sink.begin(
-            {
-                "images": list(sources.inputs),
-                "column": sources.column,
-                "model": connection.get("model", DEFAULT_MODEL),
-                "options": {name: value for name, value in options.items() if value is not None},
-                **asdict(captioner.served),
-                "max_side": connection.get("max_side"),
-            }
-        )
-        images = sources.items()
-        skip_written(images, sink, summary)
-        with progress(summary, limit, sources.count) as show:
-            try:
-                Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
-            except OtherServed as exc:
-                raise sink.differs(exc.what, exc.begun, exc.found) from exc
-            except BlipstreamError as exc:
-                raise Interrupted(f"{exc} ({summary.rows:,} rows are done; the same command goes on)") from exc
+    with Captioner(limit, options, **connection) as captioner:
+        captioner.check_options()  # before there is any output
+        with cannot_write, sink.lock():
+            sink.begin(
+                {
+                    "images": list(sources.inputs),
+                    "column": sources.column,
+                    "model": connection.get("model", DEFAULT_MODEL),
+                    "options": {name: value for name, value in options.items() if value is not None},
+                    **asdict(captioner.served),
+                    "max_side": connection.get("max_side"),
+                }
+            )
+            images = sources.items()
+            skip_written(images, sink, summary)
+            with progress(summary, limit, sources.count) as show:
+                try:
+                    Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
+                except OtherServed as exc:
+                    raise sink.differs(exc.what, exc.begun, exc.found) from exc
+                except BlipstreamError as exc:
+                    mended = "once that is mended, " if isinstance(exc, InvalidRequest) else ""
+                    done = f"{summary.rows:,} rows are done; {mended}the same command goes on"
+                    raise Interrupted(f"{exc} ({done})") from exc
 
 
 def share_one_heap() -> None:

@@ -29,6 +29,11 @@ class Limit:
         """The number of requests that may be in flight now."""
         return int(self._limit)
 
+    @property
+    def in_flight(self) -> int:
+        """The number of requests in flight."""
+        return self._in_flight
+
     def acquire(self, seconds: float | None = None) -> bool:
         """Wait until one more may be in flight, but at most so many seconds. False if it may not."""
         with self._changed:

@@ -51,7 +51,7 @@ def progress(summary: Summary, limit: Limit, count: Callable[[], int | None]) ->
 
         def show() -> None:
             failed = f"{summary.failures:,} failed, " if summary.failures else ""
-            bar.update(task, completed=summary.rows, description=f"{failed}{limit.current} in flight")
+            bar.update(task, completed=summary.rows, description=f"{failed}{limit.in_flight} in flight")
 
         yield show
 
@@ -97,6 +97,6 @@ def lines(summary: Summary, limit: Limit) -> Show:
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
             done = f"{summary.rows:,} done, {summary.failures:,} failed"
-            print(f"{done}, {per_second(now)}, {limit.current} in flight", file=sys.stderr, flush=True)
+            print(f"{done}, {per_second(now)}, {limit.in_flight} in flight", file=sys.stderr, flush=True)
 
     return show

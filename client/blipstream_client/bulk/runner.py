@@ -77,27 +77,29 @@ class Runner:
         self._pending: deque[Future[Finished]] = deque()
         self._held: list[Finished] = []  # until their endpoints are confirmed
         self._confirmed = time.monotonic()
+        self._unreadable: InvalidRequest | None = None  # why no more items can be read
 
     def run(self, items: Iterable[Item], show: Callable[[], None]) -> None:
         """Write a row for each item, and call `show` after each.
 
         Raises BlipstreamError if the server cannot be reached any more, or has another checkpoint. Written rows stay.
-        Rows that are not confirmed are not written.
+        Rows that are not confirmed are not written. If an item ends the run, those before it have rows.
         """
         try:
-            for item in items:
+            for name, image in self._images(items):
                 while not self._limit.acquire(CONFIRM_SECONDS):
                     self._collect(show)
-                image = _loaded(item)
                 size = _size(image)
                 self._limit.hold(size)
-                self._pending.append(self._executor.submit(self._work, item.name, image, size))
+                self._pending.append(self._executor.submit(self._work, name, image, size))
                 self._collect(show)
                 while len(self._pending) > ROWS_AHEAD:
                     self._wait_and_collect(show)
             while self._pending:
                 self._wait_and_collect(show)
             self._write_held(show)
+            if self._unreadable is not None:
+                raise self._unreadable
         except OSError:  # the captions are lost, but hanging up on a healthy server can harm it
             self._executor.shutdown(wait=False, cancel_futures=True)
             wait(self._pending, DRAIN_SECONDS)
@@ -109,6 +111,14 @@ class Runner:
             finally:
                 self._captioner.close()  # so that nothing waits for requests in flight
                 self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _images(self, items: Iterable[Item]) -> Iterator[tuple[str, Image]]:
+        """The names and images, up to the first item after which nothing can be read."""
+        try:
+            for item in items:
+                yield item.name, _loaded(item)
+        except InvalidRequest as exc:
+            self._unreadable = exc
 
     def _work(self, name: str, image: Image, size: int) -> Finished:
         try:

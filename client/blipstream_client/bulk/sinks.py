@@ -300,12 +300,17 @@ class Parquet(Sink):
         return self.path.exists() and not (self.path.is_dir() and not any(self.path.glob("[!.]*")))
 
     def recover(self) -> Iterator[Written]:
-        """Remove an incomplete part, and return the rows of the others."""
+        """Remove an incomplete part, and return the rows of the others. None of these may be missing."""
         for unfinished in self.path.glob(".*.tmp"):
             unfinished.unlink()
         for part in sorted(self.path.glob("part-*.parquet")):
             with translated(f"Cannot read {part} (remove it and all later parts to go on)"):
-                self._parts = int(part.stem.removeprefix("part-"))
+                number = int(part.stem.removeprefix("part-"))
+                if number != self._parts + 1:
+                    raise InvalidRequest(
+                        f"{self._part(self._parts + 1)} is missing: put it back, or remove all later parts to go on"
+                    )
+                self._parts = number
                 table = self._arrow.parquet.read_table(part, columns=["name", "error"])
                 names, errors = (column.to_pylist() for column in table.columns)
             for name, error in zip(names, errors, strict=True):
@@ -328,8 +333,11 @@ class Parquet(Sink):
         number = self._parts + 1
         part = io.BytesIO()
         self._arrow.parquet.write_table(self._arrow.Table.from_pylist(self._rows, self._schema), part)
-        replace(self.path / f"part-{number:06}.parquet", part.getvalue())
+        replace(self._part(number), part.getvalue())
         self._parts, self._rows = number, []  # last, so that after Ctrl-C `close` writes the same part again
+
+    def _part(self, number: int) -> Path:
+        return self.path / f"part-{number:06}.parquet"
 
 
 def is_result(folder: Path) -> bool:

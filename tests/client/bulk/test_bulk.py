@@ -283,6 +283,24 @@ def test_a_run_goes_on_after_a_broken_shard_is_replaced(tiny: TinyTriton) -> Non
     assert read(Path("a.jsonl"))[3]["name"] == "shard.tar/images/000000.jpg"
 
 
+def test_the_images_before_a_cut_have_rows(tiny: TinyTriton) -> None:
+    write_images(5)
+    with tarfile.open("shard.tar", "w") as tar:
+        tar.add("images")
+    with tarfile.open("shard.tar") as tar:
+        offset = tar.getmember("images/000003.jpg").offset_data
+    whole = Path("shard.tar").read_bytes()
+    Path("shard.tar").write_bytes(whole[: offset + 100])
+    arguments = ["shard.tar", "--output", "a.jsonl", "--url", tiny.url("grpc")]
+    assert bulk(*arguments) == (
+        1,
+        "Error: Cannot read shard.tar/images/000003.jpg: unexpected end of data"
+        " (3 rows are done; once that is mended, the same command goes on)\n",
+    )
+    Path("shard.tar").write_bytes(whole)
+    assert bulk(*arguments) == (0, "5 rows in a.jsonl, 3 of them from before\n")
+
+
 def on_a_terminal(*arguments: str) -> tuple[int, str]:
     """Exit status and everything on the terminal."""
     controller, terminal = pty.openpty()
@@ -302,7 +320,7 @@ def test_the_bar(tiny: TinyTriton) -> None:
     status, shown = on_a_terminal("images", "--output", "a.jsonl", *url)
     assert status == 0
     assert "3/3" in shown
-    assert "in flight" in shown
+    assert " 0 in flight" in shown.rpartition("3/3")[2]  # not as many as there may be
     assert shown.splitlines()[-1] == "Next: head -n 3 a.jsonl"
     _, shown = on_a_terminal("images", "http://127.0.0.1/a.parquet", "--output", "b.jsonl", *url)
     assert "4/4" in shown
@@ -649,3 +667,19 @@ def test_a_hundred_thousand_images_and_twenty_kills(tiny: TinyTriton, output: st
     whole = read(Path(f"whole.{output}"))
     assert len(whole) == 100_000
     assert json.dumps(read(Path(f"killed.{output}"))) == json.dumps(whole)
+
+
+def test_options_that_no_image_can_pass_end_the_run_before_its_first_row(tiny: TinyTriton, scheme: str) -> None:
+    def answer(inputs: Inputs) -> Answer:
+        if inputs.get("num_beams", 1) == 99:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT, "[invalid_input] num_beams must be between 1 and 10, not 99"
+            )
+        return size_of_image(inputs)
+
+    write_images(3)
+    tiny.answer = answer
+    arguments = ["images", "--output", "a.jsonl", "--url", tiny.url(scheme)]
+    assert bulk(*arguments, "--num-beams", "99") == (1, "Error: num_beams must be between 1 and 10, not 99\n")
+    assert [path.name for path in Path().iterdir()] == ["images"]
+    assert bulk(*arguments, "--num-beams", "9") == (0, "3 rows in a.jsonl, 0 of them from before\n")

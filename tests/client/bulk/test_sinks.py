@@ -140,13 +140,17 @@ def test_ctrl_c_while_a_part_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert [each["name"] for each in read(output)] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
-def test_parts_go_on_after_the_last_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["part-000001.parquet", "part-000002.parquet"])
+def test_a_part_that_is_missing(tmp_path: Path, missing: str) -> None:
     output = tmp_path / "captions.parquet"
     for each in ROWS:
         write(output, [each])
-    (output / "part-000002.parquet").unlink()
+    (output / missing).rename(tmp_path / missing)
+    with pytest.raises(InvalidRequest, match=f"{missing} is missing: put it back, or remove all later parts to go on"):
+        write(output, [row(3)])
+    (tmp_path / missing).rename(output / missing)
     write(output, [row(3)])
-    assert [each["name"] for each in read(output)] == ["0.jpg", "2.jpg", "3.jpg"]
+    assert [each["name"] for each in read(output)] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"no table", bytes(4000)])
