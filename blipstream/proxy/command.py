@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blipstream proxy`: make the folder, start nginx, give keys and take them back."""
 
+import fcntl
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +205,26 @@ def _ours(context: click.Context, folder: Path) -> Path:
 
 
 def _change(folder: Path, change: Callable[[Path, str], None], client: str) -> bool:
-    """Change a client's key and apply it as `_apply` does. If nginx would not read the file, it stays as it was."""
+    """Change a client's key and apply it as `_apply` does. If nginx would not read the file, it stays as it was.
+
+    One at a time, so that nobody writes back a key that another one has just revoked.
+    """
     file = folder / "keys"
-    before = file.read_text(encoding="utf-8") if file.exists() else ""
-    change(file, client)
-    return _apply(folder, file, before)
+    with _locked(folder):
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        change(file, client)
+        return _apply(folder, file, before)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until nobody else changes the folder's keys, and let nobody until this ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _apply(folder: Path, changed: Path, before: str | None = None) -> bool:

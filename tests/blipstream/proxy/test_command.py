@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -21,7 +22,7 @@ import trustme
 from click.testing import CliRunner
 
 from blipstream.errors import ServerError
-from blipstream.proxy import nginx
+from blipstream.proxy import keys, nginx
 from blipstream.proxy.certificate import names_of
 from blipstream.proxy.command import main
 from blipstream.server.triton import TritonServer
@@ -485,3 +486,13 @@ def test_an_old_pid(here: Path, server: TritonServer) -> None:
     done = run(here, "blipstream proxy add 'my proxy' bob")
     assert done.returncode == 0
     assert "nginx does not run from this folder now" in done.stderr
+
+
+def test_keys_are_changed_one_at_a_time(here: Path) -> None:
+    """Many at once: each revoked key is gone, and each new one is there."""
+    well(here, "blipstream proxy init mine --client old0 --client old1")
+    names = [f"new{number}" for number in range(3)]
+    commands = [f"revoke mine old{number}" for number in range(2)] + [f"add mine {name}" for name in names]
+    with ThreadPoolExecutor(len(commands)) as executor:
+        list(executor.map(lambda command: well(here, f"blipstream proxy {command}"), commands))
+    assert sorted(keys.clients(here / "mine/keys")) == names
