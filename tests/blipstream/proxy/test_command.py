@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from click.testing import CliRunner
 from blipstream.errors import ServerError
 from blipstream.proxy import keys, nginx
 from blipstream.proxy.certificate import names_of
-from blipstream.proxy.command import main
+from blipstream.proxy.command import _change, main
 from blipstream.server.triton import TritonServer
 from tests.conftest import SAMPLES
 from tests.support.programs import TOOLS, free_port, listens, program
@@ -488,11 +489,16 @@ def test_an_old_pid(here: Path, server: TritonServer) -> None:
     assert "nginx does not run from this folder now" in done.stderr
 
 
-def test_keys_are_changed_one_at_a_time(here: Path) -> None:
-    """Many at once: each revoked key is gone, and each new one is there."""
-    well(here, "blipstream proxy init mine --client old0 --client old1")
-    names = [f"new{number}" for number in range(3)]
-    commands = [f"revoke mine old{number}" for number in range(2)] + [f"add mine {name}" for name in names]
-    with ThreadPoolExecutor(len(commands)) as executor:
-        list(executor.map(lambda command: well(here, f"blipstream proxy {command}"), commands))
-    assert sorted(keys.clients(here / "mine/keys")) == names
+def test_keys_are_changed_one_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    well(here, "blipstream proxy init mine --client old")
+    write = keys.write
+
+    def write_late(file: Path, text: str) -> None:
+        time.sleep(0.5)  # in which another one could read the file
+        write(file, text)
+
+    monkeypatch.setattr(keys, "write", write_late)
+    with ThreadPoolExecutor(2) as executor:
+        arguments = ["revoke", "add"], ["old", "new"]
+        list(executor.map(lambda verb, name: _change(here / "mine", getattr(keys, verb), name), *arguments))
+    assert list(keys.clients(here / "mine/keys")) == ["new"]
