@@ -157,11 +157,11 @@ def no_response(url: str, timeout: float) -> RequestTimeout:
     return RequestTimeout(f"No answer from {url} within {timeout:g} s: give it a longer timeout, or less to do")
 
 
-def model_missing(error: ModelNotReady, model: str, others: Sequence[str]) -> ModelNotReady:
+def model_missing(error: ModelNotReady, model: str, served: Sequence[str]) -> ModelNotReady:
     """The error for a model that the server does not have, given those that it has."""
-    if not others:
+    if not served or model in served:  # it is there now
         return error
-    missing = ModelNotReady(f"This server has no {excerpt(model)}; it has {', '.join(others)}")
+    missing = ModelNotReady(f"This server has no {excerpt(model)}; it has {', '.join(served)}")
     missing.code = error.code
     return missing
 
