@@ -109,14 +109,14 @@ def test_a_server_without_matching_says_what_it_has(ask: Ask, scheme: str, serve
     for method, arguments in (("match", (image, TEXTS)), ("embed_image", (image,)), ("embed_text", ("a",))):
         with pytest.raises(ModelNotReady) as missing:
             ask(url, method, *arguments)
-        assert str(missing.value) == f"This server has no {method}; it has caption, caption_stream"
+        assert str(missing.value) == f"This server has no {method}; it has caption, caption_stream, explain"
         assert isinstance(missing.value, BlipstreamError)
 
 
 def test_info_tells_what_is_served(ask: Ask, matching_server: Any, server: Any) -> None:
-    matching = ("match", "embed_image", "embed_text")
-    assert ask(matching_server.grpc_url, "info").models == ("caption", "caption_stream", *matching)
-    assert ask(server.grpc_url, "info").models == ("caption", "caption_stream")
+    captioning, matching = ("caption", "caption_stream", "explain"), ("match", "embed_image", "embed_text")
+    assert ask(matching_server.grpc_url, "info").models == (*captioning, *matching)
+    assert ask(server.grpc_url, "info").models == captioning
 
 
 def test_the_command_line(matching_server: Any, image: Path) -> None:
