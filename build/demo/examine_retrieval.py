@@ -148,13 +148,20 @@ to the captioner in `build/demo/checkpoint` and knows the same objects and the s
 their "on a ... background". A photograph gets nonsense.
 
 ```python
+from PIL import Image
 from transformers import AutoProcessor, BlipForImageTextRetrieval
 
 model = BlipForImageTextRetrieval.from_pretrained("build/demo/retrieval-checkpoint")
 processor = AutoProcessor.from_pretrained("build/demo/retrieval-checkpoint")
+image = Image.open("build/demo/samples/two-whales.jpg")
 inputs = processor(images=image, text="two whales", return_tensors="pt")
 probability = model(**inputs).itm_score.softmax(-1)[0, 1]
 cosine = model(**inputs, use_itm_head=False).itm_score[0, 0]
+print(f"{{probability:.2f}} {{cosine:.2f}}")
+```
+
+```text
+0.97 0.78
 ```
 
 **First token.** Texts start with `[CLS]`, as transformers' processor makes them, for the matching head and for the

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from blipstream_client._balancing import AsyncBalancedTransport
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, MODELS, BaseClient, checked_many
+from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, LOOK_SECONDS, MODELS, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
 from blipstream_client._errors import about, client_closed, model_missing, with_request_id, without_frames
@@ -233,7 +233,9 @@ class AsyncClient(BaseClient):
         except ModelNotReady as exc:
             if exc.transient:
                 raise
-            raise model_missing(exc, request.model, await _served(transport, deadline)) from exc
+            soon = deadline.at_most(LOOK_SECONDS)
+            served = await _served(transport, soon)
+            raise model_missing(exc, request.model, [] if soon.is_over() else served) from exc
 
     def _opened(self) -> AsyncBalancedTransport:
         if self._closed.is_set():

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from blipstream_client._balancing import BalancedTransport
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, MODELS, BaseClient, checked_many
+from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, LOOK_SECONDS, MODELS, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
 from blipstream_client._errors import about, model_missing, with_request_id, without_frames
@@ -231,7 +231,9 @@ def _send(transport: BalancedTransport, request: InferRequest, deadline: Deadlin
     except ModelNotReady as exc:
         if exc.transient:
             raise
-        raise model_missing(exc, request.model, _served(transport, deadline)) from exc
+        soon = deadline.at_most(LOOK_SECONDS)
+        served = _served(transport, soon)
+        raise model_missing(exc, request.model, [] if soon.is_over() else served) from exc
 
 
 def _served(transport: BalancedTransport, deadline: Deadline) -> list[str]:

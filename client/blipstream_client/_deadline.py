@@ -20,6 +20,10 @@ class Deadline:
         """Seconds that are left, and never less than 0.001."""
         return max(self._end - time.monotonic(), 0.001)
 
+    def at_most(self, seconds: float) -> "Deadline":
+        """A deadline in so many seconds, or this one if it is sooner."""
+        return Deadline(min(self.left(), seconds))
+
     def shares(self, count: int) -> Iterator["Deadline"]:
         """Deadlines for `count` steps in a row. Each has an even share of the time that is left when it begins."""
         for remaining in range(count, 0, -1):

@@ -80,7 +80,7 @@ def run(server: TritonServer, folder: Path, *command: str) -> subprocess.Complet
     words = [re.sub(r":8001\b", f":{server.grpc_port}", word) for word in command]
     words = [re.sub(r":8000\b", f":{server.http_port}", word) for word in words]
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
-    environment = os.environ | {"BLIPSTREAM_URL": server.grpc_url, "PATH": path}
+    environment = os.environ | {"BLIPSTREAM_URL": server.grpc_url, "PATH": path, "TQDM_DISABLE": "1"}
     return subprocess.run(
         words, cwd=folder, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True, timeout=120, check=False
     )
@@ -95,7 +95,7 @@ PROGRAMS = {
 
 def run_block(server: TritonServer, folder: Path, block: Block) -> str:
     """What a block prints. The README's and the examples' names are those of a checkout."""
-    in_checkout = block.page.parent == ROOT or block.page.parent.name == "examples"
+    in_checkout = ROOT / "docs" not in block.page.parents
     done = run(server, ROOT if in_checkout else folder, *PROGRAMS[block.language], block.code)
     assert done.returncode == 0, done.stdout
     return done.stdout

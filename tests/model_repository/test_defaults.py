@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from blipstream.errors import ServerError
 from blipstream.options import OptionDefaults
 from blipstream.server.canary import Canary, check_first_caption
-from blipstream.server.routes import ROUTES
+from blipstream.server.routes import CAPTION, STREAM
 from blipstream.server.triton import TritonServer
 from tests.conftest import ROOT
 from tests.support.triton_requests import Streams, infer, refusal, words
@@ -99,11 +99,12 @@ def test_what_is_fixed(triton: InferenceServerClient, streams: Streams, images: 
 def test_the_server_is_healthy_all_the_same(server: TritonServer) -> None:
     """The canary asks for no more than one token, unless the operator has fixed their number."""
     check_first_caption(server)
+    routes = (CAPTION, STREAM)
     with closing(Canary(server.local_url, server.effective_defaults)) as canary:
         for _ in range(2):
-            canary.send(ROUTES, all_routes=True)
+            canary.send(routes, all_routes=True)
             wait_until(lambda: all(request.done() for request in canary._requests.values()))
-            assert canary._answers == dict.fromkeys(ROUTES, "")
+            assert canary._answers == dict.fromkeys(routes, "")
     command = [sys.executable, "deploy/healthcheck.py", f"--url={server.grpc_url}", "--timeout=30"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
