@@ -236,7 +236,7 @@ def _apply(folder: Path, changed: Path, before: str | None = None) -> bool:
     try:
         if nginx.reload(folder):
             return True
-    except ServerError as error:
+    except (ServerError, nginx.ReloadRefused) as error:
         if isinstance(error, nginx.ReloadRefused) and before is not None:
             keys.write(changed, before)
             raise ServerError(f"{changed} stays as it was, and its keys go on working: {error}") from error

@@ -28,7 +28,7 @@ NO_PAIR = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"
 RELOAD_SECONDS = 30.0  # for new workers to be there, also on a busy machine
 
 
-class ReloadRefused(ServerError):
+class ReloadRefused(Exception):
     """nginx would not read its files anew, so it was not told to."""
 
 

@@ -99,10 +99,11 @@ def _bad_images() -> dict[str, BadImage]:
         **{
             name: BadImage(
                 data,
-                f"{kinds}, but its {size:,} bytes {what}: send the bytes of such a file, in JSON as base64",
+                f"{kinds}, but its {what}: send the bytes of such a file, in JSON as base64",
             )
-            for name, (data, what) in mistakes.items()
+            for name, (data, looks) in mistakes.items()
             for size in [12 if name.startswith("base64") else len(data)]
+            for what in ["only byte is ff" if size == 1 else f"{size:,} bytes {looks}"]
         },
         **{
             name: BadImage(
