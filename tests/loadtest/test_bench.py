@@ -292,7 +292,7 @@ def test_clients_report_errors(server: TritonServer) -> None:
 def has_ended(pid: int) -> bool:
     """Whether a process has ended, even if nobody has asked for its exit status."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
