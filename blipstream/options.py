@@ -217,14 +217,18 @@ class MatchingOptions:
     truncate: Annotated[bool, Option("Cut texts that are too long for the model, instead of refusing them.")] = False
 
 
+def _declared(options: type) -> dict[str, Option]:
+    """What a dataclass of options says of each."""
+    return {name: get_args(hint)[1] for name, hint in get_type_hints(options, include_extras=True).items()}
+
+
 TYPES = get_type_hints(DecodingOptions)
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(DecodingOptions)}
-OPTIONS: dict[str, Option] = {
-    name: get_args(hint)[1] for name, hint in get_type_hints(DecodingOptions, include_extras=True).items()
-}
+OPTIONS = _declared(DecodingOptions)
 OPTION_NAMES = tuple(OPTIONS)
 MATCHING_TYPES = get_type_hints(MatchingOptions)
-MATCHING_OPTION_NAMES = tuple(MATCHING_TYPES)
+MATCHING_OPTIONS = _declared(MatchingOptions)
+MATCHING_OPTION_NAMES = tuple(MATCHING_OPTIONS)
 NUMBERS = {name: option for name, option in OPTIONS.items() if TYPES[name] in (int, float)}
 ONLY_WITH = {
     condition: [name for name, option in OPTIONS.items() if option.only_with == condition]
@@ -232,9 +236,7 @@ ONLY_WITH = {
 }
 EXPLAIN_TYPES = get_type_hints(ExplainOptions)
 EXPLAIN_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(ExplainOptions)}
-EXPLAIN_OPTIONS: dict[str, Option] = {
-    name: get_args(hint)[1] for name, hint in get_type_hints(ExplainOptions, include_extras=True).items()
-}
+EXPLAIN_OPTIONS = _declared(ExplainOptions)
 GIVEN_CAPTION = "given_caption"  # a caption that is not generated, but comes with the request
 INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
 EXPLAIN_NAMES = (GIVEN_CAPTION, *EXPLAIN_OPTIONS)  # the inputs that `explain` has beside those of `caption`
@@ -378,9 +380,8 @@ def nearest(name: str, names: tuple[str, ...]) -> str | None:
 
 def data_type(name: str) -> str:
     """The data type of an option's input tensor, in the words of Triton's protocol."""
-    if name in MATCHING_TYPES:
-        return DATA_TYPES[MATCHING_TYPES[name]]
-    return (OPTIONS | EXPLAIN_OPTIONS)[name].data_type or DATA_TYPES[(TYPES | EXPLAIN_TYPES)[name]]
+    options, types = OPTIONS | EXPLAIN_OPTIONS | MATCHING_OPTIONS, TYPES | EXPLAIN_TYPES | MATCHING_TYPES
+    return options[name].data_type or DATA_TYPES[types[name]]
 
 
 class RequestOptions(NamedTuple):

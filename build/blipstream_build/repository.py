@@ -17,7 +17,6 @@ from blipstream_build.artifacts import ELSEWHERE, STAGED, make_folder, remove_em
 
 # A build writes these configs, and git ignores them
 PLAN_CONFIG = Path("configs/tensorrt.pbtxt")  # of a model
-ENCODER_CONFIG = Path("encoder") / PLAN_CONFIG
 ENSEMBLE_CONFIGS = tuple(
     model / PLAN_CONFIG
     for model in map(Path, ("caption", "caption_pixels", "explain", "attention", "match", "embed_image"))

@@ -10,7 +10,7 @@ from blipstream.files import MODEL_REPOSITORY
 from blipstream.server.command import config_name
 from blipstream_build.configs import PlanOptions
 from blipstream_build.encoder_config import graph_batches, write_encoder_config
-from blipstream_build.repository import ENCODER_CONFIG, materialise
+from blipstream_build.repository import PLAN_CONFIG, materialise
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -20,7 +20,7 @@ def parse(path: Path) -> model_config_pb2.ModelConfig:
 def test_what_the_plan_says(tmp_path: Path) -> None:
     materialise(tmp_path)
     write_encoder_config(tmp_path, PlanOptions(opt_batch=24), 384)
-    generated = parse(tmp_path / ENCODER_CONFIG)
+    generated = parse(tmp_path / "encoder" / PLAN_CONFIG)
     assert list(generated.dynamic_batching.preferred_batch_size) == [24]
     specs = {spec.batch_size: list(spec.input["pixels"].dim) for spec in generated.optimization.cuda.graph_spec}
     assert specs == {batch: [384, 384, 3] for batch in (1, 2, 4, 8, 16, 24, 32, 64)}
