@@ -177,7 +177,7 @@ learnt temperature. The matching loss (ITM) sees of a scene its own caption, one
 the caption of another scene that the cosine finds likely.
 
 The committed weights come from one run in parts, on 7,936 scenes: 184 steps of 256 scenes at a learning rate of 1e-3,
-with a quarter of each batch matched, then 250 steps with the script's own settings. They are stored in f16.
+with a quarter of each batch matched, then 684 steps of 128 with the script's own settings. They are stored in f16.
 
 ## Accuracy
 {size} scenes of the {pairs} pairs of objects that share no training scene, with {size} different captions; f32,

@@ -350,6 +350,7 @@ class Trainer:
             words[self.tokenizer.convert_tokens_to_ids("[ENC]")] = words[self.tokenizer.cls_token_id]
         halves = {name: value.half() for name, value in self.model.state_dict().items()}
         self.model.save_pretrained(folder, state_dict=halves)
+        self.tokenizer.backend_tokenizer.no_padding()  # which training has set
         BlipProcessor(self.image_processor, self.tokenizer).save_pretrained(folder)
 
 

@@ -10,15 +10,6 @@ from examine_retrieval import CHECKPOINT, EXAMINATION_SIZE, PASS_MARKS, Examinee
 from tests.conftest import SAMPLES
 
 FEW = 150  # scenes
-# what the committed weights reach; PASS_MARKS are the goals
-FLOORS = {
-    "AUC, another scene's caption": 0.999,
-    "AUC, a wrong object": 0.98,
-    "AUC, a wrong background": 0.99,
-    "AUC, the objects swapped": 0.99,
-    "recall at 1, text of an image": 0.88,
-    "recall at 1, image of a text": 0.85,
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +37,8 @@ def test_captions_of_the_examination_differ() -> None:
 @pytest.mark.parametrize("count", [FEW, pytest.param(EXAMINATION_SIZE, marks=pytest.mark.full)])
 def test_accuracy(examinee: Examinee, count: int) -> None:
     figures = examine(examinee, count)
-    assert FLOORS.keys() == PASS_MARKS.keys()
-    for what, floor in FLOORS.items():
-        assert figures[what] >= floor, figures
+    for what, goal in PASS_MARKS.items():
+        assert figures[what] >= goal, figures
 
 
 def test_samples(examinee: Examinee, samples: dict[str, str]) -> None:
