@@ -8,9 +8,9 @@ documents.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from blipstream.errors import InvalidInput
 
@@ -217,9 +217,47 @@ class MatchingOptions:
     truncate: Annotated[bool, Option("Cut texts that are too long for the model, instead of refusing them.")] = False
 
 
+NUM_CAPTIONS = "num_captions"  # the option whose place `rerank` takes while captions are generated
+
+
+@dataclass(frozen=True)
+class RerankOptions:
+    """Which of an image's captions come back, by how well they match it. Raises InvalidInput as `DecodingOptions`."""
+
+    # fmt: off
+    rerank: Annotated[int | None, Option(
+        "Captions to generate, of which matching chooses. Without do_sample, at most num_beams.",
+        low=1, high=MAX_CAPTIONS,
+    )] = None  # as many as come back
+    min_match: Annotated[float, Option(
+        "Drop captions that match the image with a lower probability.", low=0, high=1,
+    )] = 0.0
+    # fmt: on
+    num_captions: int = 1  # that come back, at most
+
+    def __post_init__(self) -> None:
+        for name, option in (("min_match", RERANK_OPTIONS["min_match"]), (NUM_CAPTIONS, OPTIONS[NUM_CAPTIONS])):
+            if fault := _out_of_range(name, option, vars(self)):
+                raise InvalidInput(fault.sentence)
+
+    @classmethod
+    def from_rows(
+        cls, tensors: Mapping[str, Any], images: int, defaults: "OptionDefaults | None" = None
+    ) -> "list[RerankOptions]":
+        """Options for each image of a request, from tensors [images, 1]. Raises InvalidInput.
+
+        What `rerank` and num_captions ask for together is left to `RequestOptions`.
+        """
+        known = {name: tensors[name] for name in (*RERANK_OPTIONS, NUM_CAPTIONS) if name in tensors}
+        default = {NUM_CAPTIONS: (defaults or OptionDefaults()).values.get(NUM_CAPTIONS, DEFAULTS[NUM_CAPTIONS])}
+        rows = _rows(known, images)
+        return [cls(**(default | {name: _scalar(name, value) for name, value in row.items()})) for row in rows]
+
+
 def _declared(options: type) -> dict[str, Option]:
     """What a dataclass of options says of each."""
-    return {name: get_args(hint)[1] for name, hint in get_type_hints(options, include_extras=True).items()}
+    hints = get_type_hints(options, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
 
 TYPES = get_type_hints(DecodingOptions)
@@ -237,6 +275,9 @@ ONLY_WITH = {
 EXPLAIN_TYPES = get_type_hints(ExplainOptions)
 EXPLAIN_DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(ExplainOptions)}
 EXPLAIN_OPTIONS = _declared(ExplainOptions)
+RERANK_OPTIONS = _declared(RerankOptions)
+RERANK_TYPES = {"rerank": int, "min_match": float}
+RERANK_DEFAULTS: dict[str, Any] = {"rerank": NUM_CAPTIONS, "min_match": RerankOptions.min_match}  # as documents say it
 GIVEN_CAPTION = "given_caption"  # a caption that is not generated, but comes with the request
 INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
 EXPLAIN_NAMES = (GIVEN_CAPTION, *EXPLAIN_OPTIONS)  # the inputs that `explain` has beside those of `caption`
@@ -264,13 +305,8 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     if len(values["prompt"]) > MAX_PROMPT:
         yield Fault(("prompt",), f"prompt must have at most {MAX_PROMPT:,} characters, not {len(values['prompt']):,}")
     for name, option in NUMBERS.items():
-        value, high = values[name], option.high
-        if isinstance(high, str):
-            high = values[high]
-        if not option.low <= value <= high or (option.excludes_low and value == option.low):  # NaN is in no range
-            names = (name, option.high) if isinstance(option.high, str) else (name,)
-            shown = " ".join([str(high), *(f"({other})" for other in names[1:])])
-            yield Fault(names, f"{name} must be {option.allowed(shown)}, not {value}")
+        if fault := _out_of_range(name, option, values):
+            yield fault
     if values["do_sample"] and values["num_beams"] > 1:
         sentence = "do_sample and num_beams above 1 exclude each other: ask for one of them"
         yield Fault(("do_sample", "num_beams"), sentence)
@@ -285,6 +321,17 @@ def faults(values: Mapping[str, Any]) -> Iterator[Fault]:
             if values[name] != DEFAULTS[name]:
                 sentence = f"{name} has a meaning only with {condition}: set that, or leave it out"
                 yield Fault((name,), sentence, is_idle=True)
+
+
+def _out_of_range(name: str, option: Option, values: Mapping[str, Any]) -> Fault | None:
+    value, high = values[name], option.high
+    if isinstance(high, str):
+        high = values[high]
+    if option.low <= value <= high and not (option.excludes_low and value == option.low):  # NaN is in no range
+        return None
+    names = (name, option.high) if isinstance(option.high, str) else (name,)
+    shown = " ".join([str(high), *(f"({other})" for other in names[1:])])
+    return Fault(names, f"{name} must be {option.allowed(shown)}, not {value}")
 
 
 def agreed(
@@ -380,7 +427,8 @@ def nearest(name: str, names: tuple[str, ...]) -> str | None:
 
 def data_type(name: str) -> str:
     """The data type of an option's input tensor, in the words of Triton's protocol."""
-    options, types = OPTIONS | EXPLAIN_OPTIONS | MATCHING_OPTIONS, TYPES | EXPLAIN_TYPES | MATCHING_TYPES
+    options = OPTIONS | EXPLAIN_OPTIONS | RERANK_OPTIONS | MATCHING_OPTIONS
+    types = TYPES | EXPLAIN_TYPES | RERANK_TYPES | MATCHING_TYPES
     return options[name].data_type or DATA_TYPES[types[name]]
 
 
@@ -401,10 +449,10 @@ class RequestOptions(NamedTuple):
     ) -> "RequestOptions":
         """From tensors [images, 1]; those that are no options are left alone. Raises InvalidInput."""
         given = given_captions(tensors, images)
-        options = {name: tensors[name] for name in OPTION_NAMES if name in tensors}
         if any(given):  # defaults say how to generate captions
             positions, defaults = None, None
-        decoding = DecodingOptions.from_rows(options, images, positions, defaults)
+        decoding = _decoding(tensors, images, positions, defaults)
+        RerankOptions.from_rows(tensors, images)  # raises InvalidInput
         explain = {name: tensors[name] for name in EXPLAIN_OPTIONS if name in tensors}
         return cls(decoding, given, ExplainOptions.from_rows(explain, images))
 
@@ -414,6 +462,29 @@ class RequestOptions(NamedTuple):
             explain.check_fits(num_layers, num_heads, options.num_captions, 1 if given else options.max_length(1))
 
 
+def _decoding(
+    tensors: Mapping[str, Any], images: int, positions: int | None, defaults: OptionDefaults | None
+) -> list[DecodingOptions]:
+    """How the captions of each image are generated. If there is `rerank`, it says how many, and not num_captions.
+
+    Raises InvalidInput, also if num_captions is above `rerank`.
+    """
+    options = {name: tensors[name] for name in OPTION_NAMES if name in tensors}
+    if "rerank" not in tensors:
+        return DecodingOptions.from_rows(options, images, positions, defaults)
+    returned = {NUM_CAPTIONS: options[NUM_CAPTIONS]} if NUM_CAPTIONS in options else {}
+    try:
+        decoding = DecodingOptions.from_rows(options | {NUM_CAPTIONS: tensors["rerank"]}, images, positions, defaults)
+    except InvalidInput as error:
+        raise InvalidInput(str(error).replace(NUM_CAPTIONS, "rerank")) from None
+    allowed = replace(OPTIONS[NUM_CAPTIONS], high="rerank")
+    for each, row in zip(decoding, _rows(returned, images), strict=True):
+        for name, count in row.items():
+            if fault := _out_of_range(name, allowed, {name: _scalar(name, count), "rerank": each.num_captions}):
+                raise InvalidInput(fault.sentence)
+    return decoding
+
+
 def given_captions(tensors: Mapping[str, Any], images: int) -> list[str | None]:
     """The caption that a request gives for each image, or None, from tensors [images, 1].
 
@@ -421,7 +492,7 @@ def given_captions(tensors: Mapping[str, Any], images: int) -> list[str | None]:
     """
     if GIVEN_CAPTION not in tensors:
         return [None] * images
-    for name in OPTION_NAMES:
+    for name in (*OPTION_NAMES, *RERANK_OPTIONS):
         if name in tensors:
             raise InvalidInput(f"{name} has no meaning beside a given caption: leave one of them out")
     captions: list[str | None] = []

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from blipstream import options
 from blipstream.options import BEAM_SEARCH, SAMPLING, data_type
 
-DEFAULTS = options.DEFAULTS | options.EXPLAIN_DEFAULTS
-OPTIONS = options.OPTIONS | options.EXPLAIN_OPTIONS
-TYPES = options.TYPES | options.EXPLAIN_TYPES
+DEFAULTS = options.DEFAULTS | options.EXPLAIN_DEFAULTS | options.RERANK_DEFAULTS
+OPTIONS = options.OPTIONS | options.EXPLAIN_OPTIONS | options.RERANK_OPTIONS
+TYPES = options.TYPES | options.EXPLAIN_TYPES | options.RERANK_TYPES
 
 CONDITIONS = {"": "", SAMPLING: "Sampling: ", BEAM_SEARCH: "Beam search: "}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from alerts_page import alerts_page
-from blipstream.options import EXPLAIN_OPTIONS
+from blipstream.options import EXPLAIN_OPTIONS, OPTIONS, RERANK_OPTIONS
 from client_options import client_options
 from model_configs import model_configs
 from options_table import options_table
@@ -19,32 +19,28 @@ PAGE_MARKS = ("<!-- options: `make configs` writes this table -->\n", "<!-- end 
 ALERTS_PAGE = "deploy/prometheus/user/alerts.html"
 CLIENT = ("client/blipstream_client/*.py",)
 CLIENT_MARKS = ("    # options: `make configs` writes these lines\n", "    # end of options\n")
-EXPLAIN = "explain options"  # of the same marks: in other files, since a file is written once
+# the options, by what the marks call them: each in other files, since a file is written once
+KINDS = {"options": OPTIONS, "explain options": EXPLAIN_OPTIONS, "rerank options": RERANK_OPTIONS}
 
 
 def generated_files(root: Path) -> dict[Path, str]:
     """What each file below `root` is to contain."""
     files = {root / "model_repository" / name: text for name, text in model_configs().items()}
-    for patterns, marks, text in (
-        (PAGES, PAGE_MARKS, options_table()),
-        (PAGES, _marks_of_explain(PAGE_MARKS), options_table(EXPLAIN_OPTIONS)),
-        (CLIENT, CLIENT_MARKS, client_options()),
-        (CLIENT, _marks_of_explain(CLIENT_MARKS), client_options(EXPLAIN_OPTIONS)),
-    ):
-        for path in (path for pattern in patterns for path in root.glob(pattern)):
-            before, begin, rest = path.read_text(encoding="utf-8").partition(marks[0])
-            _, end, after = rest.partition(marks[1])
-            if begin and end:
-                files[path] = before + begin + text + end + after
+    for kind, options in KINDS.items():
+        for patterns, marks, text in (
+            (PAGES, PAGE_MARKS, options_table(options)),
+            (CLIENT, CLIENT_MARKS, client_options(options)),
+        ):
+            first, last = (mark.replace("options", kind, 1) for mark in marks)
+            for path in (path for pattern in patterns for path in root.glob(pattern)):
+                before, begin, rest = path.read_text(encoding="utf-8").partition(first)
+                _, end, after = rest.partition(last)
+                if begin and end:
+                    files[path] = before + begin + text + end + after
     monitoring = root / "docs" / "monitoring.md"
     if monitoring.exists():
         files[root / ALERTS_PAGE] = alerts_page(monitoring.read_text(encoding="utf-8"))
     return files
-
-
-def _marks_of_explain(marks: tuple[str, str]) -> tuple[str, str]:
-    before, after = (mark.replace("options", EXPLAIN, 1) for mark in marks)
-    return before, after
 
 
 def stale_files(root: Path) -> dict[Path, str]:

@@ -3,7 +3,15 @@
 
 from dataclasses import dataclass, replace
 
-from blipstream.options import EXPLAIN_OPTIONS, GIVEN_CAPTION, MATCHING_OPTION_NAMES, OPTION_NAMES, data_type
+from blipstream.options import (
+    EXPLAIN_OPTIONS,
+    GIVEN_CAPTION,
+    MATCHING_OPTION_NAMES,
+    NUM_CAPTIONS,
+    OPTION_NAMES,
+    RERANK_OPTIONS,
+    data_type,
+)
 
 HEADER = "# Written by `make configs` from build/model_configs.py"
 BYTES = "STRING"  # what configs call the type that the protocol calls BYTES
@@ -35,9 +43,13 @@ GIVEN = Tensor("caption", BYTES)  # what `attention` explains
 MAPS = tuple(option(name) for name in EXPLAIN_OPTIONS if name != "caption_index")
 EXPLAIN = (Tensor(GIVEN_CAPTION, BYTES, optional=True), *map(option, EXPLAIN_OPTIONS))
 MATCHING_OPTIONS = tuple(map(option, MATCHING_OPTION_NAMES))
+RERANK = tuple(map(option, RERANK_OPTIONS))
+CANDIDATES = option("rerank")  # how many captions the decoder generates
+CHOICE = option(NUM_CAPTIONS), option("min_match")  # which of them come back
 IMAGE = Tensor("image", BYTES)
 RESIZE_MODE = Tensor("resize_mode", BYTES, optional=True)
 PIXELS = Tensor("pixels", "UINT8", (-1, -1, 3))
+MATCH_PIXELS = replace(PIXELS, name="match_pixels", optional=True)  # the same, for an encoder behind the decoder
 IMAGE_EMBEDS = Tensor("image_embeds", "FP16", (-1, -1))
 CAPTION, SCORE = Tensor("caption", BYTES, (-1,)), Tensor("score", "FP32", (-1,))
 COUNTS = (Tensor("num_tokens", "INT32", (-1,)), Tensor("token_scores", "FP32", (-1, -1)))
@@ -45,6 +57,8 @@ CAPTIONS = (CAPTION, SCORE, *COUNTS)
 EXPLANATION = (Tensor("words", BYTES, (-1,)), Tensor("attention", "FP32", (-1, -1, -1)))
 TEXTS, TEXT = Tensor("text", BYTES, (-1,)), Tensor("text", BYTES)
 SCORES = tuple(Tensor(name, "FP32", (-1,)) for name in ("match", "logit", "similarity"))
+DROPPED = (Tensor("dropped", BYTES, (-1,)), Tensor("dropped_match", "FP32", (-1,)))
+RANKED = (*CAPTIONS, *SCORES[:2], *DROPPED)
 EMBEDDING = Tensor("embedding", "FP32", (-1,))
 PIECES = (Tensor("text", BYTES), SCORE, CAPTION, *COUNTS, Tensor("finish_reason", BYTES))
 
@@ -144,6 +158,36 @@ def matching_ensemble(name: str, texts: tuple[Tensor, ...], outputs: tuple[Tenso
     )
 
 
+def rerank_ensemble() -> str:
+    """The steps from an image to captions that are chosen by matching.
+
+    The second encoder gets its pixels from the decoder, which only passes them on. If two steps of an ensemble could
+    begin at once, Triton 2.51 would die when a client hangs up at that moment (triton-inference-server/core, pull
+    request 483). A server whose captioner has matching's encoder leaves the second one out:
+    blipstream/server/served_repository.py.
+    """
+    seen = (IMAGE, RESIZE_MODE, *OPTIONS, *RERANK)
+    candidates = {tensor.name: f"candidate_{tensor.name}" for tensor in CAPTIONS}
+    given = {"text" if name == CAPTION.name else name: candidate for name, candidate in candidates.items()}
+    return config(
+        "rerank",
+        ENSEMBLE,
+        seen,
+        RANKED,
+        steps(
+            step("preprocess", same(seen), same((PIXELS,))),
+            step("encoder", same((PIXELS,)), same((IMAGE_EMBEDS,))),
+            step(
+                "decoder",
+                same((IMAGE_EMBEDS, *OPTIONS, CANDIDATES)) | {MATCH_PIXELS.name: PIXELS.name},
+                candidates | same((MATCH_PIXELS,)),
+            ),
+            step("match_encoder", {PIXELS.name: MATCH_PIXELS.name}, {IMAGE_EMBEDS.name: "match_image_embeds"}),
+            step("matcher", {IMAGE_EMBEDS.name: "match_image_embeds"} | given | same(CHOICE), same(RANKED)),
+        ),
+    )
+
+
 def same(tensors: tuple[Tensor, ...]) -> dict[str, str]:
     """Tensors that are called the same within an ensemble and in its step."""
     return {tensor.name: tensor.name for tensor in tensors}
@@ -155,7 +199,7 @@ ENSEMBLE, PYTHON = 'platform: "ensemble"', 'backend: "python"'
 def preprocess(*rest: str) -> str:
     """Either input is optional: a client sends an image or pixels."""
     either = replace(IMAGE, optional=True), replace(PIXELS, optional=True)
-    return config("preprocess", PYTHON, (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN), (PIXELS,), *rest)
+    return config("preprocess", PYTHON, (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN, *RERANK), (PIXELS,), *rest)
 
 
 UNBOUNDED = """
@@ -197,15 +241,20 @@ def encoders(name: str) -> dict[str, str]:
 
 
 def matcher(kind: str, runtime: str) -> str:
-    """image_embeds and texts to scores, or one of them to its embedding. It batches texts itself, of any number."""
-    inputs = tuple(replace(tensor, optional=True) for tensor in (IMAGE_EMBEDS, TEXTS, *MATCHING_OPTIONS))
+    """image_embeds and texts to scores, or one of them to its embedding. It batches texts itself, of any number.
+
+    If the texts are a decoder's captions, with its other outputs, they come back as well, chosen and in order.
+    """
+    taken = (IMAGE_EMBEDS, TEXTS, *MATCHING_OPTIONS, SCORE, *COUNTS, *CHOICE)
+    inputs = tuple(replace(tensor, optional=True) for tensor in taken)
     rest = batching(queue=512), instances(kind), parameter("runtime", runtime)
-    return config("matcher", PYTHON, inputs, (*SCORES, EMBEDDING), *rest)
+    return config("matcher", PYTHON, inputs, (*SCORES, EMBEDDING, *CAPTIONS, *DROPPED), *rest)
 
 
 def decoder(kind: str, *rest: str) -> str:
     """image_embeds to captions and explanations. It makes an explanation only if that is among the wanted outputs."""
-    inputs, outputs = (IMAGE_EMBEDS, *OPTIONS, *EXPLAIN), (*CAPTIONS, *EXPLANATION)
+    inputs = (IMAGE_EMBEDS, *OPTIONS, *EXPLAIN, CANDIDATES, MATCH_PIXELS)
+    outputs = (*CAPTIONS, *EXPLANATION, replace(MATCH_PIXELS, optional=False))
     return config("decoder", PYTHON, inputs, outputs, batching(delay_us=2000, queue=512), instances(kind), *rest)
 
 
@@ -266,6 +315,7 @@ image size a side. The pixels are close to those of "exact", but not the referen
         "matcher/config.pbtxt": matcher(GPU, "torch"),
         "matcher/configs/cpu.pbtxt": matcher(CPU, "openvino"),
         "match/config.pbtxt": matching_ensemble("match", (TEXTS, *MATCHING_OPTIONS), SCORES),
+        "rerank/config.pbtxt": rerank_ensemble(),
         "embed_image/config.pbtxt": matching_ensemble("embed_image", (), (EMBEDDING,)),
         "embed_text/config.pbtxt": config(
             "embed_text",

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from blipstream import options
 from blipstream.options import BEAM_SEARCH, MAX_PROMPT, METHODS, SAMPLING, data_type
 
-DEFAULTS = options.DEFAULTS | options.EXPLAIN_DEFAULTS
-OPTIONS = options.OPTIONS | options.EXPLAIN_OPTIONS
-TYPES = options.TYPES | options.EXPLAIN_TYPES
+DEFAULTS = options.DEFAULTS | options.EXPLAIN_DEFAULTS | options.RERANK_DEFAULTS
+OPTIONS = options.OPTIONS | options.EXPLAIN_OPTIONS | options.RERANK_OPTIONS
+TYPES = options.TYPES | options.EXPLAIN_TYPES | options.RERANK_TYPES
 
 HEAD = "| option | type | default | allowed | meaning |\n|---|---|---|---|---|\n"
 CONDITIONS = {"": "", SAMPLING: "; only with `do_sample`", BEAM_SEARCH: "; only with `num_beams` above 1"}

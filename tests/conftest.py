@@ -24,6 +24,7 @@ __all__ = ["recorded_graphs"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
+DEMO_RETRIEVAL_CHECKPOINT = ROOT / "build" / "demo" / "retrieval-checkpoint"
 SAMPLES = ROOT / "build" / "demo" / "samples"
 
 # a slow or busy machine fails no test
@@ -103,6 +104,21 @@ def matching_server(matching_artifacts: Path) -> Iterator[TritonServer]:
     """A real Triton that serves `matching_artifacts`."""
     server = TritonServer(repository=matching_artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
     with server as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def demo_artifacts(f32_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with both of the demo's checkpoints, in f32."""
+    repository = shutil.copytree(f32_artifacts, tmp_path_factory.mktemp("demo") / "repository")
+    build(str(DEMO_RETRIEVAL_CHECKPOINT), "f32", repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def demo_server(demo_artifacts: Path) -> Iterator[TritonServer]:
+    """A real Triton that serves `demo_artifacts`."""
+    with TritonServer(repository=demo_artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
 
 

@@ -45,20 +45,22 @@ class Chunk(NamedTuple):
 class Job:
     """Texts to be compared with an image, or to be embedded if there is none.
 
-    `texts` has token ids, [CLS] first. `image_embeds` is [N, E]. The results are complete once `is_done`.
+    `texts` has token ids, [CLS] first; a text without any is not read, and matches nothing. `image_embeds` is [N, E].
+    The results are complete once `is_done`.
     """
 
     texts: Sequence[Sequence[int]]
     image_embeds: npt.NDArray[Any] | None = None
+    embeds_texts: bool = True  # beside an image, too
     logits: Floats = field(init=False)  # [texts]; without an image, they stay 0
     embeddings: list[Floats] = field(init=False)  # [D] of each text
     _rows: list[Row] = field(init=False)  # to be read, the shortest last
 
     def __post_init__(self) -> None:
-        self.logits = np.zeros(len(self.texts), np.float32)
+        self.logits = np.array([0 if ids else -np.inf for ids in self.texts], np.float32)
         self.embeddings = [np.zeros(0, np.float32)] * len(self.texts)
-        kinds = (False,) if self.image_embeds is None else (False, True)
-        rows = [Row(number, looks, len(ids)) for number, ids in enumerate(self.texts) for looks in kinds]
+        kinds = [False] * self.embeds_texts + [True] * (self.image_embeds is not None)
+        rows = [Row(number, looks, len(ids)) for number, ids in enumerate(self.texts) if ids for looks in kinds]
         self._rows = sorted(rows, key=lambda row: -row.length)
 
     @property

@@ -32,6 +32,10 @@ class TextReader:
         names = [f"text {number} of {len(texts)}" if len(texts) > 1 else "text" for number in range(1, len(texts) + 1)]
         return [self._read(text, name, truncate) for text, name in zip(texts, names, strict=True)]
 
+    def read_caption(self, encoded: bytes) -> Ids:
+        """The ids of a caption, or of as much of it as the model has positions for. None if it has no words."""
+        return self._framed(self._tokenizer.encode_words(encoded.decode(errors="replace")[:MAX_TEXT]))
+
     def _read(self, encoded: bytes, name: str, truncate: bool) -> Ids:
         try:
             text = encoded.decode()
@@ -46,4 +50,7 @@ class TextReader:
             raise InvalidInput(
                 f"{name} must have at most {self._longest} tokens, not {len(ids)}: shorten it, or set truncate"
             )
-        return [self._first, *ids[: self._longest], self._last]
+        return self._framed(ids)
+
+    def _framed(self, ids: Ids) -> Ids:
+        return [self._first, *ids[: self._longest], self._last] if ids else []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 CAPTION, STREAM, MATCH = ROUTES = "caption", "caption_stream", "match"  # a server need not have all of them
 EXPLAIN = "explain"  # a caption, too, from the same models
+RERANK = "rerank"  # a caption that has passed the models of matching, too
 STAGES = ("preprocess", "encoder")  # before both decoders, in this order; matching may have another encoder
 DECODERS = {CAPTION: "decoder", STREAM: STREAM, MATCH: "matcher"}  # by route; each is a process of its own
 
@@ -13,13 +14,13 @@ DECODERS = {CAPTION: "decoder", STREAM: STREAM, MATCH: "matcher"}  # by route; e
 def captions_by_route(inferences: Mapping[str, int]) -> dict[str, int]:
     """Captions, or answers of matching, that came out on each route, given the inferences of each model.
 
-    `caption`, `caption_pixels` and `explain` belong to the route CAPTION. A route whose models are not there is left
-    out.
+    `caption`, `caption_pixels` and `explain` belong to the route CAPTION, and `rerank` to that and to MATCH. A route
+    whose models are not there is left out.
     """
     captions: Counter[str] = Counter()
     for model, count in inferences.items():
-        if model.startswith((CAPTION, EXPLAIN)):
+        if model.startswith((CAPTION, EXPLAIN, RERANK)):
             captions[STREAM if model == STREAM else CAPTION] += count
-        elif model == MATCH:
+        if model in (MATCH, RERANK):
             captions[MATCH] += count
     return dict(captions)

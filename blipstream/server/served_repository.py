@@ -12,8 +12,11 @@ from blipstream.options import OptionDefaults
 from blipstream.server.workspace import Workspace
 
 PLAIN, WITH_DEFAULTS = "models", "models-with-defaults"  # in a server's folder
-TAKES_OPTIONS = re.compile(r'name: "max_tokens"')  # in a model's config
+TAKES_OPTIONS = re.compile(r'name: "num_captions"')  # in a model's config
 OWN_ENCODER = 'model_name: "match_encoder"'  # in an ensemble's
+ITS_PIXELS = re.compile(r'.*key: "match_pixels".*\n')  # where the decoder passes them on to that one
+SECOND_ENCODER = re.compile(rf"    {{\n      {OWN_ENCODER}\n.*?\n    }},\n", re.DOTALL)  # the whole step
+NEED_BOTH = ("rerank",)  # models that need a captioner and a retrieval checkpoint
 
 
 def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
@@ -56,7 +59,7 @@ def served_repository(repository: Path, defaults: OptionDefaults, workspace: Wor
         configs = [path for pattern in ("config.pbtxt", "configs/*.pbtxt") for path in sorted(model.glob(pattern))]
         texts = {path: path.read_text(encoding="utf-8") for path in configs}
         changed = {
-            path: text.replace(OWN_ENCODER, f'model_name: "{encoder}"') + (added if TAKES_OPTIONS.search(text) else "")
+            path: _with_encoder(text, encoder) + (added if TAKES_OPTIONS.search(text) else "")
             for path, text in texts.items()
         }
         if changed == texts:
@@ -92,10 +95,19 @@ def left_out(repository: Path) -> set[str]:
     names = {model.name for model in repository.iterdir()}
     absent = set() if captions(repository) else names - {"preprocess", *MATCHING}
     if not matches(repository):
-        absent |= set(MATCHING)
+        absent |= {*MATCHING, *NEED_BOTH}
     elif match_encoder(repository) != "match_encoder":
         absent.add("match_encoder")
     return absent
+
+
+def _with_encoder(text: str, encoder: str) -> str:
+    """An ensemble's config in which `encoder` gives matching its image_embeds, once for each image."""
+    shared = f'model_name: "{encoder}"'
+    if shared in text and shared != OWN_ENCODER:
+        once = ITS_PIXELS.sub("", SECOND_ENCODER.sub("", text))
+        return once.replace('"match_image_embeds"', '"image_embeds"')
+    return text.replace(OWN_ENCODER, shared)
 
 
 def _is_built(repository: Path, model: str) -> bool:

@@ -112,7 +112,7 @@ class Backpressure:
             return entering
 
     def hand_over(self, entered: int, loaded: int) -> None:
-        """Count `entered` images out of preprocess; `loaded` of them go to an encoder."""
+        """Count `entered` images out of preprocess, or 0 out of a decoder; `loaded` of them go to an encoder."""
         with self._counts() as counts:
             counts.entered = max(counts.entered - entered, 0)
             if loaded:
@@ -147,14 +147,17 @@ class Backpressure:
                 counts.encoded += images
                 counts.encoded_at = time.monotonic()
 
-    def take(self, images: int) -> None:
-        """Count images that a decoder has taken up. They may also come straight from a client."""
+    def take(self, images: int, *, again: bool = False) -> None:
+        """Count images that a decoder has taken up. They may also come straight from a client.
+
+        With `again`, another decoder has taken them up before, and handed them over to a second encoder.
+        """
         with self._counts() as counts:
             if counts.encoders:
                 counts.encoded = max(counts.encoded - images, 0)
             else:
                 counts.loaded, counts.encoded_at = max(counts.loaded - images, 0), time.monotonic()
-            counts.taken += images
+            counts.taken += 0 if again else images
 
     @contextmanager
     def full(self) -> Iterator[None]:

@@ -40,6 +40,10 @@ class DecodingService:
         """Count images that have come as far as the decoder, whatever becomes of them."""
         self._backpressure.take(images)
 
+    def hand_over(self, images: int) -> None:
+        """Count images that go on to another encoder."""
+        self._backpressure.hand_over(0, images)
+
     def submit(
         self,
         request: TritonRequest,

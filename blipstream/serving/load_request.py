@@ -7,7 +7,7 @@ from typing import Any
 from blipstream.config import TextConfig
 from blipstream.deadline import Deadline
 from blipstream.images.loader import ImageRequest
-from blipstream.options import EXPLAIN_NAMES, OPTION_NAMES, OptionDefaults, RequestOptions
+from blipstream.options import EXPLAIN_NAMES, OPTION_NAMES, RERANK_OPTIONS, OptionDefaults, RequestOptions
 
 
 def load_request(
@@ -30,7 +30,7 @@ def load_request(
         modes = modes or [defaults.resize_mode] * len(images)
     pixels = arrays["pixels"].copy() if "pixels" in arrays else None
     request = ImageRequest(images, modes, pixels, deadline)
-    if not arrays.keys().isdisjoint((*OPTION_NAMES, *EXPLAIN_NAMES)):
+    if not arrays.keys().isdisjoint((*OPTION_NAMES, *EXPLAIN_NAMES, *RERANK_OPTIONS)):
         options = RequestOptions.from_rows(arrays, request.num_images, text.max_positions, defaults)
         options.check_fits(text.num_layers, text.num_heads)
     return request

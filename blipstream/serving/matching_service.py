@@ -2,7 +2,7 @@
 """A matcher as Triton's model runs it: with a queue in which large requests take turns, metrics and telemetry."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from blipstream.config import image_encoder_of, of_one_checkpoint
+from blipstream.config import MATCHING_ARTIFACTS, image_encoder_of, of_one_checkpoint
 from blipstream.errors import BlipstreamError, InvalidInput, Stopping, apart, report
 from blipstream.matching import Job, Matcher
 from blipstream.matching.heads import probabilities
+from blipstream.matching.ranking import Candidates
 from blipstream.matching.turns import Turns
-from blipstream.options import MATCHING_OPTION_NAMES
+from blipstream.options import MATCHING_OPTION_NAMES, NUM_CAPTIONS, RerankOptions
 from blipstream.serving.adapter import ModelInstance, Outputs, TritonRequest
 from blipstream.serving.backpressure import ROOM, Backpressure
 from blipstream.serving.metrics import MatchingMetrics
 
 MAX_WAITING = 64  # requests with texts to be read; the others wait in Triton's queue, which drops what is too late
+SCORES = ("score", "num_tokens", "token_scores")  # of captions: with them, texts are candidates
+INPUTS = ("image_embeds", "text", *MATCHING_OPTION_NAMES, *SCORES, NUM_CAPTIONS, "min_match")
 WATCH_SECONDS = 0.1  # how long a request may be late, or its client gone, before its place is free
 
 
@@ -30,6 +33,7 @@ class _Pending:
 
     request: TritonRequest
     jobs: list[Job]
+    candidates: Candidates | None = None  # of which the best come back
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -45,7 +49,7 @@ class MatchingService:
         self._instance = instance
         runtime = instance.parameters["runtime"]
         artifact = of_one_checkpoint(instance.folder / runtime)
-        image_encoder_of(artifact, instance.folder.parents[1])
+        self._has_encoder = image_encoder_of(artifact, instance.folder.parents[1]) in MATCHING_ARTIFACTS
         self._matcher = Matcher.load(runtime, artifact, instance.device)
         self._metrics = MatchingMetrics(instance.pb_utils.MetricFamily, instance.name)
         self._backpressure = Backpressure()
@@ -63,7 +67,7 @@ class MatchingService:
         """Read requests, and respond once their texts are read. Waits while too many are pending."""
         for request in map(self._instance.request, triton_requests):
             with request.refused_on_error():
-                pending = _Pending(request, self._jobs(request))
+                pending = _Pending(request, *self._read(request))
                 request.release_inputs()
                 self._add(pending)
         self._instance.export_counts()
@@ -78,19 +82,23 @@ class MatchingService:
             self._end(pending, Stopping("the server is shutting down: ask another one"))
         self._instance.close()
 
-    def _jobs(self, request: TritonRequest) -> list[Job]:
+    def _read(self, request: TritonRequest) -> tuple[list[Job], Candidates | None]:
         """What a request asks for. Raises InvalidInput."""
-        request.refuse_parameters(("image_embeds", "text", *MATCHING_OPTION_NAMES))
-        arrays = request.arrays("image_embeds", "text", *MATCHING_OPTION_NAMES)
+        request.refuse_parameters(INPUTS)
+        arrays = request.arrays(*INPUTS)
         image_embeds, texts = arrays.get("image_embeds"), arrays.get("text")
+        has_candidates = not arrays.keys().isdisjoint(SCORES)
         if image_embeds is not None:
-            self._backpressure.take(len(image_embeds))  # whatever becomes of them
+            if self._has_encoder or not has_candidates:  # else they are the ones that the captioner has taken up
+                self._backpressure.take(len(image_embeds), again=has_candidates)  # whatever becomes of them
             self._matcher.check(image_embeds)
             image_embeds = image_embeds.copy()  # before their memory is given back
         if texts is None:
             if image_embeds is None:
                 raise InvalidInput("image_embeds or text must be given, and neither is: send one, or both")
-            return [Job([], embeds) for embeds in image_embeds]
+            return [Job([], embeds) for embeds in image_embeds], None
+        if has_candidates:
+            return self._candidate_jobs(arrays, image_embeds)
         if image_embeds is None and texts.shape[1] != 1:
             raise InvalidInput(f"text must be one text to be embedded, not {texts.shape[1]}: send several requests")
         truncate = arrays.get("truncate", np.zeros((len(texts), 1), np.bool_))
@@ -99,8 +107,19 @@ class MatchingService:
             for row, (cut,) in zip(texts, truncate, strict=True)
         ]
         if image_embeds is None:
-            return [Job(ids) for ids in read]
-        return [Job(ids, embeds) for ids, embeds in zip(read, image_embeds, strict=True)]
+            return [Job(ids) for ids in read], None
+        return [Job(ids, embeds) for ids, embeds in zip(read, image_embeds, strict=True)], None
+
+    def _candidate_jobs(self, arrays: Mapping[str, Any], image_embeds: Any) -> tuple[list[Job], Candidates]:  # noqa: ANN401
+        """Jobs that read each image's captions. Raises InvalidInput."""
+        if missing := [name for name in ("image_embeds", *SCORES) if name not in arrays]:
+            raise InvalidInput(f"{missing[0]} must be given with the captions: send all outputs of a decoder")
+        options = RerankOptions.from_rows(arrays, len(arrays["text"]), self._instance.defaults)
+        score, num_tokens, token_scores = (arrays[name].copy() for name in SCORES)
+        candidates = Candidates(arrays["text"], score, num_tokens, token_scores, options)
+        read = [[self._matcher.reader.read_caption(caption) for caption in row] for row in candidates.texts]
+        jobs = [Job(ids, embeds, embeds_texts=False) for ids, embeds in zip(read, image_embeds, strict=True)]
+        return jobs, candidates
 
     def _add(self, pending: _Pending) -> None:
         with self._changed:
@@ -170,6 +189,10 @@ class MatchingService:
                 return {"embedding": np.stack([job.embeddings[0] for job in jobs])}
             if not jobs[0].texts:
                 return {"embedding": heads.image_embedding(np.stack(images))}
+            if pending.candidates:
+                return pending.candidates.ranked(
+                    [job.logits for job in jobs], [probabilities(job.logits) for job in jobs]
+                )
             logits = np.stack([job.logits for job in jobs])
             similarities = [heads.similarities(image, job.embeddings) for image, job in zip(images, jobs, strict=True)]
             return {"match": probabilities(logits), "logit": logits, "similarity": np.stack(similarities)}

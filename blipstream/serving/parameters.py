@@ -9,7 +9,9 @@ import json
 from typing import Any
 
 from blipstream.errors import InvalidInput
-from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, SHOWN, nearest
+from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, RERANK_OPTIONS, SHOWN, nearest
+
+OWNERS = dict.fromkeys(EXPLAIN_NAMES, "explain") | dict.fromkeys(RERANK_OPTIONS, "rerank")  # models, by their inputs
 
 
 def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> None:  # noqa: ANN401
@@ -21,10 +23,11 @@ def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> Non
     for name in json.loads(parameters) if parameters else ():
         if name == "id":  # Triton reads it, and leaves it there
             continue
-        if name in EXPLAIN_NAMES and name not in names:
-            raise InvalidInput(f"{name} must be an input of the model explain: send it there, as a tensor")
+        if name in OWNERS and name not in names:
+            raise InvalidInput(f"{name} must be an input of the model {OWNERS[name]}: send it there, as a tensor")
         if name in names:
             raise InvalidInput(f"{name} must be an input of the request, and not one of its parameters: send a tensor")
-        near = nearest(name, names)
+        # preprocess is a step of all these models
+        near = nearest(name, (*names, *OWNERS) if names == INPUT_NAMES else names)
         remedy = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
         raise InvalidInput(f"there is no input {name[:SHOWN]!r}: {remedy}")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 
 from blipstream.decoding import Engine
 from blipstream.errors import InvalidInput
-from blipstream.options import DEFAULTS, PROBE, TYPES, DecodingOptions, OptionDefaults, agreed, faults
+from blipstream.options import (
+    DEFAULTS,
+    PROBE,
+    TYPES,
+    DecodingOptions,
+    OptionDefaults,
+    RequestOptions,
+    RerankOptions,
+    agreed,
+    faults,
+)
 
 
 @pytest.mark.parametrize(
@@ -294,3 +305,63 @@ def test_a_health_check_sends_what_is_not_fixed(
     assert defaults.allowed(PROBE) == allowed
     options = defaults.options(allowed)
     assert all(getattr(options, name) == value for name, value in allowed.items())
+
+
+def rerank_rows(*images: dict[str, Any], defaults: OptionDefaults | None = None) -> list[int]:
+    """How many captions are generated for each image."""
+    kinds = {bool: np.bool_, int: np.int32, float: np.float32}
+    tensors = {
+        name: np.array([[image[name]] for image in images], kinds[type(value)]) for name, value in images[0].items()
+    }
+    return [each.num_captions for each in RequestOptions.from_rows(tensors, len(images), defaults=defaults).decoding]
+
+
+def test_rerank_says_how_many_captions_are_generated() -> None:
+    assert rerank_rows({"do_sample": True, "rerank": 8}) == [8]
+    assert rerank_rows({"num_beams": 8, "rerank": 8, "num_captions": 2, "min_match": 0.5}) == [8]
+    assert rerank_rows({"num_beams": 3, "num_captions": 3, "min_match": 0.5}) == [3]
+    rows = [{"do_sample": True, "rerank": 4, "num_captions": count} for count in (1, 4)]
+    assert rerank_rows(*rows) == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rerank": 0}, "rerank must be between 1 and 10, not 0"),
+        ({"rerank": -1}, "rerank must be between 1 and 10, not -1"),
+        ({"rerank": 10**6}, "rerank must be between 1 and 10, not 1000000"),
+        ({"rerank": 2}, "rerank must be at most num_beams, which is 1, not 2: raise num_beams, or set do_sample"),
+        ({"rerank": 4, "num_beams": 3}, "rerank must be at most num_beams, which is 3, not 4"),
+        ({"rerank": 2, "num_beams": 2, "num_captions": 3}, "num_captions must be between 1 and 2 (rerank), not 3"),
+        ({"rerank": 2, "num_beams": 2, "num_captions": 0}, "num_captions must be between 1 and 2 (rerank), not 0"),
+        ({"min_match": -0.1}, "min_match must be between 0 and 1, not -0.1"),
+        ({"min_match": 2.0}, "min_match must be between 0 and 1, not 2.0"),
+        ({"min_match": float("nan")}, "min_match must be between 0 and 1, not nan"),
+    ],
+)
+def test_reranking_that_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(sentence)):
+        rerank_rows(options)
+
+
+def test_images_of_a_request_have_as_many_candidates() -> None:
+    with pytest.raises(InvalidInput, match="rerank must be the same for all images of a request, not 2 and 3"):
+        rerank_rows(*({"do_sample": True, "rerank": count} for count in (2, 3)))
+
+
+def test_defaults_beside_rerank() -> None:
+    """A default num_captions says how many come back, and is no limit unless it is fixed."""
+    three = OptionDefaults({"num_captions": 3, "do_sample": True})
+    assert rerank_rows({"rerank": 2}, defaults=three) == [2]
+    assert rerank_rows({"min_match": 0.5}, defaults=three) == [3]
+    (options,) = RerankOptions.from_rows({"min_match": np.array([[0.5]], np.float32)}, 1, three)
+    assert (options.num_captions, options.min_match) == (3, 0.5)
+    fixed = OptionDefaults({"num_captions": 1}, frozenset({"num_captions"}))
+    with pytest.raises(InvalidInput, match="rerank is fixed at 1 on this server: leave it out"):
+        rerank_rows({"rerank": 8, "do_sample": True}, defaults=fixed)
+
+
+def test_a_given_caption_is_not_reranked() -> None:
+    given = {"given_caption": np.array([[b"a cat"]], np.object_), "rerank": np.array([[2]], np.int32)}
+    with pytest.raises(InvalidInput, match="rerank has no meaning beside a given caption"):
+        RequestOptions.from_rows(given, 1)

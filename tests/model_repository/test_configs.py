@@ -35,10 +35,10 @@ INPUTS = {
     "match_encoder": {"pixels": ("UINT8", [-1, -1, 3])},
     "matcher": {},  # image_embeds, text or both, so both are optional
     "match": {"image": ("STRING", [1]), "text": ("STRING", [-1])},
+    "rerank": {"image": ("STRING", [1])},
     "embed_image": {"image": ("STRING", [1])},
     "embed_text": {"text": ("STRING", [1])},
 }
-EITHER = {"matcher": {"image_embeds": ("FP16", [-1, -1]), "text": ("STRING", [-1])}}
 IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either
 OPTION_INPUTS: dict[str, dict[str, str]] = {
     "encoder": {},
@@ -66,9 +66,14 @@ OPTION_INPUTS["caption_stream"] = OPTION_INPUTS["caption"]
 OPTION_INPUTS["attention"] = {"layer": "INT32", "head": "INT32", "method": "STRING"}
 EXPLAIN_INPUTS = {"given_caption": "STRING", "caption_index": "INT32"} | OPTION_INPUTS["attention"]
 OPTION_INPUTS["decoder"] = OPTION_INPUTS["decoder"] | EXPLAIN_INPUTS
-OPTION_INPUTS["explain"] = OPTION_INPUTS["preprocess"] = OPTION_INPUTS["caption"] | EXPLAIN_INPUTS
+OPTION_INPUTS["explain"] = OPTION_INPUTS["caption"] | EXPLAIN_INPUTS
+RERANK_INPUTS = {"rerank": "INT32", "min_match": "FP32"}
+OPTION_INPUTS["rerank"] = OPTION_INPUTS["caption"] | RERANK_INPUTS
+OPTION_INPUTS["preprocess"] = OPTION_INPUTS["explain"] | RERANK_INPUTS
+OPTION_INPUTS["decoder"] = OPTION_INPUTS["decoder"] | {"rerank": "INT32"}
 OPTION_INPUTS["match_encoder"] = {}
-OPTION_INPUTS["matcher"] = OPTION_INPUTS["embed_text"] = {"truncate": "BOOL"}
+OPTION_INPUTS["embed_text"] = {"truncate": "BOOL"}
+OPTION_INPUTS["matcher"] = OPTION_INPUTS["embed_text"] | {"num_captions": "INT32", "min_match": "FP32"}
 OPTION_INPUTS["embed_image"] = {"resize_mode": "STRING"}
 OPTION_INPUTS["match"] = {"resize_mode": "STRING", "truncate": "BOOL"}
 CAPTION_OUTPUTS = {
@@ -80,18 +85,26 @@ CAPTION_OUTPUTS = {
 EXPLANATION_OUTPUTS = {"words": ("STRING", [-1]), "attention": ("FP32", [-1, -1, -1])}
 SCORES = {"match": ("FP32", [-1]), "logit": ("FP32", [-1]), "similarity": ("FP32", [-1])}
 EMBEDDING = {"embedding": ("FP32", [-1])}
+DROPPED = {"dropped": ("STRING", [-1]), "dropped_match": ("FP32", [-1])}
+CANDIDATE_INPUTS = {name: CAPTION_OUTPUTS[name] for name in ("score", "num_tokens", "token_scores")}
+PASSED_ON = {"match_pixels": ("UINT8", [-1, -1, 3])}
+EITHER = {
+    "decoder": PASSED_ON,
+    "matcher": {"image_embeds": ("FP16", [-1, -1]), "text": ("STRING", [-1])} | CANDIDATE_INPUTS,
+}
 OUTPUTS = {
     "preprocess": {"pixels": ("UINT8", [-1, -1, 3])},
     "encoder": {"image_embeds": ("FP16", [-1, -1])},
-    "decoder": CAPTION_OUTPUTS | EXPLANATION_OUTPUTS,
+    "decoder": CAPTION_OUTPUTS | EXPLANATION_OUTPUTS | PASSED_ON,
     "caption": CAPTION_OUTPUTS,
     "explain": CAPTION_OUTPUTS | EXPLANATION_OUTPUTS,
     "attention": EXPLANATION_OUTPUTS,
     "caption_stream": CAPTION_OUTPUTS | {"text": ("STRING", [1]), "finish_reason": ("STRING", [1])},
     "caption_pixels": CAPTION_OUTPUTS,
     "match_encoder": {"image_embeds": ("FP16", [-1, -1])},
-    "matcher": SCORES | EMBEDDING,
+    "matcher": SCORES | EMBEDDING | CAPTION_OUTPUTS | DROPPED,
     "match": SCORES,
+    "rerank": CAPTION_OUTPUTS | {name: SCORES[name] for name in ("match", "logit")} | DROPPED,
     "embed_image": EMBEDDING,
     "embed_text": EMBEDDING,
 }
@@ -102,6 +115,7 @@ CAPTIONING_STEPS = {
 }
 MATCHING_STEPS = {ensemble: ["preprocess", "match_encoder", "matcher"] for ensemble in ("match", "embed_image")}
 STEPS = CAPTIONING_STEPS | MATCHING_STEPS | {"attention": ["decoder"], "embed_text": ["matcher"]}
+STEPS["rerank"] = ["preprocess", "encoder", "decoder", "match_encoder", "matcher"]
 
 
 def parse(path: Path) -> model_config_pb2.ModelConfig:
@@ -166,7 +180,7 @@ def test_the_default_encoder_is_tensorrt() -> None:
     assert (config.platform, config.default_model_filename) == ("tensorrt_plan", f"tensorrt/{PLAN_NAME}")
 
 
-@pytest.mark.parametrize("ensemble", CAPTIONING_STEPS)
+@pytest.mark.parametrize("ensemble", [*CAPTIONING_STEPS, "rerank"])
 def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
     """Preprocess gets them too, and refuses early what the decoder would refuse later."""
     config = parse(REPOSITORY / ensemble / "config.pbtxt")
@@ -175,7 +189,9 @@ def test_every_option_passes_through_the_ensemble(ensemble: str) -> None:
         expected = {name: name for name in options}
         if ensemble == "attention":
             expected[GIVEN_CAPTION] = "caption"
-        assert {name: step.input_map[name] for name in step.input_map if name in OPTION_INPUTS["explain"]} == expected
+        assert {
+            name: step.input_map[name] for name in step.input_map if name in OPTION_INPUTS["preprocess"]
+        } == expected
 
 
 @pytest.mark.parametrize("ensemble", STEPS)
@@ -198,3 +214,14 @@ def test_engine_and_client_know_the_same_options() -> None:
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_adapters_stay_thin(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_ADAPTER_LINES
+
+
+@pytest.mark.parametrize("ensemble", STEPS)
+def test_no_two_steps_of_an_ensemble_begin_at_once(ensemble: str) -> None:
+    """Triton 2.51 dies if a client hangs up at that moment."""
+    config = parse(REPOSITORY / ensemble / "config.pbtxt")
+    there, waiting = {tensor.name for tensor in config.input}, list(config.ensemble_scheduling.step)
+    while waiting:
+        (ready,) = (step for step in waiting if there.issuperset(step.input_map.values()))
+        waiting.remove(ready)
+        there |= set(ready.output_map.values())

@@ -16,7 +16,8 @@ from blipstream.serving.adapter import ModelInstance
 from blipstream.serving.decoding_service import DecodingService, as_torch
 from blipstream.serving.responses import caption_outputs, explanation_outputs
 
-INPUTS = ("image_embeds", *OPTION_NAMES, *EXPLAIN_NAMES)
+PASSED_ON = "match_pixels"  # of a second encoder, which so begins when the captions are there: build/model_configs.py
+INPUTS = ("image_embeds", *OPTION_NAMES, *EXPLAIN_NAMES, "rerank", PASSED_ON)
 
 
 class TritonPythonModel:
@@ -67,7 +68,12 @@ class TritonPythonModel:
         else:
             outputs = caption_outputs([image.captions for image in images])
             explanations = [image.explanation for image in images if image.explanation]
-            request.send_outputs(outputs | explanation_outputs(explanations) if explanations else outputs)
+            if explanations:
+                outputs |= explanation_outputs(explanations)
+            for name, pixels in request.tensors(PASSED_ON).items():
+                outputs[name] = as_torch(pixels)
+                self.service.hand_over(len(images))
+            request.send_outputs(outputs)
 
     def finalize(self):
         self.service.close()

@@ -5,7 +5,7 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.images import load_loader
-from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES
+from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, RERANK_OPTIONS
 from blipstream.serving.adapter import ModelInstance
 from blipstream.serving.load_request import load_request
 from blipstream.serving.loading_service import LoadingService
@@ -30,7 +30,7 @@ class TritonPythonModel:
     def submit(self, request):
         self.service.check_room()  # before anything is copied for it
         request.refuse_parameters()
-        arrays = request.arrays("pixels", *INPUT_NAMES, *EXPLAIN_NAMES)
+        arrays = request.arrays("pixels", *INPUT_NAMES, *EXPLAIN_NAMES, *RERANK_OPTIONS)
         image_request = load_request(arrays, request.deadline, self.text, self.instance.defaults)
         request.release_inputs()
         self.service.submit(request, image_request)

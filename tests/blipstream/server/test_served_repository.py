@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 
 TAKE_OPTIONS = {"caption", "caption_pixels", "caption_stream", "decoder", "explain", "preprocess"}
 CAPTIONING = TAKE_OPTIONS | {"attention", "encoder"}
+MATCHING_TAKES_OPTIONS = {"matcher", "rerank"}  # where there is a captioner, too
 CONFIG = CheckpointConfig(
     "x",
     "0",
@@ -62,7 +63,8 @@ def built(repository: Path, model: str, encoder: str | None = None) -> None:
 
 
 def encoders(served: Path, ensemble: str) -> list[str]:
-    return [step.model_name for step in parse(served / ensemble / "config.pbtxt").ensemble_scheduling.step][1:2]
+    steps = parse(served / ensemble / "config.pbtxt").ensemble_scheduling.step
+    return [step.model_name for step in steps if "encoder" in step.model_name]
 
 
 def test_without_defaults_it_is_the_repository_itself(repository: Path, workspace: Workspace) -> None:
@@ -83,8 +85,13 @@ def test_both_side_by_side(repository: Path, workspace: Workspace, defaults: Opt
     built(repository, "decoder")
     built(repository, "matcher", "match_encoder")
     served = served_repository(repository, defaults, workspace)
-    assert {path.name for path in served.iterdir()} == CAPTIONING | set(MATCHING)
+    assert {path.name for path in served.iterdir()} == CAPTIONING | {*MATCHING, "rerank"}
     assert encoders(served, "match") == encoders(served, "embed_image") == ["match_encoder"]
+    assert encoders(served, "rerank") == ["encoder", "match_encoder"]
+    for model in MATCHING_TAKES_OPTIONS:
+        assert ("option_defaults" in parse(served / model / "config.pbtxt").parameters) == (
+            defaults != OptionDefaults()
+        )
 
 
 @pytest.mark.parametrize("defaults", [OptionDefaults(), DEFAULTS])
@@ -92,8 +99,11 @@ def test_an_encoder_that_is_shared(repository: Path, workspace: Workspace, defau
     built(repository, "decoder")
     built(repository, "matcher", "encoder")
     served = served_repository(repository, defaults, workspace)
-    assert {path.name for path in served.iterdir()} == CAPTIONING | set(MATCHING) - {"match_encoder"}
-    assert encoders(served, "match") == encoders(served, "embed_image") == ["encoder"]
+    assert {path.name for path in served.iterdir()} == CAPTIONING | {*MATCHING, "rerank"} - {"match_encoder"}
+    assert encoders(served, "match") == encoders(served, "embed_image") == encoders(served, "rerank") == ["encoder"]
+    *_, decoder, matcher = parse(served / "rerank/config.pbtxt").ensemble_scheduling.step
+    assert "match_pixels" not in [*decoder.input_map, *decoder.output_map]
+    assert matcher.input_map["image_embeds"] == "image_embeds"
 
 
 def test_a_broken_captioner_is_not_left_out(repository: Path, workspace: Workspace) -> None:

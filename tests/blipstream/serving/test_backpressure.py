@@ -76,6 +76,18 @@ def preprocess(path: Path) -> Backpressure:  # noqa: ARG001
     return preprocess
 
 
+def test_an_image_that_two_encoders_see_counts_once_for_the_pace(path: Path) -> None:
+    pressure = Backpressure()
+    pressure.add_encoder()
+    for again in (False, True):
+        pressure.hand_over(0, 1)
+        with pressure.encoding(1, leaves=False, is_alone=False):
+            assert read_counts(path).under_way == 1
+        pressure.take(1, again=again)
+        assert read_counts(path).under_way == 0
+    assert read_counts(path).taken == 1
+
+
 def test_it_waits_until_a_decoder_has_taken_up_enough(path: Path, preprocess: Backpressure) -> None:
     assert [preprocess.enter([1] * 6), preprocess.enter([1] * 6)] == [6, 2]
     decoder, encoder = Backpressure(), Backpressure()

@@ -79,3 +79,11 @@ def test_defaults_are_not_for_given_captions() -> None:
     """They say how to find one."""
     given = {"pixels": PIXELS, "given_caption": np.array([[b"a cat"]], np.object_)}
     assert load_request(given, Deadline(0, lambda: False), TEXT, OptionDefaults({"num_beams": 3}))
+
+
+def test_reranking_that_would_be_refused_later() -> None:
+    deadline, one = Deadline(0, lambda: False), np.array([[1]], np.int32)
+    with pytest.raises(InvalidInput, match="rerank must be at most num_beams, which is 1, not 8: raise num_beams, or"):
+        load_request({"pixels": PIXELS, "rerank": 8 * one}, deadline, TEXT)
+    with pytest.raises(InvalidInput, match=r"min_match must be between 0 and 1, not 1\.5"):
+        load_request({"pixels": PIXELS, "min_match": np.array([[1.5]], np.float32)}, deadline, TEXT)
