@@ -6,7 +6,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # not from typing, which takes long to import
 if TYPE_CHECKING:
     from blipstream_client._async_client import AsyncClient
-    from blipstream_client._captions import Caption, Piece
+    from blipstream_client._captions import Caption, Dropped, Piece
     from blipstream_client._client import Client
     from blipstream_client._exceptions import (
         AccessDenied,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blipstream_client._info import ServerInfo
     from blipstream_client._matches import Match, Matches
     from blipstream_client._options import Options
+    from blipstream_client._rerank_options import RerankOptions
 
 __version__ = "0.2.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "BlipstreamError",
     "Caption",
     "Client",
+    "Dropped",
     "ExplainOptions",
     "Explanation",
     "ImageLike",
@@ -51,6 +53,7 @@ __all__ = [
     "Piece",
     "RequestCancelled",
     "RequestTimeout",
+    "RerankOptions",
     "ServerError",
     "ServerInfo",
     "ServerOverloaded",
@@ -62,6 +65,7 @@ _MODULES = {
     "AsyncClient": "_async_client",
     "Caption": "_captions",
     "Client": "_client",
+    "Dropped": "_captions",
     "ExplainOptions": "_explain_options",
     "Explanation": "_explanation",
     "ImageLike": "_images",
@@ -69,6 +73,7 @@ _MODULES = {
     "Matches": "_matches",
     "Options": "_options",
     "Piece": "_captions",
+    "RerankOptions": "_rerank_options",
     "ServerInfo": "_info",
 }  # of each name that is no exception
 

@@ -30,6 +30,7 @@ from blipstream_client._matches import (
 )
 from blipstream_client._options import Options, option_tensors
 from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest
+from blipstream_client._rerank_options import ALL_OPTIONS, RerankOptions
 from blipstream_client._tensors import Tensors, image_tensor
 
 
@@ -70,13 +71,17 @@ class AsyncClient(BaseClient):
         served = served or await _served(transport, deadline)
         return parse_info(await transport.send(MetadataRequest(), deadline), config, parts, served)
 
-    async def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
+    async def caption(
+        self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]
+    ) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
 
         An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is in seconds; None means the client's. The options
-        are those of `Options`. Raises BlipstreamError.
+        are those of `RerankOptions`; with `rerank` or `min_match`, the server needs a retrieval checkpoint. If no
+        caption matches the image as well as `min_match` asks, the text is empty, and `why_empty` says the reason.
+        Raises BlipstreamError.
         """
-        tensors, deadline = option_tensors(options), self._deadline(timeout)
+        tensors, deadline = option_tensors(options, ALL_OPTIONS), self._deadline(timeout)
         with about(image):
             return await self._caption(image, tensors, deadline)
 
@@ -156,7 +161,7 @@ class AsyncClient(BaseClient):
         *,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         timeout: float | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[RerankOptions],
     ) -> AsyncGenerator[Caption | BlipstreamError, None]:
         """For each image, in order, its caption or its error. One image's error does not affect the others.
 

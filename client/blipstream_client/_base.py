@@ -17,8 +17,9 @@ from blipstream_client._exceptions import InvalidCertificate, InvalidImage, Inva
 from blipstream_client._fetch import MAX_SECONDS, fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
 from blipstream_client._network import AbortableBackend
-from blipstream_client._options import Options, option_tensors
+from blipstream_client._options import option_tensors
 from blipstream_client._requests import InferRequest, StreamRequest
+from blipstream_client._rerank_options import ALL_OPTIONS, RERANK_OPTIONS, RerankOptions
 from blipstream_client._retries import RetryPolicy
 from blipstream_client._tensors import Tensors, image_tensor
 from blipstream_client._text import excerpt, quoted, shown_url
@@ -30,9 +31,10 @@ API_KEY = "BLIPSTREAM_API_KEY"  # the environment variable: a command line can b
 DEFAULT_URL = "grpc://localhost:8001"
 DEFAULT_MODEL = "caption"
 EXPLAIN_MODEL = "explain"
+RERANK_MODEL = "rerank"
 LOOK_SECONDS = 2.0  # to find out what a server has for an error: while Triton loads a model, it may not say
 # that a server may have for clients
-MODELS = ("caption", "caption_stream", EXPLAIN_MODEL, "match", "embed_image", "embed_text")
+MODELS = ("caption", "caption_stream", EXPLAIN_MODEL, RERANK_MODEL, "match", "embed_image", "embed_text")
 DEFAULT_TIMEOUT = 60.0  # seconds for a request, with all its retries
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_IN_FLIGHT = 32  # requests
@@ -158,7 +160,9 @@ class BaseClient:
         return served[0]
 
     def _infer_request(self, encoded: bytes, options: Tensors) -> InferRequest:
-        return InferRequest(self._model, {"image": image_tensor(encoded), **options})
+        """The request for a caption. Options of matching are for the model that has it."""
+        model = self._model if options.keys().isdisjoint(RERANK_OPTIONS) else RERANK_MODEL
+        return InferRequest(model, {"image": image_tensor(encoded), **options})
 
     def _explain_request(self, encoded: bytes, options: Tensors) -> InferRequest:
         return InferRequest(EXPLAIN_MODEL, {"image": image_tensor(encoded), **options})
@@ -167,13 +171,13 @@ class BaseClient:
         return StreamRequest(f"{self._model}_stream", {"image": image_tensor(encoded), **options})
 
 
-def checked_many(images: object, max_in_flight: int, options: Options) -> Tensors:
+def checked_many(images: object, max_in_flight: int, options: RerankOptions) -> Tensors:
     """The option tensors for many requests. Raises InvalidRequest, also if `images` is a single image."""
     single = (str, bytes, bytearray, memoryview, AnyPath, Image)
     if isinstance(images, single) or hasattr(images, "read"):
         raise InvalidRequest(f"Expected several images, got one {type(images).__name__}: put it in a list")
     _at_least(1, "max_in_flight", max_in_flight)
-    return option_tensors(options)
+    return option_tensors(options, ALL_OPTIONS)
 
 
 def _check_kind(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:

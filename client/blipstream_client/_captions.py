@@ -6,16 +6,30 @@ Outputs have a batch of one image: shape [1, K] for its K captions.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blipstream_client._exceptions import BlipstreamError, ServerError
 from blipstream_client._tensors import Tensors
-from blipstream_client._text import excerpt
+from blipstream_client._text import excerpt, quoted
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A caption that matches its image less than `min_match` asks for, or has no words. As text, it is its own."""
+
+    text: str
+    match: float  # the probability that it matches
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption of one image. As text, it is the caption's own."""
+    """A caption of one image. As text, it is the caption's own.
+
+    With `rerank` or `min_match`, it may be empty: then `dropped` has all captions that were generated.
+    """
 
     text: str
     score: float  # log-probability: the higher, the likelier
@@ -23,6 +37,18 @@ class Caption:
     token_scores: tuple[float, ...] = field(default=(), repr=False)  # log-probability of each token
     alternatives: "tuple[Caption, ...]" = ()  # the next best captions, if num_captions asked for them
     finish_reason: str | None = None  # of a stream: "stop", or "length" if max_tokens ended it
+    match: float | None = None  # the probability that it matches the image, if rerank or min_match asked for that
+    logit: float | None = None  # the same as a log-odds, by which captions are then ranked
+    dropped: tuple[Dropped, ...] = ()  # captions that match too little, best first
+
+    @property
+    def why_empty(self) -> str:
+        """Why no caption is left, in one sentence, or "" if one is."""
+        if not self.dropped or self.num_tokens:
+            return ""
+        best, count = self.dropped[0], len(self.dropped)
+        of_all = "the only caption" if count == 1 else f"the best of {count} captions"
+        return f"No caption matches well enough: {of_all}, {quoted(best.text)}, matches with {best.match:.3f}"
 
     def __str__(self) -> str:
         return self.text
@@ -44,8 +70,32 @@ def parse_caption(tensors: Tensors) -> Caption:
     """The best of K captions, with the others as its alternatives.
 
     From `caption` BYTES, `score` FP32 and `num_tokens` INT32, each [1, K], and `token_scores` FP32 [1, K, T] with
-    padded rows. Raises ServerError if one is missing or empty.
+    padded rows; if matching has chosen them, from `match` and `logit` FP32 [1, K], `dropped` BYTES [1, D] and
+    `dropped_match` FP32 [1, D], too. Raises ServerError if one is missing, or empty though nothing was dropped.
     """
+    if "dropped" not in tensors:
+        return _best(tensors)
+    try:
+        texts, matches = tensors["dropped"][0].tolist(), tensors["dropped_match"][0].tolist()
+        dropped = tuple(Dropped(text.decode(), match) for text, match in zip(texts, matches, strict=True))
+        if dropped and not tensors["caption"].size:
+            return Caption("", 0.0, 0, dropped=dropped)
+        best = _best(tensors)
+        captions = [
+            replace(each, match=match, logit=logit)
+            for each, match, logit in zip(
+                (best, *best.alternatives), tensors["match"][0].tolist(), tensors["logit"][0].tolist(), strict=True
+            )
+        ]
+    except (LookupError, AttributeError, TypeError, ValueError) as exc:
+        raise ServerError(
+            f"Expected match and logit of shape [1, K], and dropped and dropped_match of shape [1, D], got "
+            f"{_shapes(tensors)}: does the model rerank?"
+        ) from exc
+    return replace(captions[0], alternatives=tuple(captions[1:]), dropped=dropped)
+
+
+def _best(tensors: Tensors) -> Caption:
     try:
         reason = tensors["finish_reason"].item().decode() if "finish_reason" in tensors else None
         best, *others = zip(

@@ -11,6 +11,7 @@ import click
 from blipstream_client._base import API_KEY, DEFAULT_MODEL, DEFAULT_URL, BaseClient
 from blipstream_client._explain_options import EXPLAIN_OPTIONS
 from blipstream_client._options import OPTIONS, Option
+from blipstream_client._rerank_options import RERANK_OPTIONS
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -33,6 +34,11 @@ IMAGE_OPTIONS: Sequence[Decorator] = [
 def caption_options(command: Command) -> Command:
     """Add a flag for each option of a caption."""
     return _with_flags(command, OPTIONS)
+
+
+def rerank_options(command: Command) -> Command:
+    """Add a flag for each option of the choice among captions."""
+    return _with_flags(command, RERANK_OPTIONS)
 
 
 def explain_options(command: Command) -> Command:

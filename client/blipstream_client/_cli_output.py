@@ -26,6 +26,8 @@ LABEL = "{:<12}"
 def print_result(name: str, result: Caption | BlipstreamError, as_json: bool) -> None:
     """Print the caption or the error of one image."""
     match result, as_json:
+        case Caption(why_empty=why), False if why:
+            say(f"{name}: {why}")
         case Caption(), False:
             for each in (result, *result.alternatives):
                 click.echo(f"{name}: {each.text}")
@@ -111,8 +113,14 @@ def print_json(**fields: Any) -> None:  # noqa: ANN401
 
 
 def _fields(caption: Caption) -> dict[str, Any]:
-    """The caption as JSON, with its alternatives if it has any."""
+    """The caption as JSON, with its alternatives and what matching said of it, if there is any. None: none is left."""
     fields: dict[str, Any] = {"caption": caption.text, "score": caption.score, "num_tokens": caption.num_tokens}
+    if caption.why_empty:
+        fields = dict.fromkeys(fields)
+    if caption.match is not None:
+        fields |= {"match": caption.match, "logit": caption.logit}
+    if caption.dropped:
+        fields["dropped"] = [{"caption": each.text, "match": each.match} for each in caption.dropped]
     if caption.alternatives:
         fields["alternatives"] = [_fields(other) for other in caption.alternatives]
     return fields

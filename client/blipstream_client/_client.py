@@ -30,6 +30,7 @@ from blipstream_client._matches import (
 )
 from blipstream_client._options import Options, option_tensors
 from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest
+from blipstream_client._rerank_options import ALL_OPTIONS, RerankOptions
 from blipstream_client._tensors import Tensors, image_tensor
 
 
@@ -69,13 +70,15 @@ class Client(BaseClient):
         served = served or _served(self._transport, deadline)
         return parse_info(send(MetadataRequest(), deadline), config, parts, served)
 
-    def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[Options]) -> Caption:
+    def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
 
         An array has shape [H, W, 3], [H, W, 4] or [H, W]. `timeout` is in seconds; None means the client's. The options
-        are those of `Options`. Raises BlipstreamError.
+        are those of `RerankOptions`; with `rerank` or `min_match`, the server needs a retrieval checkpoint. If no
+        caption matches the image as well as `min_match` asks, the text is empty, and `why_empty` says the reason.
+        Raises BlipstreamError.
         """
-        tensors, deadline = option_tensors(options), self._deadline(timeout)
+        tensors, deadline = option_tensors(options, ALL_OPTIONS), self._deadline(timeout)
         with about(image):
             return self._caption(self._transport, image, tensors, deadline)
 
@@ -157,7 +160,7 @@ class Client(BaseClient):
         *,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
         timeout: float | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[RerankOptions],
     ) -> Generator[Caption | BlipstreamError, None, None]:
         """For each image, in order, its caption or its error. One image's error does not affect the others.
 

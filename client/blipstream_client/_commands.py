@@ -25,6 +25,7 @@ from blipstream_client._cli_options import (
     connection_options,
     explain_options,
     option_help,
+    rerank_options,
 )
 from blipstream_client._cli_output import (
     print_info,
@@ -49,6 +50,7 @@ from blipstream_client._images import ImageLike
 from blipstream_client._interrupts import prompt_interrupts
 from blipstream_client._notices import Failure, Saying, Waiting, hint, say
 from blipstream_client._options import OPTIONS, Options
+from blipstream_client._rerank_options import RERANK_OPTIONS, RerankOptions
 from blipstream_client.bulk import job
 from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.parquet import COLUMNS
@@ -94,6 +96,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, values: tuple[s
 @client_options(CONNECTION_OPTIONS, IMAGE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--stream", is_flag=True, help="Print words as they come; with --json, an object for each piece.")
+@rerank_options
 @caption_options
 def caption(
     images: tuple[str, ...],
@@ -103,9 +106,11 @@ def caption(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Print a line for each IMAGE, a file, a URL, or - for standard input."""
+    if stream and any(options.pop(name) is not None for name in RERANK_OPTIONS):
+        raise click.UsageError("--stream prints words before captions can be compared: leave it or --rerank out")
     sources = [(click.format_filename(name), name) for name in images]
     with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
-        succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(Options, options), waiting)
+        succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(RerankOptions, options), waiting)
     sys.exit(0 if succeeded else 1)
 
 
@@ -237,7 +242,7 @@ def _image(name: str) -> ImageLike:
         raise InvalidImage(f"Cannot read standard input: {getattr(exc, 'strerror', None) or 'it is closed'}") from exc
 
 
-def _caption(client: Client, sources: Sources, as_json: bool, options: Options, waiting: Waiting) -> bool:
+def _caption(client: Client, sources: Sources, as_json: bool, options: RerankOptions, waiting: Waiting) -> bool:
     """Print the result of each image. True if each has a caption. Raises Failure if no other image can have one."""
     succeeded = True
     with closing(client.caption_many((_image(name) for _, name in sources), **options)) as results:

@@ -176,7 +176,7 @@ def test_info(tiny: TinyTriton, scheme: str) -> None:
     assert out.splitlines() == [
         "server      Triton 2.51.0",
         "checkpoint  demo@0123456789ab",
-        "models      caption, caption_stream, explain, match, embed_image, embed_text",
+        "models      caption, caption_stream, explain, rerank, match, embed_image, embed_text",
         "runtimes    caption on tiny",
         "options     none",
         'defaults    max_tokens=20, prompt="ein Bär", num_beams=3',
@@ -189,7 +189,7 @@ def test_info(tiny: TinyTriton, scheme: str) -> None:
         "options": [],
         "defaults": {"max_tokens": 20, "prompt": "ein Bär", "num_beams": 3},
         "fixed": ["num_beams"],
-        "models": ["caption", "caption_stream", "explain", "match", "embed_image", "embed_text"],
+        "models": ["caption", "caption_stream", "explain", "rerank", "match", "embed_image", "embed_text"],
     }
     tiny.parameters = {"option_defaults": "max_tokens=20"}
     status, out, err = blipstream("info", *url)

@@ -115,7 +115,7 @@ def test_a_server_without_matching_says_what_it_has(ask: Ask, scheme: str, serve
 
 def test_info_tells_what_is_served(ask: Ask, matching_server: Any, server: Any) -> None:
     captioning, matching = ("caption", "caption_stream", "explain"), ("match", "embed_image", "embed_text")
-    assert ask(matching_server.grpc_url, "info").models == (*captioning, *matching)
+    assert ask(matching_server.grpc_url, "info").models == (*captioning, "rerank", *matching)
     assert ask(server.grpc_url, "info").models == captioning
 
 

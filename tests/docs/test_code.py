@@ -113,9 +113,16 @@ def block_with(words: str, page: str) -> Block:
     return found
 
 
+def server_of(request: pytest.FixtureRequest, block: Block) -> TritonServer:
+    """A server that has what the block asks for."""
+    matches = block.page.name in ("matching.md", "reranking.md")
+    server: TritonServer = request.getfixturevalue("matching_server" if matches else "server")
+    return server
+
+
 @pytest.mark.parametrize("block", [block for block in PYTHON if NOWHERE not in block.code], ids=str)
 def test_python_runs(request: pytest.FixtureRequest, folder: Path, block: Block) -> None:
-    server = request.getfixturevalue("matching_server" if block.page.name == "matching.md" else "server")
+    server = server_of(request, block)
     assert block.printed is not None or block.page.name == "README.md", "a `text` block must say what this prints"
     printed = run_block(server, folder, block)
     check_printed(block.printed or printed, printed)
@@ -134,8 +141,8 @@ def test_javascript_runs(server: TritonServer, folder: Path, block: Block) -> No
 
 
 @pytest.mark.parametrize("block", ASKING, ids=str)
-def test_shell_runs(server: TritonServer, folder: Path, block: Block) -> None:
-    printed = run_block(server, folder, block)
+def test_shell_runs(request: pytest.FixtureRequest, folder: Path, block: Block) -> None:
+    printed = run_block(server_of(request, block), folder, block)
     assert FIRST_CAPTION in printed or "generate_stream" in block.code or '{"error":' in str(block.printed)
     check_printed(block.printed or printed, printed)
 
