@@ -53,9 +53,9 @@ class Heads:
         return output
 
 
-def probabilities(logits: Floats) -> Floats:
-    """The logistic function, without overflow."""
-    small = np.exp(-np.abs(logits))
+def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
+    """The logistic function of logits / temperature, without overflow."""
+    small = np.exp(-np.abs(logits) / temperature)
     result: Floats = (np.where(logits >= 0, 1, small) / (1 + small)).astype(np.float32)
     return result
 

@@ -3,8 +3,11 @@
 
 import json
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from blipstream.calibration import Calibration
 from blipstream.config import ARTIFACTS, CONFIG_NAME, MATCHING, MATCHING_ARTIFACTS, CheckpointConfig, readable_configs
 from blipstream.defaults import over, to_parameters
 from blipstream.errors import ArtifactError, InvalidInput, ServerError
@@ -13,6 +16,7 @@ from blipstream.server.workspace import Workspace
 
 PLAIN, WITH_DEFAULTS = "models", "models-with-defaults"  # in a server's folder
 TAKES_OPTIONS = re.compile(r'name: "num_captions"')  # in a model's config
+GIVES_MATCH = re.compile(r'name: "match"\s+data_type')  # in a model's config
 OWN_ENCODER = 'model_name: "match_encoder"'  # in an ensemble's
 ITS_PIXELS = re.compile(r'.*key: "match_pixels".*\n')  # where the decoder passes them on to that one
 SECOND_ENCODER = re.compile(rf"    {{\n      {OWN_ENCODER}\n.*?\n    }},\n", re.DOTALL)  # the whole step
@@ -42,15 +46,12 @@ def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
 def served_repository(repository: Path, defaults: OptionDefaults, workspace: Workspace) -> Path:
     """A folder in the workspace that shows what is to be served of the repository.
 
-    Models whose checkpoint has not been built are left out. The configs say the defaults. Where matching shares the
-    captioner's encoder, they name that one. At a restart the folder is made up to date. What has not changed is not
-    written, for the disk may be full.
+    Models whose checkpoint has not been built are left out. The configs say the defaults and matching's calibration.
+    Where matching shares the captioner's encoder, they name that one. At a restart the folder is made up to date. What
+    has not changed is not written, for the disk may be full.
     """
     parameters = to_parameters(defaults)
-    added = "".join(
-        f'\nparameters {{ key: "{name}" value {{ string_value: {json.dumps(value)} }} }}\n'
-        for name, value in parameters.items()
-    )
+    added = {TAKES_OPTIONS: _in_config(parameters), GIVES_MATCH: _in_config(_calibration(repository))}
     absent, encoder = left_out(repository), match_encoder(repository)
     name = WITH_DEFAULTS if parameters else PLAIN
     for model in sorted(repository.iterdir()):
@@ -59,10 +60,12 @@ def served_repository(repository: Path, defaults: OptionDefaults, workspace: Wor
         configs = [path for pattern in ("config.pbtxt", "configs/*.pbtxt") for path in sorted(model.glob(pattern))]
         texts = {path: path.read_text(encoding="utf-8") for path in configs}
         changed = {
-            path: _with_encoder(text, encoder) + (added if TAKES_OPTIONS.search(text) else "")
+            path: _with_encoder(text, encoder)
+            + "".join(more for pattern, more in added.items() if pattern.search(text))
             for path, text in texts.items()
         }
-        if changed == texts:
+        # a calibration may come or go between two starts, and a link cannot become a folder
+        if changed == texts and not any(map(GIVES_MATCH.search, texts.values())):
             workspace.link(model, name, model.name)
             continue
         for entry in model.iterdir():
@@ -108,6 +111,22 @@ def _with_encoder(text: str, encoder: str) -> str:
         once = ITS_PIXELS.sub("", SECOND_ENCODER.sub("", text))
         return once.replace('"match_image_embeds"', '"image_embeds"')
     return text.replace(OWN_ENCODER, shared)
+
+
+def _calibration(repository: Path) -> dict[str, str]:
+    """How the configs say matching's calibration; nothing if there is none. If it is broken, its model says so."""
+    with suppress(ArtifactError):
+        if calibration := Calibration.load(repository / "matcher/1"):
+            return {"temperature": str(calibration.temperature), "threshold": str(calibration.threshold)}
+    return {}
+
+
+def _in_config(parameters: Mapping[str, str]) -> str:
+    """Parameters as the text of a model's config."""
+    return "".join(
+        f'\nparameters {{ key: "{name}" value {{ string_value: {json.dumps(value)} }} }}\n'
+        for name, value in parameters.items()
+    )
 
 
 def _is_built(repository: Path, model: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from blipstream.calibration import Calibration
 from blipstream.config import MATCHING_ARTIFACTS, image_encoder_of, of_one_checkpoint
 from blipstream.errors import BlipstreamError, InvalidInput, Stopping, apart, report
 from blipstream.matching import Job, Matcher
@@ -45,11 +46,16 @@ class MatchingService:
     """Takes requests from Triton's thread. One thread of its own reads the texts of many together, and responds."""
 
     def __init__(self, instance: ModelInstance) -> None:
-        """Raises ArtifactError if there is no such matcher, or it belongs to another encoder than those around it."""
+        """Raises ArtifactError if there is no such matcher, or it belongs to another encoder than those around it.
+
+        The same if its calibration is broken, or of another checkpoint.
+        """
         self._instance = instance
         runtime = instance.parameters["runtime"]
         artifact = of_one_checkpoint(instance.folder / runtime)
         self._has_encoder = image_encoder_of(artifact, instance.folder.parents[1]) in MATCHING_ARTIFACTS
+        calibration = Calibration.of(artifact)
+        self._temperature = calibration.temperature if calibration else 1.0
         self._matcher = Matcher.load(runtime, artifact, instance.device)
         self._metrics = MatchingMetrics(instance.pb_utils.MetricFamily, instance.name)
         self._backpressure = Backpressure()
@@ -191,11 +197,15 @@ class MatchingService:
                 return {"embedding": heads.image_embedding(np.stack(images))}
             if pending.candidates:
                 return pending.candidates.ranked(
-                    [job.logits for job in jobs], [probabilities(job.logits) for job in jobs]
+                    [job.logits for job in jobs], [probabilities(job.logits, self._temperature) for job in jobs]
                 )
             logits = np.stack([job.logits for job in jobs])
             similarities = [heads.similarities(image, job.embeddings) for image, job in zip(images, jobs, strict=True)]
-            return {"match": probabilities(logits), "logit": logits, "similarity": np.stack(similarities)}
+            return {
+                "match": probabilities(logits, self._temperature),
+                "logit": logits,
+                "similarity": np.stack(similarities),
+            }
         except Exception as exc:
             return report(exc)
 

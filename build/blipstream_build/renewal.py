@@ -3,7 +3,7 @@
 
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ import click
 import torch
 import transformers
 
+from blipstream.calibration import NAME as CALIBRATION
+from blipstream.calibration import Calibration
 from blipstream.config import CheckpointConfig, DType
 from blipstream.decoding import load_engine
 from blipstream.errors import ArtifactError
@@ -89,11 +91,23 @@ def renew(
             _show_captions(report)
         if report.fault:
             raise ArtifactError(f"{report.fault}: nothing was installed")
+        if "matcher" in stale:
+            _drop_calibration(stale["matcher"].folder.parent, settings)
         for model_name, artifact in stale.items():
             artifact.install(folders[model_name])
     if "match_encoder" in artifacts and "match_encoder" not in stale:  # an encoder of its own is of no use any more
         shutil.rmtree(artifacts["match_encoder"].folder, ignore_errors=True)
     return list(stale)
+
+
+def _drop_calibration(version: Path, settings: CheckpointConfig) -> None:
+    """Remove the calibration of another checkpoint, which says nothing of this one."""
+    with suppress(ArtifactError):
+        calibration = Calibration.load(version)
+        if calibration is None or calibration.revision == settings.revision:
+            return
+        click.echo(f"its calibration was of {calibration.origin}: it is dropped; run `blipstream calibrate` again")
+    (version / CALIBRATION).unlink()
 
 
 def _export(

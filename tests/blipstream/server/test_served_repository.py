@@ -12,6 +12,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from blipstream.calibration import NAME as CALIBRATION
+from blipstream.calibration import Calibration
 from blipstream.config import MATCHING, CheckpointConfig, MatchConfig, TextConfig, VisionConfig
 from blipstream.defaults import from_operator, over
 from blipstream.errors import ServerError
@@ -31,6 +33,8 @@ CONFIG = CheckpointConfig(
     TextConfig(9, 8, 8, 8, 1, 1, 64, 1e-12, 1, 2),
 )
 DEFAULTS = OptionDefaults({"prompt": 'a "quoted" \\ café\n', "max_tokens": 20}, frozenset({"max_tokens"}))
+
+SAID = {"temperature": "1.5", "threshold": "0.25"}  # by a config
 
 
 @pytest.fixture
@@ -178,3 +182,27 @@ def test_defaults_that_need_more_positions_than_the_decoder_has(artifacts: Path)
         with pytest.raises(ServerError, match=told):
             effective(from_operator([given]), artifacts)
     assert effective(OptionDefaults({"max_tokens": 64}), artifacts).values == {"max_tokens": 64}
+
+
+def test_a_calibration_comes_and_goes_between_starts(repository: Path, workspace: Workspace) -> None:
+    """The repository's own configs stay as they are."""
+    built(repository, "matcher", "match_encoder")
+    version = repository / "matcher/1"
+    for calibration, expected in ((None, {}), (Calibration("x@0", "0", 1.5, 0.25), SAID), (None, {})):
+        if calibration:
+            calibration.save(version)
+        else:
+            (version / CALIBRATION).unlink(missing_ok=True)
+        served = served_repository(repository, OptionDefaults(), workspace)
+        for model in MATCHING:
+            parameters = parse(served / model / "config.pbtxt").parameters
+            found = {key: value.string_value for key, value in parameters.items() if key != "runtime"}
+            assert found == (expected if model in {"match", "matcher"} else {})
+            assert "threshold" not in parse(repository / model / "config.pbtxt").parameters
+        assert (served / "matcher/1").samefile(version)
+
+
+def test_a_broken_calibration_is_left_to_its_model(repository: Path, workspace: Workspace) -> None:
+    built(repository, "matcher", "match_encoder")
+    (repository / "matcher/1" / CALIBRATION).write_text("{")
+    served_repository(repository, OptionDefaults(), workspace)
