@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from blipstream_client._explain_options import ExplainOptions
     from blipstream_client._explanation import Explanation
     from blipstream_client._images import ImageLike
-    from blipstream_client._info import ServerInfo
+    from blipstream_client._info import Calibration, ServerInfo
     from blipstream_client._matches import Match, Matches
     from blipstream_client._options import Options
     from blipstream_client._rerank_options import RerankOptions
@@ -36,6 +36,7 @@ __all__ = [
     "AccessDenied",
     "AsyncClient",
     "BlipstreamError",
+    "Calibration",
     "Caption",
     "Client",
     "Dropped",
@@ -63,6 +64,7 @@ __all__ = [
 
 _MODULES = {
     "AsyncClient": "_async_client",
+    "Calibration": "_info",
     "Caption": "_captions",
     "Client": "_client",
     "Dropped": "_captions",

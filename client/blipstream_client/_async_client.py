@@ -69,7 +69,11 @@ class AsyncClient(BaseClient):
             config = await transport.send(ConfigRequest(self._instead(exc, served)), deadline)
         parts = {name: await transport.send(ConfigRequest(name), deadline) for name in steps(config)}
         served = served or await _served(transport, deadline)
-        return parse_info(await transport.send(MetadataRequest(), deadline), config, parts, served)
+        server = await transport.send(MetadataRequest(), deadline)
+        if MATCH not in served:
+            return parse_info(server, config, parts, served)
+        matching = await transport.send(ConfigRequest(MATCH), deadline)
+        return parse_info(server, config, parts, served, matching)
 
     async def caption(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]

@@ -93,6 +93,9 @@ def print_info(info: ServerInfo) -> None:
         "defaults": ", ".join(f"{each}={value}" for each, value in defaults.items()) or "the built-in ones",
         "fixed": ", ".join(info.fixed) or "none: a request may set every option",
     }
+    if info.calibration:
+        temperature, threshold = info.calibration.temperature, info.calibration.threshold
+        described["calibrated"] = f"temperature {temperature:.3f}, threshold {threshold:.3f}"
     for label, text in described.items():
         begin, indent = LABEL.format(label), LABEL.format("")
         click.echo(

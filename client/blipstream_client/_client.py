@@ -68,7 +68,8 @@ class Client(BaseClient):
             config = send(ConfigRequest(self._instead(exc, served)), deadline)
         parts = {name: send(ConfigRequest(name), deadline) for name in steps(config)}
         served = served or _served(self._transport, deadline)
-        return parse_info(send(MetadataRequest(), deadline), config, parts, served)
+        matching = send(ConfigRequest(MATCH), deadline) if MATCH in served else None
+        return parse_info(send(MetadataRequest(), deadline), config, parts, served, matching)
 
     def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.

@@ -12,6 +12,14 @@ from blipstream_client._text import excerpt
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How matching is calibrated: match is the logistic function of logit / temperature."""
+
+    temperature: float
+    threshold: float  # the match from which on a text belongs to an image
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """A server's version, checkpoint, runtimes and options, and the defaults that its operator has set."""
 
@@ -22,6 +30,7 @@ class ServerInfo:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of options, where they differ from the built-in ones
     fixed: tuple[str, ...] = ()  # names of the options that requests may not set
     models: tuple[str, ...] = ()  # those that it has for clients, such as caption and match
+    calibration: Calibration | None = None  # of matching
 
 
 def steps(config: Mapping[str, Any]) -> list[str]:
@@ -48,15 +57,24 @@ def defaults_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
         return _values(config, "option_defaults") | fixed, tuple(fixed)
 
 
+def calibration_of(config: Mapping[str, Any]) -> Calibration | None:
+    """What the config of `match` says of its calibration; None if it is not calibrated. Raises ServerError."""
+    with _checked():
+        found = [_parameter(config, name) for name in ("temperature", "threshold")]
+        values = [float(value) for value in found if value is not None]
+        return Calibration(*values) if values else None
+
+
 def parse_info(
     server: Mapping[str, Any],
     config: Mapping[str, Any],
     parts: Mapping[str, Mapping[str, Any]],
     models: Sequence[str] = (),
+    matching: Mapping[str, Any] | None = None,
 ) -> ServerInfo:
     """The description, from the server's metadata, the model's config, its steps' configs, and what models it has.
 
-    Raises ServerError.
+    `matching` is the config of `match`, if it has that. Raises ServerError.
     """
     with _checked():
         defaults, fixed = defaults_of(config)
@@ -68,6 +86,7 @@ def parse_info(
             defaults=defaults,
             fixed=fixed,
             models=tuple(models),
+            calibration=calibration_of(matching or {}),
         )
 
 

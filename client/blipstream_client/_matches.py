@@ -23,7 +23,7 @@ class Match:
 
     text: str
     match: float  # the probability that it does
-    logit: float  # the same as a log-odds: match is its logistic function
+    logit: float  # match is the logistic function of logit / temperature, which is 1 if matching is not calibrated
     similarity: float  # the cosine of both embeddings, from -1 to 1, which is no probability
 
 
