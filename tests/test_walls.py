@@ -14,7 +14,10 @@ import pytest
 from tests.conftest import ROOT
 
 SOURCES = (ROOT, ROOT / "client", ROOT / "build", ROOT / "loadtest")  # folders from which modules are imported by name
-TOOL_PACKAGES = ("blipstream_build", "blipstream_demo", "blipstream_bench", "blipstream_loadtest", "blipstream_tune")
+TOOL_PACKAGES = (
+    *("blipstream_build", "blipstream_calibrate", "blipstream_demo"),
+    *("blipstream_bench", "blipstream_loadtest", "blipstream_tune"),
+)
 PACKAGES = ("blipstream", "blipstream_client", *TOOL_PACKAGES)
 TRITON = "triton_python_backend_utils"
 INNER_ROOMS = ("images", "vision", "text", "decoding", "matching")

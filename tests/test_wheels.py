@@ -43,6 +43,7 @@ def test_what_travels(wheels: Path) -> None:
     folders = {
         "blipstream/": "blipstream/",
         "build/blipstream_build/": "blipstream_build/",
+        "build/blipstream_calibrate/": "blipstream_calibrate/",
         "build/blipstream_demo/": "blipstream_demo/",
         "build/demo/checkpoint/": "blipstream/share/build/demo/checkpoint/",
         "build/demo/samples/": "blipstream/share/build/demo/samples/",
