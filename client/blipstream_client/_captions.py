@@ -38,7 +38,7 @@ class Caption:
     alternatives: "tuple[Caption, ...]" = ()  # the next best captions, if num_captions asked for them
     finish_reason: str | None = None  # of a stream: "stop", or "length" if max_tokens ended it
     match: float | None = None  # the probability that it matches the image, if rerank or min_match asked for that
-    logit: float | None = None  # the same as a log-odds, by which captions are then ranked
+    logit: float | None = None  # its log-odds before calibration, by which captions are then ranked
     dropped: tuple[Dropped, ...] = ()  # captions that match too little, best first
 
     @property

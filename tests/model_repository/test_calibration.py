@@ -39,6 +39,14 @@ def test_match_changes_and_the_rest_does_not(calibrated_server: TritonServer, ma
     assert list(found.ranked) == sorted(found, key=lambda each: -each.match)
 
 
+def test_candidates_have_the_same_match(calibrated_server: TritonServer) -> None:
+    with Client(calibrated_server.grpc_url) as client:
+        best = client.caption(SAMPLES / "two-whales.jpg", rerank=4, num_captions=4, num_beams=4)
+    for each in (best, *best.alternatives):
+        assert each.logit is not None
+        assert each.match == pytest.approx(1 / (1 + np.exp(-each.logit / TEMPERATURE)), abs=1e-6)
+
+
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_info_says_it(scheme: str, calibrated_server: TritonServer, matching_server: TritonServer) -> None:
     for server, expected in ((calibrated_server, Calibration(TEMPERATURE, THRESHOLD)), (matching_server, None)):
