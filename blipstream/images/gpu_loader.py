@@ -33,7 +33,7 @@ try:
 except ImportError as error:
     raise ServerError("decoding on a GPU needs nvImageCodec: install the extra gpu-decode of the wheel") from error
 
-MAX_BATCH_PIXELS = 2**26  # decoded together: 200 MB as bytes. One image of 100 million pixels is 1.2 GB as f32
+MAX_BATCH_PIXELS = 2**26  # decoded together: 200 MB as bytes
 
 END_OF_IMAGE = b"\xff\xd9"  # JPEG's marker
 

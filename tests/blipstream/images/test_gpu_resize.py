@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch resizes as PIL does, bit for bit, whichever axis PIL resizes first. Exact sums are equal on every device."""
 
+from collections import OrderedDict
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from blipstream.images import gpu_resize
 from blipstream.images.gpu_resize import HALF_BITS, MAX_TAPS, PRECISION, Axis, can_resize, resize, taps
 from blipstream.images.shapes import Box, Size
 from tests.support.image_files import noise
@@ -57,6 +61,29 @@ def test_exact_at_the_limit() -> None:
     for low, high in [(255, 255), (0, 255), (254, 255)]:
         samples = np.random.default_rng(0).choice([low, high], (length, length, 3))
         assert_equals_pil(Image.fromarray(samples.astype(np.uint8)), (side, side), box)
+
+
+def test_filters_are_small_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter has room for its taps, not for all samples; those used last stay while there is room."""
+    bound = 2**20
+    monkeypatch.setattr(gpu_resize, "CACHE_BYTES", bound)
+    monkeypatch.setattr(gpu_resize, "_filters", OrderedDict())
+    axes = [Axis(length, 0, length, 384) for length in (5000, 640, *range(200, 600, 10))]
+
+    def find(axis: Axis) -> Any:
+        return gpu_resize._filter(axis, torch.device("cpu"))
+
+    large, often = axes[:2]
+    assert find(large)[2].nbytes < bound  # a matrix with a row for each sample would have 15 times as much
+    kept = find(often)
+    for axis in axes[2:]:
+        find(axis)
+        assert find(often) is kept
+        tensors = [each for found in gpu_resize._filters.values() for each in found if isinstance(each, torch.Tensor)]
+        assert sum(tensor.nbytes for tensor in tensors) <= bound
+    lengths = [axis.length for axis, _ in gpu_resize._filters]
+    assert large.length not in lengths
+    assert lengths[-2:] == [axes[-1].length, often.length]
 
 
 @settings(max_examples=100)
