@@ -240,8 +240,8 @@ def build_repository(cache: Path, checkpoint: Path, device: str) -> Path:
     command += ["--checkpoint", checkpoint.resolve(), "--config", device, "--dtype", "f32", "--repository", repository]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise click.ClickException(f"the build failed: {''.join(reason).removeprefix('Error: ')}")
+        lines = (done.stderr.rpartition("Error: ")[2] or done.stdout).split()  # the error may take several lines
+        raise click.ClickException(f"the build failed: {' '.join(lines)}")
     return repository
 
 

@@ -31,6 +31,8 @@ from blipstream_client import BlipstreamError
 from tests.conftest import CHECKPOINT, SAMPLES
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(1200)  # the run of all systems takes 80 s on a quiet machine
+
 RATIO = "× "
 ROW = {
     "system": "transformers",
