@@ -32,8 +32,8 @@ LIMITS = {  # seconds of each step on a GPU, which follow one another in this or
     "sanitizer": 60,
     "base": 60,
     "encoder": 60,
-    "decoder": 60,
-    "widths": 30,
+    "decoder": 50,
+    "widths": 40,
     "arrivals": 40,
     "triton": 140,
 }

@@ -193,32 +193,19 @@ class Contact:
     def decoder(self) -> None:
         """Base's decoder at several numbers of rows, and where the time of the largest goes."""
         engine = load_engine(self._base() / "decoder/1/artifact", self.device)
-        embeds = torch.randn(engine.image_embeds_shape)
-
-        def captions(rows: int) -> float:
-            """Seconds to caption, without the time in which requests are made."""
-            requests = [engine.request(embeds, FULL) for _ in range(rows)]
-            synchronize(self.device)
-            began = time.perf_counter()
-            engine.generate(requests)
-            synchronize(self.device)
-            return time.perf_counter() - began
-
         for rows in self.sizes.rows:
-            for _ in range(self.sizes.warm_ups):
-                captions(rows)
-            seconds = statistics.median(captions(rows) for _ in range(self.sizes.runs))
+            seconds = self._caption(engine, rows)
             say(f"{rows:4} rows x 12 tokens: {seconds * 1000:8.1f} ms, {seconds / rows * 1e6:7.0f} us an image")
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         with torch.profiler.profile(activities=activities) as profile:
-            captions(self.sizes.rows[-1])
+            caption(engine, self.sizes.rows[-1])
         kind = "self_cuda_time_total" if self.device == "cuda" else "self_cpu_time_total"
         say(profile.key_averages().table(sort_by=kind, row_limit=12, max_name_column_width=60))
 
     def widths(self) -> None:
-        """Whether 577 patches, an odd number, cost more than 584."""
+        """Whether 577 patches, an odd number, cost more than 584: single products, then base's whole decoder."""
         dtype = torch.float16 if self.device == "cuda" else torch.float32
         images, heads, size, width = self.sizes.batches[-1], 12, 64, 768
 
@@ -238,6 +225,10 @@ class Contact:
             }
             for name, work in works.items():
                 say(f"{patches}: {name:<20}{self._timed(work) * 1e6:9.0f} us")
+        rows = self.sizes.rows[-1]
+        for patches, multiple in ((577, 1), (584, 8)):
+            engine = Engine.load(self._base() / "decoder/1/artifact", self.device, patch_multiple=multiple)
+            say(f"{patches}: {rows} rows x 12 tokens: {self._caption(engine, rows) * 1000:8.1f} ms")
 
     def arrivals(self) -> None:
         """How long plain captions take while each strategy comes for the first time, and for the second."""
@@ -281,6 +272,12 @@ class Contact:
             work()
         synchronize(self.device)
         return (time.perf_counter() - began) / self.sizes.runs
+
+    def _caption(self, engine: Engine, rows: int) -> float:
+        """Seconds to caption, the median of some runs."""
+        for _ in range(self.sizes.warm_ups):
+            caption(engine, rows)
+        return statistics.median(caption(engine, rows) for _ in range(self.sizes.runs))
 
     def _demo_encoder(self) -> Encoder:
         folder = self.repository / "encoder/1"
@@ -372,6 +369,16 @@ def run(scheduler: Scheduler, requests: list[Request]) -> float:
         done.acquire()
     if errors:
         raise errors[0]
+    return time.perf_counter() - began
+
+
+def caption(engine: Engine, rows: int) -> float:
+    """Caption noise. Returns the seconds that it takes, without those in which requests are made."""
+    embeds = torch.randn(engine.image_embeds_shape)
+    requests = [engine.request(embeds, FULL) for _ in range(rows)]
+    synchronize(requests[0].image_embeds.device.type)
+    began = time.perf_counter()
+    engine.generate(requests)  # reads the last token, so the device has done all of it
     return time.perf_counter() - began
 
 
