@@ -2,6 +2,7 @@
 """What a graph gives is what its function gives, also after graphs were forgotten."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -105,6 +106,39 @@ def test_the_graph_that_was_used_longest_ago_goes_first(monkeypatch: pytest.Monk
     for key in "aabbacc":
         graphs.run(key, buffer.sum)
     assert [*graphs._recorded] == ["a", "c"]
+
+
+@pytest.mark.requires_cuda
+@torch.inference_mode()
+@recording_soon()
+def test_one_forgets_its_graphs_while_another_goes_on() -> None:
+    """Others overwrite the memory that this frees: cuBLAS's workspace in a graph must be the graph's own."""
+    device = torch.device("cuda")
+    both: list[Graphs[Tensor]] = [Graphs(device) for _ in range(2)]
+    x = torch.randn(256, 256, device=device)
+    product = partial(torch.matmul, x, x)
+    expected = product()
+    for _ in range(3):
+        for graphs in both:
+            for _ in range(3):
+                torch.testing.assert_close(graphs.run("product", product), expected, rtol=0, atol=1e-2)
+        both[0].clear()
+        torch.cuda.empty_cache()
+        others = torch.full((2**26,), torch.nan, device=device)
+        torch.testing.assert_close(both[1].run("product", product), expected, rtol=0, atol=1e-2)
+        del others
+
+
+@pytest.mark.requires_cuda
+@torch.inference_mode()
+@recording_soon()
+def test_graphs_stay_right_while_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All share a memory pool, also when the first of them is gone."""
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    graphs: Graphs[Tensor] = Graphs(torch.device("cuda"))
+    ones = torch.ones(1000, device="cuda")
+    for number in [1, 1, 2, 2, 1, 3, 3, 2, 2, 3] * 3:
+        assert torch.equal(graphs.run(number, partial(torch.mul, ones, number)), ones * number)
 
 
 def test_bucket() -> None:

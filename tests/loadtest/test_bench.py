@@ -68,11 +68,9 @@ def bench(*options: str | Path) -> Result:
     return CliRunner().invoke(main, [str(option) for option in options])
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def run_quickly(folder: Path, *options: str) -> tuple[str, Path]:
     """The output of a quick run, and the folder that it writes."""
-    folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "-m", "blipstream_bench", "--quick", "--checkpoint", str(CHECKPOINT)]
+    command = [sys.executable, "-m", "blipstream_bench", "--quick", "--checkpoint", str(CHECKPOINT), *options]
     result = subprocess.run(
         [*command, "--cache", str(folder / "cache"), "--output", str(folder / "results")],
         capture_output=True,
@@ -83,6 +81,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout, folder / "results"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return run_quickly(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,15 @@ def test_rows(result: dict[str, Any]) -> None:
         assert row["images_per_s"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["peak_mb"] > 100
+
+
+@pytest.mark.full
+@pytest.mark.requires_cuda
+def test_on_a_gpu(tmp_path: Path) -> None:
+    _, folder = run_quickly(tmp_path, "--device", "cuda")
+    rows = json.loads((folder / "bench.json").read_text())["rows"]
+    assert {row["device"] for row in rows} == {"cuda"}
+    assert {row["system"] for row in rows} == {"transformers", "engine", "blipstream-triton"}
 
 
 @pytest.mark.full

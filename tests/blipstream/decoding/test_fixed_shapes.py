@@ -94,22 +94,22 @@ def test_mixed_requests_that_join_and_leave(
         assert [caption.text for caption in request.captions] == [caption.text for caption in other.captions]
 
 
-def test_padded_patches_change_nothing(f32_artifacts: Path, embeds: Tensor) -> None:
-    """By either kind of step, for prompts, beams and samples."""
+@pytest.mark.parametrize("way", WAYS)
+def test_padded_patches_change_nothing(f32_artifacts: Path, embeds: Tensor, way: tuple[str, bool]) -> None:
+    """For prompts, beams and samples."""
     rng = Random(0)
     asked = [(embed, random_options(rng)) for embed in embeds[::4]]
     folder = f32_artifacts / "decoder/1/artifact"
     theirs = Engine.load(folder)
     expected = [theirs.request(*each) for each in asked]
     theirs.generate(expected)
-    for fixed_shapes in (False, True):
-        ours = Engine.load(folder, fixed_shapes=fixed_shapes, patch_multiple=8)
-        assert ours.image_embeds_shape == theirs.image_embeds_shape
-        requests = [ours.request(*each) for each in asked]
-        ours.generate(requests)
-        assert {batch._buffers.image_embeds.shape[1] % 8 for batch in ours._batches.values()} == {0}
-        for request, other in zip(requests, expected, strict=True):
-            assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
+    ours = Engine.load(folder, way[0], fixed_shapes=way[1], patch_multiple=8)
+    assert ours.image_embeds_shape == theirs.image_embeds_shape
+    requests = [ours.request(*each) for each in asked]
+    ours.generate(requests)
+    assert {batch._buffers.image_embeds.shape[1] % 8 for batch in ours._batches.values()} == {0}
+    for request, other in zip(requests, expected, strict=True):
+        assert [sequence.ids for sequence in request.sequences] == [sequence.ids for sequence in other.sequences]
 
 
 def test_shapes_of_prompts_repeat(f32_artifacts: Path, embeds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,5 +347,9 @@ def test_f16(f32_artifacts: Path, embeds: Tensor) -> None:
         with recording_soon():
             for _ in range(3):  # by ordinary steps, then by graphs
                 ours.generate(requests)
-        equal = [a.captions[0].text == b.captions[0].text for a, b in zip(requests, expected, strict=True)]
-        assert sum(equal) >= 23
+        alone = [ours.request(embed, options) for embed in embeds[:24]]
+        for request in alone:
+            ours.generate([request])
+        for each in (requests, alone):  # near ties may differ
+            equal = [a.captions[0].text == b.captions[0].text for a, b in zip(each, expected, strict=True)]
+            assert sum(equal) >= 23

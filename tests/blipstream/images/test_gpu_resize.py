@@ -14,12 +14,13 @@ from PIL import Image
 from blipstream.images import gpu_resize
 from blipstream.images.gpu_resize import HALF_BITS, MAX_TAPS, PRECISION, Axis, can_resize, resize, taps
 from blipstream.images.shapes import Box, Size
+from tests.conftest import DEVICES
 from tests.support.image_files import noise
 
 
-def assert_equals_pil(image: Image.Image, size: Size, box: Box | None = None) -> None:
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    resized = resize(pixels, size, box or (0, 0, *image.size)).permute(1, 2, 0)
+def assert_equals_pil(image: Image.Image, size: Size, box: Box | None = None, device: str = "cpu") -> None:
+    pixels = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
+    resized = resize(pixels, size, box or (0, 0, *image.size)).permute(1, 2, 0).cpu()
     np.testing.assert_array_equal(resized, np.asarray(image.resize(size, Image.Resampling.BICUBIC, box)))
 
 
@@ -42,10 +43,11 @@ def test_any_box(width: int, height: int, side: int, corners: tuple[float, float
         assert_equals_pil(noise(width, height), (side, side), (left, top, right, bottom))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (300, 900), (1000, 999)])
-def test_photograph_sizes(size: Size) -> None:
-    assert_equals_pil(noise(*size), (384, 384))
-    assert_equals_pil(noise(*size), (384, 384), (3.5, 1.5, size[0] - 7.5, size[1] - 2.25))
+def test_photograph_sizes(size: Size, device: str) -> None:
+    assert_equals_pil(noise(*size), (384, 384), device=device)
+    assert_equals_pil(noise(*size), (384, 384), (3.5, 1.5, size[0] - 7.5, size[1] - 2.25), device)
 
 
 def test_exact_at_the_limit() -> None:
