@@ -56,18 +56,23 @@ def main() -> None:
         checkpoint, repository = ROOT / "build/demo/checkpoint", packed / "repository"
         options = ["--config", "cuda", "--repository", str(repository)]
         call("blipstream_build", str(checkpoint), *options, folder=ROOT)
-        print("compressing ...", flush=True)
-        unfinished = given.file.with_name(f"{given.file.name}.part")
-        try:
-            with lzma.open(unfinished, "wb", filters=XZ) as file, tarfile.open(fileobj=file, mode="w") as archive:
-                archive.add(packed, packed.name)
-            unfinished.replace(given.file)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    size = given.file.stat().st_size
-    print(f"{given.file} has {size / 2**20:.1f} MiB", flush=True)
-    if size > LIMIT:
-        sys.exit(f"error: it should have at most {LIMIT / 2**20:g} MiB: take something out of PACKAGES")
+        compress(packed, given.file)
+
+
+def compress(folder: Path, file: Path) -> None:
+    """Write a folder as the archive `file`. If that has more than LIMIT bytes, ends this program and leaves no file."""
+    print("compressing ...", flush=True)
+    unfinished = file.with_name(f"{file.name}.part")
+    try:
+        with lzma.open(unfinished, "wb", filters=XZ) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+            archive.add(folder, folder.name)
+        size, limit = unfinished.stat().st_size / 2**20, LIMIT / 2**20
+        if size > limit:
+            sys.exit(f"error: {file} would have {size:.1f} MiB, and may have {limit:g}: take something out of PACKAGES")
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    print(f"{file} has {size:.1f} MiB", flush=True)
 
 
 def fetch(folder: Path, python: str) -> None:

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name
 
+from first_contact import pack
 from first_contact.pack import PACKAGES, lighten
 from tests.conftest import ROOT
 
@@ -49,6 +51,7 @@ def test_every_step(artifacts: Path) -> None:
     assert re.search(r"   4 rows x 12 tokens: +[\d.]+ ms", done.stdout)
     assert "aten::" in done.stdout  # the profile
     assert re.search(r"584: decoder's mix +\d+ us", done.stdout)
+    assert re.search(r"577: 4 rows x 12 tokens: +[\d.]+ ms\n584: 4 rows x 12 tokens: +[\d.]+ ms", done.stdout)
     assert re.search(r"5 beams +again: plain captions take", done.stdout)
     assert re.search(r"Triton, 4 in flight, pool of 64 MiB: \d+ images/s", done.stdout)
 
@@ -100,6 +103,24 @@ def test_wheels_become_lighter(tmp_path: Path) -> None:
         assert archive.namelist() == kept
         assert archive.read(kept[0]).decode() == kept[0]
     assert list(tmp_path.iterdir()) == [wheel]
+
+
+def test_the_archive_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "first-contact", tmp_path / "packed.tar.xz"
+    folder.mkdir()
+    (folder / "wheel").write_bytes(os.urandom(2**20))
+    monkeypatch.setattr(pack, "LIMIT", 2**21)
+    pack.compress(folder, file)
+    assert f"{file} has 1.0 MiB" in capsys.readouterr().out
+    with tarfile.open(file) as archive:
+        assert archive.getnames() == ["first-contact", "first-contact/wheel"]
+    file.unlink()
+    monkeypatch.setattr(pack, "LIMIT", 2**19)
+    with pytest.raises(SystemExit, match=r"packed\.tar\.xz would have 1\.0 MiB, and may have 0\.5: take something out"):
+        pack.compress(folder, file)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_packed_wheels_come_first(tmp_path: Path) -> None:
