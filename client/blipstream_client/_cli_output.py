@@ -111,8 +111,9 @@ def print_info(info: ServerInfo) -> None:
 
 
 def print_json(**fields: Any) -> None:  # noqa: ANN401
-    """Print one JSON object on a line."""
-    click.echo(json.dumps(fields, ensure_ascii=False))
+    """Print one JSON object on a line. What a terminal would obey is escaped."""
+    text = json.dumps(fields, ensure_ascii=False)
+    click.echo("".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text))
 
 
 def _fields(caption: Caption) -> dict[str, Any]:

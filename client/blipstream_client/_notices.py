@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from blipstream_client._text import shown_url
+from blipstream_client._text import printable, shown_url
 
 COLUMNS = 80
 ERROR = "Error: "  # click begins its errors so
@@ -33,7 +33,7 @@ def on_terminal() -> bool:
 
 def say(sentence: str) -> None:
     """Print a sentence: in short lines on a terminal, and on one line where a program may read it."""
-    sentence = _filled(sentence)
+    sentence = _filled("\n".join(map(printable, sentence.split("\n"))))
     with suppress(AttributeError, OSError, ValueError):  # there is no standard error, or nobody reads it any more
         sys.stderr.write(f"{sentence}\n")
         sys.stderr.flush()

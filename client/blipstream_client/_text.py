@@ -14,6 +14,11 @@ def excerpt(text: object, most: int = LONGEST_EXCERPT) -> str:
     return shown if len(shown) <= most else f"{shown[: most * 2 // 3]}...{shown[-(most // 3) :]}"
 
 
+def printable(text: str) -> str:
+    r"""The text in characters that a terminal shows and does not obey: the others as escapes, such as \x1b."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def quoted(value: object) -> str:
     """An excerpt of the value's repr."""
     try:

@@ -78,6 +78,16 @@ def test_json_and_standard_input(tiny: TinyTriton) -> None:
     ]
 
 
+@pytest.mark.usefixtures("environment")
+def test_json_has_nothing_that_a_terminal_obeys(tiny: TinyTriton) -> None:
+    text = "\x1b[31m \x7f\x9b\u202e\U000e0001 日本"
+    tiny.answer = lambda _: (text, -1.5, 2)
+    status, out, _ = blipstream("caption", "--json", "a.jpg")
+    assert (status, json.loads(out)["caption"]) == (0, text)
+    assert out.removesuffix("\n").isprintable()
+    assert "日本" in out
+
+
 @pytest.mark.parametrize("command", [["caption"], ["bulk", "--output", "a.jsonl"]], ids=str)
 def test_standard_input_can_be_read_only_once(command: list[str]) -> None:
     status, out, err = blipstream(*command, "-", "a.jpg", "-", stdin=b"333")

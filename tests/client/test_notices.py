@@ -4,7 +4,7 @@
 import pytest
 
 from blipstream_client import _notices
-from blipstream_client._notices import Waiting
+from blipstream_client._notices import Waiting, say
 
 URL = "grpc://user:secret@localhost:8001"
 
@@ -78,3 +78,9 @@ def test_without_a_failure_only_a_terminal_is_told(
     ring()
     assert list(results) == [1, 2]
     assert capsys.readouterr().err == "Waiting for grpc://localhost:8001 for up to 60 s; Ctrl-C ends it.\n"
+
+
+def test_a_terminal_obeys_nothing_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    say("Cannot read \x1b]0;title\x07\x9b31m\u202e\udcff ä 日本: it is gone\nand so on")
+    expected = "Cannot read \\x1b]0;title\\x07\\x9b31m\\u202e\\udcff ä 日本: it is gone\nand so on\n"
+    assert capsys.readouterr().err == expected
