@@ -3,7 +3,9 @@
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -132,3 +134,13 @@ def _headers(_context: click.Context, _parameter: click.Parameter, values: tuple
     if wrong := [name for name, colon, _ in pairs if not colon]:
         raise click.BadParameter(f"expected NAME:VALUE, got {wrong[0]!r}")
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def check_picture(flag: str, name: str, suffixes: Sequence[str]) -> None:
+    """Raise UsageError unless a picture of these kinds can be written to a file that a flag names."""
+    path = Path(name)
+    if path.suffix.lower() not in suffixes:
+        raise click.UsageError(f"{flag} must end in {' or '.join(', '.join(suffixes).rsplit(', ', 1))}, not {name!r}")
+    if not path.parent.is_dir():
+        make = shlex.join(["mkdir", "-p", str(path.parent)])
+        raise click.UsageError(f"There is no folder {path.parent}: make it by `{make}`, or use another {flag}")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`blipstream explain`: pictures of where the model looked."""
 
-import shlex
 from pathlib import Path
 
 import click
 
+from blipstream_client._cli_options import check_picture
 from blipstream_client._cli_output import print_explanation
 from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._explanation import Explanation
@@ -21,13 +21,8 @@ def check_output(output: str | None, word: str | None) -> None:
         if word is not None:
             raise click.UsageError("--word is for a picture: name its file with --output, too")
         return
-    path = Path(output)
-    if path.suffix.lower() not in SUFFIXES:
-        raise click.UsageError(f"--output must end in {', '.join(SUFFIXES[:-1])} or {ANIMATION}, not {output!r}")
-    if not path.parent.is_dir():
-        make = shlex.join(["mkdir", "-p", str(path.parent)])
-        raise click.UsageError(f"There is no folder {path.parent}: make it by `{make}`, or use another --output")
-    if word is not None and path.suffix.lower() == ANIMATION:
+    check_picture("--output", output, SUFFIXES)
+    if word is not None and Path(output).suffix.lower() == ANIMATION:
         raise click.UsageError("A GIF goes through all words: leave --word out, or write a PNG file")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws heatmaps over the picture that they belong to."""
+"""Draws heatmaps over the picture that they belong to, and contact sheets."""
 
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -13,8 +13,8 @@ from blipstream_client._images import opened
 Heatmap = npt.NDArray[np.float32]  # [P, P] over what the model saw, or [H, W] over a picture
 
 LARGEST, SMALLEST = 1024, 384  # pixels of a picture's longer side
-TILE = 256  # pixels of the longer side in a strip
-COLUMNS = (5, 4, 3)  # of a strip: the first of those that leave the fewest places empty
+TILE = 256  # pixels of the longer side in a sheet
+COLUMNS = (5, 4, 3)  # of a sheet: the first of those that leave the fewest places empty
 FRAME = 480  # pixels of the longer side in an animation
 FRAME_MILLISECONDS = 900
 MARGIN, GAP = 20, 10  # pixels
@@ -89,18 +89,37 @@ def strip(picture: Image.Image, words: Sequence[str], heatmaps: Sequence[Heatmap
     """The picture, and once again for each word with its heatmap, in rows, the words beneath."""
     small = _scaled(picture, TILE)
     tiles = [small, *(overlay(small, heatmap, resize_mode) for heatmap in heatmaps)]
+    return _grid(tiles, [("",), *((word,) for word in words)], TILE // 2)
+
+
+def tile(encoded: bytes) -> Image.Image:
+    """An image as it stands on a contact sheet. Raises any of PIL's exceptions."""
+    return _scaled(upright_picture(encoded), TILE)
+
+
+def contact_sheet(tiles: Sequence[Image.Image | None], labels: Sequence[Sequence[str]]) -> Image.Image:
+    """The tiles in rows, each with its lines of text beneath, as many for each. None leaves a grey place."""
+    nothing = Image.new("RGB", (TILE, TILE), PALE)
+    return _grid([tile or nothing for tile in tiles], labels, TILE)
+
+
+def _grid(tiles: Sequence[Image.Image], labels: Sequence[Sequence[str]], narrowest: int) -> Image.Image:
+    """The tiles in rows, with their labels beneath, in columns of at least so many pixels."""
     columns = min(min(COLUMNS, key=lambda count: -len(tiles) % count), len(tiles))
     rows = -(-len(tiles) // columns)
     font = _font(FONT_SIZE)
-    line = FONT_SIZE + 2 * GAP
-    cell_width, cell_height = max(small.width, TILE // 2) + MARGIN, small.height + line + GAP
+    height = max(tile.height for tile in tiles)
+    cell_width = max(narrowest, *(tile.width for tile in tiles)) + MARGIN
+    cell_height = height + 2 * GAP + len(labels[0]) * (FONT_SIZE + GAP)
     sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, (tile, word) in enumerate(zip(tiles, ("", *words), strict=True)):
+    for number, (tile, lines) in enumerate(zip(tiles, labels, strict=True)):
         left, top = MARGIN + number % columns * cell_width, MARGIN + number // columns * cell_height
-        sheet.paste(tile, (left + (cell_width - MARGIN - tile.width) // 2, top))
+        sheet.paste(tile, (left + (cell_width - MARGIN - tile.width) // 2, top + height - tile.height))
         middle = left + (cell_width - MARGIN) / 2
-        draw.text((middle, top + tile.height + GAP), _shortened(word, font, cell_width - GAP), INK, font, anchor="ma")
+        for line, text in enumerate(lines):
+            place = (middle, top + height + GAP + line * (FONT_SIZE + GAP))
+            draw.text(place, _shortened(text, font, cell_width - GAP), INK, font, anchor="ma")
     return sheet
 
 

@@ -109,6 +109,29 @@ def test_a_strip_has_room_for_every_word(count: int, size: tuple[int, int]) -> N
     assert (edges == 255).all()  # nothing is cut off
 
 
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_contact_sheet_keeps_shapes_and_shows_every_label(count: int) -> None:
+    sizes = [(900, 300), (300, 900), (40, 40)] * 3
+    tiles = [pictures.tile(encoded(Image.new("RGB", size, "teal"))) for size in sizes[:count]]
+    label = ["1. a-name-that-is-far-too-long-for-its-place.jpg", "similarity -0.123", "match 0.97"]
+    sheet = np.asarray(pictures.contact_sheet(tiles, [label] * count))
+    assert (sheet[:, [0, -1]] == 255).all()  # nothing is cut off
+    teal = (sheet == tiles[0].getpixel((0, 0))).all(2)
+    assert teal.sum() == sum(tile.width * tile.height for tile in tiles)
+    first = teal[: 20 + pictures.TILE, : 20 + pictures.TILE]
+    assert [np.ptp(each) + 1 for each in np.nonzero(first)] == [tiles[0].height, tiles[0].width]
+    assert tiles[0].width / tiles[0].height == pytest.approx(3, rel=0.02)
+
+
+def test_a_picture_that_is_missing_leaves_a_place() -> None:
+    tile = Image.new("RGB", (pictures.TILE, pictures.TILE), "teal")
+    with_it, without = (pictures.contact_sheet([tile, each], [["a"], ["b"]]) for each in (tile, None))
+    assert with_it.size == without.size
+    assert (
+        np.asarray(with_it)[:, : 20 + pictures.TILE].tolist() == np.asarray(without)[:, : 20 + pictures.TILE].tolist()
+    )
+
+
 def test_an_animation_has_a_frame_for_each_word(tmp_path: Path) -> None:
     words = ["a", "rather", "long", "caption", "of", "an", "alarm", "clock"] * 2
     heatmaps = [np.roll(np.eye(PATCHES, dtype=np.float32), number, 0) / PATCHES for number in range(len(words))]
