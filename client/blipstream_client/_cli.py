@@ -20,6 +20,7 @@ OWN = {  # functions of `_commands`, with their help
     "explain": "Show where the model looked for each word.",
     "bulk": "Caption any number of images into a file.",
     "match": "Print how well texts match an image.",
+    "search": "Find the images that a text describes, or that are like an image.",
     "info": "Print what the server is.",
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's own commands: `caption`, `explain`, `match`, `bulk` and `info`."""
+"""The client's own commands: `caption`, `explain`, `match`, `bulk`, `search` and `info`."""
 
 import dataclasses
 import glob
@@ -21,6 +21,7 @@ from blipstream_client._cli_options import (
     DEFAULTS,
     IMAGE_OPTIONS,
     caption_options,
+    check_picture,
     client_options,
     connection_options,
     explain_options,
@@ -56,7 +57,11 @@ from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.parquet import COLUMNS
 from blipstream_client.bulk.sinks import reading
 from blipstream_client.bulk.sources import STANDARD_INPUT
+from blipstream_client.search.output import MOST_PICTURES, print_hits, save_sheet, say_failures
+from blipstream_client.search.searcher import Searcher
+from blipstream_client.search.table import Table
 
+MOST_HITS = 10_000  # of a search
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 CONNECTION_OPTIONS = connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES)
@@ -215,6 +220,66 @@ def match(
         waiting.begin()
         found = client.match(_image(image), texts, truncate=truncate, resize_mode=resize_mode)
     print_matches(click.format_filename(image), found, as_json)
+
+
+@click.command(cls=ClientCommand)
+@click.argument("table", metavar="EMBEDDINGS")
+@click.argument("text", required=False)
+@click.option("--image", help="Search by this image: a file, a URL, or - for standard input.  [default: by the TEXT]")
+@click.option("--k", type=click.IntRange(1, MOST_HITS), default=10, show_default=True, help="How many images to find.")
+@click.option(
+    "--rerank",
+    type=click.IntRange(1, MOST_HITS),
+    default=50,
+    show_default=True,
+    help="How many of the nearest images are matched with the TEXT, and ranked anew. That needs the images.",
+)
+@click.option("--no-rerank", is_flag=True, help="Rank by similarity alone.")
+@click.option(
+    "--sheet", help=f"A PNG file for a contact sheet of the images, of {MOST_PICTURES} at most.  [default: none]"
+)
+@client_options(connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES, has_model=False), IMAGE_OPTIONS)
+@click.option("--truncate/--no-truncate", default=None, help="Cut a TEXT that is too long.  [default: refuse it]")
+@click.option("--resize-mode", help=option_help("resize_mode", OPTIONS["resize_mode"]))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with hashes, logits and errors, too.")
+def search(
+    table: str,
+    text: str | None,
+    image: str | None,
+    k: int,
+    rerank: int,
+    no_rerank: bool,
+    sheet: str | None,
+    connection: dict[str, Any],
+    truncate: bool | None,
+    resize_mode: str | None,
+    as_json: bool,
+) -> None:
+    """Find the images that TEXT describes.
+
+    EMBEDDINGS is what `blipstream embed` has written. It must come from the server's own retrieval checkpoint.
+    """
+    if (text is None) == (image is None):
+        raise click.UsageError("Give either a TEXT in quotes or an --image to search by")
+    if sheet is not None:
+        check_picture("--sheet", sheet, [".png"])
+    embeddings = Table(table)
+    with Searcher(**connection) as searcher, Waiting(connection["url"], connection["timeout"]) as waiting:
+        waiting.begin()
+        if image is not None:
+            shown, query = click.format_filename(image), searcher.embed_image(_image(image), resize_mode=resize_mode)
+        else:
+            shown, query = text or "", searcher.embed_text(text or "", truncate=truncate)
+        waiting.end()
+        near = 0 if no_rerank or image is not None else rerank
+        found = searcher.nearest(embeddings, query, max(k, near))
+        waiting.begin()
+        hits = searcher.reranked(found[:near], shown, truncate=truncate, resize_mode=resize_mode) + found[near:]
+        waiting.end()
+        print_hits(shown, hits[:k], as_json)
+        say_failures(hits)
+        if sheet is not None:
+            save_sheet(searcher, hits[:k], sheet)
 
 
 @click.command(cls=ClientCommand)

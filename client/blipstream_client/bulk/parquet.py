@@ -29,7 +29,7 @@ Reader: TypeAlias = Callable[[bool], bytes | str]  # takes whether local paths a
 
 def parquet_items(path: str, column: str | None, allow_local_paths: bool) -> Iterator[Item]:
     """An item for each row. Raises InvalidRequest if the file cannot be read."""
-    with _opened(path) as file:
+    with opened_parquet(path) as file:
         found = _column(path, file, column)
         readers = (read for group in range(file.num_row_groups) for read in _group(file, group, found))
         for number, read in enumerate(readers):
@@ -38,18 +38,19 @@ def parquet_items(path: str, column: str | None, allow_local_paths: bool) -> Ite
 
 def parquet_rows(path: str) -> int:
     """The number of rows. Raises InvalidRequest if the file cannot be read."""
-    with _opened(path) as file:
+    with opened_parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def check_parquet(path: str, column: str | None) -> None:
     """Raise InvalidRequest if the file has no column of images."""
-    with _opened(path) as file:
+    with opened_parquet(path) as file:
         _column(path, file, column)
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def opened_parquet(path: str) -> Iterator[Any]:
+    """The file, which is read piece by piece. Raises InvalidRequest if it cannot be read, then or in the block."""
     shown = excerpt(as_utf8(path))
     parquet = pyarrow(f"Reading {shown}").parquet
     with (
