@@ -28,6 +28,7 @@ from tests.support.programs import NODE
 BIN = Path(sys.executable).parent
 FIRST_CAPTION = "a book on a purple background"
 NOWHERE = "captions.example"  # no host of this name exists
+ELSEWHERE = re.compile(rf"{NOWHERE}|^(import|from) (lancedb|qdrant_client)", re.MULTILINE)  # what is not here
 OTHER_PROGRAMS = {  # of the system, of Docker and Kubernetes, and NVIDIA's
     *("cp", "curl", "docker", "echo", "export", "find", "install", "jq", "kubectl", "nginx", "openssl", "pip"),
     *("nvidia-cuda-mps-control", "polygraphy", "printf", "sed", "sh", "trtexec", "umask"),
@@ -120,7 +121,7 @@ def server_of(request: pytest.FixtureRequest, block: Block) -> TritonServer:
     return server
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if NOWHERE not in block.code], ids=str)
+@pytest.mark.parametrize("block", [block for block in PYTHON if not ELSEWHERE.search(block.code)], ids=str)
 def test_python_runs(request: pytest.FixtureRequest, folder: Path, block: Block) -> None:
     server = server_of(request, block)
     assert block.printed is not None or block.page.name == "README.md", "a `text` block must say what this prints"
@@ -128,7 +129,7 @@ def test_python_runs(request: pytest.FixtureRequest, folder: Path, block: Block)
     check_printed(block.printed or printed, printed)
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if NOWHERE in block.code], ids=str)
+@pytest.mark.parametrize("block", [block for block in PYTHON if ELSEWHERE.search(block.code)], ids=str)
 def test_python_is_python(block: Block) -> None:
     compile(block.code, str(block), "exec")
 
