@@ -10,6 +10,7 @@ ROOT = _SHARE if _SHARE.is_dir() else PACKAGE.parent
 MODEL_REPOSITORY = ROOT / "model_repository"  # configs and model.py files; a checkout may have artifacts there, too
 DEMO_CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
 DEMO_NAME = "emoji-demo"  # what a server that has it says of its checkpoint
+DEMO_RETRIEVAL_CHECKPOINT = ROOT / "build" / "demo" / "retrieval-checkpoint"  # which matches texts to its scenes
 SAMPLES = ROOT / "build" / "demo" / "samples"  # JPEG files, and captions.json with the right caption of each
 PROMETHEUS = ROOT / "deploy" / "prometheus"  # its jobs, its rules, and the page to which alerts link
 DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"

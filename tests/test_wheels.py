@@ -46,6 +46,7 @@ def test_what_travels(wheels: Path) -> None:
         "build/blipstream_calibrate/": "blipstream_calibrate/",
         "build/blipstream_demo/": "blipstream_demo/",
         "build/demo/checkpoint/": "blipstream/share/build/demo/checkpoint/",
+        "build/demo/retrieval-checkpoint/": "blipstream/share/build/demo/retrieval-checkpoint/",
         "build/demo/samples/": "blipstream/share/build/demo/samples/",
         "deploy/grafana/dashboards/": "blipstream/share/deploy/grafana/dashboards/",
         "deploy/nginx/check-keys.sh": "blipstream/share/deploy/nginx/check-keys.sh",

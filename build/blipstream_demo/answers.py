@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server answers to the samples, and a table of it."""
+"""What a server answers to the samples, and tables of it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -9,6 +10,16 @@ from blipstream_client import BlipstreamError, Caption, Client, Explanation
 
 Answer = Caption | BlipstreamError
 Answers = dict[str, Answer]  # by file name
+
+
+@dataclass(frozen=True)
+class Found:
+    """The image whose embedding is nearest to that of a text."""
+
+    text: str
+    file: Path
+    similarity: float
+    match: float
 
 
 def ask(url: str, files: list[Path]) -> Answers:
@@ -21,6 +32,19 @@ def explain_longest(url: str, files: list[Path], answers: Answers) -> Explanatio
     """The explanation of the file whose caption has the most words, by the server at `url`."""
     with Client(url) as client:
         return client.explain(max(files, key=lambda file: len(words(answers[file.name]).split())))
+
+
+def search(url: str, files: list[Path], texts: tuple[str, ...]) -> list[Found]:
+    """What the server at `url` finds for each text among the files."""
+    with Client(url) as client:
+        embeddings = [client.embed_image(file) for file in files]
+
+        def find(text: str) -> Found:
+            wanted = client.embed_text(text)
+            similarity, file = max((float(each @ wanted), file) for each, file in zip(embeddings, files, strict=True))
+            return Found(text, file, similarity, client.match(file, [text]).best.match)
+
+        return [find(text) for text in texts]
 
 
 def words(answer: Answer) -> str:
@@ -39,4 +63,12 @@ def table(expected: dict[str, str], over_grpc: Answers, over_http: Answers) -> T
     for name, caption in expected.items():
         marks = ("✓" if is_right(answers[name], caption) else "✗" for answers in (over_grpc, over_http))
         result.add_row(words(over_grpc[name]), *marks)
+    return result
+
+
+def search_table(found: list[Found]) -> Table:
+    """A table of one line a text: the file that was found for it, and how well they fit."""
+    result = Table("text", "found", "similarity", "match", title="The samples, searched by text")
+    for each in found:
+        result.add_row(each.text, each.file.name, f"{each.similarity:.2f}", f"{each.match:.2f}")
     return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contact sheet: images with their captions beneath."""
+"""A contact sheet: images with words beneath."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from blipstream_demo.answers import Answers, words
+from blipstream_demo.answers import Answers, Found, words
 
 COLUMNS = 4
 TILE = 288  # pixels
@@ -23,16 +23,25 @@ CAPTIONS = "captions"  # key of the PNG file's text: JSON, image name to caption
 
 def contact_sheet(files: list[Path], answers: Answers) -> Image.Image:
     """The images with their captions beneath. The same images and captions give the same pixels."""
-    rows = -(-len(files) // COLUMNS)
+    return _sheet([(file, words(answers[file.name])) for file in files])
+
+
+def search_sheet(found: list[Found]) -> Image.Image:
+    """What was found for each text, with the text and the probability that it matches beneath."""
+    return _sheet([(each.file, f"{each.text}: match {each.match:.2f}") for each in found])
+
+
+def _sheet(tiles: list[tuple[Path, str]]) -> Image.Image:
+    rows = -(-len(tiles) // COLUMNS)
     cell_width, cell_height = TILE + MARGIN, TILE + CAPTION_HEIGHT
     sheet = Image.new("RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
     draw, font, rounded = ImageDraw.Draw(sheet), _font(), _rounded()
-    for i, file in enumerate(files):
+    for i, (file, text) in enumerate(tiles):
         left, top = MARGIN + i % COLUMNS * cell_width, MARGIN + i // COLUMNS * cell_height
         with Image.open(file) as image:
             sheet.paste(ImageOps.fit(image.convert("RGB"), (TILE, TILE)), (left, top), rounded)
         draw.rounded_rectangle((left, top, left + TILE - 1, top + TILE - 1), RADIUS, outline=EDGE)
-        middle, lines = left + TILE / 2, _wrap(words(answers[file.name]), font)
+        middle, lines = left + TILE / 2, _wrap(text, font)
         draw.multiline_text((middle, top + TILE + GAP), lines, INK, font, anchor="ma", spacing=LEADING, align="center")
     return sheet
 

@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from blipstream.server.triton import TritonServer
 from blipstream_client import Caption
 from blipstream_demo import command
 from blipstream_demo import contact_sheet as sheets
-from blipstream_demo.answers import Answers, ask, explain_longest
+from blipstream_demo.answers import Answers, Found, ask, explain_longest
 from blipstream_demo.heatmaps import WORDS
 from tests.conftest import ROOT, SAMPLES
 from tests.support.terminal import sentence
@@ -82,33 +83,49 @@ def test_long_words_and_captions_are_wrapped() -> None:
     assert all(font.getlength(line) <= sheets.TILE for line in lines)
 
 
+def test_what_a_text_found_is_above_it() -> None:
+    """One image may be found twice. A changed text changes the picture beneath its image alone."""
+    found = [Found(text, SAMPLES / "two-whales.jpg", 0.5, 0.97) for text in ("two whales", "a cat")]
+    one, other = (sheets.search_sheet([found[0], each]) for each in (found[0], found[1]))
+    changed = ImageChops.difference(one, other).getbbox()
+    assert changed is not None
+    assert changed[0] >= sheets.MARGIN + sheets.TILE + sheets.MARGIN
+    assert changed[1] >= sheets.MARGIN + sheets.TILE
+
+
+@pytest.fixture
+def repository(artifacts: Path, tmp_path: Path) -> Path:
+    """One of our own, since the demo builds its retrieval checkpoint into it."""
+    return Path(shutil.copytree(artifacts, tmp_path / "repository"))
+
+
 @pytest.mark.full  # `make demo` does the same
-def test_all_right(artifacts: Path, tmp_path: Path) -> None:
-    sheet, heatmaps = tmp_path / "sheet.png", tmp_path / "heatmaps.png"
-    result = CliRunner().invoke(
-        command.main, ["--repository", str(artifacts), "--sheet", str(sheet), "--heatmaps", str(heatmaps)]
-    )
+def test_all_right(repository: Path, tmp_path: Path) -> None:
+    sheet, heatmaps, search = (tmp_path / f"{name}.png" for name in ("sheet", "heatmaps", "search"))
+    options = ["--sheet", str(sheet), "--heatmaps", str(heatmaps), "--search", str(search)]
+    result = CliRunner().invoke(command.main, ["--repository", str(repository), *options])
     assert result.exit_code == 0, result.output
     assert result.output.count("✓") == 16
+    for text in command.TEXTS:
+        file = "a-dog-above-a-door" if text == "a door above a dog" else text.replace(" ", "-")
+        assert re.search(rf"│ {text} +│ {file}.jpg +│", result.output)
     assert re.search(r"^next: .*blipstream serve$", result.output, re.MULTILINE)
     assert all(len(line) <= 80 or str(tmp_path) in line for line in result.output.splitlines())
-    for path, colors in ((sheet, 1000), (heatmaps, 100)):
+    for path, colors in ((sheet, 1000), (heatmaps, 100), (search, 1000)):
         with Image.open(path) as image:
             assert image.width > 1000
             assert len(image.getcolors(maxcolors=1 << 24) or []) > colors  # so it is no blank page
 
 
 @pytest.mark.full
-def test_a_wrong_caption_fails(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_caption_fails(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = tmp_path / "samples"
     samples.mkdir()
     Image.new("RGB", (64, 64), "red").save(samples / "red.png")
     (samples / "captions.json").write_text('{"red.png": "a red square"}')
     monkeypatch.setattr(command, "SAMPLES", samples)
-    result = CliRunner().invoke(
-        command.main,
-        ["--repository", str(artifacts), "--sheet", str(tmp_path / "sheet.png"), "--heatmaps", str(tmp_path / "b.png")],
-    )
+    pictures = [each for name in ("sheet", "heatmaps", "search") for each in (f"--{name}", str(tmp_path / "a.png"))]
+    result = CliRunner().invoke(command.main, ["--repository", str(repository), *pictures])
     assert result.exit_code == 1
     assert "Error: 2 of 2 captions are not the expected ones" in result.output
 
