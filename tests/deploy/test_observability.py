@@ -82,9 +82,9 @@ def metric_names(query: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def measured(server: TritonServer) -> set[str]:
-    """The metrics that a running server and its supervisor have."""
-    metrics = urllib.request.urlopen(server.metrics_url).read().decode() + Health().metrics()
+def measured(matching_server: TritonServer) -> set[str]:
+    """The metrics that a running server of captions and matches and its supervisor have."""
+    metrics = urllib.request.urlopen(matching_server.metrics_url).read().decode() + Health().metrics()
     return set(re.findall(r"^# TYPE (\w+)", metrics, re.MULTILINE))
 
 
@@ -94,6 +94,16 @@ def test_what_is_asked_for_is_measured(measured: set[str], query: str) -> None:
     wanted = metric_names(query)
     assert wanted
     assert wanted <= measured | histograms | RECORDED | GPU_METRICS | PROMETHEUS_OWN
+
+
+def test_the_models_behind_ensembles_are_named() -> None:
+    """Where the rules and the dashboard tell them from those that clients ask, they name all of them."""
+    lists = set(
+        re.findall(r'model[!=]~"(preprocess\|[^"]*)"', " ".join([*queries(), *(rule["expr"] for rule in rules())]))
+    )
+    configs = {path.parent.name: path.read_text() for path in (ROOT / "model_repository").glob("*/config.pbtxt")}
+    behind = {name for name, config in configs.items() if 'platform: "ensemble"' not in config} - {"caption_stream"}
+    assert {frozenset(each.split("|")) - {"caption_stream"} for each in lists} == {frozenset(behind)}
 
 
 def test_every_alert_and_every_figure_is_of_use() -> None:
@@ -214,11 +224,13 @@ def in_seconds(text: str) -> str:
     return re.sub(r"(_interval): \w+", r"\1: 500ms", text)
 
 
-def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: TritonServer, tmp_path: Path) -> None:
+def test_prometheus_scrapes_records_and_alerts(
+    matching_server: TritonServer, failing: TritonServer, tmp_path: Path
+) -> None:
     """As the page says: with our files in a folder beside its configuration. An alert's link leads to its section."""
     ours = Path(shutil.copytree(DEPLOY / "prometheus", tmp_path / "blipstream"))
     (ours / "rules" / RULES.name).write_text(in_seconds(RULES.read_text()))
-    targets = f"127.0.0.1:{server.metrics_port}", f"127.0.0.1:{failing.metrics_port}", "127.0.0.1:1"
+    targets = f"127.0.0.1:{matching_server.metrics_port}", f"127.0.0.1:{failing.metrics_port}", "127.0.0.1:1"
     config = in_seconds(shown_on_the_page()[2]).replace('"localhost:8002"', ", ".join(f'"{each}"' for each in targets))
     (tmp_path / "prometheus.yml").write_text("global: {evaluation_interval: 500ms}\n" + config)
     port = free_port()
@@ -243,6 +255,7 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
         return fires() == failures | {(targets[2], "BlipstreamStillDown")}
 
     failures = {(targets[1], "BlipstreamFailing", model) for model in ("decoder", "caption_stream")}
+    matches = 'blipstream:latency_seconds:mean1m{model="match"} > 0'
     arguments = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
     arguments += [f"--web.user-assets={ours}/user", f"--web.external-url=http://127.0.0.1:{port}"]
     address = f"--web.listen-address=127.0.0.1:{port}"
@@ -252,6 +265,10 @@ def test_prometheus_scrapes_records_and_alerts(server: TritonServer, failing: Tr
         assert ask("blipstream:faults:ratio1m > 0") == {(targets[1], "decoder"), (targets[1], "caption_stream")}
         assert (targets[1],) in ask("blipstream:captions:rate1m == 0")
         wait_until(lambda: (targets[0],) in ask("blipstream:captions:rate1m"))
+        with Client(matching_server.grpc_url) as client:
+            wait_until(
+                lambda: bool(client.match(random_image(), ["a cat"])) and ask(matches) == {(targets[0], "match")}
+            )
         failing.stop()
         wait_until(lambda: (targets[1], "BlipstreamDown") in fires())
         assert (targets[2], "BlipstreamDown") not in fires()
