@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Break a server under load in many ways, and report how it recovers: `python tests/chaos/run.py --help`.
 
-Each experiment starts a supervised server with the demo checkpoint and sends it images without a pause. Then it breaks
-something, or sends difficult clients, and goes on until captions come again. Every image must get its right caption.
+Each experiment starts a supervised server with the demo's two checkpoints, and sends it images to be captioned or
+matched without a pause. Then it breaks something, or sends difficult clients, and goes on until captions come again.
+Every image must get its right caption.
 If this machine does not permit an experiment, the table says so.
 """
 
@@ -51,6 +52,7 @@ SAMPLES = ROOT / "build/demo/samples"
 GOAL_SECONDS = 10  # from the end of a fault to captions
 IMAGE_SECONDS = 120.0  # for an image to be captioned, whatever happens meanwhile
 USERS = 8
+MATCHING = 4  # every fourth user asks which of all captions matches best, and the others for a caption
 STEADY_SECONDS = 1.0  # of load before and after
 SET_CLOCK = "CHAOS_SET_CLOCK"
 IDLE_CONNECTIONS = 1100  # more than the usual limit of open files
@@ -64,7 +66,7 @@ class NotRun(Exception):
 
 @dataclass
 class Load:
-    """Users who send an image, insist on its caption, and send the next."""
+    """Users who send an image, insist on its caption or its match, and send the next."""
 
     url: str
     answers: list[str] = field(default_factory=list)  # "right", "wrong" or "lost", for each image
@@ -77,6 +79,7 @@ class Load:
 
     def __enter__(self) -> "Load":
         captions = json.loads((SAMPLES / "captions.json").read_text())
+        self._texts = list(captions.values())
         self._images = [((SAMPLES / name).read_bytes(), text) for name, text in captions.items()]
         self._client = Client(self.url, retries=5, timeout=20)
         self._executor = ThreadPoolExecutor(USERS)
@@ -91,21 +94,29 @@ class Load:
             user.result()  # raises if a user ended early, with an image that was not counted
 
     def _use(self, user: int) -> None:
+        ask = self._match if user % MATCHING == 0 else self._caption
         while not self._stop.is_set():
             user += 1
             image, expected = self._images[user % len(self._images)]
-            self.answers.append(self._insist(image + os.urandom(8), expected))
+            self.answers.append(self._insist(ask, image + os.urandom(8), expected))
 
-    def _insist(self, image: bytes, expected: str) -> str:
+    def _caption(self, image: bytes) -> str:
+        caption = self._client.caption(image).text
+        self.times.append(time.monotonic())
+        return caption
+
+    def _match(self, image: bytes) -> str:
+        return self._client.match(image, self._texts).best.text
+
+    def _insist(self, ask: Callable[[bytes], str], image: bytes, expected: str) -> str:
         began = time.monotonic()
         while time.monotonic() < began + IMAGE_SECONDS:
             try:
-                caption = self._client.caption(image).text
+                caption = ask(image)
             except BlipstreamError as error:
                 self.refusals[f"{type(error).__name__}: {re.sub(r'[0-9]+', 'N', str(error))}"] += 1
                 time.sleep(0.1)
             else:
-                self.times.append(time.monotonic())
                 self.longest = max(self.longest, time.monotonic() - began)
                 if caption == expected:
                     return "right"
@@ -324,7 +335,7 @@ def image() -> bytes:
     return min(SAMPLES.glob("*.jpg")).read_bytes()
 
 
-STUBS = ("preprocess", "encoder", "decoder", "caption_stream")
+STUBS = ("preprocess", "encoder", "decoder", "caption_stream", "match_encoder", "matcher")
 EXPERIMENTS = {
     **{f"{model} killed": Experiment(signalled(model, signal.SIGKILL)) for model in STUBS},
     "tritonserver killed": Experiment(signalled("tritonserver", signal.SIGKILL)),
@@ -423,13 +434,13 @@ def experiment(name: str, repository: Path) -> Row:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / "model_repository")
+@click.option("--repository", type=click.Path(path_type=Path, exists=True), default=ROOT / ".demo_cache")
 @click.option("--only", multiple=True, help="Only experiments whose name contains this.")
 @click.option("--times", type=click.IntRange(min=1), default=1, help="How often to run each; wrong captions are rare.")
 @click.option("--output", type=click.Path(path_type=Path), help="File for all figures, as JSON.")
 @click.option("--set-clock", is_flag=True, envvar=SET_CLOCK, help="Also run experiments that set this machine's clock.")
 def main(repository: Path, only: tuple[str, ...], times: int, output: Path | None, set_clock: bool) -> None:
-    """Print a table of faults and recoveries.
+    """Print a table of faults and recoveries. `make demo` builds the default repository.
 
     The exit status is 1 if an image was lost, a caption was wrong, or the restarts were not those that were due.
     """

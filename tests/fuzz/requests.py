@@ -43,7 +43,44 @@ EXPLAIN: dict[str, tuple[str, list[Any]]] = {
     "head": ("INT32", [0, 3, -1, -2, 4]),
     "method": ("BYTES", [b"attention", b"rollout", b"gradient", b"", b"\xff", b"x" * 5000]),
 }
-EXPLAINS = ("explain", "decoder", "preprocess")  # models with those inputs
+TEXTS: tuple[list[bytes], ...] = (
+    [b"two whales"],
+    [b"two whales", b"a dog above a door", b"a"],
+    [b"a dog"] * 1000,
+    [b"a dog"] * 1001,
+    [],
+    [b""],
+    [b"a", b" "],
+    [b"\xff\xfe"],
+    [b"\0"],
+    [b"a " * 600],
+    [b"x" * 5000],
+    [b"[CLS][SEP][PAD]"],
+    ["\u202e𝔘 猫".encode()],
+)
+RERANK: dict[str, tuple[str, list[Any]]] = {
+    "rerank": ("INT32", [1, 2, 10, 0, -1, 11, 2**31 - 1]),
+    "min_match": ("FP32", [0, 0.5, 1, 2, -1, float("nan"), float("inf")]),
+}
+TRUNCATE: dict[str, tuple[str, list[Any]]] = {"truncate": ("BOOL", [0, 1, 2, 255])}
+ALL_OPTIONS = OPTIONS | EXPLAIN | RERANK | TRUNCATE
+PIXEL_OPTIONS = [name for name in OPTIONS if name != "resize_mode"]
+OPTIONS_OF = {
+    "caption": [*OPTIONS],
+    "caption_stream": [*OPTIONS],
+    "caption_pixels": PIXEL_OPTIONS,
+    "explain": [*OPTIONS, *EXPLAIN],
+    "rerank": [*OPTIONS, *RERANK],
+    "decoder": [*PIXEL_OPTIONS, *EXPLAIN],
+    "attention": ["layer", "head", "method"],
+    "preprocess": ["resize_mode", *EXPLAIN],
+    "encoder": [],
+    "match": ["resize_mode", "truncate"],
+    "embed_image": ["resize_mode"],
+    "embed_text": ["truncate"],
+    "matcher": ["truncate"],
+    "match_encoder": [],
+}
 DTYPES = {"BOOL": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 ENTRIES = (
     "caption",
@@ -51,10 +88,17 @@ ENTRIES = (
     "caption_pixels",
     "caption_stream",
     "explain",
+    "rerank",
     "attention",
     "decoder",
     "encoder",
     "preprocess",
+    "match",
+    "match",
+    "embed_image",
+    "embed_text",
+    "matcher",
+    "match_encoder",
 )
 TYPES = (
     "BYTES",
@@ -101,9 +145,14 @@ def right_request(model: str, random: Random) -> Any:
         request.inputs.add(name=name, datatype=datatype, shape=shape)
         request.raw_input_contents.append(raw)
 
-    if model in ("caption", "caption_stream", "explain", "preprocess"):
+    def add_texts(texts: list[bytes]) -> None:
+        add("text", "BYTES", [1, len(texts)], pack(texts))
+
+    if model in ("caption", "caption_stream", "explain", "rerank", "preprocess", "match", "embed_image"):
         add("image", "BYTES", [1, 1], pack([IMAGE]))
-    elif model in ("decoder", "attention"):
+    elif model == "embed_text":
+        add_texts(random.choice([texts for texts in TEXTS if len(texts) == 1]))
+    elif model in ("decoder", "attention", "matcher"):
         embeds = np.random.default_rng(random.randrange(9)).normal(size=(PATCHES, WIDTH)).astype(np.float16)
         if random.random() < 0.3:
             embeds.flat[random.randrange(embeds.size)] = random.choice((np.nan, np.inf, -np.inf, 65504))
@@ -112,19 +161,13 @@ def right_request(model: str, random: Random) -> Any:
         add("image_embeds", "FP16", [1, PATCHES, WIDTH], embeds.tobytes())
     else:
         add("pixels", "UINT8", [1, SIDE, SIDE, 3], bytes(SIDE * SIDE * 3))
-    if model == "encoder":
-        return request
     if model == "attention":
         add("caption", "BYTES", [1, 1], pack([random.choice(EXPLAIN["given_caption"][1])]))
-        names = ["layer", "head", "method"]
-    else:
-        names = ["resize_mode"] if model == "preprocess" else list(OPTIONS)
-        if model in ("caption_pixels", "decoder"):
-            names.remove("resize_mode")
-        if model in EXPLAINS:
-            names += EXPLAIN
+    if model in ("match", "matcher"):
+        add_texts(random.choice(TEXTS))
+    names = OPTIONS_OF[model]
     for name in random.sample(names, min(len(names), random.choice((0, 1, 1, 2, 4)))):
-        datatype, values = (OPTIONS | EXPLAIN)[name]
+        datatype, values = ALL_OPTIONS[name]
         value: Any = random.choice(values)
         raw = pack([value]) if datatype == "BYTES" else np.array([value]).astype(DTYPES[datatype]).tobytes()
         add(name, datatype, [1, 1], raw)
@@ -133,7 +176,7 @@ def right_request(model: str, random: Random) -> Any:
 
 def rename(request: Any, random: Random) -> None:
     random.choice(request.inputs).name = random.choice(
-        ("image", "pixels", "prompt", "", "x" * 5000, "caption", "../image")
+        ("image", "pixels", "prompt", "", "x" * 5000, "caption", "../image", "text", "image_embeds")
     )
 
 
@@ -218,7 +261,7 @@ def address_otherwise(request: Any, random: Random) -> None:
 def want_outputs(request: Any, random: Random) -> None:
     """Ask for outputs, but without the parameter `classification`: on words, Triton 2.51 divides by their size, 0."""
     for _ in range(random.choice((1, 2, 50))):
-        request.outputs.add(name=random.choice(("caption", "score", "pixels", "nothing", "", "caption")))
+        request.outputs.add(name=random.choice(("caption", "score", "pixels", "nothing", "", "match", "embedding")))
 
 
 def set_parameters(request: Any, random: Random) -> None:
@@ -300,17 +343,32 @@ def _as_json(tensor: Any, raw: bytes, random: Random) -> Any:
     return [value.decode("latin-1") if isinstance(value, bytes) else value for value in flat]
 
 
+GENERATE = (
+    ("caption_stream", "generate_stream"),
+    *(
+        (model, "generate")
+        for model in ("caption_stream", "caption", "explain", "rerank", "match", "embed_image", "embed_text")
+    ),
+)
+
+
 def broken_generate(seed: int, number: int) -> tuple[str, bytes, dict[str, str]]:
     """A request for `generate_stream` or `generate`: path, body and headers."""
     random = Random(f"generate {seed} {number}")
+    model, way = random.choice(GENERATE)
     body: dict[str, Any] = {"image": f"data:image/png;base64,{b64encode(IMAGE).decode()}"}
-    for name in random.sample(list(OPTIONS), random.choice((0, 1, 2, 3))):
-        value = random.choice(OPTIONS[name][1])
+    if model in ("match", "embed_text"):
+        texts = [text.decode("latin-1") for text in random.choice(TEXTS)]
+        body["text"] = texts[0] if len(texts) == 1 else texts
+    if model == "embed_text":
+        del body["image"]
+    names = OPTIONS_OF[model]
+    for name in random.sample(names, min(len(names), random.choice((0, 1, 2, 3)))):
+        value = random.choice(ALL_OPTIONS[name][1])
         body[name] = value.decode("latin-1") if isinstance(value, bytes) else value
     if random.random() < 0.5:
-        body[random.choice((*OPTIONS, "image", "nothing", "id", "parameters"))] = random.choice(
+        body[random.choice((*OPTIONS, "image", "text", "nothing", "id", "parameters"))] = random.choice(
             (None, [], {}, [[1]], "x", -1, 1e308, True, "data:,x", 2**70)
         )
     data = json.dumps(body).encode()
-    path = random.choice(("caption_stream/generate_stream", "caption_stream/generate", "caption/generate"))
-    return f"/v2/models/{path}", garble(data, random) if random.random() < 0.3 else data, {}
+    return f"/v2/models/{model}/{way}", garble(data, random) if random.random() < 0.3 else data, {}

@@ -200,11 +200,12 @@ def fuzz(server: TritonServer, pid: int, images: int, requests: int, seed: int, 
 @click.option("--requests", default=20_000, help="Broken requests to send.")
 @click.option("--seed", default=1, help="The same seed gives the same images and requests.")
 def main(images: int, requests: int, seed: int) -> None:
-    """Start a server with the demo checkpoint and fuzz it. The exit status is 1 if there are findings."""
+    """Start a server with the demo's two checkpoints and fuzz it. The exit status is 1 if there are findings."""
     from blipstream_build.build import build
 
     with tempfile.TemporaryDirectory() as folder:
-        build(str(ROOT / "build/demo/checkpoint"), "auto", Path(folder))
+        for checkpoint in ("checkpoint", "retrieval-checkpoint"):
+            build(str(ROOT / "build/demo" / checkpoint), "auto", Path(folder))
         with TritonServer(Path(folder), config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
             meet_batches(server)
             report = fuzz(server, server.pid, images, requests, seed, click.echo)

@@ -11,12 +11,12 @@ from tests.fuzz.images import CORPUS, NAMES, SLOW, broken_image
 from tests.fuzz.run import fuzz, growth
 
 
-def test_broken_images_and_requests_are_refused(server: TritonServer) -> None:
-    report = fuzz(server, server.pid, images=1_500, requests=500, seed=1, say=print)
+def test_broken_images_and_requests_are_refused(matching_server: TritonServer) -> None:
+    report = fuzz(matching_server, matching_server.pid, images=1_500, requests=500, seed=1, say=print)
     assert report.findings == []
     assert report.answers["OK"] > 300
     assert report.answers["INVALID_ARGUMENT"] > 1_000
-    server.check()
+    matching_server.check()
 
 
 def test_damage_is_of_every_kind_and_the_same_each_time() -> None:
