@@ -26,7 +26,7 @@ def command_line(server: "TritonServer", installation: "Installation", workspace
     """The program and its arguments, for a server whose ports are chosen."""
     restriction = f"{ADMIN_APIS}:{ADMIN_HEADER}={server.admin_key}"
     options: dict[str, object] = {
-        "model-repository": served_repository(server.repository, server.effective_defaults, workspace),
+        "model-repository": served_repository(server.repository, server.effective_defaults, workspace, server.config),
         "model-control-mode": "none",
         "exit-on-error": "true",
         "strict-readiness": "true",

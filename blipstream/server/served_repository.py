@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from blipstream.server.workspace import Workspace
 PLAIN, WITH_DEFAULTS = "models", "models-with-defaults"  # in a server's folder
 TAKES_OPTIONS = re.compile(r'name: "num_captions"')  # in a model's config
 GIVES_MATCH = re.compile(r'name: "match"\s+data_type')  # in a model's config
+RUNTIME = re.compile(r'key: "runtime" value { string_value: "(\w+)" }')  # in a model's config
 OWN_ENCODER = 'model_name: "match_encoder"'  # in an ensemble's
 ITS_PIXELS = re.compile(r'.*key: "match_pixels".*\n')  # where the decoder passes them on to that one
 SECOND_ENCODER = re.compile(rf"    {{\n      {OWN_ENCODER}\n.*?\n    }},\n", re.DOTALL)  # the whole step
@@ -43,8 +45,10 @@ def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
     return defaults
 
 
-def served_repository(repository: Path, defaults: OptionDefaults, workspace: Workspace) -> Path:
-    """A folder in the workspace that shows what is to be served of the repository.
+def served_repository(
+    repository: Path, defaults: OptionDefaults, workspace: Workspace, config: str | None = None
+) -> Path:
+    """A folder in the workspace that shows what is to be served of the repository, in a configuration of that name.
 
     Models whose checkpoint has not been built are left out. The configs say the defaults and matching's calibration.
     Where matching shares the captioner's encoder, they name that one. At a restart the folder is made up to date. What
@@ -52,10 +56,13 @@ def served_repository(repository: Path, defaults: OptionDefaults, workspace: Wor
     """
     parameters = to_parameters(defaults)
     added = {TAKES_OPTIONS: _in_config(parameters), GIVES_MATCH: _in_config(_calibration(repository))}
-    absent, encoder = left_out(repository), match_encoder(repository)
+    encoder = match_encoder(repository, config)
+    absent = left_out(repository, encoder)
     name = WITH_DEFAULTS if parameters else PLAIN
     for model in sorted(repository.iterdir()):
+        place = workspace.folder / name / model.name
         if model.name in absent:
+            _clear(place)
             continue
         configs = [path for pattern in ("config.pbtxt", "configs/*.pbtxt") for path in sorted(model.glob(pattern))]
         texts = {path: path.read_text(encoding="utf-8") for path in configs}
@@ -64,8 +71,9 @@ def served_repository(repository: Path, defaults: OptionDefaults, workspace: Wor
             + "".join(more for pattern, more in added.items() if pattern.search(text))
             for path, text in texts.items()
         }
-        # a calibration may come or go between two starts, and a link cannot become a folder
-        if changed == texts and not any(map(GIVES_MATCH.search, texts.values())):
+        if place.is_symlink() != (changed == texts):  # the encoder or the calibration is another one by now
+            _clear(place)
+        if changed == texts:
             workspace.link(model, name, model.name)
             continue
         for entry in model.iterdir():
@@ -86,22 +94,36 @@ def matches(repository: Path) -> bool:
     return _is_built(repository, "matcher")
 
 
-def match_encoder(repository: Path) -> str:
-    """The model that gives matching its image_embeds: the captioner's encoder, if it is the same."""
-    artifacts = readable_configs(repository / "matcher/1", MATCHING_ARTIFACTS["matcher"])
-    encoders = {config.match_config.encoder for config in artifacts if config.matching}
-    return encoders.pop() if len(encoders) == 1 else "match_encoder"
+def match_encoder(repository: Path, config: str | None) -> str:
+    """The model that gives matching its image_embeds: the captioner's encoder, if it is the same in that runtime."""
+    matcher = repository / "matcher"
+    named = matcher / f"configs/{config}.pbtxt"
+    settings = named if named.exists() else matcher / "config.pbtxt"  # as Triton chooses
+    runtime = RUNTIME.search(settings.read_text(encoding="utf-8")) if settings.exists() else None
+    artifacts = readable_configs(matcher / "1", runtime[1] if runtime else MATCHING_ARTIFACTS["matcher"])
+    return next((each.match_config.encoder for each in artifacts if each.matching), "match_encoder")
 
 
-def left_out(repository: Path) -> set[str]:
-    """The names of models that need a checkpoint that the repository has not, or an encoder that is shared."""
+def left_out(repository: Path, encoder: str) -> set[str]:
+    """The names of models that need a checkpoint that the repository has not, or an encoder that is shared.
+
+    `encoder` is the one that gives matching its image_embeds.
+    """
     names = {model.name for model in repository.iterdir()}
     absent = set() if captions(repository) else names - {"preprocess", *MATCHING}
     if not matches(repository):
         absent |= {*MATCHING, *NEED_BOTH}
-    elif match_encoder(repository) != "match_encoder":
+    elif encoder != "match_encoder":
         absent.add("match_encoder")
     return absent
+
+
+def _clear(place: Path) -> None:
+    """Remove what stands for a model. What it links to stays."""
+    if place.is_symlink():
+        place.unlink()
+    elif place.exists():
+        shutil.rmtree(place)
 
 
 def _with_encoder(text: str, encoder: str) -> str:

@@ -58,9 +58,9 @@ def parse(path: Path) -> model_config_pb2.ModelConfig:
     return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
-def built(repository: Path, model: str, encoder: str | None = None) -> None:
+def built(repository: Path, model: str, encoder: str | None = None, runtime: str = "torch") -> None:
     """Let a model have an artifact. A matcher's names the encoder that it takes image_embeds from."""
-    folder = repository / model / "1/openvino" if encoder else repository / model / "1/artifact"
+    folder = repository / model / "1" / (runtime if encoder else "artifact")
     folder.mkdir(parents=True)
     matching = MatchConfig(2, 3, 256, encoder) if encoder else None
     replace(CONFIG, matching=matching).save(folder)
@@ -108,6 +108,29 @@ def test_an_encoder_that_is_shared(repository: Path, workspace: Workspace, defau
     *_, decoder, matcher = parse(served / "rerank/config.pbtxt").ensemble_scheduling.step
     assert "match_pixels" not in [*decoder.input_map, *decoder.output_map]
     assert matcher.input_map["image_embeds"] == "image_embeds"
+
+
+def test_a_restart_after_the_encoder_has_changed(repository: Path, workspace: Workspace) -> None:
+    """The repository itself is left as it is."""
+    before = (repository / "match/config.pbtxt").read_text()
+    built(repository, "decoder")
+    for encoder in ("match_encoder", "encoder", "match_encoder"):
+        shutil.rmtree(repository / "matcher/1")
+        built(repository, "matcher", encoder)
+        served = served_repository(repository, OptionDefaults(), workspace)
+        assert encoders(served, "match") == [encoder]
+        assert (served / "match_encoder").exists() == (encoder == "match_encoder")
+    assert (repository / "match/config.pbtxt").read_text() == before
+
+
+def test_matchers_of_two_runtimes(repository: Path, workspace: Workspace) -> None:
+    """One shares the captioner's encoder, and the other does not: the configuration decides."""
+    built(repository, "decoder")
+    built(repository, "matcher", "encoder", "openvino")
+    built(repository, "matcher", "match_encoder", "torch")
+    for config, encoder in (("cpu", "encoder"), ("cuda", "match_encoder"), (None, "match_encoder")):
+        served = served_repository(repository, DEFAULTS, workspace, config)
+        assert encoders(served, "match") == [encoder]
 
 
 def test_a_broken_captioner_is_not_left_out(repository: Path, workspace: Workspace) -> None:
