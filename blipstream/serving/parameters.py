@@ -9,9 +9,13 @@ import json
 from typing import Any
 
 from blipstream.errors import InvalidInput
-from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, RERANK_OPTIONS, SHOWN, nearest
+from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, MATCHING_OPTION_NAMES, RERANK_OPTIONS, SHOWN, nearest
 
-OWNERS = dict.fromkeys(EXPLAIN_NAMES, "explain") | dict.fromkeys(RERANK_OPTIONS, "rerank")  # models, by their inputs
+OWNERS = {  # models, by their inputs
+    **dict.fromkeys(EXPLAIN_NAMES, "explain"),
+    **dict.fromkeys(RERANK_OPTIONS, "rerank"),
+    **dict.fromkeys(("text", *MATCHING_OPTION_NAMES), "match"),
+}
 
 
 def refuse_parameters(request: Any, names: tuple[str, ...] = INPUT_NAMES) -> None:  # noqa: ANN401
