@@ -36,7 +36,8 @@ class CaptionRequest:
     options: dict[str, Any]
     stream: bool = False
     explain: bool = False
-    texts: tuple[str, ...] = ()  # to be matched with the image, instead of captioning it
+    embed: bool = False
+    texts: tuple[str, ...] = ()  # to be matched with the image or embedded, instead of captioning it
 
     def ask(self, client: Client) -> list[float]:
         """Send the request and wait for the answer. Raises BlipstreamError.
@@ -45,6 +46,12 @@ class CaptionRequest:
         """
         if self.explain:
             client.explain(self.image, **self.options)
+            return []
+        if self.embed:
+            if self.texts:
+                client.embed_text(*self.texts)
+            else:
+                client.embed_image(self.image, **self.options)
             return []
         if self.texts:
             client.match(self.image, self.texts, **self.options)
@@ -65,7 +72,8 @@ class Mix:
     options: dict[str, dict[str, Any]]  # by kind; of a list, each request has one value
     streams: frozenset[str] = frozenset()  # kinds that are answered word by word
     explained: frozenset[str] = frozenset()  # kinds that are answered with heatmaps
-    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by kind, of those that match
+    embedded: frozenset[str] = frozenset()  # kinds that are answered with an embedding, of one text if they have texts
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by kind, of those that match or embed texts
 
     def draw(self, rng: random.Random) -> CaptionRequest:
         """A random request; kind and size are drawn by weight."""
@@ -82,9 +90,16 @@ class Mix:
         options = {
             name: rng.choice(value) if isinstance(value, list) else value for name, value in self.options[kind].items()
         }
-        image = rng.choice(self.images[size])
+        texts, embed = self.texts.get(kind, ()), kind in self.embedded
         return CaptionRequest(
-            kind, size, image, options, kind in self.streams, kind in self.explained, self.texts.get(kind, ())
+            kind,
+            size,
+            image=rng.choice(self.images[size]),
+            options=options,
+            stream=kind in self.streams,
+            explain=kind in self.explained,
+            embed=embed,
+            texts=(rng.choice(texts),) if embed and texts else texts,
         )
 
 
@@ -98,7 +113,9 @@ def load(path: Path) -> Mix:
     images = _mapping(content.get("images"), path, "images", {"folder", "sizes"})
     requests = _mapping(content.get("requests"), path, "requests")
     kinds = {
-        str(kind): _mapping(each, path, f"requests.{kind}", {"weight", "options", "stream", "explain", "texts"})
+        str(kind): _mapping(
+            each, path, f"requests.{kind}", {"weight", "options", "stream", "explain", "embed", "texts"}
+        )
         for kind, each in requests.items()
     }
     sizes = _weights(_mapping(images.get("sizes"), path, "images.sizes"), path, "images.sizes")
@@ -111,6 +128,7 @@ def load(path: Path) -> Mix:
         options={kind: _options(kinds[kind].get("options") or {}, path, kind) for kind in weights},
         streams=_switched("stream", weights, kinds, path),
         explained=_switched("explain", weights, kinds, path),
+        embedded=_switched("embed", weights, kinds, path),
         texts={kind: _texts(kinds[kind], path, kind) for kind in weights if "texts" in kinds[kind]},
     )
 
@@ -142,19 +160,29 @@ def _switched(name: str, weights: dict[str, float], kinds: dict[str, dict[Any, A
         value = kinds[kind].get(name, False)
         if not isinstance(value, bool):
             raise MixError(f"{path}: requests.{kind}.{name} must be true or false, got {value!r}")
-        if name == "explain" and value and kinds[kind].get("stream"):
-            raise MixError(f"{path}: requests.{kind} is both stream and explain: leave one of them out")
+        if value:
+            _check_beside(name, kinds[kind], path, kind)
     return frozenset(kind for kind in weights if kinds[kind].get(name))
 
 
 def _texts(request: dict[Any, Any], path: Path, kind: str) -> tuple[str, ...]:
-    """The texts that an image is to be matched with. Of options, only resize_mode has a meaning beside them."""
+    """The texts that are to be matched with an image, or embedded."""
     texts = request["texts"]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
         raise MixError(f"{path}: requests.{kind}.texts must be a list of texts, got {texts!r}")
-    if request.get("stream") or request.get("explain") or set(request.get("options") or {}) - {"resize_mode"}:
-        raise MixError(f"{path}: requests.{kind} has texts, beside which only the option resize_mode has a meaning")
+    _check_beside("texts", request, path, kind)
     return tuple(texts)
+
+
+def _check_beside(name: str, request: dict[Any, Any], path: Path, kind: str) -> None:
+    """Check that nothing stands beside an entry of a request that has no meaning there."""
+    if name == "explain" and request.get("stream"):
+        raise MixError(f"{path}: requests.{kind} is both stream and explain: leave one of them out")
+    if name in ("embed", "texts"):
+        known = set() if request.get("embed") and request.get("texts") else {"resize_mode"}
+        if request.get("stream") or request.get("explain") or set(request.get("options") or {}) - known:
+            meant = f"only the option {known.pop()} has a meaning" if known else "no option has a meaning"
+            raise MixError(f"{path}: requests.{kind} has {name}, beside which {meant}")
 
 
 def _options(options: object, path: Path, kind: str) -> dict[str, Any]:

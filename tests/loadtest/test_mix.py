@@ -3,6 +3,8 @@
 
 import io
 import random
+import re
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -40,13 +42,37 @@ def test_one_of_each_covers_everything() -> None:
     assert {request.size for request in requests} == set(chosen.sizes)
 
 
-def test_texts_are_matched(matching_server: TritonServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "texts", "model"),
+    [
+        ("texts: [two whales, a cat], options: {resize_mode: letterbox}", ("two whales", "a cat"), "match"),
+        ("embed: true, options: {resize_mode: letterbox}", (), "embed_image"),
+        ("embed: true, texts: [a cat]", ("a cat",), "embed_text"),
+        ("explain: true, options: {layer: 1, num_beams: 2}", (), "explain"),
+    ],
+)
+def test_other_models_are_asked(
+    kind: str, texts: tuple[str, ...], model: str, matching_server: TritonServer, tmp_path: Path
+) -> None:
+    def answered() -> int:
+        metrics = urllib.request.urlopen(matching_server.metrics_url).read().decode()
+        return int(re.findall(rf'^nv_inference_request_success{{model="{model}",.*}} (\d+)', metrics, re.MULTILINE)[0])
+
     file = tmp_path / "mix.yaml"
-    file.write_text(f"{IMAGES}\nrequests: {{a: {{texts: [two whales, a cat], options: {{resize_mode: letterbox}}}}}}")
+    file.write_text(f"{IMAGES}\nrequests: {{a: {{{kind}}}}}")
     request = mix.load(file).draw(random.Random(0))
-    assert request.texts == ("two whales", "a cat")
+    assert request.texts == texts
+    before = answered()
     with Client(matching_server.grpc_url) as client:
         assert request.ask(client) == []
+    assert answered() == before + 1
+
+
+def test_one_of_the_texts_is_embedded(tmp_path: Path) -> None:
+    file = tmp_path / "mix.yaml"
+    file.write_text(f"{IMAGES}\nrequests: {{a: {{embed: true, texts: [a, b]}}}}")
+    chosen, rng = mix.load(file), random.Random(0)
+    assert {chosen.draw(rng).texts for _ in range(50)} == {("a",), ("b",)}
 
 
 IMAGES = f"images: {{folder: {ROOT}/build/demo/samples, sizes: {{original: 1}}}}"
@@ -72,6 +98,12 @@ IMAGES = f"images: {{folder: {ROOT}/build/demo/samples, sizes: {{original: 1}}}}
         (
             f"{IMAGES}\nrequests: {{a: {{texts: [b], options: {{seed: 1}}}}}}",
             "beside which only the option resize_mode has",
+        ),
+        (f"{IMAGES}\nrequests: {{a: {{embed: 1}}}}", "requests.a.embed must be true or false, got 1"),
+        (f"{IMAGES}\nrequests: {{a: {{embed: true, stream: true}}}}", "requests.a has embed, beside which only the"),
+        (
+            f"{IMAGES}\nrequests: {{a: {{embed: true, texts: [b], options: {{resize_mode: letterbox}}}}}}",
+            "requests.a has embed, beside which no option has a meaning",
         ),
         ("images: {folder: ., sizes: {original: 1}}\nrequests: {a: {weight: 1}}", "has no images"),
         (
