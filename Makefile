@@ -11,7 +11,7 @@ REPOSITORY ?= model_repository
 # The variables that a target takes. `make help` shows them, and others are refused
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
 serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT HEALTH_PORT OPTIONS
-bench_TAKES := DEVICE STRATEGY ROUNDS
+bench_TAKES := WHAT DEVICE STRATEGY ROUNDS
 loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
 	MIX NAME $(build_TAKES)
 tune_TAKES := SLO_P95_MS BUDGET MIX NAME $(build_TAKES)
@@ -103,8 +103,8 @@ $(READY): $(LOCKS) requirements-cpu.lock requirements-cuda.lock pyproject.toml c
 build: $(READY)  ## make a model repository from CHECKPOINT
 	@$(BUILD)
 
-demo: $(READY)  ## caption the samples through a real Triton server, and show them
-	@$(BLIPSTREAM) demo --repository model_repository
+demo: $(READY)  ## caption, explain and search the samples through Triton
+	@$(BLIPSTREAM) demo --repository .demo_cache
 
 serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
 	@exec env $(BLIPSTREAM) serve $(SERVED) $(call option,PROCESSOR,processor) $(call option,HTTP_PORT,http-port) \
@@ -112,8 +112,8 @@ serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
 		$(call option,HEALTH_PORT,health-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
-	@$(BLIPSTREAM) bench $(call option,DEVICE,device) $(call option,STRATEGY,strategy) $(call option,ROUNDS,rounds) \
-		--cache loadtest/.bench_cache --output loadtest/results
+	@$(BLIPSTREAM) bench $(call option,WHAT,what) $(call option,DEVICE,device) $(call option,STRATEGY,strategy) \
+		$(call option,ROUNDS,rounds) --cache loadtest/.bench_cache --output loadtest/results
 
 loadtest: $(READY)  ## load HOST or a server of its own; say how many machines you need
 	@$(if $(HOST),,$(BUILD) --print-path >/dev/null)
@@ -186,7 +186,7 @@ sbom: $(AUDIT_READY)  ## list for scanners what is installed, here and in the im
 	@echo "wrote sbom.json and sbom-gpu.json"
 
 clean:  ## remove what the other targets made
-	@rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo-heatmaps.png site
-	@rm -rf loadtest/.bench_cache loadtest/.perf_analyzer_cache
+	@rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo.png demo-heatmaps.png demo-search.png site
+	@rm -rf .demo_cache loadtest/.bench_cache loadtest/.perf_analyzer_cache
 	@find model_repository -mindepth 3 -maxdepth 3 ! -name model.py ! -name .gitkeep -exec rm -rf {} +
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

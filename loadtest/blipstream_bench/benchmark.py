@@ -26,13 +26,27 @@ from rich.console import Console
 
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
+from blipstream.server.served_repository import captions, matches
 from blipstream_bench.batch_search import BatchSearch, turns
+from blipstream_bench.clients import Answer
 from blipstream_bench.machine import machine, versions
-from blipstream_bench.plans import DEFAULT_ARCHITECTURES, PICTURE_SIZE, PLANS, QUICK, STRATEGIES, WARM_UPS, BenchPlan
+from blipstream_bench.plans import (
+    DEFAULT_ARCHITECTURES,
+    NUM_TEXTS,
+    PAIRS,
+    PICTURE_SIZE,
+    PLANS,
+    QUICK,
+    STRATEGIES,
+    TASKS,
+    WARM_UPS,
+    BenchPlan,
+)
 from blipstream_bench.processes import single_process
 from blipstream_bench.random_checkpoint import save_random_checkpoint
-from blipstream_bench.report import Measurement, chart, terminal_table
-from blipstream_bench.systems import SYSTEMS, BareEngine, System, Transformers, Triton
+from blipstream_bench.report import Measurement, chart, costs, terminal_table, unit
+from blipstream_bench.systems import SYSTEMS, System, Transformers, Triton
+from blipstream_build.inspection import CAPTIONER, RETRIEVER
 from blipstream_client import BlipstreamError as ClientError
 
 P = ParamSpec("P")
@@ -40,21 +54,23 @@ T = TypeVar("T")
 
 
 def make_plan(
-    device: str, quick: bool, strategies: tuple[str, ...], rounds: int | None, seconds: float | None
+    device: str, quick: bool, subject: str, strategies: tuple[str, ...], rounds: int | None, seconds: float | None
 ) -> BenchPlan:
-    """What the options ask for. Raises ClickException if there is no such device."""
+    """What the options ask for. Raises ClickException if there is no such device, or no such strategy."""
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException(
             "--device cuda needs an NVIDIA GPU, and PyTorch finds none: use --device cpu, "
             "or install the driver and a PyTorch with CUDA"
         )
-    plan = QUICK if quick else PLANS[device]
+    plan = replace(QUICK if quick else PLANS[device], subject=subject, tasks=TASKS[subject])
     if rounds is not None:
         plan = replace(plan, rounds=rounds)
     if seconds is not None:
         plan = replace(plan, seconds=seconds)
+    if strategies and subject != "captions":
+        raise click.ClickException(f"--strategy is for captions: leave it out beside --what {subject}")
     if strategies:  # with the most beams last, since a process's peak memory never falls
-        plan = replace(plan, strategies=tuple(name for name in STRATEGIES if name in strategies))
+        plan = replace(plan, tasks=tuple(name for name in STRATEGIES if name in strategies))
     return plan
 
 
@@ -74,7 +90,7 @@ class SystemProcess:
         self.title = f"{kind.name} {dtype}"
         self._pool = single_process()
         try:
-            self.run(_open, kind.name, checkpoint, repository, device, dtype, images)
+            self.run(_open, kind, checkpoint, repository, device, dtype, images)
         except BaseException:
             self._pool.shutdown()
             raise
@@ -100,9 +116,9 @@ class SystemProcess:
 _system: System  # the one that this process holds, if it is a SystemProcess
 
 
-def _open(name: str, checkpoint: Path, repository: Path, device: str, dtype: str, images: list[bytes]) -> None:
+def _open(kind: type[System], checkpoint: Path, repository: Path, device: str, dtype: str, images: list[bytes]) -> None:
     global _system
-    _system = SYSTEMS[name](checkpoint, repository, device, dtype, images)
+    _system = kind(checkpoint, repository, device, dtype, images)
     _system.load()
 
 
@@ -120,60 +136,66 @@ class Benchmark:
         self.repositories = repositories  # by dtype
         self.images = [picture(seed) for seed in range(plan.images)]
         self.measurements: list[Measurement] = []
-        self.captions: dict[tuple[str, str], dict[str, list[str]]] = {}  # by strategy and dtype, then by system
+        self.answers: dict[tuple[str, str], dict[str, list[Answer]]] = {}  # by task and dtype, then by system
         self.triton_version = ""
 
     def run(self, say: Callable[[str], None], tell: Callable[[str], None]) -> None:
         """Measure everything, and tell `say` what is being done, and `tell` what was measured."""
         with ExitStack() as stack:
             processes = []
-            for kind in SYSTEMS.values():
+            for kind in SYSTEMS[self.plan.subject]:
                 for dtype in self.plan.dtypes:
                     say(f"{kind.name} {dtype}: starting")
                     processes.append(stack.enter_context(self._start(kind, dtype)))
             self.triton_version = next(process.call("version") for process in processes if process.kind is Triton)
-            batches = {process: self._batches(process.kind) for process in processes}
-            for strategy in self.plan.strategies:
-                searches = self.measure(batches, strategy, say, tell)
-                batches = {process: search.with_more_beams for process, search in searches.items()}
+            found: dict[SystemProcess, Sequence[int]] = {}
+            for task in self.plan.tasks:
+                batches = found or {process: self._batches(process.kind, task) for process in processes}
+                searches = self.measure(batches, task, say, tell)
+                if self.plan.subject == "captions":  # what follows has more rows for each image
+                    found = {process: search.with_more_beams for process, search in searches.items()}
 
     def _start(self, kind: type[System], dtype: str) -> SystemProcess:
         return SystemProcess(kind, self.checkpoint, self.repositories[dtype], self.device, dtype, self.images)
 
-    def _batches(self, kind: type[System]) -> Sequence[int]:
-        """The batch sizes to try, in ascending order."""
-        return (self.plan.in_flight,) if kind is Triton else self.plan.batches
+    def _batches(self, kind: type[System], task: str) -> Sequence[int]:
+        """The batch sizes to try, in ascending order. Many texts for each image need few images to fill a batch."""
+        count = NUM_TEXTS.get(task, 1)
+        if kind is Triton:
+            return (max(self.plan.in_flight // count, 2),)
+        smallest, *larger = self.plan.batches
+        return smallest, *(batch for batch in larger if batch * count <= 2 * PAIRS[self.device])
 
     def measure(
         self,
         batches: Mapping[SystemProcess, Sequence[int]],
-        strategy: str,
+        task: str,
         say: Callable[[str], None],
         tell: Callable[[str], None],
     ) -> dict[SystemProcess, BatchSearch]:
-        """Measure systems with one strategy, each with its best batch size, which is searched for among `batches`."""
-        beams, seconds = STRATEGIES[strategy], self.plan.seconds
+        """Measure systems with one task, each with its best batch size, which is searched for among `batches`."""
+        seconds = self.plan.seconds
         searches = {process: BatchSearch(candidates) for process, candidates in batches.items()}
         times: dict[SystemProcess, list[float]] = {process: [] for process in batches}
         for process, candidates in batches.items():
             for batch in candidates:
-                say(f"{process.title}, {strategy}: warming up, batches of {batch}")
+                say(f"{process.title}, {task}: warming up, batches of {batch}")
                 for _ in range(WARM_UPS[self.device]):
-                    process.call("throughput", beams, batch, 0)
-            captions = process.call("compared", beams)
-            self.captions.setdefault((strategy, process.dtype), {})[process.kind.name] = captions
+                    process.call("throughput", task, batch, 0)
+            compared = process.call("compared", task)
+            self.answers.setdefault((task, process.dtype), {})[process.kind.name] = compared
         for number in range(self.plan.rounds):
             step = f"round {number + 1} of {self.plan.rounds}"
             for process, batch in turns({process: search.due for process, search in searches.items()}, number):
-                what = f"{process.title}, {strategy}: {step}, batches of {batch}"
+                what = f"{process.title}, {task}: {step}, batches of {batch}"
                 say(what)
-                rate = process.call("throughput", beams, batch, seconds)
+                rate = process.call("throughput", task, batch, seconds)
                 searches[process].add(batch, rate)
-                tell(f"{what}, {rate:.2f} images/s")
+                tell(f"{what}, {rate:.2f} {unit(task)}")
             for process, _ in turns(dict.fromkeys(batches, (1,)), number):
-                what = f"{process.title}, {strategy}: {step}, one image at a time"
+                what = f"{process.title}, {task}: {step}, one at a time"
                 say(what)
-                alone = process.call("latency", beams, seconds)
+                alone = process.call("latency", task, seconds)
                 times[process] += alone
                 tell(f"{what}, {statistics.median(alone):.0f} ms")
         for process, search in searches.items():
@@ -182,7 +204,7 @@ class Benchmark:
                     system=process.kind.name,
                     device=self.device,
                     dtype=process.dtype,
-                    strategy=strategy,
+                    strategy=task,
                     batch=search.best,
                     images_per_s=round(search.rate, 3),
                     p50_ms=round(float(np.percentile(times[process], 50)), 1),
@@ -193,20 +215,23 @@ class Benchmark:
         return searches
 
     def agreement(self) -> Iterator[str]:
-        """Say for each system and dtype how many captions equal those of transformers in that dtype."""
-        for kind in (BareEngine, Triton):
+        """Say for each system and dtype how far its answers are those of transformers in that dtype."""
+        for kind in SYSTEMS[self.plan.subject][1:]:
             for dtype in self.plan.dtypes:
                 pairs = [
                     pair
-                    for strategy in self.plan.strategies
+                    for task in self.plan.tasks
                     for pair in zip(
-                        self.captions[strategy, dtype][kind.name],
-                        self.captions[strategy, dtype][Transformers.name],
-                        strict=True,
+                        self.answers[task, dtype][kind.name], self.answers[task, dtype][Transformers.name], strict=True
                     )
                 ]
-                equal = sum(ours == theirs for ours, theirs in pairs)
-                yield f"{kind.name} {dtype}: {equal} of {len(pairs)} captions equal transformers' {dtype}"
+                title = f"{kind.name} {dtype}"
+                if self.plan.subject == "matching":
+                    largest = max(np.abs(np.subtract(ours, theirs)).max() for ours, theirs in pairs)
+                    yield f"{title}: logits and embeddings differ from transformers' {dtype} by at most {largest:.1e}"
+                else:
+                    equal = sum(ours == theirs for ours, theirs in pairs)
+                    yield f"{title}: {equal} of {len(pairs)} captions equal transformers' {dtype}"
 
 
 def picture(seed: int) -> bytes:
@@ -222,13 +247,14 @@ def picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def prepare_checkpoint(cache: Path, architecture: str, layers: int | None) -> Path:
-    """The folder of a random checkpoint, which is made if the cache lacks it."""
-    folder = cache / (architecture if layers is None else f"{architecture}-{layers}-layers")
+def prepare_checkpoint(cache: Path, architecture: str, layers: int | None, kind: str) -> Path:
+    """The folder of a random checkpoint of a kind, a class of transformers, which is made if the cache lacks it."""
+    name = architecture if kind == CAPTIONER else f"{architecture}-retrieval"
+    folder = cache / (name if layers is None else f"{name}-{layers}-layers")
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as made:
-            save_random_checkpoint(Path(made, "checkpoint"), architecture, layers)
+            save_random_checkpoint(Path(made, "checkpoint"), architecture, layers, kind=kind)
             Path(made, "checkpoint").rename(folder)
     return folder
 
@@ -277,9 +303,12 @@ def compare(
         with console.status("") as status:
             say = status.update if console.is_terminal else tell
             say("preparing the checkpoint")
-            folder = checkpoint or prepare_checkpoint(cache, architecture, plan.layers)
+            kind = RETRIEVER if plan.subject == "matching" else CAPTIONER
+            folder = checkpoint or prepare_checkpoint(cache, architecture, plan.layers, kind)
             say("building the model repository")
             built = build_repository(cache, folder, device)
+            if not (matches if kind == RETRIEVER else captions)(built):
+                raise click.ClickException(f"{folder} is not for {plan.subject}: give another --checkpoint or --what")
             repositories = {dtype: in_dtype(built, dtype) for dtype in plan.dtypes}
             benchmark = Benchmark(plan, device, folder, repositories)
             benchmark.run(say, tell)
@@ -294,11 +323,12 @@ def compare(
         "versions": {"checkpoint": name, **packages, "tritonserver": benchmark.triton_version},
         "rows": [asdict(measurement) for measurement in benchmark.measurements],
     }
-    stem = "bench" if architecture in ("", "base") else f"bench-{architecture}"
+    parts = ["bench", plan.subject.replace("captions", ""), architecture.replace("base", "")]
+    stem = "-".join(filter(None, parts))
     (output / f"{stem}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     chart(result, output / f"{stem}.png")
     console.print(terminal_table(result))
-    for line in benchmark.agreement():
+    for line in (*benchmark.agreement(), *costs(benchmark.measurements)):
         tell(line)
     tell(f"all figures, after {time.monotonic() - began:.0f} s: {output}/{stem}.json")
     tell(f"chart: {output}/{stem}.png (open it with an image viewer)")

@@ -11,7 +11,7 @@ import click
 from blipstream import signals
 from blipstream.command_line import OutputFolder
 from blipstream.finite import FiniteRange
-from blipstream_bench.plans import PLANS, STRATEGIES
+from blipstream_bench.plans import PLANS, STRATEGIES, TASKS
 from blipstream_bench.random_checkpoint import ARCHITECTURES
 from blipstream_bench.signals import stop_on_signals
 from blipstream_build.cache import cache_folder
@@ -34,6 +34,14 @@ from blipstream_build.cache import cache_folder
     help="Folder of a checkpoint to measure instead of random weights.",
 )
 @click.option("--quick", is_flag=True, help="Check that everything works: a few images, f32 only, two layers.")
+@click.option(
+    "--what",
+    "subject",
+    type=click.Choice(list(TASKS)),
+    default="captions",
+    show_default=True,
+    help="What to measure. heatmaps: explaining against captioning; matching: with a retrieval checkpoint.",
+)
 @click.option(
     "--strategy",
     "strategies",
@@ -75,6 +83,7 @@ def main(
     architectures: tuple[str, ...],
     checkpoint: Path | None,
     quick: bool,
+    subject: str,
     strategies: tuple[str, ...],
     rounds: int | None,
     seconds: float | None,
@@ -88,6 +97,9 @@ def main(
     and the most memory, with the batch sizes that were tried. Each system has a process of its own and is warmed up.
     The systems take turns, with each of their batch sizes, and the median of the rounds counts, so that the ratios hold
     on a machine that does other work, too. The batch size with the most images a second is shown.
+
+    With --what matching, one image is matched with 1, 10 and 100 texts, and images and texts are embedded. transformers
+    encodes each image once, reads its texts in batches, and has the similarities to compute, too.
 
     A full run takes about half an hour on two cores. For less, take --rounds 1 --strategy greedy. Let nothing else
     run meanwhile.
@@ -106,6 +118,6 @@ def main(
         click.echo(report.markdown(report.read(shown)))
         return
     stop_on_signals()
-    plan = benchmark.make_plan(device, quick, strategies, rounds, seconds)
+    plan = benchmark.make_plan(device, quick, subject, strategies, rounds, seconds)
     for name in architectures or benchmark.default_architectures(device, checkpoint):
         benchmark.compare(name, checkpoint, plan, device, cache or cache_folder() / "bench", output)

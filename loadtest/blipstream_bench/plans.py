@@ -4,9 +4,19 @@
 from dataclasses import dataclass
 
 STRATEGIES = {"greedy": 1, "beam3": 3, "beam5": 5}  # beams
+EXPLAIN = "explain"  # greedy search, and then a heatmap for each word
+NUM_TEXTS = {"match1": 1, "match10": 10, "match100": 100}  # that are matched with each image
+EMBED_IMAGE, EMBED_TEXT = "embed_image", "embed_text"
+TASKS = {  # what a run measures, by subject
+    "captions": tuple(STRATEGIES),
+    "heatmaps": ("greedy", EXPLAIN),
+    "matching": (*NUM_TEXTS, EMBED_IMAGE, EMBED_TEXT),
+}
+WORDS_OF_TEXT = 8
+PAIRS = {"cpu": 32, "cuda": 128}  # of an image and a text, the most that transformers reads in one pass, by device
 NEW_TOKENS = 12  # of each caption, forced, so that every system does the same work
 PICTURE_SIZE = (640, 480)  # pixels: width, height
-COMPARED = 4  # images whose captions are compared with those of transformers
+COMPARED = 4  # images or texts whose answers are compared with those of transformers
 RUNTIMES = {"cpu": "openvino", "cuda": "torch"}  # of the encoder, by device
 CLIENTS = {"cpu": 1, "cuda": 8}  # client processes of Triton, by device
 # runs of each batch size before it is measured, by device; a CUDA graph is recorded in the second
@@ -23,7 +33,8 @@ class BenchPlan:
     rounds: int
     seconds: float  # of each measurement, which is at least one batch; short, since systems take turns
     images: int  # different pictures
-    strategies: tuple[str, ...] = tuple(STRATEGIES)
+    subject: str = "captions"  # a key of TASKS
+    tasks: tuple[str, ...] = TASKS["captions"]
     layers: int | None = None  # of a shallow checkpoint
 
 

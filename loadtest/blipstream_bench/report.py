@@ -2,6 +2,7 @@
 """The measurements of the benchmark, and the tables and the chart that show them."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from rich.table import Table
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
-from blipstream_bench.plans import NEW_TOKENS, PICTURE_SIZE, STRATEGIES
+from blipstream_bench.plans import EXPLAIN, NEW_TOKENS, NUM_TEXTS, PICTURE_SIZE, STRATEGIES, TASKS, WORDS_OF_TEXT
 
 TEXT_COLUMNS = ("strategy", "system", "dtype")  # of the Markdown table
 REFERENCE = "transformers"  # the system that the others are compared with
@@ -32,12 +33,17 @@ class Measurement:
     system: str
     device: str
     dtype: str
-    strategy: str
-    batch: int  # images at once when images_per_s was measured; for blipstream-triton, requests in flight
+    strategy: str  # or another task
+    batch: int  # images or texts at once when images_per_s was measured; for blipstream-triton, requests in flight
     images_per_s: float
-    p50_ms: float  # one image at a time
+    p50_ms: float  # one at a time
     p99_ms: float
     peak_mb: float
+
+
+def unit(task: str) -> str:
+    """What is counted: images with one caption each, or answers to other requests."""
+    return "requests/s" if task in TASKS["matching"] else "images/s"
 
 
 def ratio(row: Measurement, rows: list[Measurement], dtype: str) -> float | None:
@@ -67,7 +73,7 @@ def cells(row: Measurement, rows: list[Measurement]) -> list[str]:
 def headings(rows: list[Measurement]) -> list[str]:
     """The names of the columns."""
     ratios = [f"transformers {dtype}" for dtype in dtypes(rows)]
-    return ["strategy", "system", "dtype", "batch", "images/s", *ratios, "p50 ms", "p99 ms", "peak MB"]
+    return ["strategy", "system", "dtype", "batch", unit(rows[0].strategy), *ratios, "p50 ms", "p99 ms", "peak MB"]
 
 
 def dtypes(rows: list[Measurement]) -> list[str]:
@@ -82,10 +88,9 @@ def conditions(result: dict[str, Any]) -> str:
     where = f"{found['cores']} cores of {found['processor']} ({bf16}), {found['memory_gb']:g} GB"
     software = ", ".join(f"{name} {used[name]}" for name in ("torch", "transformers", "openvino", "tritonserver"))
     width, height = PICTURE_SIZE
-    return (
-        f"{used['checkpoint']}, {width} x {height} JPEG in, {NEW_TOKENS} new tokens out, "
-        f"on {found.get('gpu', where)}; {software}"
-    )
+    matches = result["rows"][0]["strategy"] in TASKS["matching"]
+    task = f"texts of {WORDS_OF_TEXT} words" if matches else f"{NEW_TOKENS} new tokens out"
+    return f"{used['checkpoint']}, {width} x {height} JPEG in, {task}, on {found.get('gpu', where)}; {software}"
 
 
 def terminal_table(result: dict[str, Any]) -> Table:
@@ -93,13 +98,13 @@ def terminal_table(result: dict[str, Any]) -> Table:
     rows = rows_of(result)
     ratios = [f"vs {dtype}" for dtype in dtypes(rows)]
     table = Table(
-        title="Throughput, and latency of one image at a time",
+        title="Throughput, and latency of one at a time",
         caption=f"{', '.join(ratios)}: against transformers in that format. MB: the most memory. {conditions(result)}",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
-    for heading in ("batch", "images/s", *ratios, "p50 ms", "p99 ms", "MB"):
+    for heading in ("batch", unit(rows[0].strategy), *ratios, "p50 ms", "p99 ms", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     strategy = ""
     for row in rows:
@@ -123,27 +128,45 @@ def markdown(result: dict[str, Any]) -> str:
 def chart(result: dict[str, Any], path: Path) -> None:
     """Draw throughput as bars, by strategy and system."""
     rows = rows_of(result)
-    strategies = [strategy for strategy in STRATEGIES if any(row.strategy == strategy for row in rows)]
+    tasks = list(dict.fromkeys(row.strategy for row in rows))
     kinds = list(dict.fromkeys((row.system, row.dtype) for row in rows))
     figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
     width = 0.84 / len(kinds)
     for i, (system, dtype) in enumerate(kinds):
         mine = [row for row in rows if (row.system, row.dtype) == (system, dtype)]
-        places = [strategies.index(row.strategy) + (i - (len(kinds) - 1) / 2) * width for row in mine]
+        places = [tasks.index(row.strategy) + (i - (len(kinds) - 1) / 2) * width for row in mine]
         colour = COLOURS[system][dtypes(rows).index(dtype) % 2]
         bars = axes.bar(places, [row.images_per_s for row in mine], width * 0.94, color=colour)
         axes.bar_label(bars, [f"{row.images_per_s:.1f}" for row in mine], padding=2, fontsize=9)
         bars.set_label(f"{system} {dtype}")
-    labels = {strategy: "greedy" if beams == 1 else f"{beams} beams" for strategy, beams in STRATEGIES.items()}
-    axes.set_xticks(range(len(strategies)), [labels[strategy] for strategy in strategies])
-    axes.set_ylabel("images per second")
-    axes.set_title("Captions per second, more is better", loc="left", fontweight="bold")
+    axes.set_xticks(range(len(tasks)), [label(task) for task in tasks])
+    axes.set_ylabel(unit(tasks[0]))
+    counted = "Requests" if tasks[0] in TASKS["matching"] else "Captions"
+    axes.set_title(f"{counted} per second, more is better", loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
     figure.legend(loc="outside upper center", ncols=len(kinds), frameon=False, columnspacing=1.2)
     figure.supxlabel(conditions(result), fontsize=8, color="#6e6e6e", wrap=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def label(task: str) -> str:
+    """A task in words."""
+    if task in NUM_TEXTS:
+        return f"{NUM_TEXTS[task]} texts of an image" if NUM_TEXTS[task] > 1 else "1 text of an image"
+    beams = STRATEGIES.get(task, 1)
+    return f"{beams} beams" if beams > 1 else task.replace("_", " ")
+
+
+def costs(rows: list[Measurement]) -> Iterator[str]:
+    """For each system, how long an explanation takes, as a multiple of its caption."""
+    captions = {(row.system, row.dtype): row for row in rows if row.strategy == "greedy"}
+    for row in rows:
+        if row.strategy == EXPLAIN:
+            caption = captions[row.system, row.dtype]
+            together, alone = caption.images_per_s / row.images_per_s, row.p50_ms / caption.p50_ms
+            yield f"{row.system} {row.dtype}: explain takes {together:.2f} times as long as caption, alone {alone:.2f}"
 
 
 def rows_of(result: dict[str, Any]) -> list[Measurement]:

@@ -299,9 +299,9 @@ class Contact:
         with TritonServer(repository, config=self.device, http_port=0, grpc_port=0, metrics_port=0) as server:
             clients = ClientProcesses(server.grpc_url, images, CLIENTS[self.device])
             try:
-                clients.caption_until(0, 1, self.sizes.in_flight)  # warms up
+                clients.answer_until(0, "greedy", self.sizes.in_flight)  # warms up
                 began = time.perf_counter()
-                count = sum(clients.caption_until(began + self.sizes.seconds, 1, self.sizes.in_flight))
+                count = sum(clients.answer_until(began + self.sizes.seconds, "greedy", self.sizes.in_flight))
                 rate = count / (time.perf_counter() - began)
                 say(f"Triton, {self.sizes.in_flight} in flight, {name}: {rate:.0f} images/s")
             finally:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -20,14 +21,15 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from blipstream.files import DEMO_RETRIEVAL_CHECKPOINT
 from blipstream.server.triton import TritonServer
 from blipstream_bench.batch_search import BatchSearch, turns
 from blipstream_bench.benchmark import Benchmark, SystemProcess
-from blipstream_bench.clients import ClientProcesses, shared_out, until
+from blipstream_bench.clients import ClientProcesses, answers, items, shared_out, texts, until
 from blipstream_bench.command import main
 from blipstream_bench.plans import WARM_UPS, BenchPlan
 from blipstream_bench.systems import BareEngine, System, Transformers, Triton, decoded
-from blipstream_client import BlipstreamError
+from blipstream_client import BlipstreamError, Client
 from tests.conftest import CHECKPOINT, SAMPLES
 from tests.support.waiting import wait_until
 
@@ -68,9 +70,9 @@ def bench(*options: str | Path) -> Result:
     return CliRunner().invoke(main, [str(option) for option in options])
 
 
-def run_quickly(folder: Path, *options: str) -> tuple[str, Path]:
+def run_quickly(folder: Path, *options: str, checkpoint: Path = CHECKPOINT) -> tuple[str, Path]:
     """The output of a quick run, and the folder that it writes."""
-    command = [sys.executable, "-m", "blipstream_bench", "--quick", "--checkpoint", str(CHECKPOINT), *options]
+    command = [sys.executable, "-m", "blipstream_bench", "--quick", "--checkpoint", str(checkpoint), *options]
     result = subprocess.run(
         [*command, "--cache", str(folder / "cache"), "--output", str(folder / "results")],
         capture_output=True,
@@ -146,6 +148,59 @@ def test_table_and_chart(run: tuple[str, Path]) -> None:
         assert len(image.convert("RGB").getcolors(maxcolors=1 << 24) or []) > 100
 
 
+@pytest.mark.full
+@pytest.mark.timeout(1200)  # on a busy machine
+def test_matching(tmp_path: Path) -> None:
+    output, folder = run_quickly(tmp_path, "--what=matching", checkpoint=DEMO_RETRIEVAL_CHECKPOINT)
+    rows = json.loads((folder / "bench-matching.json").read_text())["rows"]
+    assert [(row["strategy"], row["system"]) for row in rows] == [
+        (task, system)
+        for task in ("match1", "match10", "match100", "embed_image", "embed_text")
+        for system in ("transformers", "blipstream-triton")
+    ]
+    assert all(row["images_per_s"] > 0 for row in rows)
+    difference = re.search(r"logits and embeddings differ from transformers' f32 by at most (\S+)\n", output)
+    assert difference
+    assert float(difference[1]) < 1e-2  # f16 between the encoder and the matcher; texts are nonsense, and logits large
+    assert "requests/s" in output
+    assert (folder / "bench-matching.png").stat().st_size > 10_000
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)  # on a busy machine
+def test_heatmaps(tmp_path: Path) -> None:
+    output, folder = run_quickly(tmp_path, "--what=heatmaps")
+    for system in ("transformers", "engine", "blipstream-triton"):
+        assert re.search(rf"{system} f32: explain takes \d+\.\d\d times as long as caption, alone \d", output)
+    assert "blipstream-triton f32: 8 of 8 captions equal transformers' f32" in output
+    assert (folder / "bench-heatmaps.json").exists()
+
+
+@pytest.mark.full
+def test_a_checkpoint_for_something_else(tmp_path: Path) -> None:
+    folders = [f"--cache={tmp_path / 'cache'}", f"--output={tmp_path / 'results'}"]
+    refused = bench("--quick", f"--checkpoint={CHECKPOINT}", "--what=matching", *folders)
+    assert_refused(refused, f"{CHECKPOINT} is not for matching: give another --checkpoint or --what")
+
+
+def test_strategies_are_for_captions() -> None:
+    assert_refused(
+        bench("--what", "matching", "--strategy", "greedy"), "--strategy is for captions: leave it out beside --what"
+    )
+
+
+def test_texts_are_asked_about(matching_server: TritonServer) -> None:
+    """One answer for each item, in order, whatever the task."""
+    images = [path.read_bytes() for path in sorted(SAMPLES.glob("*.jpg"))[:3]]
+    with Client(matching_server.grpc_url) as client:
+        for task, size in (("match10", 10), ("embed_image", 256), ("embed_text", 256)):
+            asked = items(task, images)
+            together, alone = (list(answers(client, asked, task, in_flight)) for in_flight in (3, 1))
+            np.testing.assert_allclose(together, alone, rtol=0, atol=1e-4)
+            assert np.shape(together) == (3, size)
+    assert len(set(texts(100))) == 100
+
+
 def test_markdown(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(RESULT))
@@ -209,7 +264,7 @@ def log() -> list[tuple[str, int, float]]:
 @pytest.fixture
 def toys(log: list[tuple[str, int, float]]) -> tuple[Benchmark, dict[SystemProcess, tuple[int, ...]]]:
     """A benchmark of three rounds, and its systems with the batch sizes to try."""
-    plan = BenchPlan(("f32",), (1, 4, 8, 16), in_flight=32, rounds=3, seconds=2, images=1, strategies=("greedy",))
+    plan = BenchPlan(("f32",), (1, 4, 8, 16), in_flight=32, rounds=3, seconds=2, images=1, tasks=("greedy",))
     rates = {1: 2.0, 4: 3.0, 8: 4.0, 16: 3.5}
     batches: dict[SystemProcess, tuple[int, ...]] = {
         ToySystem(Transformers, rates, log): plan.batches,
@@ -288,8 +343,8 @@ def test_clients_are_processes(server: TritonServer) -> None:
     clients = ClientProcesses(server.grpc_url, images, 3)
     try:
         assert len({os.getpid(), *clients.pids()}) == 4
-        assert clients.caption_until(0, 1, 5) == [2, 2, 1]
-        assert clients.caption_until(0, 1, 2) == [1, 1]  # the third has nothing to do
+        assert clients.answer_until(0, "greedy", 5) == [2, 2, 1]
+        assert clients.answer_until(0, "greedy", 2) == [1, 1]  # the third has nothing to do
     finally:
         clients.close()
 
@@ -298,7 +353,7 @@ def test_clients_report_errors(server: TritonServer) -> None:
     clients = ClientProcesses(server.grpc_url, [b"no image"], 1)
     try:
         with pytest.raises(BlipstreamError, match="image"):
-            clients.caption_until(0, 1, 1)
+            clients.answer_until(0, "greedy", 1)
     finally:
         clients.close()
 
