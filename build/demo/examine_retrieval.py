@@ -161,7 +161,7 @@ print(f"{{probability:.2f}} {{cosine:.2f}}")
 ```
 
 ```text
-0.97 0.78
+1.00 0.85
 ```
 
 **First token.** Texts start with `[CLS]`, as transformers' processor makes them, for the matching head and for the
