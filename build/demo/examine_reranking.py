@@ -5,11 +5,12 @@ blipstream serve --repository MODELS        (both of the demo's checkpoints are 
 python build/demo/examine_reranking.py
 """
 
-import argparse
 from collections.abc import Iterable
 from functools import partial
 from io import BytesIO
 from typing import NamedTuple
+
+import click
 
 from blipstream_client import Client
 from scenes import Scene, examination, require_font
@@ -47,17 +48,16 @@ def examine(client: Client, scenes: Iterable[Scene], temperature: float) -> Figu
     return Figures(drawn / DRAWS / count, best / count, possible / count)
 
 
-def main() -> None:
-    """Ask a server, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="grpc://localhost:8001")
-    parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--temperature", type=float, default=1.5)
-    arguments = parser.parse_args()
+@click.command()
+@click.option("--url", default="grpc://localhost:8001", show_default=True)
+@click.option("--scenes", default=300, show_default=True)
+@click.option("--temperature", default=1.5, show_default=True)
+def main(url: str, scenes: int, temperature: float) -> None:
+    """Measure what reranking gains on held-out scenes: exact captions of the best of several draws by matching."""
     require_font()
-    with Client(arguments.url) as client:
-        figures = examine(client, examination(arguments.scenes), arguments.temperature)
-    print(f"exact captions of {arguments.scenes} scenes, drawn at temperature {arguments.temperature}:")
+    with Client(url) as client:
+        figures = examine(client, examination(scenes), temperature)
+    print(f"exact captions of {scenes} scenes, drawn at temperature {temperature}:")
     print(f"{figures.one_draw:.1%} one draw")
     print(f"{figures.best_by_matching:.1%} the best of {DRAWS} by matching, {figures.gained:.0%} of what can be gained")
     print(f"{figures.oracle:.1%} an oracle")

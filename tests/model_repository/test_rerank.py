@@ -23,6 +23,7 @@ from blipstream.options import OptionDefaults
 from blipstream.server.triton import TritonServer
 from blipstream_build.build import build
 from tests.conftest import DEMO_RETRIEVAL_CHECKPOINT, SAMPLES
+from tests.support.backpressure_file import backpressure_file, read_counts
 from tests.support.retrieval import RetrievalReference, save_retrieval_checkpoint
 from tests.support.triton_requests import infer, inputs, refusal, words
 
@@ -223,6 +224,18 @@ def test_the_matcher_itself(triton: InferenceServerClient) -> None:
     assert "image_embeds must be given" in refusal(triton, "matcher", text=given["text"], score=given["score"], **rest)
     said = refusal(triton, "matcher", **given, **rest, num_captions=one(0, np.int32))
     assert said.endswith("num_captions must be between 1 and 10, not 0")
+
+
+def test_an_image_is_under_way_until_both_decoders_have_taken_it_up(
+    triton: InferenceServerClient, demo_server: TritonServer, files: list[Path]
+) -> None:
+    """It counts once for the pace."""
+    file = backpressure_file(demo_server)
+    before = read_counts(file).taken
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(lambda number: rerank(triton, files[number % 8], {}), range(16)))
+    assert read_counts(file).under_way == 0
+    assert read_counts(file).taken == before + 16
 
 
 def test_whoever_hangs_up_or_is_too_late_harms_nobody(
