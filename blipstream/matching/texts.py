@@ -33,7 +33,7 @@ class TextReader:
         return [self._read(text, name, truncate) for text, name in zip(texts, names, strict=True)]
 
     def read_caption(self, encoded: bytes) -> Ids:
-        """The ids of a caption, or of as much of it as the model has positions for. None if it has no words."""
+        """The ids of a caption, or of as much of it as the model has positions for. Empty if it has no words."""
         return self._framed(self._tokenizer.encode_words(encoded.decode(errors="replace")[:MAX_TEXT]))
 
     def _read(self, encoded: bytes, name: str, truncate: bool) -> Ids:
