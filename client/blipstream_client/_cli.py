@@ -15,7 +15,7 @@ from blipstream_client import __version__
 from blipstream_client import _plugins as plugins
 from blipstream_client._notices import Failure, in_short_lines
 
-OWN = {  # functions of `_commands`, with their help
+OWN = {  # with their help
     "caption": "Print the captions of images.",
     "explain": "Show where the model looked for each word.",
     "bulk": "Caption any number of images into a file.",
@@ -23,6 +23,8 @@ OWN = {  # functions of `_commands`, with their help
     "search": "Find the images that a text describes, or that are like an image.",
     "info": "Print what the server is.",
 }
+
+OF_BULK = ("bulk",)  # in `_bulk_commands`. The others are in `_commands`
 
 
 class Program(click.Group):
@@ -60,7 +62,8 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """A subcommand of this package or another. Raises Failure if it is not installed, or broken."""
         if cmd_name in OWN:
-            command: click.Command = getattr(import_module("blipstream_client._commands"), cmd_name)
+            module = "_bulk_commands" if cmd_name in OF_BULK else "_commands"
+            command: click.Command = getattr(import_module(f"blipstream_client.{module}"), cmd_name)
             return command
         return plugins.load(cmd_name)
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client's own commands: `caption`, `explain`, `match`, `bulk`, `search` and `info`."""
+"""The client's own commands: `caption`, `explain`, `match`, `search` and `info`."""
 
 import dataclasses
 import glob
-import logging
 import os
 import shlex
 import sys
@@ -37,6 +36,7 @@ from blipstream_client._cli_output import (
     print_words,
 )
 from blipstream_client._client import Client
+from blipstream_client._client_command import ClientCommand, several_names
 from blipstream_client._exceptions import (
     AccessDenied,
     BlipstreamError,
@@ -48,21 +48,15 @@ from blipstream_client._exceptions import (
 from blipstream_client._explain_options import ExplainOptions
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import ImageLike
-from blipstream_client._interrupts import prompt_interrupts
-from blipstream_client._notices import Failure, Saying, Waiting, hint, say
+from blipstream_client._notices import Failure, Waiting, hint
 from blipstream_client._options import OPTIONS, Options
 from blipstream_client._rerank_options import RERANK_OPTIONS, RerankOptions
-from blipstream_client.bulk import job
-from blipstream_client.bulk.items import counted
-from blipstream_client.bulk.parquet import COLUMNS
-from blipstream_client.bulk.sinks import reading
 from blipstream_client.bulk.sources import STANDARD_INPUT
 from blipstream_client.search.output import MOST_PICTURES, print_hits, save_sheet, say_failures
 from blipstream_client.search.searcher import Searcher
 from blipstream_client.search.table import Table
 
 MOST_HITS = 10_000  # of a search
-INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 
 CONNECTION_OPTIONS = connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES)
 
@@ -72,32 +66,8 @@ OF_THE_SERVER = (AccessDenied, InvalidURL, ModelNotReady, ServerUnreachable)
 Sources = Sequence[tuple[str, str]]  # names as they are shown, and as they are
 
 
-class ClientCommand(click.Command):
-    """A subcommand of the client. An exception of the client ends it with one sentence, and Ctrl-C silently."""
-
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
-        """Run the subcommand."""
-        job.share_one_heap()  # before there is a second thread
-        logging.getLogger("blipstream_client").addHandler(Saying())
-        try:
-            with prompt_interrupts():
-                return super().invoke(ctx)
-        except BlipstreamError as exc:
-            raise Failure(str(exc)) from exc
-        except KeyboardInterrupt:
-            with suppress(AttributeError, OSError):  # there is no standard output
-                sys.stdout.flush()
-            os._exit(INTERRUPTED)  # sys.exit would wait for threads that fetch images
-
-
-def _names(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    if values.count(STANDARD_INPUT) > 1:
-        raise click.BadParameter("- is standard input, which can be read only once: leave out the others")
-    return values
-
-
 @click.command(cls=ClientCommand, epilog=DEFAULTS)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, callback=_names)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, callback=several_names)
 @client_options(CONNECTION_OPTIONS, IMAGE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--stream", is_flag=True, help="Print words as they come; with --json, an object for each piece.")
@@ -145,56 +115,6 @@ def explain(
         waiting.begin()
         found = client.explain(_image(image), given, **cast(ExplainOptions, options))
     explaining.show(click.format_filename(image), found, as_json, output, word)
-
-
-@click.command(cls=ClientCommand, epilog=DEFAULTS)
-@click.argument("images", metavar="IMAGES...", nargs=-1, required=True, callback=_names)
-@click.option("--output", required=True, help="A file that ends in .parquet, .jsonl or .csv.")
-@click.option(
-    "--column",
-    help=f"Where Parquet files have images, URLs, base64 or paths.  [default: the first of {', '.join(COLUMNS)}]",
-)
-@click.option("--allow-local-paths", is_flag=True, help="Read files of this machine that Parquet files name, too.")
-@click.option(
-    "--max-in-flight",
-    type=click.IntRange(1),
-    default=job.DEFAULT_MAX_IN_FLIGHT,
-    show_default=True,
-    help="Requests at once, if the server takes as many.",
-)
-@client_options(connection_options(job.DEFAULT_TIMEOUT, job.DEFAULT_RETRIES), IMAGE_OPTIONS)
-@caption_options
-def bulk(
-    images: tuple[str, ...],
-    output: str,
-    column: str | None,
-    allow_local_paths: bool,
-    max_in_flight: int,
-    connection: dict[str, Any],
-    **options: Any,  # noqa: ANN401
-) -> None:
-    """Write a row for each of IMAGES to a file.
-
-    IMAGES are folders, files, URLs, patterns in quotes, tar shards, Parquet files, or - for a list of such names on
-    standard input. If the command is interrupted, run it again: it goes on where it ended.
-    """
-    logging.getLogger("blipstream_client").setLevel(logging.ERROR)  # a run itself says whom it waits for
-    summary = job.run(
-        images,
-        output,
-        connection=connection,
-        options=cast(Options, options),
-        column=column,
-        allow_local_paths=allow_local_paths,
-        max_in_flight=max_in_flight,
-    )
-    say(f"{counted(summary.rows, 'row')} in {output}, {summary.found:,} of them from before")
-    if summary.left_out:
-        say(summary.left_out)
-    if summary.failures:
-        say(f"{summary.failures:,} have an error instead of a caption; {summary.first_failure}")
-    hint(f"Next: {reading(output)}")
-    sys.exit(1 if summary.failures else 0)
 
 
 @click.command(cls=ClientCommand)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to caption, and files that are left out because they are not images."""
+"""Images to ask about, and files that are left out because they are not images."""
 
 import os
 import re
@@ -29,10 +29,11 @@ class Item:
 
     place: str
     read: Callable[[], bytes | str]
+    texts: tuple[str, ...] = ()  # that go with it
 
     @property
     def name(self) -> str:
-        """The name in the image's row."""
+        """The name in the image's rows."""
         return as_utf8(self.place)
 
     def load(self) -> bytes | str:

@@ -2,16 +2,12 @@
 """A whole run: check the request, go on where an earlier run ended, and sum up."""
 
 import ctypes
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from blipstream_client._base import DEFAULT_MODEL
 from blipstream_client._exceptions import BlipstreamError, InvalidRequest
 from blipstream_client._notices import say
-from blipstream_client._options import Options, option_tensors
-from blipstream_client.bulk.captioner import Captioner, OtherServed
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.limit import Limit
@@ -19,6 +15,9 @@ from blipstream_client.bulk.progress import progress
 from blipstream_client.bulk.runner import Runner, Summary, skip_written
 from blipstream_client.bulk.sinks import open_sink
 from blipstream_client.bulk.sources import Sources
+from blipstream_client.bulk.task import Task
+from blipstream_client.bulk.transport import OtherServed
+from blipstream_client.bulk.worker import Worker
 
 DEFAULT_MAX_IN_FLIGHT = 128
 DEFAULT_TIMEOUT = 300.0  # seconds for an image, with all its retries: enough for a restart of the server
@@ -32,64 +31,54 @@ class Interrupted(BlipstreamError):
 
 
 def run(
-    inputs: Sequence[str],
-    output: str,
-    *,
-    connection: dict[str, Any],
-    options: Options,
-    column: str | None = None,
-    allow_local_paths: bool = False,
-    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+    task: Task, sources: Sources, output: str, *, connection: dict[str, Any], max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
 ) -> Summary:
-    """Write a row for each image to the output, unless an earlier run has written it.
+    """Write the rows of all images to the output, unless an earlier run has written them.
 
     Raises BlipstreamError, or KeyboardInterrupt after saying how many rows are safe.
     """
-    option_tensors(options)  # raises InvalidRequest for a bad value
-    sources = Sources(inputs, column, allow_local_paths)
     sources.check()
     summary = Summary()
     try:
-        _run(sources, output, summary, connection, options, max_in_flight)
+        _run(task, sources, output, summary, connection, max_in_flight)
     except KeyboardInterrupt:
         safe = f"{counted(summary.rows, 'row')} safe in {output}" if summary.is_safe else "written rows are safe"
         say(f"Interrupted: {safe}; the same command goes on")
         raise
     summary.left_out = str(sources.left_out) if sources.left_out else ""
     if not summary.rows:
-        raise InvalidRequest(f"There is no image to caption{f': {summary.left_out}' if summary.left_out else ''}")
+        raise InvalidRequest(f"There is no image to {task.verb}{f': {summary.left_out}' if summary.left_out else ''}")
     return summary
 
 
 def _run(
+    task: Task,
     sources: Sources,
     output: str,
     summary: Summary,
     connection: dict[str, Any],
-    options: Options,
     max_in_flight: int,
 ) -> None:
     """Write the rows, and count them in `summary`."""
     sink, limit = open_sink(output), Limit(max_in_flight)
     cannot_write = translated(f"Cannot write to {output} (the same command goes on once that is mended)", OSError)
-    with Captioner(limit, options, **connection) as captioner:
-        captioner.check_options()  # before there is any output
+    with Worker(limit, task, **connection) as worker:
+        worker.check_options()  # before there is any output
+        job = {
+            "images": list(sources.inputs),
+            "column": sources.column,
+            "model": task.models[0],
+            "options": {name: value for name, value in task.options.items() if value is not None},
+            **asdict(worker.served),
+            "max_side": connection.get("max_side"),
+        }
         with cannot_write, sink.lock():
-            sink.begin(
-                {
-                    "images": list(sources.inputs),
-                    "column": sources.column,
-                    "model": connection.get("model", DEFAULT_MODEL),
-                    "options": {name: value for name, value in options.items() if value is not None},
-                    **asdict(captioner.served),
-                    "max_side": connection.get("max_side"),
-                }
-            )
+            sink.begin(job, task.columns)
             images = sources.items()
             skip_written(images, sink, summary)
             with progress(summary, limit, sources.count) as show:
                 try:
-                    Runner(captioner, limit, max_in_flight, sink, summary).run(images, show)
+                    Runner(worker, limit, max_in_flight, sink, summary).run(images, show)
                 except OtherServed as exc:
                     raise sink.differs(exc.what, exc.begun, exc.found) from exc
                 except BlipstreamError as exc:

@@ -1,26 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output row of an image."""
+"""The output's rows and their columns."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
+Row: TypeAlias = Mapping[str, Any]  # a value for each column. What is unknown is None
+Columns: TypeAlias = Mapping[str, str]  # the kind of each column, as pyarrow calls it: of a vector, float32[LENGTH]
 
-@dataclass(frozen=True)
-class Row:
-    """An image and its caption or error. What is unknown is None."""
-
-    name: str
-    caption: str | None
-    score: float | None
-    options: str  # JSON: what was sent
-    defaults: str | None  # JSON: what the server's operator has set for options that are not sent
-    checkpoint: str | None
-    width: int | None  # pixels, as stored
-    height: int | None
-    hash: str | None  # SHA-256 of the image's bytes
-    error: str | None
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
+TEXT, INT, FLOAT = "string", "int32", "float32"
 
 
 def as_utf8(text: str) -> str:

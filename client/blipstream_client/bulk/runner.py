@@ -4,19 +4,20 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from blipstream_client._errors import without_frames
 from blipstream_client._exceptions import InvalidImage, InvalidRequest
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._text import LONGEST_SENTENCE, excerpt
-from blipstream_client.bulk.captioner import Captioner, Finished
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
+from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.sinks import Sink
+from blipstream_client.bulk.worker import Finished, Worker
 
 ROWS_AHEAD = 2048  # finished rows that may wait for an earlier one
 CONFIRM_SECONDS = 1.0  # between checks of the server's checkpoint: rows are held back until the next one
@@ -31,30 +32,31 @@ class Summary:
     """The results so far."""
 
     found: int = 0  # rows of an earlier run
-    captions: int = 0
+    succeeded: int = 0
     failures: int = 0
     is_safe: bool = False  # whether all rows are on the disk
     first_failure: str = ""
+    needs: ClassVar = ("name", "error")  # the columns that `count` reads
     left_out: str = ""  # files that are not images, in one sentence
 
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return self.captions + self.failures
+        return self.succeeded + self.failures
 
-    def count(self, name: str, error: str | None) -> None:
+    def count(self, row: Row) -> None:
         """Count one row."""
-        if error is None:
-            self.captions += 1
+        if row["error"] is None:
+            self.succeeded += 1
             return
         self.failures += 1
-        self.first_failure = self.first_failure or f"{excerpt(name, LONGEST_SENTENCE)}: {error}"
+        self.first_failure = self.first_failure or f"{excerpt(row['name'], LONGEST_SENTENCE)}: {row['error']}"
 
 
 def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
     """Skip the items that have rows in the sink. Raises InvalidRequest if they are other items."""
-    for name, succeeded in sink.recover():
-        item = next(items, None)
+    for row in sink.recover(summary.needs):
+        name, item = row["name"], next(items, None)
         if item is None or item.name != name:
             found = excerpt(item.name) if item else "nothing more"
             raise InvalidRequest(
@@ -62,14 +64,14 @@ def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
                 " use the same images to go on, or another --output"
             )
         summary.found += 1
-        summary.count(name, None if succeeded else f"see {sink.path}")
+        summary.count({**row, "error": row["error"] and f"see {sink.path}"})
 
 
 class Runner:
-    """Has items captioned, and writes their rows in order."""
+    """Has rows made of items, and writes them in order."""
 
-    def __init__(self, captioner: Captioner, limit: Limit, most: int, sink: Sink, summary: Summary) -> None:
-        self._captioner = captioner
+    def __init__(self, worker: Worker, limit: Limit, most: int, sink: Sink, summary: Summary) -> None:
+        self._worker = worker
         self._limit = limit
         self._executor = ThreadPoolExecutor(most, thread_name_prefix="blipstream")
         self._sink = sink
@@ -86,12 +88,12 @@ class Runner:
         Rows that are not confirmed are not written. If an item ends the run, those before it have rows.
         """
         try:
-            for name, image in self._images(items):
+            for name, texts, image in self._images(items):
                 while not self._limit.acquire(CONFIRM_SECONDS):
                     self._collect(show)
                 size = _size(image)
                 self._limit.hold(size)
-                self._pending.append(self._executor.submit(self._work, name, image, size))
+                self._pending.append(self._executor.submit(self._work, name, texts, image, size))
                 self._collect(show)
                 while len(self._pending) > ROWS_AHEAD:
                     self._wait_and_collect(show)
@@ -100,7 +102,7 @@ class Runner:
             self._write_held(show)
             if self._unreadable is not None:
                 raise self._unreadable
-        except OSError:  # the captions are lost, but hanging up on a healthy server can harm it
+        except OSError:  # the answers are lost, but hanging up on a healthy server can harm it
             self._executor.shutdown(wait=False, cancel_futures=True)
             wait(self._pending, DRAIN_SECONDS)
             raise
@@ -109,20 +111,20 @@ class Runner:
                 self._sink.close()  # first: Ctrl-C may be pressed again
                 self._summary.is_safe = True
             finally:
-                self._captioner.close()  # so that nothing waits for requests in flight
+                self._worker.close()  # so that nothing waits for requests in flight
                 self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _images(self, items: Iterable[Item]) -> Iterator[tuple[str, Image]]:
-        """The names and images, up to the first item after which nothing can be read."""
+    def _images(self, items: Iterable[Item]) -> Iterator[tuple[str, Sequence[str], Image]]:
+        """The names, texts and images, up to the first item after which nothing can be read."""
         try:
             for item in items:
-                yield item.name, _loaded(item)
+                yield item.name, item.texts, _loaded(item)
         except InvalidRequest as exc:
             self._unreadable = exc
 
-    def _work(self, name: str, image: Image, size: int) -> Finished:
+    def _work(self, name: str, texts: Sequence[str], image: Image, size: int) -> Finished:
         try:
-            return self._captioner.row(name, image)
+            return self._worker.rows(name, image, texts)
         finally:
             self._limit.release(size)
 
@@ -138,12 +140,12 @@ class Runner:
             self._write_held(show)
 
     def _write_held(self, show: Callable[[], None]) -> None:
-        self._captioner.confirm({endpoint for _, endpoint in self._held if endpoint is not None})
+        self._worker.confirm({endpoint for finished in self._held for endpoint in finished.endpoints})
         self._confirmed = time.monotonic()
         held, self._held = self._held, []
-        for row, _ in held:
+        for row in (row for finished in held for row in finished.rows):
             self._sink.write(row)
-            self._summary.count(row.name, row.error)
+            self._summary.count(row)
             show()
 
 

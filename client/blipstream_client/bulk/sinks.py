@@ -13,8 +13,7 @@ import shlex
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._info import revision_of
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
-from blipstream_client.bulk.rows import COLUMNS, Row
+from blipstream_client.bulk.rows import FLOAT, INT, Columns, Row
 
 PARQUET_JOB = "_job.json"  # with an underscore, so that readers of Parquet skip it
 PART_ROWS = 10_000
@@ -35,14 +34,13 @@ NEW_FIELDS = {
 QUOTE = "'"
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", QUOTE)  # a spreadsheet computes a cell that begins with one
 
-Written = tuple[str, bool]  # the name of a row, and whether it has a caption
-
 
 class Sink(ABC):
     """An output. Only one process may hold its lock. Methods raise OSError if it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.columns: Columns = {}
 
     @property
     @abstractmethod
@@ -58,8 +56,11 @@ class Sink(ABC):
         """Whether there are rows, or a file for them."""
 
     @abstractmethod
-    def recover(self) -> Iterator[Written]:
-        """Remove incomplete rows, and return the complete ones. Raises InvalidRequest if they are damaged."""
+    def recover(self, needs: Sequence[str]) -> Iterator[Row]:
+        """Remove incomplete rows, and return the complete ones, with the columns that are needed.
+
+        Raises InvalidRequest if they are damaged.
+        """
 
     @abstractmethod
     def write(self, row: Row) -> None:
@@ -85,8 +86,9 @@ class Sink(ABC):
             pass
         return file
 
-    def begin(self, job: Mapping[str, Any]) -> None:
-        """Start the job, or go on with it. Raises InvalidRequest if another job was begun."""
+    def begin(self, job: Mapping[str, Any], columns: Columns) -> None:
+        """Start the job, or go on with it: its rows have these columns. Raises InvalidRequest if another was begun."""
+        self.columns = columns
         job = json.loads(json.dumps(job))  # as it will be read again
         if self.job_path.exists() and not self._has_begun():  # the rows were deleted, or none was ever written
             self.job_path.unlink()
@@ -164,8 +166,6 @@ def replace(path: Path, content: bytes) -> None:
 class Lines(Sink):
     """A text file of rows."""
 
-    header = ""
-
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file: io.TextIOWrapper | None = None
@@ -181,16 +181,16 @@ class Lines(Sink):
     def _has_begun(self) -> bool:
         return self.path.exists()
 
-    def recover(self) -> Iterator[Written]:
+    def recover(self, needs: Sequence[str]) -> Iterator[Row]:
         """Cut off an incomplete last row, and return the others."""
         self.path.touch()
         with self.path.open("r+b") as file:
             file.truncate(self._whole_length(file))
             if file.seek(0, os.SEEK_END) == 0:
-                file.write(self.header.encode())
+                file.write(self._header.encode())
         damaged = translated(f"Cannot read {self.path} (use another --output)")
         with damaged, self.path.open("rb") as file:
-            yield from self._read(file)
+            yield from self._read(file, needs)
 
     def write(self, row: Row) -> None:
         """Write a row at once."""
@@ -205,12 +205,16 @@ class Lines(Sink):
                 file.flush()
                 os.fsync(file.fileno())
 
+    @property
+    def _header(self) -> str:
+        return ""
+
     @abstractmethod
     def _whole_length(self, file: io.BufferedRandom) -> int:
         """The length of the file up to its last complete row."""
 
     @abstractmethod
-    def _read(self, file: io.BufferedReader) -> Iterator[Written]: ...
+    def _read(self, file: io.BufferedReader, needs: Sequence[str]) -> Iterator[Row]: ...
 
     @abstractmethod
     def _format(self, row: Row) -> str: ...
@@ -230,15 +234,15 @@ class JsonLines(Lines):
             end = start
         return 0
 
-    def _read(self, file: io.BufferedReader) -> Iterator[Written]:
+    def _read(self, file: io.BufferedReader, needs: Sequence[str]) -> Iterator[Row]:
         for number, line in enumerate(file, 1):
             with translated(f"Cannot read line {number} of {self.path} (cut the file off before it to go on)"):
                 row = json.loads(line)
-                written = row["name"], row["error"] is None
-            yield written
+                found = {name: row[name] for name in needs}
+            yield found
 
     def _format(self, row: Row) -> str:
-        return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+        return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 class Csv(Lines):
@@ -248,7 +252,9 @@ class Csv(Lines):
     begins with an apostrophe: a reader can always remove the first one.
     """
 
-    header = ",".join(COLUMNS) + "\r\n"
+    @property
+    def _header(self) -> str:
+        return ",".join(self.columns) + "\r\n"
 
     def _whole_length(self, file: io.BufferedRandom) -> int:
         """A row ends at a newline outside of quotes. Inside, quotes come in pairs."""
@@ -260,13 +266,18 @@ class Csv(Lines):
                 whole = position
         return whole
 
-    def _read(self, file: io.BufferedReader) -> Iterator[Written]:
+    def _read(self, file: io.BufferedReader, needs: Sequence[str]) -> Iterator[Row]:
         for row in csv.DictReader(map(bytes.decode, file)):
-            yield row["name"].removeprefix(QUOTE), not row["error"]
+            yield {name: self._value(name, row[name]) for name in needs}
+
+    def _value(self, name: str, cell: str) -> str | int | float | None:
+        """What was written as this cell."""
+        read = {INT: int, FLOAT: float}.get(self.columns[name], _without_quote)
+        return read(cell) if cell else None
 
     def _format(self, row: Row) -> str:
         line = io.StringIO()
-        csv.writer(line).writerow(map(_as_text, asdict(row).values()))
+        csv.writer(line).writerow(map(_as_text, row.values()))
         return line.getvalue()
 
 
@@ -275,16 +286,17 @@ def _as_text(value: Any) -> Any:  # noqa: ANN401
     return f"{QUOTE}{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
+def _without_quote(cell: str) -> str:
+    return cell.removeprefix(QUOTE)
+
+
 class Parquet(Sink):
     """A folder of Parquet files, which readers open as one table."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._arrow = pyarrow(f"Writing {path}")
-        text, number = self._arrow.string(), self._arrow.int32()
-        kinds = {"score": self._arrow.float32(), "width": number, "height": number}
-        self._schema = self._arrow.schema([(name, kinds.get(name, text)) for name in COLUMNS])
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[Row] = []
         self._parts = 0
         self._oldest = 0.0
 
@@ -299,7 +311,7 @@ class Parquet(Sink):
     def _is_foreign(self) -> bool:
         return self.path.exists() and not (self.path.is_dir() and not any(self.path.glob("[!.]*")))
 
-    def recover(self) -> Iterator[Written]:
+    def recover(self, needs: Sequence[str]) -> Iterator[Row]:
         """Remove an incomplete part, and return the rows of the others. None of these may be missing."""
         for unfinished in self.path.glob(".*.tmp"):
             unfinished.unlink()
@@ -311,16 +323,14 @@ class Parquet(Sink):
                         f"{self._part(self._parts + 1)} is missing: put it back, or remove all later parts to go on"
                     )
                 self._parts = number
-                table = self._arrow.parquet.read_table(part, columns=["name", "error"])
-                names, errors = (column.to_pylist() for column in table.columns)
-            for name, error in zip(names, errors, strict=True):
-                yield name, error is None
+                rows = self._arrow.parquet.read_table(part, columns=[*needs]).to_pylist()
+            yield from rows
 
     def write(self, row: Row) -> None:
         """Add a row to the next part."""
         if not self._rows:
             self._oldest = time.monotonic()
-        self._rows.append(asdict(row))
+        self._rows.append(row)
         if len(self._rows) >= PART_ROWS or time.monotonic() - self._oldest > PART_SECONDS:
             self._write_part()
 
@@ -332,7 +342,8 @@ class Parquet(Sink):
     def _write_part(self) -> None:
         number = self._parts + 1
         part = io.BytesIO()
-        self._arrow.parquet.write_table(self._arrow.Table.from_pylist(self._rows, self._schema), part)
+        schema = self._arrow.schema([*self.columns.items()])
+        self._arrow.parquet.write_table(self._arrow.Table.from_pylist(self._rows, schema), part)
         replace(self._part(number), part.getvalue())
         self._parts, self._rows = number, []  # last, so that after Ctrl-C `close` writes the same part again
 

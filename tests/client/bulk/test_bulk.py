@@ -370,7 +370,7 @@ def test_a_lost_server_ends_the_run_and_keeps_the_rows(tiny: TinyTriton) -> None
         arguments = ["images", "--output", "a.jsonl", "--max-in-flight", "1"]
         command = [sys.executable, "-c", CONFIRM_EACH, "bulk"]
         url = f"grpc://127.0.0.1:{between.port}"
-        status, err = bulk(*arguments, "--url", url, "--retries", "1", command=command)
+        status, err = bulk(*arguments, "--url", url, "--retries", "1", "--timeout", "60", command=command)
     assert status == 1
     assert "No Triton server answers" in err
     found = len(read(Path("a.jsonl")))

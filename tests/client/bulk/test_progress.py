@@ -10,7 +10,7 @@ class Run:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.summary = Summary(captions=500)  # of an earlier run
+        self.summary = Summary(succeeded=500)  # of an earlier run
         self.rate = Rate(self.summary, lambda: self.now)
 
     def go(self, seconds: int, rows: int) -> float:
@@ -18,7 +18,7 @@ class Run:
         for _ in range(seconds):
             self.now += 1
             for _ in range(rows):
-                self.summary.captions += 1
+                self.summary.succeeded += 1
                 self.rate()
         return self.rate()
 

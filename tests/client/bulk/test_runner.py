@@ -2,23 +2,28 @@
 import errno
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from blipstream_client import InvalidImage
-from blipstream_client.bulk.captioner import Captioner, Finished, OtherServed
+from blipstream_client.bulk.caption import COLUMNS, CaptionTask
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.runner import Runner, Summary
 from blipstream_client.bulk.sinks import open_sink
+from blipstream_client.bulk.transport import OtherServed
+from blipstream_client.bulk.worker import Finished, Worker
 from tests.support.proxy import proxy
 from tests.support.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
 
 pq = pyarrow("This test").parquet
+
+TASK = CaptionTask("caption", {})
 
 
 @pytest.mark.timeout(60)
@@ -29,7 +34,7 @@ def test_ctrl_c_does_not_wait_and_loses_no_row(
     monkeypatch.setattr("blipstream_client._base.MAX_SECONDS", 600)
     fetches: list[socket.socket] = []
     sink = open_sink(str(tmp_path / "captions.parquet"))
-    sink.begin({})
+    sink.begin({}, COLUMNS)
     with socket.create_server(("127.0.0.1", 0)) as web:
         url = f"http://127.0.0.1:{web.getsockname()[1]}/b.jpg"
         items = [Item("a.jpg", lambda: jpeg), Item(url, lambda: url)]
@@ -40,9 +45,9 @@ def test_ctrl_c_does_not_wait_and_loses_no_row(
             raise KeyboardInterrupt
 
         limit = Limit(1)
-        captioner = Captioner(limit, {}, tiny.url("grpc"), allow_private_urls=True, retries=0, timeout=600)
+        worker = Worker(limit, TASK, tiny.url("grpc"), allow_private_urls=True, retries=0, timeout=600)
         with pytest.raises(KeyboardInterrupt):
-            Runner(captioner, limit, 1, sink, Summary()).run(items, interrupt)
+            Runner(worker, limit, 1, sink, Summary()).run(items, interrupt)
         with fetches[0]:
             assert fetches[0].recv(1) == b""  # the client hung up
             assert pq.read_table(sink.path)["name"].to_pylist() == ["a.jpg"]
@@ -52,27 +57,27 @@ def test_a_lost_server_is_waited_for_and_checked(tiny: TinyTriton, scheme: str, 
     """Only the endpoint itself can confirm the rows that it has answered."""
     tiny.name = "demo@1"
     with proxy(tiny.port(scheme)) as between:
-        captioner = Captioner(Limit(1), {}, f"{scheme}://127.0.0.1:{between.port}", retries=100)
-        row, endpoint = captioner.row("a.jpg", jpeg)
-        assert (row.checkpoint, endpoint) == ("demo@1", 0)
+        worker = Worker(Limit(1), TASK, f"{scheme}://127.0.0.1:{between.port}", retries=100)
+        (row,), endpoints = worker.rows("a.jpg", jpeg)
+        assert (row["checkpoint"], endpoints) == ("demo@1", {0})
         for name, outcome in (("renamed@1", nullcontext()), ("demo@2", pytest.raises(OtherServed, match="demo@2"))):
             tiny.name, between.target = name, 1
             between.cut()
             comes_back = threading.Timer(0.3, setattr, (between, "target", tiny.port(scheme)))
             comes_back.start()
             with outcome:
-                captioner.confirm({0})
+                worker.confirm({0})
             comes_back.join()
-        captioner.close()
+        worker.close()
 
 
-class Recorder(Captioner):
+class Recorder(Worker):
     """The rows that it made."""
 
-    def row(self, name: str, image: bytes | str | InvalidImage) -> Finished:
-        row = super().row(name, image)
+    def rows(self, name: str, image: bytes | str | InvalidImage, texts: Sequence[str] = ()) -> Finished:
+        finished = super().rows(name, image, texts)
         self.given = [*getattr(self, "given", []), name]
-        return row
+        return finished
 
 
 def test_a_full_disk_cancels_no_request(
@@ -94,11 +99,11 @@ def test_a_full_disk_cancels_no_request(
 
     tiny.answer = answer
     sink = open_sink(str(tmp_path / "captions.jsonl"))
-    sink.begin({})
+    sink.begin({}, COLUMNS)
     monkeypatch.setattr(sink, "write", fill)
     limit = Limit(2)
     items = [Item("a.jpg", lambda: jpeg), Item("b.jpg", lambda: jpeg + b"b")]
-    captioner = Recorder(limit, {}, tiny.url("grpc"))
+    worker = Recorder(limit, TASK, tiny.url("grpc"))
     with pytest.raises(OSError, match="No space left"):
-        Runner(captioner, limit, 2, sink, Summary()).run(items, lambda: None)
-    assert captioner.given == ["a.jpg", "b.jpg"]
+        Runner(worker, limit, 2, sink, Summary()).run(items, lambda: None)
+    assert worker.given == ["a.jpg", "b.jpg"]

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions of images: `blipstream bulk`."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from blipstream_client._client import Client
+from blipstream_client._exceptions import InvalidImage, ServerError
+from blipstream_client._images import ImageLike
+from blipstream_client._options import Options, option_tensors
+from blipstream_client.bulk.rows import FLOAT, INT, TEXT, Row
+from blipstream_client.bulk.task import PLAIN, Task
+from blipstream_client.bulk.transport import OtherServed
+
+COLUMNS = {
+    "name": TEXT,
+    "caption": TEXT,
+    "score": FLOAT,
+    "options": TEXT,  # JSON: what was sent
+    "defaults": TEXT,  # JSON: what the server's operator has set for options that are not sent
+    "checkpoint": TEXT,
+    "width": INT,  # pixels, as stored
+    "height": INT,
+    "hash": TEXT,  # SHA-256 of the image's bytes
+    "error": TEXT,
+}
+
+
+class CaptionTask(Task):
+    """A caption for each image."""
+
+    verb = "caption"
+    result = "a caption"
+    columns = COLUMNS
+
+    def __init__(self, model: str, options: Options) -> None:
+        option_tensors(options)  # raises InvalidRequest for a bad value
+        self.models = (model,)
+        self.options = self._options = options
+
+    def check(self, client: Client) -> None:
+        """Caption a plain image, if there are options. Raises InvalidRequest."""
+        if all(value is None for value in self.options.values()):
+            return
+        with suppress(InvalidImage, ServerError, OtherServed):  # the images meet them, and have their own answer
+            self.ask(client, PLAIN, ())
+
+    def ask(self, client: Client, image: ImageLike, texts: Sequence[str]) -> Sequence[Row]:  # noqa: ARG002
+        """The caption and its score."""
+        caption = client.caption(image, **self._options)
+        return [{"caption": caption.text, "score": caption.score}]
