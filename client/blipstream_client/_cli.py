@@ -19,12 +19,14 @@ OWN = {  # with their help
     "caption": "Print the captions of images.",
     "explain": "Show where the model looked for each word.",
     "bulk": "Caption any number of images into a file.",
+    "embed": "Embed any number of images into a file, for search.",
+    "filter": "Clean a data set: keep the texts that match their images.",
     "match": "Print how well texts match an image.",
     "search": "Find the images that a text describes, or that are like an image.",
     "info": "Print what the server is.",
 }
 
-OF_BULK = ("bulk",)  # in `_bulk_commands`. The others are in `_commands`
+OF_BULK = ("bulk", "embed", "filter")  # in `_bulk_commands`. The others are in `_commands`
 
 
 class Program(click.Group):

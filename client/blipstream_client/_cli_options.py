@@ -5,6 +5,7 @@ import functools
 import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def caption_options(command: Command) -> Command:
 def rerank_options(command: Command) -> Command:
     """Add a flag for each option of the choice among captions."""
     return _with_flags(command, RERANK_OPTIONS)
+
+
+def caption_options_over(defaults: Mapping[str, Any]) -> Decorator:
+    """The same, where the command has other defaults."""
+    known = {name: replace(option, default=defaults.get(name, option.default)) for name, option in OPTIONS.items()}
+    return lambda command: _with_flags(command, known)
 
 
 def explain_options(command: Command) -> Command:

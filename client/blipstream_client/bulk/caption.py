@@ -9,8 +9,9 @@ from blipstream_client._exceptions import InvalidImage, ServerError
 from blipstream_client._images import ImageLike
 from blipstream_client._options import Options, option_tensors
 from blipstream_client.bulk.rows import FLOAT, INT, TEXT, Row
+from blipstream_client.bulk.summary import Summary
 from blipstream_client.bulk.task import PLAIN, Task
-from blipstream_client.bulk.transport import OtherServed
+from blipstream_client.bulk.transport import OtherServed, Served
 
 COLUMNS = {
     "name": TEXT,
@@ -26,11 +27,12 @@ COLUMNS = {
 }
 
 
-class CaptionTask(Task):
+class CaptionTask(Task[Summary]):
     """A caption for each image."""
 
     verb = "caption"
     result = "a caption"
+    summary = Summary
     columns = COLUMNS
 
     def __init__(self, model: str, options: Options) -> None:
@@ -38,7 +40,7 @@ class CaptionTask(Task):
         self.models = (model,)
         self.options = self._options = options
 
-    def check(self, client: Client) -> None:
+    def check(self, client: Client, served: Served) -> None:  # noqa: ARG002
         """Caption a plain image, if there are options. Raises InvalidRequest."""
         if all(value is None for value in self.options.values()):
             return

@@ -36,6 +36,11 @@ class Item:
         """The name in the image's rows."""
         return as_utf8(self.place)
 
+    @property
+    def rows(self) -> int:
+        """The number of its rows: one for each text. Without texts, it has one all the same."""
+        return len(self.texts) or 1
+
     def load(self) -> bytes | str:
         """The image's bytes, or the path or URL to read them from. Call it before the next item is taken.
 
@@ -66,9 +71,10 @@ def suffix(name: str) -> str:
 
 
 class LeftOut:
-    """Counts files that are not images in one of the server's formats, by kind."""
+    """Counts files that are not what is expected, by kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: str = FORMATS) -> None:
+        self.expected = expected
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
@@ -91,7 +97,7 @@ class LeftOut:
         """One sentence, with an example of each kind."""
         total = self._counts.total()
         kinds = (f"{number:,} {kind} ({excerpt(self._examples[kind])})" for kind, number in self._counts.most_common())
-        return f"{counted(total, 'file')} left out for not being {FORMATS}: {', '.join(kinds)}"
+        return f"{counted(total, 'file')} left out for not being {self.expected}: {', '.join(kinds)}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -12,10 +12,10 @@ from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.items import counted
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.progress import progress
-from blipstream_client.bulk.runner import Runner, Summary, skip_written
+from blipstream_client.bulk.runner import Runner, skip_written
 from blipstream_client.bulk.sinks import open_sink
 from blipstream_client.bulk.sources import Sources
-from blipstream_client.bulk.task import Task
+from blipstream_client.bulk.task import SummaryT, Task
 from blipstream_client.bulk.transport import OtherServed
 from blipstream_client.bulk.worker import Worker
 
@@ -31,14 +31,19 @@ class Interrupted(BlipstreamError):
 
 
 def run(
-    task: Task, sources: Sources, output: str, *, connection: dict[str, Any], max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
-) -> Summary:
+    task: Task[SummaryT],
+    sources: Sources,
+    output: str,
+    *,
+    connection: dict[str, Any],
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+) -> SummaryT:
     """Write the rows of all images to the output, unless an earlier run has written them.
 
     Raises BlipstreamError, or KeyboardInterrupt after saying how many rows are safe.
     """
     sources.check()
-    summary = Summary()
+    summary = task.summary()
     try:
         _run(task, sources, output, summary, connection, max_in_flight)
     except KeyboardInterrupt:
@@ -52,10 +57,10 @@ def run(
 
 
 def _run(
-    task: Task,
+    task: Task[SummaryT],
     sources: Sources,
     output: str,
-    summary: Summary,
+    summary: SummaryT,
     connection: dict[str, Any],
     max_in_flight: int,
 ) -> None:
@@ -65,8 +70,7 @@ def _run(
     with Worker(limit, task, **connection) as worker:
         worker.check_options()  # before there is any output
         job = {
-            "images": list(sources.inputs),
-            "column": sources.column,
+            **sources.named,
             "model": task.models[0],
             "options": {name: value for name, value in task.options.items() if value is not None},
             **asdict(worker.served),
@@ -74,11 +78,10 @@ def _run(
         }
         with cannot_write, sink.lock():
             sink.begin(job, task.columns)
-            images = sources.items()
-            skip_written(images, sink, summary)
+            items = skip_written(sources.items(), sink, summary)
             with progress(summary, limit, sources.count) as show:
                 try:
-                    Runner(worker, limit, max_in_flight, sink, summary).run(images, show)
+                    Runner(worker, limit, max_in_flight, sink, summary).run(items, show)
                 except OtherServed as exc:
                     raise sink.differs(exc.what, exc.begun, exc.found) from exc
                 except BlipstreamError as exc:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images in a column of a Parquet file."""
+"""The images in a column of a Parquet file, and the texts in another."""
 
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
@@ -18,6 +18,7 @@ from blipstream_client.bulk.items import SIGNATURE_BYTES, Item, is_image
 from blipstream_client.bulk.rows import as_utf8
 
 COLUMNS = ("image", "jpg", "bytes", "url", "image_url", "path")  # the first one that a file has counts
+TEXT_COLUMNS = ("caption", "text")  # the same for texts
 FIELDS = ("bytes", "path")  # of a struct, as `datasets` writes it
 TEXT = ("string", "large_string", "string_view")  # pyarrow's types
 BINARY = ("binary", "large_binary", "fixed_size_binary", "binary_view", "null")
@@ -30,10 +31,14 @@ Reader: TypeAlias = Callable[[bool], bytes | str]  # takes whether local paths a
 def parquet_items(path: str, column: str | None, allow_local_paths: bool) -> Iterator[Item]:
     """An item for each row. Raises InvalidRequest if the file cannot be read."""
     with opened_parquet(path) as file:
-        found = _column(path, file, column)
-        readers = (read for group in range(file.num_row_groups) for read in _group(file, group, found))
-        for number, read in enumerate(readers):
-            yield Item(f"{path}#{number}", partial(read, allow_local_paths))
+        yield from _rows(path, file, [_column(path, file, column)], allow_local_paths)
+
+
+def parquet_pairs(path: str, column: str | None, text_column: str | None, allow_local_paths: bool) -> Iterator[Item]:
+    """The same with the text or the list of texts in the row."""
+    with opened_parquet(path) as file:
+        columns = [_column(path, file, column), _text_column(path, file, text_column)]
+        yield from _rows(path, file, columns, allow_local_paths)
 
 
 def parquet_rows(path: str) -> int:
@@ -46,6 +51,13 @@ def check_parquet(path: str, column: str | None) -> None:
     """Raise InvalidRequest if the file has no column of images."""
     with opened_parquet(path) as file:
         _column(path, file, column)
+
+
+def has_text_in_each_row(path: str, column: str | None, text_column: str | None) -> bool:
+    """Whether rows have a text, and not a list. Raises InvalidRequest if the file lacks a column."""
+    with opened_parquet(path) as file:
+        _column(path, file, column)
+        return not _is_list(file.schema_arrow.field(_text_column(path, file, text_column)).type)
 
 
 @contextmanager
@@ -79,6 +91,31 @@ def _column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN401
     return found
 
 
+def _text_column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN401
+    """The name of the column with texts. Raises InvalidRequest."""
+    schema = file.schema_arrow
+    found = column or next((each for each in TEXT_COLUMNS if each in schema.names), "")
+    if found not in schema.names or not _can_hold_texts(schema.field(found).type):
+        got = f"{found} of {schema.field(found).type}" if found in schema.names else ", ".join(schema.names)
+        raise InvalidRequest(
+            f"Expected texts in a column {column or ' or '.join(TEXT_COLUMNS)} of {excerpt(as_utf8(path))},"
+            f" got {excerpt(got)}: name it with --text-column"
+        )
+    return found
+
+
+def _can_hold_texts(kind: Any) -> bool:  # noqa: ANN401
+    types = pyarrow("Reading Parquet").types
+    if types.is_dictionary(kind) or _is_list(kind):
+        return _can_hold_texts(kind.value_type)
+    return _is_text(kind)
+
+
+def _is_list(kind: Any) -> bool:  # noqa: ANN401
+    types = pyarrow("Reading Parquet").types
+    return any(getattr(types, f"is_{each}")(kind) for each in ("list", "large_list", "fixed_size_list"))
+
+
 def _can_hold_images(kind: Any) -> bool:  # noqa: ANN401
     types = pyarrow("Reading Parquet").types
     if types.is_dictionary(kind):
@@ -92,16 +129,36 @@ def _is_text(kind: Any) -> bool:  # noqa: ANN401
     return any(getattr(pyarrow("Reading Parquet").types, f"is_{each}")(kind) for each in TEXT)
 
 
-def _group(file: Any, group: int, column: str) -> Iterator[Reader]:  # noqa: ANN401
-    """A reader for each row of a row group."""
+def _rows(path: str, file: Any, columns: Sequence[str], allow_local_paths: bool) -> Iterator[Item]:  # noqa: ANN401
+    rows = (row for group in range(file.num_row_groups) for row in _group(file, group, columns))
+    for number, (read, texts) in enumerate(rows):
+        yield Item(f"{path}#{number}", partial(read, allow_local_paths), texts)
+
+
+def _group(file: Any, group: int, columns: Sequence[str]) -> Iterator[tuple[Reader, tuple[str, ...]]]:  # noqa: ANN401
+    """A reader for each row of a row group, and the texts of the second column."""
     metadata = file.metadata.row_group(group)
     chunks = [metadata.column(index) for index in range(metadata.num_columns)]
-    size = sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] == column)
+    size = sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] == columns[0])
     if size > MAX_CELL * metadata.num_rows:  # the average cell is too large, and reading one puts it in memory
-        yield from [_refuse] * metadata.num_rows
+        yield from [(_refuse, ())] * metadata.num_rows
         return
-    for batch in file.iter_batches(1, row_groups=[group], columns=[column]):  # as fast as 64 rows, with less memory
-        yield partial(_read, batch.column(0)[0])
+    for batch in file.iter_batches(1, row_groups=[group], columns=[*columns]):  # as fast as 64 rows, with less memory
+        image, *texts = (batch.column(name)[0] for name in columns)
+        yield partial(_read, image), tuple(text for cell in texts for text in _texts(cell))
+
+
+def _texts(cell: Any) -> Iterator[str]:  # noqa: ANN401
+    """The texts of a cell, which may be a list."""
+    if not cell.is_valid:
+        return
+    if hasattr(cell, "dictionary"):
+        yield from _texts(cell.value)
+    elif hasattr(cell, "values"):
+        for each in cell.values:
+            yield from _texts(each)
+    else:
+        yield cell.as_buffer().to_pybytes().decode(errors="replace")
 
 
 def _refuse(_allow_local_paths: bool) -> NoReturn:

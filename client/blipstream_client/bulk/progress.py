@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from blipstream_client.bulk.limit import Limit
-from blipstream_client.bulk.runner import Summary
+from blipstream_client.bulk.summary import Summary
 
 LINE_SECONDS = 10.0
 RECENT_SECONDS = 30.0  # what the rate is taken over

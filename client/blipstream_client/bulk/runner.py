@@ -6,17 +6,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from dataclasses import replace
+from itertools import chain
+from typing import TypeAlias
 
 from blipstream_client._errors import without_frames
 from blipstream_client._exceptions import InvalidImage, InvalidRequest
 from blipstream_client._files import MAX_BYTES
-from blipstream_client._text import LONGEST_SENTENCE, excerpt
+from blipstream_client._text import excerpt
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
-from blipstream_client.bulk.rows import Row
 from blipstream_client.bulk.sinks import Sink
+from blipstream_client.bulk.summary import Summary
 from blipstream_client.bulk.worker import Finished, Worker
 
 ROWS_AHEAD = 2048  # finished rows that may wait for an earlier one
@@ -27,44 +28,23 @@ DRAIN_SECONDS = 5.0  # for requests in flight when rows cannot be written any mo
 Image: TypeAlias = bytes | str | InvalidImage  # bytes, a path or URL, or why there is no image
 
 
-@dataclass
-class Summary:
-    """The results so far."""
-
-    found: int = 0  # rows of an earlier run
-    succeeded: int = 0
-    failures: int = 0
-    is_safe: bool = False  # whether all rows are on the disk
-    first_failure: str = ""
-    needs: ClassVar = ("name", "error")  # the columns that `count` reads
-    left_out: str = ""  # files that are not images, in one sentence
-
-    @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return self.succeeded + self.failures
-
-    def count(self, row: Row) -> None:
-        """Count one row."""
-        if row["error"] is None:
-            self.succeeded += 1
-            return
-        self.failures += 1
-        self.first_failure = self.first_failure or f"{excerpt(row['name'], LONGEST_SENTENCE)}: {row['error']}"
-
-
-def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> None:
-    """Skip the items that have rows in the sink. Raises InvalidRequest if they are other items."""
+def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> Iterator[Item]:
+    """The items, or their texts, that have no rows in the sink. Raises InvalidRequest if it has rows of other items."""
+    item, missing = None, 0  # rows of the item
     for row in sink.recover(summary.needs):
-        name, item = row["name"], next(items, None)
-        if item is None or item.name != name:
+        if not missing:
+            item = next(items, None)
+            missing = item.rows if item else 0
+        if item is None or item.name != row["name"]:
             found = excerpt(item.name) if item else "nothing more"
             raise InvalidRequest(
-                f"The images have changed: {sink.path} goes on with {excerpt(name)}, and here comes {found};"
+                f"The images have changed: {sink.path} goes on with {excerpt(row['name'])}, and here comes {found};"
                 " use the same images to go on, or another --output"
             )
+        missing -= 1
         summary.found += 1
         summary.count({**row, "error": row["error"] and f"see {sink.path}"})
+    return chain([replace(item, texts=item.texts[-missing:])] if item and missing else [], items)
 
 
 class Runner:

@@ -17,11 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._info import revision_of
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
-from blipstream_client.bulk.rows import FLOAT, INT, Columns, Row
+from blipstream_client.bulk.rows import FLOAT, INT, VECTOR, Columns, Row
 
 PARQUET_JOB = "_job.json"  # with an underscore, so that readers of Parquet skip it
 PART_ROWS = 10_000
@@ -242,7 +245,7 @@ class JsonLines(Lines):
             yield found
 
     def _format(self, row: Row) -> str:
-        return json.dumps(row, ensure_ascii=False) + "\n"
+        return json.dumps(row, ensure_ascii=False, default=_as_list) + "\n"
 
 
 class Csv(Lines):
@@ -282,8 +285,15 @@ class Csv(Lines):
 
 
 def _as_text(value: Any) -> Any:  # noqa: ANN401
-    """The cell, in a form that no spreadsheet computes."""
+    """The cell, in a form that no spreadsheet computes. A vector becomes JSON."""
+    if isinstance(value, np.ndarray):
+        return json.dumps(_as_list(value))
     return f"{QUOTE}{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+
+
+def _as_list(vector: npt.NDArray[np.float32]) -> list[float]:
+    """The numbers, with no more digits than tell them from their neighbours in f32."""
+    return [float(str(number)) for number in vector]
 
 
 def _without_quote(cell: str) -> str:
@@ -342,10 +352,13 @@ class Parquet(Sink):
     def _write_part(self) -> None:
         number = self._parts + 1
         part = io.BytesIO()
-        schema = self._arrow.schema([*self.columns.items()])
+        schema = self._arrow.schema([(name, self._type(kind)) for name, kind in self.columns.items()])
         self._arrow.parquet.write_table(self._arrow.Table.from_pylist(self._rows, schema), part)
         replace(self._part(number), part.getvalue())
         self._parts, self._rows = number, []  # last, so that after Ctrl-C `close` writes the same part again
+
+    def _type(self, kind: str) -> Any:  # noqa: ANN401
+        return self._arrow.list_(self._arrow.float32()) if kind == VECTOR else self._arrow.type_for_alias(kind)
 
     def _part(self, number: int) -> Path:
         return self.path / f"part-{number:06}.parquet"

@@ -10,10 +10,11 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._fetch import is_url
@@ -39,9 +40,15 @@ class Sources:
     column: str | None = None  # of Parquet files
     allow_local_paths: bool = False  # in Parquet files
     left_out: LeftOut = field(default_factory=LeftOut)
+    tables: ClassVar[Sequence[str]] = ()  # names of files that say what a folder has
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What the user has named, for the job file."""
+        return {"images": list(self.inputs), "column": self.column}
 
     def check(self) -> None:
-        """Raise InvalidRequest if an input does not exist, or its first Parquet file has no images."""
+        """Raise InvalidRequest if an input does not exist, or its first table lacks a column."""
         for name in self.inputs:
             if name == STANDARD_INPUT or is_url(name):
                 continue
@@ -52,19 +59,24 @@ class Sources:
             first = name if exists else next(_glob(name), None)
             if first is None:
                 raise InvalidRequest(f"No file is like {excerpt(as_utf8(name))}: mend the pattern")
-            if _shard_suffix(first) == ".parquet" and not Path(first).is_dir():
-                check_parquet(first, self.column)
+            if not Path(first).is_dir():
+                self._check(first)
 
     def items(self) -> Iterator[Item]:
         """All images. Raises InvalidRequest if a shard cannot be read."""
         for name in self._names():
-            match _shard_suffix(name):
-                case "":
-                    yield Item(name, lambda name=name: name)  # type: ignore[misc]
-                case ".parquet":
-                    yield from parquet_items(name, self.column, self.allow_local_paths)
-                case _:
-                    yield from tar_items(name, self.left_out)
+            yield from self._items(name)
+
+    def find(self, names: AbstractSet[str]) -> Iterator[Item]:
+        """Those of these names, each once."""
+        wanted = set(names)
+        for file in self._names():
+            if not self._may_have(file, wanted):
+                continue
+            for item in self._items(file):
+                if item.name in wanted:
+                    wanted.remove(item.name)
+                    yield item
 
     def count(self) -> int | None:
         """The number of images. None if it is unknown without reading them."""
@@ -74,17 +86,43 @@ class Sources:
         counting = replace(self, left_out=LeftOut())  # so that nothing is counted as left out twice
         with suppress(InvalidRequest):  # the run meets it again, after the images before it
             for name in counting._names():
-                match _shard_suffix(name):
-                    case "":
-                        total += 1
-                    case ".parquet":
-                        total += parquet_rows(name)
-                    case ".tar":
-                        total += sum(1 for _ in tar_items(name, counting.left_out))
-                    case _:
-                        return None
+                number = counting._count(name)
+                if number is None:
+                    return None
+                total += number
             return total
         return None
+
+    def _check(self, file: str) -> None:
+        if shard_suffix(file) == ".parquet":
+            check_parquet(file, self.column)
+
+    def _items(self, file: str) -> Iterator[Item]:
+        """The images of a file."""
+        match shard_suffix(file):
+            case "":
+                yield Item(file, lambda: file)
+            case ".parquet":
+                yield from parquet_items(file, self.column, self.allow_local_paths)
+            case _:
+                yield from tar_items(file, self.left_out)
+
+    def _may_have(self, file: str, names: AbstractSet[str]) -> bool:
+        """Whether items of these names may be the file's."""
+        shown = as_utf8(file)
+        return any(name.startswith(shown) for name in names) if shard_suffix(file) else shown in names
+
+    def _count(self, file: str) -> int | None:
+        """The number of a file's images. None if it is unknown without reading them."""
+        match shard_suffix(file):
+            case "":
+                return 1
+            case ".parquet":
+                return parquet_rows(file)
+            case ".tar":
+                return sum(1 for _ in tar_items(file, self.left_out))
+            case _:
+                return None
 
     def _names(self) -> Iterator[str]:
         """The names of all files, and all URLs."""
@@ -119,11 +157,15 @@ class Sources:
                     folders.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
+                if table := next((name for name in self.tables if name in names), None):
+                    folders.clear()
+                    yield os.path.join(current, table)  # noqa: PTH118
+                    continue
                 folders[:] = sorted(each for each in folders if not is_result(Path(current, each)))
                 # linked folders last, so that an image found twice has its name without the link
                 waiting += [path for each in folders if os.path.islink(path := os.path.join(current, each))]  # noqa: PTH114, PTH118
                 for path in (os.path.join(current, name) for name in sorted(names)):  # noqa: PTH118
-                    is_shard = _shard_suffix(path) and not is_of_macos(path)
+                    is_shard = shard_suffix(path) and not is_of_macos(path)
                     if is_image_name(path) or is_shard or self._is_image(path):
                         yield path
 
@@ -168,6 +210,6 @@ def _fail(error: OSError) -> NoReturn:
     raise error
 
 
-def _shard_suffix(name: str) -> str:
+def shard_suffix(name: str) -> str:
     """The suffix of a tar shard or Parquet file. "" for an image or a URL."""
     return "" if is_url(name) else next((each for each in SHARD_SUFFIXES if name.lower().endswith(each)), "")

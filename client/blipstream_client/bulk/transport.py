@@ -11,7 +11,8 @@ from blipstream_client._balancing import BalancedTransport
 from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address, RoundRobin, is_endpoint_failure
 from blipstream_client._exceptions import AccessDenied, BlipstreamError, ServerOverloaded
-from blipstream_client._info import checkpoint_of, defaults_of, revision_of
+from blipstream_client._info import Calibration, calibration_of, checkpoint_of, defaults_of, revision_of
+from blipstream_client._matches import MATCH
 from blipstream_client._notices import Waiting
 from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest, Request, ResponseT
 from blipstream_client._retries import RetryPolicy
@@ -27,6 +28,7 @@ class Served:
     checkpoint: str | None
     defaults: Mapping[str, Any] | None  # of options, where they are not the built-in ones
     fixed: Sequence[str] | None  # names of options that requests may not set
+    calibration: Calibration | None = None  # of matching, if it is asked and calibrated
 
     def difference(self, other: "Served") -> str | None:
         """The first field that differs. A checkpoint is known by its revision."""
@@ -91,15 +93,18 @@ class WatchedTransport(BalancedTransport):
 
     def _ask(self, send: Callable[[Request[Mapping[str, Any]]], Mapping[str, Any]]) -> Served:
         """What is served, by a request, and one for each model."""
-        checkpoint = defaults = fixed = None
+        checkpoint = defaults = fixed = calibration = None
         with suppress(AccessDenied):
             checkpoint = checkpoint_of(send(MetadataRequest()))
         with suppress(AccessDenied):
             for model in self._models:
-                of_model, fixed_of_model = defaults_of(send(ConfigRequest(model)))
+                config = send(ConfigRequest(model))
+                of_model, fixed_of_model = defaults_of(config)
                 defaults = (defaults or {}) | of_model
                 fixed = tuple(dict.fromkeys([*(fixed or ()), *fixed_of_model]))
-        return Served(checkpoint, defaults, fixed)
+                if model == MATCH:
+                    calibration = calibration_of(config)
+        return Served(checkpoint, defaults, fixed, calibration)
 
     def confirm(self, endpoint: int, deadline: Deadline) -> None:
         """Check that the endpoint still serves the same, with retries. Raises BlipstreamError."""

@@ -29,7 +29,7 @@ class Finished(NamedTuple):
 class Worker(Client):
     """Makes rows. An error of the server, unlike one of the image, ends the run."""
 
-    def __init__(self, limit: Limit, task: Task, url: str = DEFAULT_URL, **arguments: Any) -> None:  # noqa: ANN401
+    def __init__(self, limit: Limit, task: Task[Any], url: str = DEFAULT_URL, **arguments: Any) -> None:  # noqa: ANN401
         self._limit = limit
         self._task = task
         self._waiting = Waiting(url, arguments.get("timeout", DEFAULT_TIMEOUT))
@@ -64,7 +64,7 @@ class Worker(Client):
 
     def check_options(self) -> None:
         """Ask about a plain image. Raises InvalidRequest if the server refuses the options for any image."""
-        self._task.check(self)
+        self._task.check(self, self.served)
 
     def confirm(self, endpoints: AbstractSet[int]) -> None:
         """Check that these endpoints still serve the same, with an image's timeout. Raises BlipstreamError."""

@@ -2,7 +2,7 @@
 import pytest
 
 from blipstream_client.bulk.progress import RECENT_SECONDS, Rate, left, per_second
-from blipstream_client.bulk.runner import Summary
+from blipstream_client.bulk.summary import Summary
 
 
 class Run:

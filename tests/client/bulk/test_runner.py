@@ -14,8 +14,9 @@ from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
 from blipstream_client.bulk.rows import Row
-from blipstream_client.bulk.runner import Runner, Summary
+from blipstream_client.bulk.runner import Runner
 from blipstream_client.bulk.sinks import open_sink
+from blipstream_client.bulk.summary import Summary
 from blipstream_client.bulk.transport import OtherServed
 from blipstream_client.bulk.worker import Finished, Worker
 from tests.support.proxy import proxy
