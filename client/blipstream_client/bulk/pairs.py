@@ -87,7 +87,7 @@ def _texts_of(column: str | None, kind: str, content: bytes) -> tuple[str, ...]:
         return (text,) if text else ()
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     if not isinstance(value, dict):
         return ()

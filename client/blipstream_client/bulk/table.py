@@ -24,7 +24,7 @@ from blipstream_client.bulk.rows import as_utf8
 
 TABLE_SUFFIXES = (".csv", ".jsonl")
 IMAGE_COLUMNS = (*COLUMNS, "file_name")  # the first one that a table has counts
-LONGEST_LINE = 1 << 20  # bytes, of JSON
+LONGEST_LINE = 1 << 20  # bytes
 
 
 def table_items(path: str, column: str | None, text_column: str | None, allow_local_paths: bool) -> Iterator[Item]:
@@ -50,7 +50,7 @@ def _rows(path: str) -> Iterator[Mapping[str, Any]]:
     with open_regular(path) as file:
         if suffix(path) == ".csv":
             with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as lines:
-                yield from csv.DictReader(lines, strict=True)
+                yield from csv.DictReader(iter(lambda: lines.readline(LONGEST_LINE), ""), strict=True)
             return
         number = 0
         while line := file.readline(LONGEST_LINE):

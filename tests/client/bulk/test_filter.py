@@ -98,6 +98,11 @@ def test_a_spoiled_data_set_comes_out_clean(matching: TritonServer) -> None:
         assert (row["verdict"] == "kept") == (row["match"] >= 0.5)
         assert row["caption"] == (row["text"] if row["verdict"] == "kept" else None)
         assert row["caption_match"] == (row["match"] if row["verdict"] == "kept" else None)
+    # as docs/filtering.md says
+    pairs, output = pq.read_table("pairs.parquet"), pq.read_table("clean.parquet")
+    clean = pairs.append_column("clean", output["caption"]).filter(output["caption"].is_valid())
+    filtered = pq.read_table("clean.parquet", filters=[("caption", "!=", "")])
+    assert clean["caption"].to_pylist() == clean["clean"].to_pylist() == filtered["text"].to_pylist()
 
 
 def test_what_fails_is_replaced_by_what_passes(matching: TritonServer) -> None:
