@@ -18,10 +18,12 @@ from blipstream_client._cli_options import (
     client_options,
     connection_options,
     option_help,
+    rerank_options,
 )
 from blipstream_client._client_command import ClientCommand, several_names
 from blipstream_client._notices import hint, say
 from blipstream_client._options import OPTIONS, Options
+from blipstream_client._rerank_options import RerankOptions
 from blipstream_client.bulk import job
 from blipstream_client.bulk.caption import CaptionTask
 from blipstream_client.bulk.embed import EmbedTask
@@ -69,6 +71,7 @@ CONNECTION_OPTIONS = connection_options(job.DEFAULT_TIMEOUT, job.DEFAULT_RETRIES
 @click.command(cls=ClientCommand, epilog=DEFAULTS)
 @click.argument("images", metavar="IMAGES...", nargs=-1, required=True, callback=several_names)
 @client_options(RUN_OPTIONS, connection_options(job.DEFAULT_TIMEOUT, job.DEFAULT_RETRIES), IMAGE_OPTIONS)
+@rerank_options
 @caption_options
 def bulk(
     images: tuple[str, ...],
@@ -84,7 +87,7 @@ def bulk(
     IMAGES are folders, files, URLs, patterns in quotes, tar shards, Parquet files, or - for a list of such names on
     standard input. If the command is interrupted, run it again: it goes on where it ended.
     """
-    task = CaptionTask(connection["model"], cast(Options, options))
+    task = CaptionTask(connection["model"], cast(RerankOptions, options))
     summary = _run(task, Sources(images, column, allow_local_paths), output, connection, max_in_flight)
     sys.exit(1 if summary.failures else 0)
 

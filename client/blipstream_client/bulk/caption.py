@@ -4,10 +4,12 @@
 from collections.abc import Sequence
 from contextlib import suppress
 
+from blipstream_client._base import RERANK_MODEL
 from blipstream_client._client import Client
 from blipstream_client._exceptions import InvalidImage, ServerError
 from blipstream_client._images import ImageLike
-from blipstream_client._options import Options, option_tensors
+from blipstream_client._options import option_tensors
+from blipstream_client._rerank_options import ALL_OPTIONS, RERANK_OPTIONS, RerankOptions
 from blipstream_client.bulk.rows import FLOAT, INT, TEXT, Row
 from blipstream_client.bulk.summary import Summary
 from blipstream_client.bulk.task import PLAIN, Task
@@ -17,6 +19,8 @@ COLUMNS = {
     "name": TEXT,
     "caption": TEXT,
     "score": FLOAT,
+    "match": FLOAT,  # of the caption and the image, if rerank or min_match asked for that
+    "why_empty": TEXT,  # why matching left no caption: that is no error
     "options": TEXT,  # JSON: what was sent
     "defaults": TEXT,  # JSON: what the server's operator has set for options that are not sent
     "checkpoint": TEXT,
@@ -35,9 +39,10 @@ class CaptionTask(Task[Summary]):
     summary = Summary
     columns = COLUMNS
 
-    def __init__(self, model: str, options: Options) -> None:
-        option_tensors(options)  # raises InvalidRequest for a bad value
-        self.models = (model,)
+    def __init__(self, model: str, options: RerankOptions) -> None:
+        option_tensors(options, ALL_OPTIONS)  # raises InvalidRequest for a bad value
+        given = {name for name, value in options.items() if value is not None}
+        self.models = (model if given.isdisjoint(RERANK_OPTIONS) else RERANK_MODEL,)
         self.options = self._options = options
 
     def check(self, client: Client, served: Served) -> None:  # noqa: ARG002
@@ -48,6 +53,8 @@ class CaptionTask(Task[Summary]):
             self.ask(client, PLAIN, ())
 
     def ask(self, client: Client, image: ImageLike, texts: Sequence[str]) -> Sequence[Row]:  # noqa: ARG002
-        """The caption and its score."""
+        """The caption and its scores, or why none is left."""
         caption = client.caption(image, **self._options)
-        return [{"caption": caption.text, "score": caption.score}]
+        if caption.why_empty:
+            return [{"why_empty": caption.why_empty}]
+        return [{"caption": caption.text, "score": caption.score, "match": caption.match}]

@@ -119,6 +119,24 @@ def test_one_row_for_each_image(tiny: TinyTriton, scheme: str, output: str) -> N
     assert bulk(*arguments) == (0, f"20 rows in {output}, 20 of them from before\n")
 
 
+@pytest.mark.parametrize("output", ["a.jsonl", "a.csv", "a.parquet"])
+def test_captions_that_match_too_little(demo_server: TritonServer, output: str) -> None:
+    """A row without a caption is no failure. Going on keeps it."""
+    samples = ROOT / "build/demo/samples"
+    shutil.copyfile(samples / "a-book.jpg", "a.jpg")
+    shutil.copyfile(samples / "two-whales.jpg", "b.jpg")
+    options = ["--prompt", "a book", "--num-beams", "4", "--rerank", "4", "--min-match", "0.5"]
+    arguments = ["a.jpg", "b.jpg", "--output", output, "--url", demo_server.grpc_url, *options]
+    assert bulk(*arguments) == (0, f"2 rows in {output}, 0 of them from before\n")
+    book, whales = read(Path(output))
+    assert book["caption"] == "a book on a purple background"
+    assert float(book["match"]) > 0.5
+    assert not book["why_empty"]
+    assert not any(whales[name] for name in ("caption", "score", "match", "error"))
+    assert whales["why_empty"].startswith("No caption matches well enough: the best of 4 captions, 'a book ")
+    assert bulk(*arguments) == (0, f"2 rows in {output}, 2 of them from before\n")
+
+
 def test_other_files_are_left_out_and_counted(tiny: TinyTriton) -> None:
     write_images(1)
     Path("images/a.jfif").write_bytes(jpeg(1))

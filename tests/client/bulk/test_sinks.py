@@ -25,6 +25,8 @@ def row(number: int, **changes: Any) -> Row:
         "name": f"{number}.jpg",
         "caption": f'a "bear", ein Bär 🐻\nnumber {number}',
         "score": -number / 2,
+        "match": 0.5,
+        "why_empty": None,
         "options": "{}",
         "defaults": "{}",
         "checkpoint": None,
