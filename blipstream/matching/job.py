@@ -54,7 +54,8 @@ class Job:
     embeds_texts: bool = True  # beside an image, too
     logits: Floats = field(init=False)  # [texts]; without an image, they stay 0
     embeddings: list[Floats] = field(init=False)  # [D] of each text
-    _rows: list[Row] = field(init=False)  # to be read, the shortest last
+    tokens_left: int = field(init=False)  # to be read
+    _rows: list[Row] = field(init=False)  # the same, the shortest last
 
     def __post_init__(self) -> None:
         self.logits = np.array([0 if ids else -np.inf for ids in self.texts], np.float32)
@@ -62,6 +63,7 @@ class Job:
         kinds = [False] * self.embeds_texts + [True] * (self.image_embeds is not None)
         rows = [Row(number, looks, len(ids)) for number, ids in enumerate(self.texts) if ids for looks in kinds]
         self._rows = sorted(rows, key=lambda row: -row.length)
+        self.tokens_left = sum(row.length for row in rows)
 
     @property
     def is_done(self) -> bool:
@@ -82,3 +84,4 @@ class Job:
     def take(self, chunk: Chunk) -> None:
         """These rows, which were the next ones, need not be read again."""
         del self._rows[-len(chunk.rows) :]
+        self.tokens_left -= sum(row.length for row in chunk.rows)

@@ -59,10 +59,10 @@ class Matcher:
         self.finish([Job([[0] * SHORTEST], image_embeds)])
 
     def finish(self, jobs: Sequence[Job]) -> None:
-        """Read all that is left of some jobs."""
+        """Read all that is left of some jobs, each of a request of its own."""
         turns = Turns()
         for job in jobs:
-            turns.add(job)
+            turns.add([job])
         while batch := turns.take_batch():
             self.read(batch)
 

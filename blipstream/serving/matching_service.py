@@ -132,9 +132,7 @@ class MatchingService:
             if self._is_full():
                 with self._backpressure.full():
                     self._changed.wait_for(lambda: not self._is_full() or self._closed)
-            for job in pending.jobs:
-                if not job.is_done:
-                    self._turns.add(job)
+            self._turns.add(pending.jobs)
             self._pending[pending] = None
             self._changed.notify_all()
 
@@ -213,8 +211,7 @@ class MatchingService:
         """Forget a request, and respond to it."""
         with self._changed:
             self._pending.pop(pending, None)
-            for job in pending.jobs:
-                self._turns.remove(job)
+            self._turns.remove(pending.jobs)
             self._changed.notify_all()
         if isinstance(result, BlipstreamError):
             pending.request.refuse(result)
