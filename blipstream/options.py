@@ -17,7 +17,7 @@ from blipstream.errors import InvalidInput
 MAX_BEAMS = 10
 MAX_CAPTIONS = 10
 MAX_PROMPT = MAX_TEXT = 4096  # characters: more than any model has positions, and a limit on the tokenizer's work
-MAX_TEXTS = 1000  # for one image
+MAX_TEXTS = 1000  # of a request, for all of its images together
 SHOWN = 40  # characters of a name that an error repeats
 SAMPLING, BEAM_SEARCH = "do_sample", "num_beams above 1"  # what some options have a meaning with only
 DATA_TYPES = {str: "BYTES", bool: "BOOL", int: "INT32", float: "FP32"}  # of the input tensors, in Triton's words
@@ -280,6 +280,7 @@ RERANK_TYPES = {"rerank": int, "min_match": float}
 RERANK_DEFAULTS: dict[str, Any] = {"rerank": NUM_CAPTIONS, "min_match": RerankOptions.min_match}  # as documents say it
 GIVEN_CAPTION = "given_caption"  # a caption that is not generated, but comes with the request
 INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
+MATCH_NAMES = ("image", "resize_mode", "text", *MATCHING_OPTION_NAMES)  # the inputs of the model `match`
 EXPLAIN_NAMES = (GIVEN_CAPTION, *EXPLAIN_OPTIONS)  # the inputs that `explain` has beside those of `caption`
 RESIZE_MODES = ("stretch", "center_crop", "letterbox")  # the values of resize_mode; the first is built in
 # The quickest caption, whatever the defaults are: what health checks ask for
@@ -287,6 +288,7 @@ PROBE: dict[str, Any] = {
     "prompt": "", "include_prompt": True, "max_tokens": 1, "min_tokens": 0,
     "do_sample": False, "num_captions": 1, "num_beams": 1,
 }  # fmt: skip
+PROBE_TEXT = "a"  # the same of a match: every vocabulary has it
 
 
 class Fault(NamedTuple):
@@ -504,6 +506,12 @@ def given_captions(tensors: Mapping[str, Any], images: int) -> list[str | None]:
             raise InvalidInput("a given caption must have a word, and this one has none: give one, or leave it out")
         captions.append(caption)
     return captions
+
+
+def check_num_texts(images: int, texts: int) -> None:
+    """Raise InvalidInput if a request has too many texts, so many for each image."""
+    if images * texts > MAX_TEXTS:
+        raise InvalidInput(f"a request must have at most {MAX_TEXTS:,} texts, not {images * texts:,}: send several")
 
 
 def _rows(tensors: Mapping[str, Any], images: int) -> Iterator[dict[str, Any]]:

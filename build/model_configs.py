@@ -49,13 +49,14 @@ CHOICE = option(NUM_CAPTIONS), option("min_match")  # which of them come back
 IMAGE = Tensor("image", BYTES)
 RESIZE_MODE = Tensor("resize_mode", BYTES, optional=True)
 PIXELS = Tensor("pixels", "UINT8", (-1, -1, 3))
+MATCH_IMAGE = replace(IMAGE, name="match_image", optional=True)  # the same for preprocess, which so knows who asks
 MATCH_PIXELS = replace(PIXELS, name="match_pixels", optional=True)  # the same, for an encoder behind the decoder
 IMAGE_EMBEDS = Tensor("image_embeds", "FP16", (-1, -1))
 CAPTION, SCORE = Tensor("caption", BYTES, (-1,)), Tensor("score", "FP32", (-1,))
 COUNTS = (Tensor("num_tokens", "INT32", (-1,)), Tensor("token_scores", "FP32", (-1, -1)))
 CAPTIONS = (CAPTION, SCORE, *COUNTS)
 EXPLANATION = (Tensor("words", BYTES, (-1,)), Tensor("attention", "FP32", (-1, -1, -1)))
-TEXTS, TEXT = Tensor("text", BYTES, (-1,)), Tensor("text", BYTES)
+TEXTS = Tensor("text", BYTES, (-1,))
 SCORES = tuple(Tensor(name, "FP32", (-1,)) for name in ("match", "logit", "similarity"))
 DROPPED = (Tensor("dropped", BYTES, (-1,)), Tensor("dropped_match", "FP32", (-1,)))
 RANKED = (*CAPTIONS, *SCORES[:2], *DROPPED)
@@ -151,7 +152,7 @@ def matching_ensemble(name: str, texts: tuple[Tensor, ...], outputs: tuple[Tenso
         (*image, *texts),
         outputs,
         steps(
-            step("preprocess", same(image), same((PIXELS,))),
+            step("preprocess", {MATCH_IMAGE.name: IMAGE.name} | same((RESIZE_MODE, *texts[:1])), same((PIXELS,))),
             step("match_encoder", same((PIXELS,)), same((IMAGE_EMBEDS,))),
             step("matcher", same((IMAGE_EMBEDS, *texts)), same(outputs)),
         ),
@@ -197,9 +198,11 @@ ENSEMBLE, PYTHON = 'platform: "ensemble"', 'backend: "python"'
 
 
 def preprocess(*rest: str) -> str:
-    """Either input is optional: a client sends an image or pixels."""
+    """Either input is optional: a client sends an image or pixels. Of texts, it only looks how many there are."""
     either = replace(IMAGE, optional=True), replace(PIXELS, optional=True)
-    return config("preprocess", PYTHON, (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN, *RERANK), (PIXELS,), *rest)
+    matching = MATCH_IMAGE, replace(TEXTS, optional=True)
+    inputs = (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN, *RERANK, *matching)
+    return config("preprocess", PYTHON, inputs, (PIXELS,), *rest)
 
 
 UNBOUNDED = """
@@ -320,8 +323,8 @@ image size a side. The pixels are close to those of "exact", but not the referen
         "embed_text/config.pbtxt": config(
             "embed_text",
             ENSEMBLE,
-            (TEXT, *MATCHING_OPTIONS),
+            (TEXTS, *MATCHING_OPTIONS),  # of one text: with [ 1 ], `generate` would make a batch of several
             (EMBEDDING,),
-            steps(step("matcher", same((TEXT, *MATCHING_OPTIONS)), same((EMBEDDING,)))),
+            steps(step("matcher", same((TEXTS, *MATCHING_OPTIONS)), same((EMBEDDING,)))),
         ),
     }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from blipstream.errors import InvalidInput
 from blipstream.matching.heads import Floats
-from blipstream.options import MAX_TEXTS, RerankOptions
+from blipstream.options import RerankOptions
 
 Array = npt.NDArray[Any]
 
@@ -50,8 +50,6 @@ class Candidates:
                 "score, num_tokens and token_scores must have a value for each text, and have "
                 f"{' and '.join(str(list(shape)) for shape in sorted(shapes))}: send the decoder's outputs as they are"
             )
-        if self.caption.shape[1] > MAX_TEXTS:
-            raise InvalidInput(f"text must have at most {MAX_TEXTS:,} captions, not {self.caption.shape[1]:,}")
         firsts = [{text: place for place, text in reversed([*enumerate(row)])} for row in self.caption]
         object.__setattr__(self, "places", [sorted(first.values()) for first in firsts])
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 from blipstream.config import CheckpointConfig
 from blipstream.errors import InvalidInput
-from blipstream.options import MAX_TEXT, MAX_TEXTS
+from blipstream.options import MAX_TEXT
 from blipstream.text.tokenizer import Tokenizer
 
 SPECIAL_TOKENS = 2  # the first one, and [SEP]
+ONE = "text"  # what errors call the only text of a request
+TOO_LONG = "shorten it, or set truncate"
 Ids = list[int]
 
 
@@ -23,13 +25,11 @@ class TextReader:
     def read(self, texts: Sequence[bytes], *, truncate: bool = False) -> list[Ids]:
         """The ids of each text. With `truncate`, the first that the model has positions for.
 
-        Raises InvalidInput if there is no text, or there are too many, or one is empty, too long or not UTF-8.
+        Raises InvalidInput if there is no text, or one is empty, too long, not UTF-8, or of unknown words alone.
         """
         if not texts:
             raise InvalidInput("text must have at least one text, and it has none: send what the image may show")
-        if len(texts) > MAX_TEXTS:
-            raise InvalidInput(f"text must have at most {MAX_TEXTS:,} texts, not {len(texts):,}: send several requests")
-        names = [f"text {number} of {len(texts)}" if len(texts) > 1 else "text" for number in range(1, len(texts) + 1)]
+        names = [f"text {number} of {len(texts)}" for number in range(1, len(texts) + 1)] if texts[1:] else [ONE]
         return [self._read(text, name, truncate) for text, name in zip(texts, names, strict=True)]
 
     def read_caption(self, encoded: bytes) -> Ids:
@@ -41,15 +41,13 @@ class TextReader:
             text = encoded.decode()
         except UnicodeDecodeError as exc:
             raise InvalidInput(f"{name} must be UTF-8: {exc.reason} at byte {exc.start}") from exc
-        if len(text) > MAX_TEXT:
-            raise InvalidInput(f"{name} must have at most {MAX_TEXT:,} characters, not {len(text):,}: shorten it")
-        ids = self._tokenizer.encode_words(text)
+        if len(text) > MAX_TEXT and not truncate:
+            raise InvalidInput(f"{name} must have at most {MAX_TEXT:,} characters, not {len(text):,}: {TOO_LONG}")
+        ids = self._tokenizer.encode_text(text[:MAX_TEXT], name)
         if not ids:
-            raise InvalidInput(f"{name} is empty: send words, or leave it out")
+            raise InvalidInput(f"{name} is empty: send words" + ("" if name == ONE else ", or leave it out"))
         if len(ids) > self._longest and not truncate:
-            raise InvalidInput(
-                f"{name} must have at most {self._longest} tokens, not {len(ids)}: shorten it, or set truncate"
-            )
+            raise InvalidInput(f"{name} must have at most {self._longest} tokens, not {len(ids)}: {TOO_LONG}")
         return self._framed(ids)
 
     def _framed(self, ids: Ids) -> Ids:

@@ -15,7 +15,7 @@ from PIL import Image
 import blipstream_client
 from blipstream import errors
 from blipstream.config import BUILD_HINT
-from blipstream.options import PROBE, OptionDefaults
+from blipstream.options import PROBE, PROBE_TEXT, OptionDefaults
 from blipstream.server.routes import CAPTION, MATCH, ROUTES, STREAM
 from blipstream.server.served_repository import captions, matches
 from blipstream.server.triton import TritonServer
@@ -24,7 +24,6 @@ IDLE_SECONDS = 2.0  # without a caption, before the canary is sent if somebody s
 MAX_PAUSE_SECONDS = 60.0  # between canaries if nobody does, however long a caption takes
 TIMEOUT_SECONDS = 10.0  # of the canary
 TIME_SHARE = 0.02  # of an idle server's time that the canary may take
-PROBE_TEXT = "a"  # which every vocabulary has
 EMPTY = "its caption is empty"  # which counts as none: it happens if tokens have lost their words
 
 

@@ -1,13 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request asks of preprocess."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from blipstream.config import TextConfig
 from blipstream.deadline import Deadline
 from blipstream.images.loader import ImageRequest
-from blipstream.options import EXPLAIN_NAMES, OPTION_NAMES, RERANK_OPTIONS, OptionDefaults, RequestOptions
+from blipstream.options import (
+    EXPLAIN_NAMES,
+    INPUT_NAMES,
+    MATCH_NAMES,
+    OPTION_NAMES,
+    RERANK_OPTIONS,
+    OptionDefaults,
+    RequestOptions,
+)
+
+MATCH_IMAGE = "match_image"  # what the models of matching call `image`: so errors name the inputs that they have
+
+
+def asked_inputs(given: Container[str]) -> tuple[str, ...]:
+    """The inputs of the model that was asked for, by those that preprocess is given."""
+    if MATCH_IMAGE not in given:
+        return INPUT_NAMES
+    return MATCH_NAMES if "text" in given else ("image", "resize_mode")
 
 
 def load_request(
@@ -16,12 +33,13 @@ def load_request(
     text: TextConfig,
     defaults: OptionDefaults | None = None,
 ) -> ImageRequest:
-    """What to load, from arrays [B, 1] of `image` and `resize_mode`, or from a copy of `pixels` [B, H, W, 3].
+    """What to load, from arrays [B, 1] of an image and `resize_mode`, or from a copy of `pixels` [B, H, W, 3].
 
     Raises InvalidInput if a decoder of that shape would refuse the request's options: it would do so only after all
     the work.
     """
-    images, modes = (list(arrays[name].flat) if name in arrays else [] for name in ("image", "resize_mode"))
+    images = [image for name in ("image", MATCH_IMAGE) if name in arrays for image in arrays[name].flat]
+    modes = list(arrays["resize_mode"].flat) if "resize_mode" in arrays else []
     defaults = defaults or OptionDefaults()
     modes = [mode.decode(errors="replace") for mode in modes]
     for mode in modes:

@@ -17,13 +17,14 @@ from blipstream.matching import Job, Matcher
 from blipstream.matching.heads import probabilities
 from blipstream.matching.ranking import Candidates
 from blipstream.matching.turns import Turns
-from blipstream.options import MATCHING_OPTION_NAMES, NUM_CAPTIONS, RerankOptions
+from blipstream.options import MATCHING_OPTION_NAMES, NUM_CAPTIONS, RerankOptions, check_num_texts
 from blipstream.serving.adapter import ModelInstance, Outputs, TritonRequest
 from blipstream.serving.backpressure import ROOM, Backpressure
 from blipstream.serving.metrics import MatchingMetrics
 
 MAX_WAITING = 64  # requests with texts to be read; the others wait in Triton's queue, which drops what is too late
 SCORES = ("score", "num_tokens", "token_scores")  # of captions: with them, texts are candidates
+TEXT_INPUTS = ("text", *MATCHING_OPTION_NAMES)  # those of the model `embed_text`
 INPUTS = ("image_embeds", "text", *MATCHING_OPTION_NAMES, *SCORES, NUM_CAPTIONS, "min_match")
 WATCH_SECONDS = 0.1  # how long a request may be late, or its client gone, before its place is free
 
@@ -90,8 +91,8 @@ class MatchingService:
 
     def _read(self, request: TritonRequest) -> tuple[list[Job], Candidates | None]:
         """What a request asks for. Raises InvalidInput."""
-        request.refuse_parameters(INPUTS)
         arrays = request.arrays(*INPUTS)
+        request.refuse_parameters(INPUTS if "image_embeds" in arrays else TEXT_INPUTS)
         image_embeds, texts = arrays.get("image_embeds"), arrays.get("text")
         has_candidates = not arrays.keys().isdisjoint(SCORES)
         if image_embeds is not None:
@@ -103,6 +104,7 @@ class MatchingService:
             if image_embeds is None:
                 raise InvalidInput("image_embeds or text must be given, and neither is: send one, or both")
             return [Job([], embeds) for embeds in image_embeds], None
+        check_num_texts(*texts.shape)
         if has_candidates:
             return self._candidate_jobs(arrays, image_embeds)
         if image_embeds is None and texts.shape[1] != 1:

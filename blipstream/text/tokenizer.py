@@ -11,6 +11,7 @@ from blipstream.errors import ArtifactError, InvalidInput
 from blipstream.options import SHOWN
 
 TOKENIZER_NAME = "tokenizer.json"
+UNKNOWN = "[UNK]"  # the token of a word that the vocabulary has no pieces for
 
 
 class Tokenizer:
@@ -27,6 +28,7 @@ class Tokenizer:
         self._start_token_id = config.start_token_id
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {token_id for token_id, token in added.items() if token.special}
+        self._unknown = self._tokenizer.token_to_id(UNKNOWN)
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of the start token and the prompt. No [SEP] follows, since the caption continues the prompt."""
@@ -43,13 +45,32 @@ class Tokenizer:
 
     def encode_caption(self, caption: str) -> list[int]:
         """The ids of a finished caption, without the start token. Raises InvalidInput if a word of it is unknown."""
-        encoding = self._tokenizer.encode(caption, add_special_tokens=False)
-        for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        for token_id, word in (tokens := self._tokens(caption)):
             if token_id in self._special:
-                word = caption[begin:end][:SHOWN]
-                raise InvalidInput(f"a given caption must be of words that the model knows, and {word!r} is none")
-        ids: list[int] = encoding.ids
-        return ids
+                raise InvalidInput(
+                    f"a given caption must be of words that the model knows, and {word[:SHOWN]!r} is none"
+                )
+        return [token_id for token_id, _ in tokens]
+
+    def encode_text(self, text: str, name: str) -> list[int]:
+        """The ids of a text, with [UNK] for words that are unknown. Errors call it `name`.
+
+        Raises InvalidInput if no word of it is known, or one is a special token.
+        """
+        tokens = self._tokens(text)
+        special = [(token_id, word) for token_id, word in tokens if token_id in self._special]
+        for token_id, word in special:
+            if token_id != self._unknown:
+                raise InvalidInput(f"{name} must be of words, and {word!r} is a token of the model's own: leave it out")
+        known = "".join(word for token_id, word in tokens if token_id not in self._special)
+        if special and not any(map(str.isalnum, known)):  # punctuation is always known
+            raise InvalidInput(f"{name} must have a word that the model knows, and {special[0][1][:SHOWN]!r} is none")
+        return [token_id for token_id, _ in tokens]
+
+    def _tokens(self, text: str) -> list[tuple[int, str]]:
+        """The ids of a text, without special tokens around it, each with the characters that it stands for."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return [(each, text[begin:end]) for each, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def words(self, ids: Sequence[int]) -> tuple[list[str], list[int]]:
         """The words of the text of token ids, and for each token the number of its word, or -1 if it has none.

@@ -27,8 +27,9 @@ def stage(what: str) -> Iterator[None]:
         yield
         signals.check()
         ending = ""
-    except BaseException:
-        ending = "failed"
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt) or signals.stopping.is_set()
+        ending = "interrupted" if interrupted else "failed"
         raise
     finally:
         over.set()

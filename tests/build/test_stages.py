@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from blipstream import signals
 from blipstream_build import stages
 from blipstream_build.stages import stage
 
@@ -47,7 +48,19 @@ def test_a_short_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"looking \.\.\. \d+\.\d s\n", capsys.readouterr().out)
 
 
-def test_a_stage_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="why"), stage("looking"):
-        raise ValueError("why")
-    assert capsys.readouterr().out == "looking ... failed\n"
+@pytest.mark.parametrize(("error", "ending"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")])
+def test_a_stage_that_ends_early(
+    capsys: pytest.CaptureFixture[str], error: type[BaseException], ending: str
+) -> None:
+    with pytest.raises(error, match="why"), stage("looking"):
+        raise error("why")
+    assert capsys.readouterr().out == f"looking ... {ending}\n"
+
+
+def test_an_interrupt_that_a_library_swallowed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals.stopping, "is_set", lambda: True)
+    with pytest.raises(RuntimeError), stage("looking"):
+        raise RuntimeError
+    assert capsys.readouterr().out == "looking ... interrupted\n"

@@ -37,9 +37,10 @@ INPUTS = {
     "match": {"image": ("STRING", [1]), "text": ("STRING", [-1])},
     "rerank": {"image": ("STRING", [1])},
     "embed_image": {"image": ("STRING", [1])},
-    "embed_text": {"text": ("STRING", [1])},
+    "embed_text": {"text": ("STRING", [-1])},
 }
-IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either
+IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either,
+IMAGE_INPUTS |= {"match_image": ("STRING", [1]), "text": ("STRING", [-1])}  # or what matching has
 OPTION_INPUTS: dict[str, dict[str, str]] = {
     "encoder": {},
     "decoder": {

@@ -106,13 +106,14 @@ def test_a_thousand_texts(triton: InferenceServerClient, files: list[Path]) -> N
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (rows([""]), "[invalid_input] text is empty: send words, or leave it out"),
+        (rows([""]), "[invalid_input] text is empty: send words"),
         (rows(["a", " "]), "[invalid_input] text 2 of 2 is empty: send words, or leave it out"),
         (np.zeros((1, 0), np.object_), "[invalid_input] text must have at least one text, and it has none"),
         (rows(["a " * 100]), "[invalid_input] text must have at most 62 tokens, not 100: shorten it, or set truncate"),
-        (rows(["a"] * 1001), "[invalid_input] text must have at most 1,000 texts, not 1,001: send several requests"),
+        (rows(["a"] * 1001), "[invalid_input] a request must have at most 1,000 texts, not 1,001: send several"),
+        (rows(["киты"]), "[invalid_input] text must have a word that the model knows, and 'киты' is none"),
     ],
-    ids=["empty", "blank", "none", "too long", "too many"],
+    ids=["empty", "blank", "none", "too long", "too many", "unknown"],
 )
 def test_texts_that_are_refused(
     triton: InferenceServerClient,

@@ -5,9 +5,9 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.images import load_loader
-from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, RERANK_OPTIONS
+from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, RERANK_OPTIONS, check_num_texts
 from blipstream.serving.adapter import ModelInstance
-from blipstream.serving.load_request import load_request
+from blipstream.serving.load_request import MATCH_IMAGE, asked_inputs, load_request
 from blipstream.serving.loading_service import LoadingService
 
 
@@ -29,8 +29,11 @@ class TritonPythonModel:
 
     def submit(self, request):
         self.service.check_room()  # before anything is copied for it
-        request.refuse_parameters()
-        arrays = request.arrays("pixels", *INPUT_NAMES, *EXPLAIN_NAMES, *RERANK_OPTIONS)
+        tensors = request.tensors(MATCH_IMAGE, "text")
+        request.refuse_parameters(asked_inputs(tensors))
+        if "text" in tensors:
+            check_num_texts(*tensors["text"].shape())
+        arrays = request.arrays("pixels", MATCH_IMAGE, *INPUT_NAMES, *EXPLAIN_NAMES, *RERANK_OPTIONS)
         image_request = load_request(arrays, request.deadline, self.text, self.instance.defaults)
         request.release_inputs()
         self.service.submit(request, image_request)

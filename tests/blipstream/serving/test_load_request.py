@@ -10,8 +10,8 @@ import pytest
 from blipstream.config import TextConfig
 from blipstream.deadline import Deadline
 from blipstream.errors import InvalidInput
-from blipstream.options import OptionDefaults
-from blipstream.serving.load_request import load_request
+from blipstream.options import INPUT_NAMES, OptionDefaults
+from blipstream.serving.load_request import MATCH_IMAGE, asked_inputs, load_request
 
 TEXT = TextConfig(
     vocab_size=100,
@@ -87,3 +87,12 @@ def test_reranking_that_would_be_refused_later() -> None:
         load_request({"pixels": PIXELS, "rerank": 8 * one}, deadline, TEXT)
     with pytest.raises(InvalidInput, match=r"min_match must be between 0 and 1, not 1\.5"):
         load_request({"pixels": PIXELS, "min_match": np.array([[1.5]], np.float32)}, deadline, TEXT)
+
+
+def test_what_matching_sends() -> None:
+    """Its image has a name of its own, so that an error can name the inputs of the model that was asked."""
+    image = np.array([[b"1"], [b"2"]], np.object_)
+    assert load_request({MATCH_IMAGE: image}, Deadline(0, lambda: False), TEXT).images == [b"1", b"2"]
+    assert asked_inputs({MATCH_IMAGE, "text"}) == ("image", "resize_mode", "text", "truncate")
+    assert asked_inputs({MATCH_IMAGE}) == ("image", "resize_mode")
+    assert asked_inputs({"image"}) == INPUT_NAMES
