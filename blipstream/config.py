@@ -141,16 +141,21 @@ def image_encoder_of(folder: Path, repository: Path) -> str:
     Raises ArtifactError if that is the captioner's encoder, and the `repository` has another one by now.
     """
     config = CheckpointConfig.load(folder)
+    if why := misfit(config, repository, folder.parent.name):
+        raise ArtifactError(why)
+    return config.match_config.encoder
+
+
+def misfit(config: CheckpointConfig, repository: Path, version: str = "1") -> str:
+    """Why a matcher cannot have image_embeds of the captioner whose encoder it shares; empty if it can."""
     encoder = config.match_config.encoder
-    if encoder in MATCHING_ARTIFACTS:
-        return encoder
-    found = list(readable_configs(repository / encoder / folder.parent.name, "[!.]*"))
-    if found and config.vision not in [each.vision for each in found]:
-        raise ArtifactError(
-            f"matching was built from {config.origin} to share a captioner's encoder, and {repository} has that of "
-            f"{found[0].origin} now: build {config.checkpoint} again"
-        )
-    return encoder
+    found = list(readable_configs(repository / encoder / version, "[!.]*"))
+    if encoder in MATCHING_ARTIFACTS or not found or config.vision in [each.vision for each in found]:
+        return ""
+    return (
+        f"matching was built from {config.origin} to share a captioner's encoder, and {repository} has that of "
+        f"{found[0].origin} now: build {config.checkpoint} again"
+    )
 
 
 def readable_configs(version: Path, artifacts: str) -> Iterator[CheckpointConfig]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell whether a server captions: exit status 0 once a caption came, 1 if none came in time.
+"""Tell whether a server answers: exit status 0 once a caption came, 1 if none came in time.
 
-Triton says that it is ready even when every request fails, so this asks for what clients want. `--level live` and
+Triton says that it is ready even when every request fails, so this asks for what clients want. A server without a
+captioner is asked for a match. `--level live` and
 `--level ready` ask the supervisor instead: whether it runs, and whether the models are loaded.
 """
 
@@ -14,8 +15,8 @@ import urllib.request
 import click
 from PIL import Image
 
-from blipstream.options import PROBE
-from blipstream_client import BlipstreamError, Caption, Client, InvalidRequest, ServerOverloaded
+from blipstream.options import PROBE, PROBE_TEXT
+from blipstream_client import BlipstreamError, Client, InvalidRequest, ModelNotReady, ServerOverloaded
 
 RETRY_SECONDS = 0.5
 DIRECT = urllib.request.build_opener(
@@ -31,18 +32,15 @@ DIRECT = urllib.request.build_opener(
 )
 @click.option("--timeout", default=10.0, help="Seconds to wait for the answer.")
 def main(url: str, health_url: str, level: str, timeout: float) -> None:
-    """Print the caption of one image, or the supervisor's answer; if something is wrong, say what."""
+    """Print the caption of one image, how well a text matches it, or what the supervisor says; or what is wrong."""
     if level != "captioning":
         click.echo(ask_supervisor(f"{health_url}/{level}z", timeout))
         return
     try:
         with Client(url, timeout=timeout) as client:
-            text = first_caption(client, time.monotonic() + timeout).text
+            click.echo(first_answer(client, time.monotonic() + timeout))
     except BlipstreamError as error:
         raise click.ClickException(str(error)) from error
-    if not text.strip():
-        raise click.ClickException("the caption is empty")
-    click.echo(text)
 
 
 def ask_supervisor(url: str, timeout: float) -> str:
@@ -57,22 +55,36 @@ def ask_supervisor(url: str, timeout: float) -> str:
         raise click.ClickException(f"no supervisor answers at {url}: {error}") from error
 
 
-def first_caption(client: Client, deadline: float) -> Caption:
-    """The caption of a random colour, which no cache on the way can have.
+def first_answer(client: Client, deadline: float) -> str:
+    """What the server says of a random colour, which no cache on the way can have.
 
-    A full queue is no fault, so this tries again until `deadline` (time.monotonic). Raises BlipstreamError.
+    A full queue is no fault, so this tries again until `deadline` (time.monotonic). Raises BlipstreamError, and
+    click.ClickException if the caption is empty.
     """
     image = Image.new("RGB", (64, 64), tuple(secrets.token_bytes(3)))
     while True:
         try:
-            try:
-                return client.caption(image, **PROBE)
-            except InvalidRequest:  # the operator has fixed one of these options
-                return client.caption(image)
+            return answer(client, image)
         except ServerOverloaded:
             if time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_SECONDS)
+
+
+def answer(client: Client, image: Image.Image) -> str:
+    """The caption of an image, or a match if the server has no captioner. Raises as `first_answer`."""
+    try:
+        try:
+            text = client.caption(image, **PROBE).text
+        except InvalidRequest:  # the operator has fixed one of these options
+            text = client.caption(image).text
+    except ModelNotReady as error:
+        if error.transient or "match" not in client.info().models:
+            raise
+        return f"match: {client.match(image, [PROBE_TEXT]).best.match:.2f}"
+    if not text.strip():
+        raise click.ClickException("the caption is empty")
+    return text
 
 
 if __name__ == "__main__":

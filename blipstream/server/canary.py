@@ -119,9 +119,9 @@ class Canary:
 
 def check_first_answers(server: TritonServer) -> None:
     """Ask once for each kind of answer that the server has a checkpoint for. Raises ServerError."""
-    if captions(server.repository):
+    if captions(server.repository, server.config):
         check_first_caption(server)
-    if matches(server.repository):
+    if matches(server.repository, server.config):
         try:
             with blipstream_client.Client(server.local_url) as client:
                 client.match(random_image(), [PROBE_TEXT])

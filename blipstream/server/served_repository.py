@@ -9,7 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from blipstream.calibration import Calibration
-from blipstream.config import ARTIFACTS, CONFIG_NAME, MATCHING, MATCHING_ARTIFACTS, CheckpointConfig, readable_configs
+from blipstream.config import (
+    ARTIFACTS,
+    CONFIG_NAME,
+    MATCHING,
+    MATCHING_ARTIFACTS,
+    CheckpointConfig,
+    misfit,
+    readable_configs,
+)
 from blipstream.defaults import over, to_parameters
 from blipstream.errors import ArtifactError, InvalidInput, ServerError
 from blipstream.options import OptionDefaults
@@ -50,14 +58,13 @@ def served_repository(
 ) -> Path:
     """A folder in the workspace that shows what is to be served of the repository, in a configuration of that name.
 
-    Models whose checkpoint has not been built are left out. The configs say the defaults and matching's calibration.
+    Models whose checkpoint has not been built are left out, and matching if it belongs to another captioner. The configs say the defaults and matching's calibration.
     Where matching shares the captioner's encoder, they name that one. At a restart the folder is made up to date. What
     has not changed is not written, for the disk may be full.
     """
     parameters = to_parameters(defaults)
     added = {TAKES_OPTIONS: _in_config(parameters), GIVES_MATCH: _in_config(_calibration(repository))}
-    encoder = match_encoder(repository, config)
-    absent = left_out(repository, encoder)
+    absent, encoder = left_out(repository, config), match_encoder(repository, config)
     name = WITH_DEFAULTS if parameters else PLAIN
     for model in sorted(repository.iterdir()):
         place = workspace.folder / name / model.name
@@ -84,34 +91,41 @@ def served_repository(
     return workspace.folder / name
 
 
-def captions(repository: Path) -> bool:
+def captions(repository: Path, config: str | None) -> bool:
     """Whether the repository has a captioner. One that has nothing is taken for it: its models say what is missing."""
-    return _is_built(repository, "decoder") or not matches(repository)
+    return _is_built(repository, "decoder") or not matches(repository, config)
 
 
-def matches(repository: Path) -> bool:
-    """Whether the repository has a retrieval checkpoint."""
-    return _is_built(repository, "matcher")
+def matches(repository: Path, config: str | None) -> bool:
+    """Whether the repository has a retrieval checkpoint that can be served in a configuration of that name."""
+    return _is_built(repository, "matcher") and not why_not_matching(repository, config)
+
+
+def why_not_matching(repository: Path, config: str | None) -> str:
+    """Why matching is not served, although it is built; empty if it is served, or has not been built."""
+    return next(filter(None, (misfit(each, repository) for each in _matchers(repository, config))), "")
 
 
 def match_encoder(repository: Path, config: str | None) -> str:
     """The model that gives matching its image_embeds: the captioner's encoder, if it is the same in that runtime."""
+    return next((each.match_config.encoder for each in _matchers(repository, config)), "match_encoder")
+
+
+def _matchers(repository: Path, config: str | None) -> list[CheckpointConfig]:
+    """What the matcher was built from that a configuration has; of a runtime that is not told, all."""
     matcher = repository / "matcher"
     named = matcher / f"configs/{config}.pbtxt"
     settings = named if named.exists() else matcher / "config.pbtxt"  # as Triton chooses
     runtime = RUNTIME.search(settings.read_text(encoding="utf-8")) if settings.exists() else None
     artifacts = readable_configs(matcher / "1", runtime[1] if runtime else MATCHING_ARTIFACTS["matcher"])
-    return next((each.match_config.encoder for each in artifacts if each.matching), "match_encoder")
+    return [each for each in artifacts if each.matching]
 
 
-def left_out(repository: Path, encoder: str) -> set[str]:
-    """The names of models that need a checkpoint that the repository has not, or an encoder that is shared.
-
-    `encoder` is the one that gives matching its image_embeds.
-    """
-    names = {model.name for model in repository.iterdir()}
-    absent = set() if captions(repository) else names - {"preprocess", *MATCHING}
-    if not matches(repository):
+def left_out(repository: Path, config: str | None) -> set[str]:
+    """The names of models that need a checkpoint that the repository has not, or an encoder that is shared."""
+    names, encoder = {model.name for model in repository.iterdir()}, match_encoder(repository, config)
+    absent = set() if captions(repository, config) else names - {"preprocess", encoder, *MATCHING}
+    if not matches(repository, config):
         absent |= {*MATCHING, *NEED_BOTH}
     elif encoder != "match_encoder":
         absent.add("match_encoder")

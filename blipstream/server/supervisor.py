@@ -22,6 +22,7 @@ from blipstream.server.diagnosis import HANG_SECONDS, SAMPLE_SECONDS, Diagnosis,
 from blipstream.server.health import Health
 from blipstream.server.metrics import Metrics
 from blipstream.server.routes import captions_by_route
+from blipstream.server.served_repository import why_not_matching
 from blipstream.server.triton import TritonServer
 
 FIRST_BACKOFF, MAX_BACKOFF = 0.5, 30.0  # seconds between attempts to start, growing twofold
@@ -76,6 +77,8 @@ class Supervisor:
                 began = time.monotonic()
                 self._start(self.server.ready_timeout, self._say_what_it_waits_for)
                 self._first_start = time.monotonic() - began
+                if why := self._left_out():
+                    self.say(why)
                 self.say("all models are ready; waiting for a first answer")
                 self.check(self.server)
                 self.health.note_caption()
@@ -124,6 +127,11 @@ class Supervisor:
         self._started = time.monotonic()
         self.health.ready = True
         self.health.why = "it is ready, and its first answer is awaited"
+
+    def _left_out(self) -> str:
+        """What is not served although it was built, and why; empty if all is."""
+        why = why_not_matching(self.server.repository, self.server.config)
+        return f"without matching: {why}" if why else ""
 
     def _watch(self) -> Fault:
         """Return once something is wrong. Raises OSError if this process itself may open no more files."""
@@ -216,6 +224,8 @@ class Supervisor:
                 fault = Fault("start_failed", f"{error}")
             else:
                 log.warning("the server is ready again, at attempt %d", attempt)
+                if why := self._left_out():
+                    log.warning(why)
                 return
 
     def _sleep(self, seconds: float) -> None:

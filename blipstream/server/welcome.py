@@ -22,7 +22,7 @@ def welcome(server: TritonServer, health_port: int) -> str:
     asks_elsewhere = server.tls or (server.local_host, server.grpc_port) != BY_DEFAULT
     url = f" --url {server.local_url}" if asks_elsewhere else ""
     image = shlex.quote(str(shown))
-    has_captions = captions(server.repository)
+    has_captions, has_matches = (has(server.repository, server.config) for has in (captions, matches))
     lines = [
         f"serving on {server.http_url} and {server.grpc_url}",
         f"metrics on {server.metrics_url}",
@@ -30,7 +30,7 @@ def welcome(server: TritonServer, health_port: int) -> str:
         "try it:",
         *([f"  {curl(server.http_url, shown)}"] if sample.exists() and has_captions else []),
         *([f"  {program()} caption {image}{url}"] if has_captions else []),
-        *([f"  {program()} match {image} 'two whales' 'a cat'{url}"] if matches(server.repository) else []),
+        *([f"  {program()} match {image} 'two whales' 'a cat'{url}"] if has_matches else []),
     ]
     name, _, _ = (served_checkpoint(server.repository) or "").partition("@")
     if name == DEMO_NAME:

@@ -21,7 +21,7 @@ from blipstream_build.cache import cached_repository, how_to_remove, other_revis
 from blipstream_build.checkpoint import Checkpoint, check_is_text
 from blipstream_build.configs import CONFIGS, Config, PlanOptions
 from blipstream_build.repository import check_is_ours, exclusive, materialise
-from blipstream_build.sharing import has_captioner, shares_encoder
+from blipstream_build.sharing import has_captioner, shares_encoder, why_not_matching
 from blipstream_build.stages import stage
 
 # What needs torch or transformers is imported where it is used: if all is up to date, none of it is
@@ -98,6 +98,8 @@ def build(
                 click.echo("\n".join(f"  {how_to_remove(other)}" for other in others))
         else:
             click.echo(f"{repository} is up to date with {checkpoint.name}")
+        if why := why_not_matching(repository):
+            click.echo(f"a server has no matching from now on: {why}")
         materialise(repository)
         if plan and artifacts[encoder].folder.exists():
             from blipstream_build.encoder_config import write_encoder_config

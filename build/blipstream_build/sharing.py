@@ -5,7 +5,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from blipstream.config import ARTIFACTS, MATCHING_ARTIFACTS, CheckpointConfig, image_encoder_of, readable_configs
+from blipstream.config import (
+    ARTIFACTS,
+    MATCHING_ARTIFACTS,
+    CheckpointConfig,
+    image_encoder_of,
+    misfit,
+    readable_configs,
+)
 from blipstream.errors import ArtifactError
 
 
@@ -19,6 +26,11 @@ def shares_encoder(repository: Path, matcher: Path) -> bool:
     with suppress(ArtifactError):
         return bool(_found(repository, "encoder")) and image_encoder_of(matcher, repository) == "encoder"
     return False
+
+
+def why_not_matching(repository: Path) -> str:
+    """Why what is there for matching does not fit the captioner any more; empty if it does, or there is nothing."""
+    return next(filter(None, (misfit(each, repository) for each in _found(repository, "matcher") if each.matching)), "")
 
 
 def with_shared_encoder(config: CheckpointConfig, repository: Path, runtime: str) -> CheckpointConfig:

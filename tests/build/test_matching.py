@@ -64,6 +64,9 @@ def test_an_encoder_that_is_shared(f32_artifacts: Path, tmp_path: Path) -> None:
     settings["vision"]["weights_hash"] = "another"
     file.write_text(json.dumps(settings))
     assert not shares_encoder(repository, artifact)
+    said = run(CHECKPOINT, repository, "--dtype", "f32").output
+    assert f"a server has no matching from now on: matching was built from {checkpoint.name}@" in said
+    assert f"now: build {checkpoint.name} again\n" in said
     with pytest.raises(ArtifactError, match=r"share a captioner's encoder, and .* has that of emoji-demo@\w+ now"):
         image_encoder_of(artifact, repository)
 

@@ -2,10 +2,12 @@
 """The images' health check, as Docker runs it."""
 
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -83,3 +85,14 @@ def test_a_queue_that_stays_full_is_one(tiny: TinyTriton) -> None:
 
     tiny.answer = refuse
     assert healthcheck(tiny.url("grpc"), 1).returncode == 1
+
+
+def test_a_server_without_a_captioner_is_asked_for_a_match(matching_artifacts: Path, tmp_path: Path) -> None:
+    repository = shutil.copytree(matching_artifacts, tmp_path / "models")
+    for model in ("encoder", "decoder"):
+        for artifact in (repository / model / "1").glob("*/"):
+            shutil.rmtree(artifact)
+    with TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
+        done = healthcheck(server.grpc_url, 30)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.fullmatch(r"match: [01]\.\d\d\n", done.stdout)

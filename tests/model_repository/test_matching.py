@@ -4,6 +4,7 @@
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
+from blipstream.config import CheckpointConfig
 from blipstream.server.canary import check_first_answers
 from blipstream.server.network import get
+from blipstream.server.supervisor import Supervisor
 from blipstream.server.triton import TritonServer
 from blipstream_build.build import build
 from tests.conftest import SAMPLES
@@ -90,6 +93,23 @@ def test_an_encoder_that_is_shared(f32_artifacts: Path, files: list[Path], tmp_p
         expected = reference.score(Image.open(files[0]), TEXTS).logit
         np.testing.assert_allclose(result.as_numpy("logit")[0], expected.numpy(), rtol=0, atol=TOLERANCE)
         assert caption(client, files[0].read_bytes())
+    encoder = repository / "encoder/1/openvino"  # of another captioner, as if one had been built
+    settings = CheckpointConfig.load(encoder)
+    replace(settings, vision=replace(settings.vision, weights_hash="another")).save(encoder)
+    said: list[str] = []
+    server = TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
+    with pytest.raises(KeyboardInterrupt):
+        Supervisor(server, say=said.append).run(lambda: stop_if_it_captions(server, files[0]))
+    (sentence,) = [each for each in said if "matching" in each]
+    assert sentence.startswith("without matching: matching was built from retrieval@")
+    assert sentence.endswith("now: build retrieval again")
+
+
+def stop_if_it_captions(server: TritonServer, file: Path) -> None:
+    with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        assert not client.is_model_ready("match")
+        assert caption(client, file.read_bytes())
+    raise KeyboardInterrupt
 
 
 def test_a_thousand_texts(triton: InferenceServerClient, files: list[Path]) -> None:

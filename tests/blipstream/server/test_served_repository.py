@@ -18,7 +18,7 @@ from blipstream.config import MATCHING, CheckpointConfig, MatchConfig, TextConfi
 from blipstream.defaults import from_operator, over
 from blipstream.errors import ServerError
 from blipstream.options import OptionDefaults
-from blipstream.server.served_repository import effective, served_repository
+from blipstream.server.served_repository import effective, served_repository, why_not_matching
 from blipstream.server.workspace import Workspace
 from tests.conftest import ROOT
 
@@ -131,6 +131,32 @@ def test_matchers_of_two_runtimes(repository: Path, workspace: Workspace) -> Non
     for config, encoder in (("cpu", "encoder"), ("cuda", "match_encoder"), (None, "match_encoder")):
         served = served_repository(repository, DEFAULTS, workspace, config)
         assert encoders(served, "match") == [encoder]
+
+
+def test_a_matcher_of_another_captioner(repository: Path, workspace: Workspace) -> None:
+    """It is left out with all that needs it, also at a restart, and one sentence says why."""
+    built(repository, "decoder")
+    built(repository, "encoder")
+    built(repository, "matcher", "encoder")
+    served = served_repository(repository, OptionDefaults(), workspace)
+    assert (served / "rerank").exists()
+    assert why_not_matching(repository, None) == ""
+    replace(CONFIG, checkpoint="y", vision=replace(CONFIG.vision, weights_hash="1")).save(
+        repository / "encoder/1/artifact"
+    )
+    assert served_repository(repository, OptionDefaults(), workspace) == served
+    assert {path.name for path in served.iterdir()} == CAPTIONING
+    assert why_not_matching(repository, None) == (
+        f"matching was built from x@0 to share a captioner's encoder, and {repository} has that of y@0 now: "
+        "build x again"
+    )
+
+
+def test_matching_keeps_an_encoder_that_is_shared(repository: Path, workspace: Workspace) -> None:
+    built(repository, "encoder")
+    built(repository, "matcher", "encoder")
+    served = served_repository(repository, OptionDefaults(), workspace)
+    assert {path.name for path in served.iterdir()} == {"preprocess", "encoder", *MATCHING} - {"match_encoder"}
 
 
 def test_a_broken_captioner_is_not_left_out(repository: Path, workspace: Workspace) -> None:
