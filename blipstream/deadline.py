@@ -4,7 +4,7 @@
 import time
 from collections.abc import Callable
 
-from blipstream.errors import TIMED_OUT, Gone, TimedOut
+from blipstream.errors import TIMED_OUT, BlipstreamError, Gone, TimedOut
 
 
 class Deadline:
@@ -29,3 +29,11 @@ class Deadline:
         if left <= 0:
             raise TimedOut(TIMED_OUT)
         return left
+
+    def why_over(self) -> BlipstreamError | None:
+        """What `left` raises; None if somebody waits."""
+        try:
+            self.left()
+        except BlipstreamError as error:
+            return error
+        return None

@@ -6,7 +6,7 @@ documents.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -155,8 +155,10 @@ class DecodingOptions:
             )
 
 
-METHODS = ("attention", "rollout", "gradient")  # of a heatmap
+GRADIENT = "gradient"
+METHODS = ("attention", "rollout", GRADIENT)  # of a heatmap
 MAX_GRADIENTS = 48  # tokens of a caption that is explained by gradients: the work grows with the square of its length
+MAX_REQUEST_GRADIENTS = 10 * MAX_GRADIENTS  # of all captions of a request
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,12 @@ class ExplainOptions:
         rows = _rows(tensors, images)
         return [cls(**{name: _scalar(name, value) for name, value in row.items()}) for row in rows]
 
-    def check_fits(self, num_layers: int, num_heads: int, num_captions: int, length: int) -> None:
+    def check_fits(
+        self, num_layers: int, num_heads: int, num_captions: int, length: int, *, is_given: bool = False
+    ) -> None:
         """Raise InvalidInput if the decoder has no such layer or head, or the request has no such caption.
 
-        `length` is how many tokens the caption may have, with its prompt.
+        `length` is how many tokens the caption may have, with its prompt; or, if it `is_given`, how many it has.
         """
         for name, value, count in (("layer", self.layer, num_layers), ("head", self.head, num_heads)):
             if not -1 <= value < count:
@@ -203,10 +207,11 @@ class ExplainOptions:
             raise InvalidInput(
                 f"caption_index must be below num_captions, which is {num_captions}, not {self.caption_index}"
             )
-        if self.method == "gradient" and length > MAX_GRADIENTS:
+        if self.method == GRADIENT and length > MAX_GRADIENTS:
+            has, remedy = ("has", "shorten it") if is_given else ("may have", "lower max_tokens or shorten the prompt")
             raise InvalidInput(
-                f"gradient is for captions of at most {MAX_GRADIENTS} tokens, and this one may have {length}: lower "
-                "max_tokens, shorten the caption, or take another method"
+                f"gradient is for captions of at most {MAX_GRADIENTS} tokens, and this one {has} {length}: {remedy}, "
+                "or take another method"
             )
 
 
@@ -460,8 +465,10 @@ class RequestOptions(NamedTuple):
 
     def check_fits(self, num_layers: int, num_heads: int) -> None:
         """Raise InvalidInput if a text decoder cannot explain so; how long prompts are is not known yet."""
-        for options, given, explain in zip(*self, strict=True):
-            explain.check_fits(num_layers, num_heads, options.num_captions, 1 if given else options.max_length(1))
+        lengths = [1 if given else options.max_length(1) for options, given in zip(self.decoding, self.given, strict=True)]
+        for options, explain, length in zip(self.decoding, self.explain, lengths, strict=True):
+            explain.check_fits(num_layers, num_heads, options.num_captions, length)
+        check_gradients(zip(self.explain, lengths, strict=True))
 
 
 def _decoding(
@@ -506,6 +513,16 @@ def given_captions(tensors: Mapping[str, Any], images: int) -> list[str | None]:
             raise InvalidInput("a given caption must have a word, and this one has none: give one, or leave it out")
         captions.append(caption)
     return captions
+
+
+def check_gradients(captions: Iterable[tuple[ExplainOptions, int]]) -> None:
+    """Raise InvalidInput if gradients would take too long for all captions of a request, given their tokens at most."""
+    tokens = sum(length for explain, length in captions if explain.method == GRADIENT)
+    if tokens > MAX_REQUEST_GRADIENTS:
+        raise InvalidInput(
+            f"gradient is for requests of at most {MAX_REQUEST_GRADIENTS} tokens in all captions, and this one may "
+            f"have {tokens:,}: send several, or take another method"
+        )
 
 
 def check_num_texts(images: int, texts: int) -> None:

@@ -26,7 +26,7 @@ from blipstream.decoding.request import Request
 from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
-from blipstream.options import DecodingOptions, ExplainOptions, OptionDefaults, RequestOptions
+from blipstream.options import DecodingOptions, ExplainOptions, OptionDefaults, RequestOptions, check_gradients
 from blipstream.text.decoder import Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
@@ -175,8 +175,13 @@ class Engine:
                 "shorten it"
             )
         if explain:
-            length = len(given_ids) if given_ids else options.max_length(len(prompt_ids))
-            explain.check_fits(text.num_layers, text.num_heads, options.num_captions, length)
+            explain.check_fits(
+                text.num_layers,
+                text.num_heads,
+                options.num_captions,
+                request.caption_length,
+                is_given=given_ids is not None,
+            )
         return request
 
     def requests(
@@ -195,6 +200,8 @@ class Engine:
             requests.append(self.request(embeds, each, request_id, trace_context, given=caption, explain=explained))
             requests[-1].rows_before = rows
             rows += each.max_rows
+        explained = [(each.explain, each.caption_length) for each in requests if each.explain]
+        check_gradients(explained)
         return requests
 
     @torch.inference_mode()

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from blipstream.config import CheckpointConfig, TextConfig
 from blipstream.decoding.request import Explanation, Request, TokenSequence
-from blipstream.options import ExplainOptions
+from blipstream.options import GRADIENT, ExplainOptions
 from blipstream.text.decoder import DecoderLayer, Recorder, Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 
-GRADIENT = "gradient"  # the method that no recorder is for
 GRADIENT_SCALE = 256  # so that f16 does not lose small ones; a heatmap is scaled anyway
 # Tokens that one step reads, so that others need not wait long for theirs. Gradients take three times as long
 MAX_TOKENS = 256
@@ -57,6 +56,7 @@ class Explainer:
         self._text = config.text
         self._side = config.vision.image_size // config.vision.patch_size  # in patches
         self._passages: list[_Passage] = []  # that wait, in the order of their arrival
+        self._least_first = False
 
     def add(self, request: Request) -> None:
         """Take a request that has its captions, or that brought one."""
@@ -78,7 +78,9 @@ class Explainer:
         gradients = [each for each in self._passages if each.method == GRADIENT and each.request.sequences]
         done = [passage for passage in chunk if passage.method != GRADIENT]
         if gradients:
-            done += self._add_gradients(gradients[0])
+            # Every other step goes to the one with the least left, so that a short one need not wait for all the others
+            self._least_first = not self._least_first
+            done += self._add_gradients(min(gradients, key=_gradients_left) if self._least_first else gradients[0])
         self._passages = [passage for passage in self._passages if passage not in done]
         return [passage.request for passage in done]
 
@@ -285,6 +287,11 @@ class _Weights:
     def context(self, layer: int, context: Tensor) -> None:  # noqa: ARG002
         """Keep a layer's context."""
         self.contexts.append(context)
+
+
+def _gradients_left(passage: _Passage) -> int:
+    """Tokens that are to be read for the words that have no gradients yet."""
+    return (len(passage.words) - len(passage.maps)) * len(passage.ids)
 
 
 def _share(number: int, count: int) -> Tensor:

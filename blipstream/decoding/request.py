@@ -122,3 +122,8 @@ class Request:
     def max_length(self) -> int:
         """The most positions that each of its rows can fill."""
         return self.options.max_length(len(self.prompt_ids))
+
+    @property
+    def caption_length(self) -> int:
+        """The most tokens that its caption can have with its prompt, or those of a given one, without the end."""
+        return self.max_length if self.given_ids is None else len(self.given_ids) - 1

@@ -53,7 +53,13 @@ class DecodingService:
         streams: bool = False,
     ) -> None:
         """Submit one image of a Triton request; `listener` gets its captions. Raises Overloaded if there is no room."""
-        self._scheduler.submit(image, listener, request.is_cancelled, streams=streams)
+        deadline = request.deadline
+
+        def is_over() -> bool:
+            return deadline.why_over() is not None
+
+        # a stream's client may wait longer for the rest than for the beginning
+        self._scheduler.submit(image, listener, request.is_cancelled if streams else is_over, streams=streams)
 
     def text_timer(self) -> TextTimer:
         """A timer for the texts of a request that has arrived now."""

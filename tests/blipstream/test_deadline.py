@@ -19,7 +19,10 @@ def test_deadline() -> None:
     time.sleep(0.001)
     with pytest.raises(TimedOut, match="Request timeout expired"):
         short.left()
+    assert isinstance(short.why_over(), TimedOut)
+    assert Deadline(0, gone.is_set).why_over() is None
     gone.set()
     for deadline in (short, Deadline(0, gone.is_set)):
         with pytest.raises(Gone, match="the client has gone"):
             deadline.left()
+        assert isinstance(deadline.why_over(), Gone)

@@ -64,7 +64,7 @@ class TritonPythonModel:
             return
         error = next((each.error for each in deltas if each.error), None)
         if error:
-            request.send_error(error)
+            request.send_error(request.deadline.why_over() or error)
         else:
             outputs = caption_outputs([image.captions for image in images])
             explanations = [image.explanation for image in images if image.explanation]

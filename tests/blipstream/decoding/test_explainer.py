@@ -264,6 +264,22 @@ def test_who_leaves_is_forgotten(engine: Engine, embeds: Tensor) -> None:
     assert leaving.explanation is None
 
 
+def test_a_short_explanation_does_not_wait_for_long_ones(engine: Engine, embeds: Tensor) -> None:
+    """It gets every other step, and a long one that came first gets the rest."""
+    way = ExplainOptions(method="gradient")
+    given = ["a cat " * 20] * 4 + ["a cat"]
+    *long, short = engine.requests(embeds[:1].expand(5, -1, -1), [DecodingOptions()] * 5, given=given, explain=[way] * 5)
+    for each in (*long, short):
+        engine.admit(each)
+    steps = []
+    while engine.rows:
+        steps += [engine.step()]
+    ends = {request: number for number, finished in enumerate(steps) for request in finished}
+    assert ends[short] <= 4
+    assert ends[long[0]] == min(ends[each] for each in long)
+    assert ends[long[0]] <= 2 * 41  # a word each, in every other step at least
+
+
 @pytest.fixture
 def scheduler(engine: Engine) -> Iterator[Scheduler]:
     scheduler = Scheduler(engine)
@@ -300,7 +316,13 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"method": "gradient"},
         {"max_tokens": 49},
-        "gradient is for captions of at most 48 tokens, and this one may have 49",
+        "gradient is for captions of at most 48 tokens, and this one may have 49: lower max_tokens or shorten the "
+        "prompt, or take another method",
+    ),
+    (
+        {"method": "gradient"},
+        {"given": "cat " * 49},
+        "gradient is for captions of at most 48 tokens, and this one has 49: shorten it, or take another method",
     ),
 ]
 
@@ -310,6 +332,21 @@ def test_refusals(engine: Engine, embeds: Tensor, way: dict[str, Any], more: dic
     options = DecodingOptions(**{name: value for name, value in more.items() if name != "given"})
     with pytest.raises(InvalidInput, match=re.escape(sentence)):
         engine.request(embeds[0], options, explain=ExplainOptions(**way), given=more.get("given"))
+
+
+def test_the_longest_caption_for_gradients(engine: Engine, embeds: Tensor) -> None:
+    """Its end is not counted, as with any caption that is given."""
+    assert engine.request(embeds[0], DecodingOptions(), explain=ExplainOptions(method="gradient"), given="cat " * 48)
+
+
+def test_gradients_of_a_whole_request(engine: Engine, embeds: Tensor) -> None:
+    way, given = ExplainOptions(method="gradient"), "cat " * 48
+    embeds = embeds[:1].expand(11, -1, -1)
+    assert engine.requests(embeds[1:], [DecodingOptions()] * 10, given=[given] * 10, explain=[way] * 10)
+    sentence = "gradient is for requests of at most 480 tokens in all captions, and this one may have 528: send several"
+    with pytest.raises(InvalidInput, match=sentence):
+        engine.requests(embeds, [DecodingOptions()] * 11, given=[given] * 11, explain=[way] * 11)
+    assert engine.requests(embeds, [DecodingOptions()] * 11, given=[given] * 11)
 
 
 def points_into(heatmap: npt.NDArray[np.float32], placement: Placement) -> bool:

@@ -75,6 +75,12 @@ def test_explanations_that_the_decoder_would_refuse(name: str, value: npt.NDArra
         load_request({"pixels": PIXELS, name: value}, Deadline(0, lambda: False), TEXT)
 
 
+def test_gradients_of_too_many_captions() -> None:
+    many = {"pixels": np.repeat(PIXELS, 17, 0), "method": np.array([[b"gradient"]] * 17, np.object_)}
+    with pytest.raises(InvalidInput, match="at most 480 tokens in all captions, and this one may have 510: send several"):
+        load_request(many, Deadline(0, lambda: False), TEXT)
+
+
 def test_defaults_are_not_for_given_captions() -> None:
     """They say how to find one."""
     given = {"pixels": PIXELS, "given_caption": np.array([[b"a cat"]], np.object_)}
