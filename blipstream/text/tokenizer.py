@@ -45,32 +45,34 @@ class Tokenizer:
 
     def encode_caption(self, caption: str) -> list[int]:
         """The ids of a finished caption, without the start token. Raises InvalidInput if a word of it is unknown."""
-        for token_id, word in (tokens := self._tokens(caption)):
-            if token_id in self._special:
-                raise InvalidInput(
-                    f"a given caption must be of words that the model knows, and {word[:SHOWN]!r} is none"
-                )
-        return [token_id for token_id, _ in tokens]
+        ids, special, _ = self._encode(caption)
+        for word in special.values():
+            raise InvalidInput(f"a given caption must be of words that the model knows, and {word[:SHOWN]!r} is none")
+        return ids
 
     def encode_text(self, text: str, name: str) -> list[int]:
         """The ids of a text, with [UNK] for words that are unknown. Errors call it `name`.
 
         Raises InvalidInput if no word of it is known, or one is a special token.
         """
-        tokens = self._tokens(text)
-        special = [(token_id, word) for token_id, word in tokens if token_id in self._special]
-        for token_id, word in special:
-            if token_id != self._unknown:
+        ids, special, rest = self._encode(text)
+        for place, word in special.items():
+            if ids[place] != self._unknown:
                 raise InvalidInput(f"{name} must be of words, and {word!r} is a token of the model's own: leave it out")
-        known = "".join(word for token_id, word in tokens if token_id not in self._special)
-        if special and not any(map(str.isalnum, known)):  # punctuation is always known
-            raise InvalidInput(f"{name} must have a word that the model knows, and {special[0][1][:SHOWN]!r} is none")
-        return [token_id for token_id, _ in tokens]
+        if special and not any(map(str.isalnum, rest)):  # punctuation is always known
+            (word, *_) = special.values()
+            raise InvalidInput(f"{name} must have a word that the model knows, and {word[:SHOWN]!r} is none")
+        return ids
 
-    def _tokens(self, text: str) -> list[tuple[int, str]]:
-        """The ids of a text, without special tokens around it, each with the characters that it stands for."""
+    def _encode(self, text: str) -> tuple[list[int], dict[int, str], str]:
+        """The ids of a text, what became special tokens in it by their places, and the rest of it."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return [(each, text[begin:end]) for each, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)]
+        ids: list[int] = encoding.ids
+        if self._special.isdisjoint(ids):
+            return ids, {}, text
+        words = [text[begin:end] for begin, end in encoding.offsets]
+        special = {place: words[place] for place, token_id in enumerate(ids) if token_id in self._special}
+        return ids, special, "".join(word for place, word in enumerate(words) if place not in special)
 
     def words(self, ids: Sequence[int]) -> tuple[list[str], list[int]]:
         """The words of the text of token ids, and for each token the number of its word, or -1 if it has none.
