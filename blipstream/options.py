@@ -465,10 +465,11 @@ class RequestOptions(NamedTuple):
 
     def check_fits(self, num_layers: int, num_heads: int) -> None:
         """Raise InvalidInput if a text decoder cannot explain so; how long prompts are is not known yet."""
-        lengths = [1 if given else options.max_length(1) for options, given in zip(self.decoding, self.given, strict=True)]
-        for options, explain, length in zip(self.decoding, self.explain, lengths, strict=True):
-            explain.check_fits(num_layers, num_heads, options.num_captions, length)
-        check_gradients(zip(self.explain, lengths, strict=True))
+        captions = []
+        for options, given, explain in zip(*self, strict=True):
+            captions.append((explain, 1 if given else options.max_length(1)))
+            explain.check_fits(num_layers, num_heads, options.num_captions, captions[-1][1])
+        check_gradients(captions)
 
 
 def _decoding(

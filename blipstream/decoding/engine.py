@@ -200,8 +200,7 @@ class Engine:
             requests.append(self.request(embeds, each, request_id, trace_context, given=caption, explain=explained))
             requests[-1].rows_before = rows
             rows += each.max_rows
-        explained = [(each.explain, each.caption_length) for each in requests if each.explain]
-        check_gradients(explained)
+        check_gradients((each.explain, each.caption_length) for each in requests if each.explain)
         return requests
 
     @torch.inference_mode()

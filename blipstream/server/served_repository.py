@@ -58,9 +58,9 @@ def served_repository(
 ) -> Path:
     """A folder in the workspace that shows what is to be served of the repository, in a configuration of that name.
 
-    Models whose checkpoint has not been built are left out, and matching if it belongs to another captioner. The configs say the defaults and matching's calibration.
-    Where matching shares the captioner's encoder, they name that one. At a restart the folder is made up to date. What
-    has not changed is not written, for the disk may be full.
+    Models whose checkpoint has not been built are left out, and matching if it belongs to another captioner. The
+    configs say the defaults and matching's calibration. Where matching shares the captioner's encoder, they name that
+    one. At a restart the folder is made up to date. What has not changed is not written, for the disk may be full.
     """
     parameters = to_parameters(defaults)
     added = {TAKES_OPTIONS: _in_config(parameters), GIVES_MATCH: _in_config(_calibration(repository))}

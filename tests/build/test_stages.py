@@ -49,9 +49,7 @@ def test_a_short_stage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("error", "ending"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")])
-def test_a_stage_that_ends_early(
-    capsys: pytest.CaptureFixture[str], error: type[BaseException], ending: str
-) -> None:
+def test_a_stage_that_ends_early(capsys: pytest.CaptureFixture[str], error: type[BaseException], ending: str) -> None:
     with pytest.raises(error, match="why"), stage("looking"):
         raise error("why")
     assert capsys.readouterr().out == f"looking ... {ending}\n"

@@ -267,8 +267,8 @@ def test_who_leaves_is_forgotten(engine: Engine, embeds: Tensor) -> None:
 def test_a_short_explanation_does_not_wait_for_long_ones(engine: Engine, embeds: Tensor) -> None:
     """It gets every other step, and a long one that came first gets the rest."""
     way = ExplainOptions(method="gradient")
-    given = ["a cat " * 20] * 4 + ["a cat"]
-    *long, short = engine.requests(embeds[:1].expand(5, -1, -1), [DecodingOptions()] * 5, given=given, explain=[way] * 5)
+    given, images = ["a cat " * 20] * 4 + ["a cat"], embeds[:1].expand(5, -1, -1)
+    *long, short = engine.requests(images, [DecodingOptions()] * 5, given=given, explain=[way] * 5)
     for each in (*long, short):
         engine.admit(each)
     steps = []
