@@ -91,12 +91,12 @@ def served_repository(
     return workspace.folder / name
 
 
-def captions(repository: Path, config: str | None) -> bool:
+def captions(repository: Path, config: str | None = None) -> bool:
     """Whether the repository has a captioner. One that has nothing is taken for it: its models say what is missing."""
     return _is_built(repository, "decoder") or not matches(repository, config)
 
 
-def matches(repository: Path, config: str | None) -> bool:
+def matches(repository: Path, config: str | None = None) -> bool:
     """Whether the repository has a retrieval checkpoint that can be served in a configuration of that name."""
     return _is_built(repository, "matcher") and not why_not_matching(repository, config)
 

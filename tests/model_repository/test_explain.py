@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from tritonclient.grpc import InferenceServerClient, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
 from blipstream.server.triton import TritonServer
 from tests.support.triton_requests import infer, refusal, tensor, words
@@ -135,3 +136,14 @@ REFUSED = {
 @pytest.mark.parametrize("sentence", REFUSED)
 def test_refusals(triton: InferenceServerClient, images: npt.NDArray[np.object_], sentence: str) -> None:
     assert sentence in refusal(triton, "explain", image=images[:1], **REFUSED[sentence])
+
+
+def test_it_ends_when_its_time_is_up(triton: InferenceServerClient, image_embeds: npt.NDArray[np.float16]) -> None:
+    """Its client has gone, or has stopped listening, and others wait."""
+    inputs = {
+        "image_embeds": np.repeat(image_embeds[:1], 10, 0),
+        "given_caption": words(*[b"cat " * 48] * 10),
+        "method": words(*[b"gradient"] * 10),
+    }
+    with pytest.raises(InferenceServerException, match="Request timeout expired"):
+        triton.infer("decoder", [tensor(*each) for each in inputs.items()], timeout=200_000)  # microseconds

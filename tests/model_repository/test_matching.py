@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matching and embeddings through the real server, beside a captioner."""
 
+import json
 import shutil
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from blipstream.server.triton import TritonServer
 from blipstream_build.build import build
 from tests.conftest import SAMPLES
 from tests.support.retrieval import RetrievalReference, save_retrieval_checkpoint
-from tests.support.triton_requests import caption, infer, refusal, words
+from tests.support.triton_requests import caption, infer, post, refusal, words
 
 # f16 between the encoder and the matcher rounds image_embeds; all else is f32
 TOLERANCE = 1e-3
@@ -142,6 +145,33 @@ def test_texts_that_are_refused(
     sentence: str,
 ) -> None:
     assert sentence in refusal(triton, "match", image=words(files[0].read_bytes()), text=text)
+
+
+def test_texts_of_all_images_are_counted(triton: InferenceServerClient) -> None:
+    """Before the images are loaded: these are none."""
+    images, texts = words(*[b"no image"] * 11), rows(*[["a"] * 91] * 11)
+    sentence = "[invalid_input] a request must have at most 1,000 texts, not 1,001: send several"
+    assert sentence in refusal(triton, "match", image=images, text=texts)
+    image_embeds = np.zeros((11, 145, 192), np.float16)
+    assert sentence in refusal(triton, "matcher", image_embeds=image_embeds, text=texts)
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "sentence"),
+    [
+        ("match", {"text": "a", "num_beams": 3}, "no input 'num_beams': there are image, resize_mode, text, truncate"),
+        ("match", {"text": "a", "truncat": True}, "there is no input 'truncat': did you mean truncate?"),
+        ("embed_image", {"num_beams": 3}, "there is no input 'num_beams': there are image, resize_mode"),
+        ("embed_text", {"text": "a", "num_beams": 3}, "there is no input 'num_beams': there are text, truncate"),
+        ("embed_text", {"text": ["a", "b"]}, "text must be one text to be embedded, not 2: send several requests"),
+    ],
+)
+def test_what_json_gets_wrong(
+    matching_server: TritonServer, files: list[Path], model: str, body: dict[str, Any], sentence: str
+) -> None:
+    image = {} if model == "embed_text" else {"image": b64encode(files[0].read_bytes()).decode()}
+    status, answer = post(matching_server, f"{model}/generate", image | body)
+    assert (status, json.loads(answer)["error"].endswith(sentence)) == (400, True), answer
 
 
 def test_truncate(triton: InferenceServerClient, files: list[Path]) -> None:

@@ -4,8 +4,6 @@
 import base64
 import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +14,7 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from blipstream.server.triton import TritonServer
-from tests.support.triton_requests import Streams, caption, infer, refusal, tensor, words
+from tests.support.triton_requests import Streams, caption, infer, post, refusal, tensor, words
 
 PIXELS = np.zeros((1, 192, 192, 3), np.uint8)
 EMBEDS = np.zeros((1, 145, 192), np.float16)
@@ -31,18 +29,6 @@ INPUTS: dict[str, dict[str, npt.NDArray[Any]]] = {
 def triton(server: TritonServer) -> Iterator[InferenceServerClient]:
     with InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
         yield client
-
-
-def post(server: TritonServer, path: str, body: dict[str, Any]) -> tuple[int, str]:
-    question = urllib.request.Request(
-        f"{server.http_url}/v2/models/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(question) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests to a running Triton with NVIDIA's own client, in a line each."""
 
+import json
+import urllib.error
+import urllib.request
 from queue import SimpleQueue
 from typing import Any
 
@@ -50,6 +53,19 @@ def failure(triton: InferenceServerClient, model: str, /, **inputs: npt.NDArray[
         infer(triton, model, **inputs)
     assert caught.value.status() == "StatusCode.INTERNAL"
     return str(caught.value.message())
+
+
+def post(server: TritonServer, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    """The status and the body that a model's route answers to JSON."""
+    question = urllib.request.Request(
+        f"{server.http_url}/v2/models/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(question) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 class Streams:
