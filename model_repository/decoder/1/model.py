@@ -64,7 +64,8 @@ class TritonPythonModel:
             return
         error = next((each.error for each in deltas if each.error), None)
         if error:
-            request.send_error(request.deadline.why_over() or error)
+            error = request.deadline.why_over() or error  # a moment later, since its time may have been up at once
+            self.instance.refusals.put(partial(request.send_error, error))
         else:
             outputs = caption_outputs([image.captions for image in images])
             explanations = [image.explanation for image in images if image.explanation]
