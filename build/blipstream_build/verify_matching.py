@@ -51,7 +51,7 @@ def verify_matching(
     embeds = their_embeds.half()  # as between Triton's models
     captions = json.loads((images[0].parent / "captions.json").read_text(encoding="utf-8"))
     texts = [captions[path.name] for path in images]
-    read = matcher.reader.read([text.encode() for text in texts])
+    read = [matcher.reader.read_caption(text.encode()) for text in texts]  # whatever language the checkpoint speaks
     jobs = [Job(read, embed.numpy()) for embed in embeds]
     matcher.finish(jobs)
     logits, embeddings = [], []
