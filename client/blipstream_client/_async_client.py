@@ -110,7 +110,7 @@ class AsyncClient(BaseClient):
             with with_request_id(request.request_id):
                 outputs = await self._send(transport, request, deadline)
                 resize_mode = options.get("resize_mode") or await self._default_resize_mode(transport, deadline)
-                return parse_explanation(outputs, encoded, resize_mode)
+                return parse_explanation(outputs, encoded, resize_mode, options.get("caption_index"))
 
     async def match(
         self,

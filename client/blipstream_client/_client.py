@@ -103,7 +103,7 @@ class Client(BaseClient):
             with with_request_id(request.request_id):
                 outputs = _send(self._transport, request, deadline)
                 resize_mode = options.get("resize_mode") or self._default_resize_mode(deadline)
-                return parse_explanation(outputs, encoded, resize_mode)
+                return parse_explanation(outputs, encoded, resize_mode, options.get("caption_index"))
 
     def match(
         self,

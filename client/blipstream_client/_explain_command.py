@@ -8,10 +8,9 @@ import click
 from blipstream_client._cli_options import check_picture
 from blipstream_client._cli_output import print_explanation
 from blipstream_client._exceptions import InvalidRequest
-from blipstream_client._explanation import Explanation
+from blipstream_client._explanation import ANIMATION, Explanation
 from blipstream_client._notices import say
 
-ANIMATION = ".gif"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ANIMATION)  # of files that it writes
 
 

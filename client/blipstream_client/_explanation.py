@@ -2,7 +2,9 @@
 """Where the model looked for each word of a caption: the heatmaps, and pictures of them."""
 
 import os
-from dataclasses import dataclass, field
+import unicodedata
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,15 @@ from blipstream_client._exceptions import InvalidImage, InvalidRequest, ServerEr
 from blipstream_client._tensors import Tensors
 from blipstream_client._text import excerpt, quoted
 
+ANIMATION = ".gif"
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """A caption, and for each of its words where the model looked. As text, it is the caption's own."""
 
-    caption: Caption
-    words: tuple[str, ...]  # of the caption that is explained; joined with spaces, they are its text
+    caption: Caption  # the one that is explained. Its alternatives are the others, if num_captions asked for them
+    words: tuple[str, ...]  # joined with spaces, they are its text
     attention: npt.NDArray[np.float32] = field(repr=False)  # [W, P, P]: the share of each of P x P patches, 1 in all
     image: bytes = field(repr=False)  # the file that was sent
     resize_mode: str = "stretch"  # how the image was fitted to the model's square, which the patches divide
@@ -32,24 +36,37 @@ class Explanation:
     def overlay(self, word: str | int) -> Image.Image:
         """The image in grey, with color where the model looked for a word.
 
-        The word is given as in `words`, or by its number, from 0 on. Several words that follow each other, such as
-        "alarm clock", share one picture. Raises InvalidRequest if the caption has no such word.
+        The word is given by its letters, in any case, or by its number, from 0 on. Several words that follow each
+        other, such as "alarm clock", share one picture. Raises InvalidRequest if the caption has no such word, and
+        InvalidImage if the image cannot be drawn on.
         """
-        return _pictures.overlay(self._picture(), self.attention[self._places(word)].mean(0), self.resize_mode)
+        places = self._places(word)
+        return _pictures.overlay(self._picture(), self.attention[places].mean(0), self.resize_mode)
 
     def strip(self) -> Image.Image:
-        """The image, and the overlays of all words, with the words beneath."""
+        """The image, and the overlays of all words, with the words beneath.
+
+        Raises InvalidRequest if the caption has no words, and InvalidImage if the image cannot be drawn on.
+        """
         return _pictures.strip(self._picture(), self.words, list(self.attention), self.resize_mode)
 
     def save_gif(self, path: str | os.PathLike[str]) -> None:
-        """Write an animation that goes through the caption word by word. Raises OSError if it cannot be written."""
-        if not self.words:
-            raise InvalidRequest("The caption has no words to show: ask for more tokens")
+        """Write an animation that goes through the caption word by word, to a file that ends in .gif.
+
+        Raises InvalidRequest if that is no such file, or cannot be written, and as `strip` does.
+        """
+        if not isinstance(path, str | os.PathLike) or Path(path).suffix.lower() != ANIMATION:
+            raise InvalidRequest(f"path must be that of a file that ends in {ANIMATION}, got {quoted(path)}")
         frames = _pictures.animation(self._picture(), self.words, list(self.attention), self.resize_mode)
-        with Path(path).open("wb") as file:
-            _pictures.save_animation(frames, file)
+        try:
+            with Path(path).open("wb") as file:
+                _pictures.save_animation(frames, file)
+        except (OSError, ValueError) as exc:  # ValueError: the path has a zero byte
+            raise InvalidRequest(f"Cannot write {quoted(path)}: {getattr(exc, 'strerror', None) or exc}") from exc
 
     def _picture(self) -> Image.Image:
+        """What to draw on. Raises InvalidRequest if there is nothing to draw, and InvalidImage."""
+        self._check_words()
         try:
             return _pictures.upright_picture(self.image)
         except Exception as exc:  # on bad data PIL raises nearly every built-in type
@@ -57,26 +74,37 @@ class Explanation:
                 f"The server could read the image, but it cannot be drawn on here: {excerpt(exc)}"
             ) from exc
 
+    def _check_words(self) -> None:
+        if not self.words:
+            raise InvalidRequest("The caption is empty, so there is no word to show: explain another one")
+
     def _places(self, word: str | int) -> list[int]:
         """The numbers of a word, or of words that follow each other."""
-        if isinstance(word, int):
+        if not isinstance(word, str | Integral) or isinstance(word, bool):
+            raise InvalidRequest(f"word must be a word of the caption, or its number, got {quoted(word)}")
+        self._check_words()
+        if isinstance(word, Integral):
             if -len(self.words) <= word < len(self.words):
-                return [word]
-            raise InvalidRequest(f"The caption has {len(self.words)} words, so there is no number {word}")
-        wanted = word.lower().split()
-        for begin in range(len(self.words)):
-            if wanted and [each.lower() for each in self.words[begin : begin + len(wanted)]] == wanted:
-                return [*range(begin, begin + len(wanted))]
+                return [int(word)]
+            raise InvalidRequest(f"The caption has {len(self.words)} words, so there is no number {quoted(word)}")
+        split = _without_punctuation if _without_punctuation(word) else str.split
+        wanted, parts = split(word), [(number, part) for number, each in enumerate(self.words) for part in split(each)]
+        for begin in range(len(parts)):
+            found = parts[begin : begin + len(wanted)]
+            if wanted and [part for _, part in found] == wanted:
+                return [*range(found[0][0], found[-1][0] + 1)]
         raise InvalidRequest(f"The caption has no {quoted(word)}; its words are {excerpt(', '.join(self.words), 200)}")
 
 
-def parse_explanation(tensors: Tensors, image: bytes, resize_mode: str) -> Explanation:
+def parse_explanation(tensors: Tensors, image: bytes, resize_mode: str, index: int | None) -> Explanation:
     """From the tensors of `parse_caption`, and `words` BYTES [1, W] and `attention` FP32 [1, W, P, P].
 
-    Raises ServerError if one is missing.
+    `index` is that of the caption that is explained; None is 0. Raises ServerError if one is missing.
     """
-    caption = parse_caption(tensors)
+    best = parse_caption(tensors)
     try:
+        captions = [replace(best, alternatives=()), *best.alternatives]
+        caption = replace(captions.pop(index or 0), alternatives=tuple(captions))
         (words,) = tensors["words"].tolist()
         (attention,) = tensors["attention"]
         if attention.ndim != 3 or len(attention) != len(words):
@@ -87,3 +115,8 @@ def parse_explanation(tensors: Tensors, image: bytes, resize_mode: str) -> Expla
         raise ServerError(
             f"Expected words of shape [1, W] and attention of shape [1, W, P, P], got {shapes}: does the model explain?"
         ) from exc
+
+
+def _without_punctuation(text: str) -> list[str]:
+    """The parts of a text between spaces, punctuation and symbols, whatever their case: the model reads them apart."""
+    return "".join(" " if unicodedata.category(each)[0] in "PSZC" else each for each in text.casefold()).split()

@@ -13,6 +13,7 @@ from blipstream_client._images import opened
 Heatmap = npt.NDArray[np.float32]  # [P, P] over what the model saw, or [H, W] over a picture
 
 LARGEST, SMALLEST = 1024, 384  # pixels of a picture's longer side
+LONGEST = 32  # times as long as wide: a line shows nothing
 TILE = 256  # pixels of the longer side in a sheet
 COLUMNS = (5, 4, 3)  # of a sheet: the first of those that leave the fewest places empty
 FRAME = 480  # pixels of the longer side in an animation
@@ -40,9 +41,12 @@ FULL = 4.0  # times as much as an even spread: weaker heatmaps do not get the st
 def upright_picture(encoded: bytes) -> Image.Image:
     """The picture in RGB, as its EXIF orientation says, on white where it is transparent, in a size to draw on.
 
-    Raises any of PIL's exceptions.
+    Raises any of PIL's exceptions, and ValueError if it is almost a line.
     """
     with opened(encoded) as image:
+        if max(image.size) > LONGEST * min(image.size):
+            width, height = image.size
+            raise ValueError(f"{width} x {height} pixels is thinner than 1 to {LONGEST}: crop it")
         image.draft("RGB", (LARGEST, LARGEST))  # JPEG files can be decoded smaller, and much faster
         picture = ImageOps.exif_transpose(image)
     if picture.has_transparency_data:

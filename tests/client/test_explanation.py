@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,6 +17,7 @@ from PIL import Image
 from blipstream.options import EXPLAIN_OPTIONS, GIVEN_CAPTION, ExplainOptions
 from blipstream_client import AsyncClient, Client, Explanation, InvalidImage, InvalidRequest, ServerError
 from blipstream_client import ExplainOptions as ClientOptions
+from blipstream_client import _pictures as pictures
 from blipstream_client._explain_options import ALL_OPTIONS, explain_tensors
 from blipstream_client._explanation import parse_explanation
 from blipstream_client._info import resize_mode_of
@@ -43,7 +45,7 @@ def tensors(*words: bytes) -> Tensors:
 
 @pytest.fixture
 def explanation(jpeg: bytes) -> Explanation:
-    return parse_explanation(tensors(b"a", b"dog", b"on", b"a", b"blue", b"car"), jpeg, "stretch")
+    return parse_explanation(tensors(b"a", b"dog", b"on", b"a", b"blue", b"car"), jpeg, "stretch", None)
 
 
 def test_what_it_says(explanation: Explanation) -> None:
@@ -67,7 +69,30 @@ def test_words_are_found(explanation: Explanation) -> None:
     assert both[1, 0] == both[1, 1] == 0.5
 
 
-@pytest.mark.parametrize("word", ["cat", "", "dog a", "car on", 6, -7])
+@pytest.mark.parametrize(
+    ("wanted", "number"),
+    [
+        ("bus", 1),
+        ("bus,", 1),
+        ("BUS!", 1),
+        ("alarm-clock", slice(3, 6)),
+        ("alarm - clock", slice(3, 6)),
+        ("alarm clock", slice(3, 6)),
+        ("-", 4),
+        ("clock", 5),
+        (np.int64(3), 3),
+    ],
+)
+def test_punctuation_hides_no_word(jpeg: bytes, wanted: str | int, number: int | slice) -> None:
+    """The model reads "alarm-clock" as three words."""
+    words = [b"a", b"bus,", b"an", b"alarm", b"-", b"clock", b"and", b"\xe0\xa4\x95\xe0\xa4\xbf"]
+    explanation = parse_explanation(tensors(*words), jpeg, "stretch", None)
+    heatmap = explanation.attention[number].reshape(-1, 4, 4).mean(0)
+    drawn = pictures.overlay(pictures.upright_picture(jpeg), heatmap, "stretch")
+    np.testing.assert_array_equal(np.asarray(explanation.overlay(wanted)), np.asarray(drawn))
+
+
+@pytest.mark.parametrize("word", ["cat", "", "dog a", "car on", "a.dog.a", "-", 6, -7, 10**400])
 def test_words_that_it_does_not_have(explanation: Explanation, word: str | int) -> None:
     with pytest.raises(
         InvalidRequest, match=r"its words are a, dog, on, a, blue, car|has 6 words, so there is no number"
@@ -75,17 +100,60 @@ def test_words_that_it_does_not_have(explanation: Explanation, word: str | int) 
         explanation.overlay(word)
 
 
+@pytest.mark.parametrize("word", [None, True, 1.0, (0, 1), b"dog", np.bool_(True)])
+def test_what_is_no_word(explanation: Explanation, word: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^word must be a word of the caption, or its number, got "):
+        explanation.overlay(word)
+
+
 def test_a_caption_without_words(jpeg: bytes, tmp_path: Path) -> None:
-    empty = parse_explanation(tensors(), jpeg, "stretch")
+    empty = parse_explanation(tensors(), jpeg, "stretch", None)
     assert empty.words == ()
-    assert empty.strip().size
-    with pytest.raises(InvalidRequest, match="no words to show"):
-        empty.save_gif(tmp_path / "a.gif")
+    for draw in (empty.strip, lambda: empty.save_gif(tmp_path / "a.gif"), lambda: empty.overlay("a")):
+        with pytest.raises(InvalidRequest, match="The caption is empty, so there is no word to show"):
+            draw()
+    assert not (tmp_path / "a.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("nofolder/a.gif", "Cannot write 'nofolder/a.gif': No such file or directory"),
+        ("a\0.gif", "Cannot write 'a.x00.gif': embedded null byte"),
+        ("a.png", "path must be that of a file that ends in .gif, got 'a.png'"),
+        (None, "path must be that of a file that ends in .gif, got None"),
+        (7, "path must be that of a file that ends in .gif, got 7"),
+    ],
+)
+def test_where_no_animation_can_be_written(explanation: Explanation, path: Any, sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{sentence}$"):
+        explanation.save_gif(path)
+
+
+def test_the_caption_is_the_one_that_is_explained(jpeg: bytes) -> None:
+    answer = tensors(b"a", b"dog") | {
+        "caption": np.array([[b"a cat", b"a dog", b""]], np.object_),
+        "score": np.array([[-1, -2, -3]], np.float32),
+        "num_tokens": np.array([[2, 1, 1]], np.int32),
+        "token_scores": np.array([[[-0.5, -0.5], [-2, 0], [-3, 0]]], np.float32),
+    }
+    explanation = parse_explanation(answer, jpeg, "stretch", 1)
+    assert str(explanation) == " ".join(explanation.words) == "a dog"
+    assert (explanation.caption.score, explanation.caption.token_scores) == (-2, (-2,))
+    assert [(each.text, each.alternatives) for each in explanation.caption.alternatives] == [("a cat", ()), ("", ())]
+    with pytest.raises(ServerError, match=r"^Expected "):
+        parse_explanation(answer, jpeg, "stretch", 3)
+
+
+def test_a_line_is_not_drawn_on() -> None:
+    Image.new("RGB", (1, 5000)).save(file := BytesIO(), "PNG")
+    with pytest.raises(InvalidImage, match="it cannot be drawn on here: 1 x 5000 pixels is thinner than 1 to 32: crop"):
+        parse_explanation(tensors(b"a"), file.getvalue(), "stretch", None).strip()
 
 
 def test_a_file_that_cannot_be_drawn_on() -> None:
     with pytest.raises(InvalidImage, match="it cannot be drawn on here"):
-        parse_explanation(tensors(b"a"), b"no image", "stretch").strip()
+        parse_explanation(tensors(b"a"), b"no image", "stretch", None).strip()
 
 
 @pytest.mark.parametrize("missing", ["words", "attention", "caption"])
@@ -93,7 +161,7 @@ def test_a_model_that_does_not_explain(missing: str) -> None:
     answer = tensors(b"a")
     del answer[missing]
     with pytest.raises(ServerError, match=r"^Expected "):
-        parse_explanation(answer, b"", "stretch")
+        parse_explanation(answer, b"", "stretch", None)
 
 
 def test_options_are_those_of_the_server() -> None:
@@ -160,6 +228,21 @@ def test_explain(url: str, kind: str, samples: dict[str, str]) -> None:
     assert right[6:].sum() > right[:6].sum()
 
 
+def test_another_than_the_best_caption(url: str, kind: str) -> None:
+    options: dict[str, Any] = {"num_beams": 3, "num_captions": 3, "caption_index": 2}
+
+    async def ask() -> Explanation:
+        async with AsyncClient(url) as client:
+            return await client.explain(SAMPLES / CLOCK, **options)
+
+    with Client(url) as client:
+        best = client.caption(SAMPLES / CLOCK, num_beams=3, num_captions=3)
+        found = asyncio.run(ask()) if kind == "async" else client.explain(SAMPLES / CLOCK, **options)
+    third = best.alternatives[1].text
+    assert str(found) == found.caption.text == " ".join(found.words) == third != best.text
+    assert [each.text for each in found.caption.alternatives] == [best.text, best.alternatives[0].text]
+
+
 def test_a_streams_caption(url: str) -> None:
     with Client(url) as client:
         *_, last = client.stream(SAMPLES / CLOCK)
@@ -202,6 +285,15 @@ def test_the_command_line(url: str, samples: dict[str, str], tmp_path: Path) -> 
     found = json.loads(done.stdout)
     assert (found["caption"], found["words"]) == ("a watch", ["a", "watch"])
     assert np.array(found["attention"]).shape == (2, 12, 12)
+
+
+def test_the_command_line_prints_the_caption_that_is_explained(url: str) -> None:
+    image = str(SAMPLES / CLOCK)
+    arguments = [image, "--url", url, "--num-beams", "3", "--num-captions", "3", "--caption-index", "2"]
+    found = json.loads(blipstream(*arguments, "--json").stdout)
+    assert found["caption"] == " ".join(found["words"])
+    assert found["caption"] not in [each["caption"] for each in found["alternatives"]]
+    assert blipstream(*arguments).stdout == f"{image}: {found['caption']}\n"
 
 
 def test_a_word_that_the_caption_does_not_have(url: str, tmp_path: Path) -> None:
