@@ -3,11 +3,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, Unpack
 
+from blipstream_client._arguments import checks_names
 from blipstream_client._balancing import AsyncBalancedTransport
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, LOOK_SECONDS, MODELS, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
@@ -24,6 +25,7 @@ from blipstream_client._matches import (
     MATCH,
     Embedding,
     Matches,
+    listed,
     parse_embedding,
     parse_matches,
     text_tensors,
@@ -48,16 +50,19 @@ class AsyncClient(BaseClient):
     ) -> None:
         await self.aclose()
 
+    @checks_names
     async def aclose(self) -> None:
         """Hang up. Requests of other tasks end with RequestCancelled."""
         self._hang_up()
         if self._transport is not None:
             await self._transport.aclose()
 
+    @checks_names
     async def is_ready(self) -> bool:
         """Whether a server answers and its model can serve."""
         return await self._opened().is_ready(self._model, self._deadline(None))
 
+    @checks_names
     async def info(self) -> ServerInfo:
         """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
         deadline, transport = self._deadline(None), self._opened()
@@ -112,10 +117,11 @@ class AsyncClient(BaseClient):
                 resize_mode = options.get("resize_mode") or await self._default_resize_mode(transport, deadline)
                 return parse_explanation(outputs, encoded, resize_mode, options.get("caption_index"))
 
+    @checks_names
     async def match(
         self,
         image: ImageLike,
-        texts: Sequence[str],
+        texts: Iterable[str] | AsyncIterable[str],
         *,
         truncate: bool | None = None,
         resize_mode: str | None = None,
@@ -123,15 +129,18 @@ class AsyncClient(BaseClient):
     ) -> Matches:
         """How well each of the texts, at most 1,000, matches an image, in their order.
 
-        The image is as for `caption`. A text that is too long for the model is refused, or cut with `truncate`.
+        The image is as for `caption`. The texts may come from any iterable, an asynchronous one, too. A text that is too long for the model is refused, or cut with `truncate`.
         `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises BlipstreamError, ModelNotReady if the
         server has no retrieval checkpoint.
         """
-        inputs = text_tensors(texts, truncate) | option_tensors({"resize_mode": resize_mode})
+        given = [text async for text in texts] if isinstance(texts, AsyncIterable) else listed(texts)
+        inputs = text_tensors(given, truncate) | option_tensors({"resize_mode": resize_mode})
         deadline = self._deadline(timeout)
         with about(image):
-            return parse_matches(texts, await self._ask(MATCH, inputs, deadline, image))
+            inputs["image"] = image_tensor(await asyncio.to_thread(self._encoded, image, deadline))
+            return parse_matches(given, await self._ask(MATCH, inputs, deadline))
 
+    @checks_names
     async def embed_image(
         self, image: ImageLike, *, resize_mode: str | None = None, timeout: float | None = None
     ) -> Embedding:
@@ -142,8 +151,10 @@ class AsyncClient(BaseClient):
         inputs = option_tensors({"resize_mode": resize_mode})
         deadline = self._deadline(timeout)
         with about(image):
-            return parse_embedding(await self._ask(EMBED_IMAGE, inputs, deadline, image))
+            inputs["image"] = image_tensor(await asyncio.to_thread(self._encoded, image, deadline))
+            return parse_embedding(await self._ask(EMBED_IMAGE, inputs, deadline))
 
+    @checks_names
     async def embed_text(self, text: str, *, truncate: bool | None = None, timeout: float | None = None) -> Embedding:
         """The embedding of a text: f32 [256], of length 1. Raises BlipstreamError."""
         return parse_embedding(await self._ask(EMBED_TEXT, text_tensors([text], truncate), self._deadline(timeout)))
@@ -172,7 +183,7 @@ class AsyncClient(BaseClient):
         At most `max_in_flight` images are taken ahead of the one whose result is awaited. `timeout` is in seconds for
         each image. Raises InvalidRequest for wrong options or a single image, before it takes any.
         """
-        tensors = checked_many(images, max_in_flight, options)
+        tensors = checked_many(images, max_in_flight, options, ("__iter__", "__aiter__"))
         self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._caption_many(images, max_in_flight, tensors, timeout)
 
@@ -227,11 +238,8 @@ class AsyncClient(BaseClient):
         with with_request_id(request.request_id):
             return parse_caption(await self._send(transport, request, deadline))
 
-    async def _ask(self, model: str, inputs: Tensors, deadline: Deadline, image: ImageLike | None = None) -> Tensors:
-        """A model's outputs, given its inputs and perhaps an image."""
+    async def _ask(self, model: str, inputs: Tensors, deadline: Deadline) -> Tensors:
         transport = self._opened()
-        if image is not None:
-            inputs = {"image": image_tensor(await asyncio.to_thread(self._encoded, image, deadline))} | inputs
         request = InferRequest(model, inputs)
         with with_request_id(request.request_id):
             return await self._send(transport, request, deadline)

@@ -10,6 +10,7 @@ from types import NoneType
 
 from PIL.Image import Image
 
+from blipstream_client._arguments import checks_names
 from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address, RoundRobin, parse_urls
 from blipstream_client._errors import cancelled, model_missing
@@ -17,7 +18,7 @@ from blipstream_client._exceptions import InvalidCertificate, InvalidImage, Inva
 from blipstream_client._fetch import MAX_SECONDS, fetch, is_url
 from blipstream_client._images import ImageLike, encode, shrink
 from blipstream_client._network import AbortableBackend
-from blipstream_client._options import option_tensors
+from blipstream_client._options import in_utf8, option_tensors
 from blipstream_client._requests import InferRequest, StreamRequest
 from blipstream_client._rerank_options import ALL_OPTIONS, RERANK_OPTIONS, RerankOptions
 from blipstream_client._retries import RetryPolicy
@@ -61,6 +62,7 @@ CHECKS_PER_TIMEOUT = 3  # of a silent connection: Triton hangs up on a client th
 class BaseClient:
     """What both clients know: the server's addresses, the model, and how to read an image."""
 
+    @checks_names
     def __init__(
         self,
         url: str = DEFAULT_URL,
@@ -101,6 +103,7 @@ class BaseClient:
         _check_kind("headers", headers, (Mapping, NoneType), "a mapping of names to values")
         _check_kind("allow_private_urls", allow_private_urls, bool, "True or False")
         self._addresses = parse_urls(url)
+        in_utf8(model, "model must be text")
         self._model = model
         self._timeout = _positive("timeout", timeout)
         self._max_side = max_side if max_side is None else _at_least(1, "max_side", max_side)
@@ -171,13 +174,21 @@ class BaseClient:
         return StreamRequest(f"{self._model}_stream", {"image": image_tensor(encoded), **options})
 
 
-def checked_many(images: object, max_in_flight: int, options: RerankOptions) -> Tensors:
-    """The option tensors for many requests. Raises InvalidRequest, also if `images` is a single image."""
+def checked_many(
+    images: object, max_in_flight: int, options: RerankOptions, protocols: Sequence[str] = ("__iter__", "__getitem__")
+) -> Tensors:
+    """The option tensors for many requests. Raises InvalidRequest, also if `images` is a single image.
+
+    `protocols` are the methods of which one gives the images.
+    """
     single = (str, bytes, bytearray, memoryview, AnyPath, Image)
     if isinstance(images, single) or hasattr(images, "read"):
         raise InvalidRequest(f"Expected several images, got one {type(images).__name__}: put it in a list")
+    if not any(hasattr(images, method) for method in protocols) or getattr(images, "ndim", 1) < 1:
+        remedy = ", or let AsyncClient have it" if hasattr(images, "__aiter__") else ""
+        raise InvalidRequest(f"images must be several, such as a list, got {quoted(images)}{remedy}")
     _at_least(1, "max_in_flight", max_in_flight)
-    return option_tensors(options, ALL_OPTIONS)
+    return option_tensors(options, ALL_OPTIONS, ("max_in_flight", "timeout"))
 
 
 def _check_kind(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:

@@ -2,12 +2,13 @@
 """The client that blocks: images in, captions, matches and embeddings out."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from types import TracebackType
 from typing import Self, Unpack
 
+from blipstream_client._arguments import checks_names
 from blipstream_client._balancing import BalancedTransport
 from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, LOOK_SECONDS, MODELS, BaseClient, checked_many
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
@@ -24,6 +25,7 @@ from blipstream_client._matches import (
     MATCH,
     Embedding,
     Matches,
+    listed,
     parse_embedding,
     parse_matches,
     text_tensors,
@@ -48,15 +50,18 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
+    @checks_names
     def close(self) -> None:
         """Hang up. Requests of other threads end with RequestCancelled."""
         self._hang_up()
         self._transport.close()
 
+    @checks_names
     def is_ready(self) -> bool:
         """Whether a server answers and its model can serve."""
         return self._transport.is_ready(self._model, self._deadline(None))
 
+    @checks_names
     def info(self) -> ServerInfo:
         """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
         deadline, send = self._deadline(None), self._transport.send
@@ -105,10 +110,11 @@ class Client(BaseClient):
                 resize_mode = options.get("resize_mode") or self._default_resize_mode(deadline)
                 return parse_explanation(outputs, encoded, resize_mode, options.get("caption_index"))
 
+    @checks_names
     def match(
         self,
         image: ImageLike,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         truncate: bool | None = None,
         resize_mode: str | None = None,
@@ -116,15 +122,18 @@ class Client(BaseClient):
     ) -> Matches:
         """How well each of the texts, at most 1,000, matches an image, in their order.
 
-        The image is as for `caption`. A text that is too long for the model is refused, or cut with `truncate`.
+        The image is as for `caption`. The texts may come from any iterable. A text that is too long for the model is refused, or cut with `truncate`.
         `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises BlipstreamError, ModelNotReady if the
         server has no retrieval checkpoint.
         """
-        inputs = text_tensors(texts, truncate) | option_tensors({"resize_mode": resize_mode})
+        given = listed(texts)
+        inputs = text_tensors(given, truncate) | option_tensors({"resize_mode": resize_mode})
         deadline = self._deadline(timeout)
         with about(image):
-            return parse_matches(texts, self._ask(MATCH, inputs, deadline, image))
+            inputs["image"] = image_tensor(self._encoded(image, deadline))
+            return parse_matches(given, self._ask(MATCH, inputs, deadline))
 
+    @checks_names
     def embed_image(
         self, image: ImageLike, *, resize_mode: str | None = None, timeout: float | None = None
     ) -> Embedding:
@@ -135,8 +144,10 @@ class Client(BaseClient):
         inputs = option_tensors({"resize_mode": resize_mode})
         deadline = self._deadline(timeout)
         with about(image):
-            return parse_embedding(self._ask(EMBED_IMAGE, inputs, deadline, image))
+            inputs["image"] = image_tensor(self._encoded(image, deadline))
+            return parse_embedding(self._ask(EMBED_IMAGE, inputs, deadline))
 
+    @checks_names
     def embed_text(self, text: str, *, truncate: bool | None = None, timeout: float | None = None) -> Embedding:
         """The embedding of a text: f32 [256], of length 1. Raises BlipstreamError."""
         return parse_embedding(self._ask(EMBED_TEXT, text_tensors([text], truncate), self._deadline(timeout)))
@@ -220,10 +231,7 @@ class Client(BaseClient):
         with with_request_id(request.request_id):
             return parse_caption(_send(transport, request, deadline))
 
-    def _ask(self, model: str, inputs: Tensors, deadline: Deadline, image: ImageLike | None = None) -> Tensors:
-        """A model's outputs, given its inputs and perhaps an image."""
-        if image is not None:
-            inputs = {"image": image_tensor(self._encoded(image, deadline))} | inputs
+    def _ask(self, model: str, inputs: Tensors, deadline: Deadline) -> Tensors:
         request = InferRequest(model, inputs)
         with with_request_id(request.request_id):
             return _send(self._transport, request, deadline)

@@ -48,7 +48,7 @@ def explain_tensors(options: ExplainOptions, caption: str | Caption | None) -> T
 
     Raises InvalidRequest for a value of the wrong type, TypeError for an option that does not exist.
     """
-    tensors = option_tensors(options, ALL_OPTIONS)
+    tensors = option_tensors(options, ALL_OPTIONS, ("caption", "timeout"))
     if caption is not None:
         text = caption.text if isinstance(caption, Caption) else caption
         tensors[GIVEN_CAPTION] = option_tensor("caption", text, BYTES)

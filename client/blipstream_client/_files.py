@@ -8,7 +8,7 @@ from threading import Thread
 from typing import Any, BinaryIO, TypeAlias
 
 from blipstream_client._deadline import Deadline
-from blipstream_client._exceptions import InvalidImage, RequestTimeout
+from blipstream_client._exceptions import BlipstreamError, InvalidImage, RequestTimeout
 from blipstream_client._text import quoted
 
 MAX_BYTES = 32 * 2**20  # of an encoded image: the server has the same limit
@@ -70,7 +70,9 @@ def read_file(file: BinaryIO, deadline: Deadline | None) -> bytes:
         raise RequestTimeout(
             f"The file object has not ended within {deadline.seconds if deadline else 0:g} s: give it a longer timeout"
         ) from exc
-    except (OSError, ValueError) as exc:  # ValueError: closed, or text that does not decode
+    except BlipstreamError:
+        raise
+    except Exception as exc:  # what is unpacked as it is read may raise any, such as gzip's EOFError
         raise InvalidImage(f"Cannot read the image from the file object: {exc}") from exc
 
 

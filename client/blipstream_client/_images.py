@@ -60,7 +60,7 @@ def encode(image: ImageLike, deadline: Deadline | None = None) -> bytes:
             encoded = _png(image)
         case np.ndarray():
             encoded = _png(_from_array(image))
-        case _ if hasattr(image, "read"):
+        case _ if callable(getattr(image, "read", None)):
             encoded = read_file(image, deadline)
         case _:
             raise InvalidImage(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well texts match an image, and embeddings of both: what is sent to ask for them, and how the answer is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blipstream_client._exceptions import InvalidRequest, ServerError
+from blipstream_client._options import in_utf8
 from blipstream_client._tensors import Tensors
 from blipstream_client._text import excerpt, quoted
 
@@ -34,7 +35,9 @@ class Matches(tuple[Match, ...]):
 
     @property
     def best(self) -> Match:
-        """The text that matches most likely."""
+        """The text that matches most likely. Raises InvalidRequest if there is none."""
+        if not self:
+            raise InvalidRequest("There are no texts, so none is the best")
         return self.ranked[0]
 
     @property
@@ -43,10 +46,16 @@ class Matches(tuple[Match, ...]):
         return Matches(sorted(self, key=lambda each: -each.logit))
 
 
+def listed(texts: Iterable[str]) -> list[str]:
+    """The texts. Raises InvalidRequest if they are not several."""
+    several = isinstance(texts, Iterable) and getattr(texts, "ndim", 1) == 1  # no table or number of numpy's or pandas'
+    if not several or isinstance(texts, str | bytes | bytearray | Mapping):
+        raise InvalidRequest(f"texts must be a list of texts, got {quoted(texts)}")
+    return [*texts]
+
+
 def text_tensors(texts: Sequence[str], truncate: bool | None) -> Tensors:
     """The inputs `text`, BYTES [1, N], and `truncate`, BOOL [1, 1], if that is given. Raises InvalidRequest."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise InvalidRequest(f"texts must be a list of texts, got {quoted(texts)}")
     if not texts:
         raise InvalidRequest("texts must have at least one text, got none")
     encoded = np.array([[_encoded(text) for text in texts]], np.object_)
@@ -78,10 +87,7 @@ def parse_embedding(tensors: Tensors) -> Embedding:
 def _encoded(text: Any) -> bytes:  # noqa: ANN401
     if not isinstance(text, str):
         raise InvalidRequest(f"A text must be str, got {quoted(text)}")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as exc:
-        raise InvalidRequest(f"A text must be one that UTF-8 can hold: {exc}") from exc
+    return in_utf8(text, "A text must be one")
 
 
 def _unexpected(expected: str, tensors: Tensors) -> ServerError:

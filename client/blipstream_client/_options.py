@@ -5,17 +5,17 @@ The server declares them in blipstream/options.py, and `make configs` copies the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any, TypedDict, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
+from blipstream_client._arguments import no_option
 from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._tensors import Tensors
-from blipstream_client._text import excerpt, quoted
+from blipstream_client._text import quoted
 
 
 @dataclass(frozen=True)
@@ -122,26 +122,22 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def option_tensors(options: Options, known: Mapping[str, Option] = OPTIONS) -> Tensors:
+def option_tensors(
+    options: Options, known: Mapping[str, Option] = OPTIONS, others: Sequence[str] = ("timeout",)
+) -> Tensors:
     """An input tensor [1, 1] for each option that is not None.
 
-    Raises InvalidRequest for a value of the wrong type, TypeError for an option that does not exist.
+    `others` are the method's further arguments. Raises InvalidRequest for a value of the wrong type, TypeError for an
+    option that does not exist.
     """
     tensors: Tensors = {}
     for name, value in options.items():
         if name not in known:
-            nearest = _nearest(name, known)
-            remedy = f": did you mean {nearest}?" if nearest else f"; the options are {', '.join(known)}"
-            raise TypeError(f"There is no option {quoted(name)}{remedy}")
+            meant = [own for own, option in known.items() if name in option.other_names]  # transformers calls it so
+            raise no_option(name, [*known, *others], meant=meant)
         if value is not None:
             tensors[name] = option_tensor(name, value, known[name].type, known[name].low, known[name].high)
     return tensors
-
-
-def _nearest(name: str, known: Mapping[str, Option]) -> str | None:
-    """The option that is meant: the one that transformers calls so, or one of almost this name."""
-    theirs = (own for own, option in known.items() if name in option.other_names)
-    return next(theirs, None) or next(iter(get_close_matches(excerpt(name), known, 1)), None)
 
 
 def option_tensor(
@@ -159,8 +155,14 @@ def option_tensor(
             lowest, highest = max(limits.min, low), min(limits.max, high)
             raise InvalidRequest(f"{name} must be between {lowest} and {highest}, got {got}")
     if isinstance(value, str):
-        try:
-            value = value.encode()
-        except UnicodeEncodeError as exc:
-            raise InvalidRequest(f"{name} must be text that UTF-8 can hold: {exc}") from exc
+        value = in_utf8(value, f"{name} must be text")
     return np.array([[value]], dtype=kind.dtype)
+
+
+def in_utf8(text: str, what: str) -> bytes:
+    """The text in UTF-8. Raises InvalidRequest, which begins with `what` it must be."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        wrong = f"{text[exc.start]!a} as its character {exc.start + 1:,}"
+        raise InvalidRequest(f"{what} that UTF-8 can hold, without {wrong}") from exc

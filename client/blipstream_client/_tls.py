@@ -40,13 +40,13 @@ class TLS:
         """A context that may be changed. Raises InvalidCertificate."""
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # ValueError: no file can have this name
             raise InvalidCertificate(f"Cannot trust the certificates in {self.ca_file}: {_reason(exc)}") from exc
         if self.cert_file is not None:
             try:
                 # an encrypted key must fail, not ask for its password on the terminal
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
-            except OSError as exc:
+            except (OSError, ValueError) as exc:
                 files = f"{self.cert_file} and its key in {self.key_file or 'the same file'}"
                 raise InvalidCertificate(f"Cannot use the certificate in {files}: {_reason(exc)}") from exc
         return context
@@ -59,8 +59,8 @@ class TLS:
         return roots, key, certificate
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | ValueError) -> str:
     """The reason, without OpenSSL's line numbers."""
     if isinstance(error, ssl.SSLError):
         return f"expected PEM, unencrypted, with a key that matches ({error.reason or error})"
-    return error.strerror or str(error)
+    return getattr(error, "strerror", None) or str(error)
