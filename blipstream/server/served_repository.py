@@ -19,14 +19,20 @@ from blipstream.config import (
     readable_configs,
 )
 from blipstream.defaults import over, to_parameters
+from blipstream.dtypes import resolve
 from blipstream.errors import ArtifactError, InvalidInput, ServerError
 from blipstream.options import OptionDefaults
 from blipstream.server.workspace import Workspace
 
 PLAIN, WITH_DEFAULTS = "models", "models-with-defaults"  # in a server's folder
 TAKES_OPTIONS = re.compile(r'name: "num_captions"')  # in a model's config
+OF_MATCHING = re.compile(r'name: "(match|embedding)"\s+data_type')  # in a model's config
 GIVES_MATCH = re.compile(r'name: "match"\s+data_type')  # in a model's config
 RUNTIME = re.compile(r'key: "runtime" value { string_value: "(\w+)" }')  # in a model's config
+MATCHER_ON = {  # a device, in the config of `matcher`
+    "cpu": re.compile(r'name: "matcher"\n.*KIND_CPU', re.DOTALL),
+    "cuda": re.compile(r'name: "matcher"\n.*KIND_GPU', re.DOTALL),
+}
 OWN_ENCODER = 'model_name: "match_encoder"'  # in an ensemble's
 ITS_PIXELS = re.compile(r'.*key: "match_pixels".*\n')  # where the decoder passes them on to that one
 SECOND_ENCODER = re.compile(rf"    {{\n      {OWN_ENCODER}\n.*?\n    }},\n", re.DOTALL)  # the whole step
@@ -59,11 +65,18 @@ def served_repository(
     """A folder in the workspace that shows what is to be served of the repository, in a configuration of that name.
 
     Models whose checkpoint has not been built are left out, and matching if it belongs to another captioner. The
-    configs say the defaults and matching's calibration. Where matching shares the captioner's encoder, they name that
-    one. At a restart the folder is made up to date. What has not changed is not written, for the disk may be full.
+    configs say the defaults, and matching's checkpoint, dtype and calibration. Where matching shares the captioner's
+    encoder, they name that one. At a restart the folder is made up to date. What has not changed is not written, for
+    the disk may be full.
     """
     parameters = to_parameters(defaults)
-    added = {TAKES_OPTIONS: _in_config(parameters), GIVES_MATCH: _in_config(_calibration(repository))}
+    matcher = next(iter(_matchers(repository, config)), None)
+    added = {
+        TAKES_OPTIONS: _in_config(parameters),
+        OF_MATCHING: _in_config(_checkpoint(matcher)),
+        GIVES_MATCH: _in_config(_calibration(repository)),
+        **{pattern: _in_config(_dtype(matcher, device)) for device, pattern in MATCHER_ON.items()},
+    }
     absent, encoder = left_out(repository, config), match_encoder(repository, config)
     name = WITH_DEFAULTS if parameters else PLAIN
     for model in sorted(repository.iterdir()):
@@ -147,6 +160,18 @@ def _with_encoder(text: str, encoder: str) -> str:
         once = ITS_PIXELS.sub("", SECOND_ENCODER.sub("", text))
         return once.replace('"match_image_embeds"', '"image_embeds"')
     return text.replace(OWN_ENCODER, shared)
+
+
+def _checkpoint(matcher: CheckpointConfig | None) -> dict[str, str]:
+    """How the configs say which retrieval checkpoint there is."""
+    return {"checkpoint": f"{matcher.checkpoint}@{matcher.revision}"} if matcher else {}
+
+
+def _dtype(matcher: CheckpointConfig | None, device: str) -> dict[str, str]:
+    """How the matcher's config says what it computes in. If the device lacks that, the model says so."""
+    with suppress(ArtifactError):
+        return {"dtype": resolve(matcher.dtype, device)} if matcher else {}
+    return {}
 
 
 def _calibration(repository: Path) -> dict[str, str]:

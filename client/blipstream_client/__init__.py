@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from blipstream_client._explain_options import ExplainOptions
     from blipstream_client._explanation import Explanation
     from blipstream_client._images import ImageLike
-    from blipstream_client._info import Calibration, ServerInfo
+    from blipstream_client._info import Calibration, Matching, ServerInfo
     from blipstream_client._matches import Match, Matches
     from blipstream_client._options import Options
     from blipstream_client._rerank_options import RerankOptions
@@ -49,6 +49,7 @@ __all__ = [
     "InvalidURL",
     "Match",
     "Matches",
+    "Matching",
     "ModelNotReady",
     "Options",
     "Piece",
@@ -73,6 +74,7 @@ _MODULES = {
     "ImageLike": "_images",
     "Match": "_matches",
     "Matches": "_matches",
+    "Matching": "_info",
     "Options": "_options",
     "Piece": "_captions",
     "RerankOptions": "_rerank_options",

@@ -3,10 +3,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from blipstream_client._arguments import checks_names
 from blipstream_client._balancing import AsyncBalancedTransport
@@ -72,13 +72,13 @@ class AsyncClient(BaseClient):
         except ModelNotReady as exc:
             served = await _served(transport, deadline)
             config = await transport.send(ConfigRequest(self._instead(exc, served)), deadline)
-        parts = {name: await transport.send(ConfigRequest(name), deadline) for name in steps(config)}
         served = served or await _served(transport, deadline)
-        server = await transport.send(MetadataRequest(), deadline)
-        if MATCH not in served:
-            return parse_info(server, config, parts, served)
-        matching = await transport.send(ConfigRequest(MATCH), deadline)
-        return parse_info(server, config, parts, served, matching)
+        matching: Mapping[str, Any] | None = None
+        if MATCH in served:
+            matching = await transport.send(ConfigRequest(MATCH), deadline)
+        names = dict.fromkeys([*steps(config), *(steps(matching) if matching else ())])
+        parts = {name: await transport.send(ConfigRequest(name), deadline) for name in names}
+        return parse_info(await transport.send(MetadataRequest(), deadline), config, parts, served, matching)
 
     async def caption(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]
@@ -129,9 +129,9 @@ class AsyncClient(BaseClient):
     ) -> Matches:
         """How well each of the texts, at most 1,000, matches an image, in their order.
 
-        The image is as for `caption`. The texts may come from any iterable, an asynchronous one, too. A text that is too long for the model is refused, or cut with `truncate`.
-        `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises BlipstreamError, ModelNotReady if the
-        server has no retrieval checkpoint.
+        The image is as for `caption`. The texts may come from any iterable, an asynchronous one, too. A text that is
+        too long for the model is refused, or cut with `truncate`. `resize_mode` is as in `Options`, and `timeout` is in
+        seconds. Raises BlipstreamError, ModelNotReady if the server has no retrieval checkpoint.
         """
         given = [text async for text in texts] if isinstance(texts, AsyncIterable) else listed(texts)
         inputs = text_tensors(given, truncate) | option_tensors({"resize_mode": resize_mode})

@@ -12,7 +12,7 @@ import click
 from blipstream_client._captions import Caption, Piece
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._explanation import Explanation
-from blipstream_client._info import ServerInfo
+from blipstream_client._info import Matching, ServerInfo
 from blipstream_client._matches import Matches
 from blipstream_client._notices import COLUMNS, say
 from blipstream_client._text import excerpt
@@ -82,11 +82,11 @@ def print_matches(name: str, matches: Matches, as_json: bool) -> None:
 
 def print_info(info: ServerInfo) -> None:
     """Print what a server is, in aligned lines."""
-    name, at, revision = (info.checkpoint or "unknown").partition("@")
     defaults = {each: json.dumps(value, ensure_ascii=False) for each, value in info.defaults.items()}
     described = {
         "server": f"Triton {info.version}",
-        "checkpoint": f"{name}{at}{revision[:REVISION_CHARACTERS]}",
+        "checkpoint": _short(info.checkpoint),
+        **({"matching": _matching(info.matching)} if info.matching else {}),
         "models": ", ".join(info.models) or "none",
         "runtimes": ", ".join(f"{model} on {runtime}" for model, runtime in info.runtimes.items()),
         "options": ", ".join(info.options) or "none",
@@ -108,6 +108,17 @@ def print_info(info: ServerInfo) -> None:
                 break_on_hyphens=False,
             )
         )
+
+
+def _short(checkpoint: str | None) -> str:
+    """NAME@REVISION with so much of the revision as tells it from others."""
+    name, at, revision = (checkpoint or "unknown").partition("@")
+    return f"{name}{at}{revision[:REVISION_CHARACTERS]}"
+
+
+def _matching(matching: Matching) -> str:
+    dtype = f" in {matching.dtype}" if matching.dtype else ""
+    return f"{_short(matching.checkpoint)}{dtype}" + (", with the captioner's encoder" * matching.shares_encoder)
 
 
 def print_json(**fields: Any) -> None:  # noqa: ANN401

@@ -71,9 +71,10 @@ class Client(BaseClient):
         except ModelNotReady as exc:
             served = _served(self._transport, deadline)
             config = send(ConfigRequest(self._instead(exc, served)), deadline)
-        parts = {name: send(ConfigRequest(name), deadline) for name in steps(config)}
         served = served or _served(self._transport, deadline)
         matching = send(ConfigRequest(MATCH), deadline) if MATCH in served else None
+        names = dict.fromkeys([*steps(config), *(steps(matching) if matching else ())])
+        parts = {name: send(ConfigRequest(name), deadline) for name in names}
         return parse_info(send(MetadataRequest(), deadline), config, parts, served, matching)
 
     def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]) -> Caption:
@@ -122,9 +123,9 @@ class Client(BaseClient):
     ) -> Matches:
         """How well each of the texts, at most 1,000, matches an image, in their order.
 
-        The image is as for `caption`. The texts may come from any iterable. A text that is too long for the model is refused, or cut with `truncate`.
-        `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises BlipstreamError, ModelNotReady if the
-        server has no retrieval checkpoint.
+        The image is as for `caption`. The texts may come from any iterable. A text that is
+        too long for the model is refused, or cut with `truncate`. `resize_mode` is as in `Options`, and `timeout` is in
+        seconds. Raises BlipstreamError, ModelNotReady if the server has no retrieval checkpoint.
         """
         given = listed(texts)
         inputs = text_tensors(given, truncate) | option_tensors({"resize_mode": resize_mode})

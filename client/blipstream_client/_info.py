@@ -20,17 +20,27 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """The retrieval checkpoint, with which a server matches and makes embeddings."""
+
+    checkpoint: str | None  # NAME@REVISION, if the server says it
+    dtype: str | None  # what the text encoder computes in: bf16, f16 or f32
+    shares_encoder: bool  # whether the captioner's encoder sees the images, too
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """A server's version, checkpoint, runtimes and options, and the defaults that its operator has set."""
 
     version: str  # of Triton
-    checkpoint: str | None  # NAME@REVISION, if the server was started with `--id`
-    runtimes: Mapping[str, str]  # of each model that a request passes through, such as openvino or tensorrt_plan
+    checkpoint: str | None  # NAME@REVISION of the captioner, or of the retrieval checkpoint if there is no other
+    runtimes: Mapping[str, str]  # of each model that requests pass through, such as openvino or tensorrt_plan
     options: tuple[str, ...]  # names of the optional inputs
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of options, where they differ from the built-in ones
     fixed: tuple[str, ...] = ()  # names of the options that requests may not set
     models: tuple[str, ...] = ()  # those that it has for clients, such as caption and match
     calibration: Calibration | None = None  # of matching
+    matching: Matching | None = None  # if there is a retrieval checkpoint
 
 
 def steps(config: Mapping[str, Any]) -> list[str]:
@@ -65,6 +75,12 @@ def calibration_of(config: Mapping[str, Any]) -> Calibration | None:
         return Calibration(*values) if values else None
 
 
+def retrieval_checkpoint_of(config: Mapping[str, Any]) -> str | None:
+    """NAME@REVISION of the retrieval checkpoint, from the config of `match`, or None if it says none."""
+    with _checked():
+        return _parameter(config, "checkpoint")
+
+
 def parse_info(
     server: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -72,7 +88,7 @@ def parse_info(
     models: Sequence[str] = (),
     matching: Mapping[str, Any] | None = None,
 ) -> ServerInfo:
-    """The description, from the server's metadata, the model's config, its steps' configs, and what models it has.
+    """The description, from the server's metadata, the model's config, all steps' configs, and what models it has.
 
     `matching` is the config of `match`, if it has that. Raises ServerError.
     """
@@ -87,6 +103,7 @@ def parse_info(
             fixed=fixed,
             models=tuple(models),
             calibration=calibration_of(matching or {}),
+            matching=_matching(matching, parts) if matching else None,
         )
 
 
@@ -106,6 +123,11 @@ def _checked() -> Iterator[None]:
         raise ServerError(
             f"The server's description of itself is not one that Triton gives ({_what(exc)}): check the address"
         ) from exc
+
+
+def _matching(config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Matching:
+    dtype = _parameter(parts.get("matcher", {}), "dtype")
+    return Matching(retrieval_checkpoint_of(config), dtype, "encoder" in steps(config))
 
 
 def _what(error: Exception) -> str:

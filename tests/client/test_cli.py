@@ -186,6 +186,7 @@ def test_info(tiny: TinyTriton, scheme: str) -> None:
     assert out.splitlines() == [
         "server      Triton 2.51.0",
         "checkpoint  demo@0123456789ab",
+        "matching    unknown",
         "models      caption, caption_stream, explain, rerank, match, embed_image, embed_text",
         "runtimes    caption on tiny",
         "options     none",
@@ -200,6 +201,8 @@ def test_info(tiny: TinyTriton, scheme: str) -> None:
         "defaults": {"max_tokens": 20, "prompt": "ein Bär", "num_beams": 3},
         "fixed": ["num_beams"],
         "models": ["caption", "caption_stream", "explain", "rerank", "match", "embed_image", "embed_text"],
+        "calibration": None,
+        "matching": {"checkpoint": None, "dtype": None, "shares_encoder": False},
     }
     tiny.parameters = {"option_defaults": "max_tokens=20"}
     status, out, err = blipstream("info", *url)

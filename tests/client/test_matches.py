@@ -3,7 +3,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from blipstream.config import CheckpointConfig
 from blipstream_client import (
     AsyncClient,
     BlipstreamError,
@@ -18,10 +19,13 @@ from blipstream_client import (
     InvalidRequest,
     Match,
     Matches,
+    Matching,
     ModelNotReady,
     ServerError,
 )
 from blipstream_client._cli import main
+from blipstream_client._cli_output import print_info
+from blipstream_client._info import parse_info
 from blipstream_client._matches import parse_embedding, parse_matches, text_tensors
 
 TEXTS = ["a cat", "two whales", "a dog above a door"]
@@ -91,11 +95,18 @@ def test_truncate_is_a_switch() -> None:
         text_tensors(["a"], 1)  # type: ignore[arg-type]
 
 
-def test_the_real_server(ask: Ask, scheme: str, matching_server: Any, image: Path) -> None:
+async def _later(texts: Sequence[str]) -> AsyncIterator[str]:
+    for text in texts:
+        yield text
+
+
+def test_the_real_server(ask: Ask, kind: str, scheme: str, matching_server: Any, image: Path) -> None:
     url = getattr(matching_server, f"{scheme}_url")
     matches = ask(url, "match", image, TEXTS)
     assert isinstance(matches, Matches)
     assert [each.text for each in matches] == TEXTS
+    given = _later(TEXTS) if kind == "async" else iter(TEXTS)
+    assert [each.text for each in ask(url, "match", image, given)] == TEXTS
     of_image, of_text = ask(url, "embed_image", image), ask(url, "embed_text", TEXTS[1])
     assert of_image.shape == of_text.shape == (256,)
     assert of_image @ of_text == pytest.approx(matches[1].similarity, abs=1e-4)
@@ -113,10 +124,39 @@ def test_a_server_without_matching_says_what_it_has(ask: Ask, scheme: str, serve
         assert isinstance(missing.value, BlipstreamError)
 
 
-def test_info_tells_what_is_served(ask: Ask, matching_server: Any, server: Any) -> None:
+def test_info_tells_what_is_served(ask: Ask, scheme: str, matching_server: Any, server: Any) -> None:
     captioning, matching = ("caption", "caption_stream", "explain"), ("match", "embed_image", "embed_text")
-    assert ask(matching_server.grpc_url, "info").models == (*captioning, "rerank", *matching)
-    assert ask(server.grpc_url, "info").models == captioning
+    both, captioner = (ask(getattr(each, f"{scheme}_url"), "info") for each in (matching_server, server))
+    assert both.models == (*captioning, "rerank", *matching)
+    assert [*both.runtimes.items()][1:] == [
+        ("encoder", "openvino"),
+        ("decoder", "python"),
+        ("match_encoder", "openvino"),
+        ("matcher", "openvino"),
+    ]
+    config = CheckpointConfig.load(matching_server.repository / "matcher/1/openvino")
+    assert both.matching == Matching(f"{config.checkpoint}@{config.revision}", "f32", shares_encoder=False)
+    assert both.checkpoint.startswith("emoji-demo@")
+    assert (captioner.models, captioner.matching) == (captioning, None)
+
+
+@pytest.mark.parametrize(("encoder", "told"), [("encoder", ", with the captioner's encoder"), ("match_encoder", "")])
+def test_whose_encoder_sees_the_images(encoder: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def config(name: str, *steps: str, **parameters: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "platform": name,
+            "input": [],
+            "ensemble_scheduling": {"step": [{"model_name": step} for step in steps]},
+            "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+        }
+
+    match = config("match", "preprocess", encoder, "matcher", checkpoint="coco@0123456789abcdef")
+    parts = {"matcher": config("matcher", dtype="bf16")}
+    info = parse_info({"version": "2", "name": "base@0"}, config("caption"), parts, ["match"], match)
+    assert info.matching == Matching("coco@0123456789abcdef", "bf16", encoder == "encoder")
+    print_info(info)
+    assert f"matching    coco@0123456789ab in bf16{told}\n" in capsys.readouterr().out
 
 
 def test_the_command_line(matching_server: Any, image: Path) -> None:

@@ -14,8 +14,9 @@ from tritonclient.grpc import model_config_pb2
 
 from blipstream.calibration import NAME as CALIBRATION
 from blipstream.calibration import Calibration
-from blipstream.config import MATCHING, CheckpointConfig, MatchConfig, TextConfig, VisionConfig
+from blipstream.config import MATCHING, CheckpointConfig, DType, MatchConfig, TextConfig, VisionConfig
 from blipstream.defaults import from_operator, over
+from blipstream.dtypes import resolve
 from blipstream.errors import ServerError
 from blipstream.options import OptionDefaults
 from blipstream.server.served_repository import effective, served_repository, why_not_matching
@@ -245,10 +246,34 @@ def test_a_calibration_comes_and_goes_between_starts(repository: Path, workspace
         served = served_repository(repository, OptionDefaults(), workspace)
         for model in MATCHING:
             parameters = parse(served / model / "config.pbtxt").parameters
-            found = {key: value.string_value for key, value in parameters.items() if key != "runtime"}
+            found = {key: parameters[key].string_value for key in SAID if key in parameters}
             assert found == (expected if model in {"match", "matcher"} else {})
             assert "threshold" not in parse(repository / model / "config.pbtxt").parameters
         assert (served / "matcher/1").samefile(version)
+
+
+def test_which_checkpoint_matches(repository: Path, workspace: Workspace) -> None:
+    """So that whoever stores embeddings knows, whatever captioner stands beside it."""
+    built(repository, "decoder")
+    built(repository, "matcher", "match_encoder")
+    served = served_repository(repository, OptionDefaults(), workspace)
+    for model in ("match", "matcher"):
+        assert parse(served / model / "config.pbtxt").parameters["checkpoint"].string_value == "x@0"
+    assert parse(served / "matcher/configs/cpu.pbtxt").parameters["dtype"].string_value == "f32"
+    assert parse(served / "matcher/config.pbtxt").parameters["dtype"].string_value == "f32"
+    assert "checkpoint" not in parse(served / "caption/config.pbtxt").parameters
+
+
+def test_what_auto_means_depends_on_the_device(repository: Path, workspace: Workspace) -> None:
+    folder = repository / "matcher/1/openvino"
+    folder.mkdir(parents=True)
+    cases: list[tuple[DType, str | None, str]] = [("auto", resolve("auto", "cpu"), "f16"), ("f16", None, "f16")]
+    for dtype, on_cpu, on_gpu in cases:
+        replace(CONFIG, dtype=dtype, matching=MatchConfig(2, 3, 256, "match_encoder")).save(folder)
+        served = served_repository(repository, OptionDefaults(), workspace)
+        for config, expected in (("configs/cpu.pbtxt", on_cpu), ("config.pbtxt", on_gpu)):
+            parameters = parse(served / "matcher" / config).parameters
+            assert (parameters["dtype"].string_value if "dtype" in parameters else None) == expected
 
 
 def test_a_broken_calibration_is_left_to_its_model(repository: Path, workspace: Workspace) -> None:
