@@ -54,11 +54,11 @@ def listed(texts: Iterable[str]) -> list[str]:
     return [*texts]
 
 
-def text_tensors(texts: Sequence[str], truncate: bool | None) -> Tensors:
+def text_tensors(texts: Iterable[str], truncate: bool | None) -> Tensors:
     """The inputs `text`, BYTES [1, N], and `truncate`, BOOL [1, 1], if that is given. Raises InvalidRequest."""
-    if not texts:
+    encoded = np.array([[_encoded(text) for text in listed(texts)]], np.object_)
+    if not encoded.size:
         raise InvalidRequest("texts must have at least one text, got none")
-    encoded = np.array([[_encoded(text) for text in texts]], np.object_)
     if truncate is None:
         return {"text": encoded}
     if not isinstance(truncate, bool):
