@@ -264,16 +264,23 @@ def test_which_checkpoint_matches(repository: Path, workspace: Workspace) -> Non
     assert "checkpoint" not in parse(served / "caption/config.pbtxt").parameters
 
 
-def test_what_auto_means_depends_on_the_device(repository: Path, workspace: Workspace) -> None:
-    folder = repository / "matcher/1/openvino"
+@pytest.mark.parametrize(
+    ("config", "runtime", "path", "expected"),
+    [
+        ("cpu", "openvino", "configs/cpu.pbtxt", {"auto": resolve("auto", "cpu"), "f32": "f32", "f16": None}),
+        ("cuda", "torch", "config.pbtxt", {"auto": "f16", "f32": "f32", "f16": "f16"}),
+    ],
+)
+def test_what_the_matcher_computes_in(
+    repository: Path, workspace: Workspace, config: str, runtime: str, path: str, expected: dict[DType, str | None]
+) -> None:
+    folder = repository / "matcher/1" / runtime
     folder.mkdir(parents=True)
-    cases: list[tuple[DType, str | None, str]] = [("auto", resolve("auto", "cpu"), "f16"), ("f16", None, "f16")]
-    for dtype, on_cpu, on_gpu in cases:
+    for dtype, told in expected.items():
         replace(CONFIG, dtype=dtype, matching=MatchConfig(2, 3, 256, "match_encoder")).save(folder)
-        served = served_repository(repository, OptionDefaults(), workspace)
-        for config, expected in (("configs/cpu.pbtxt", on_cpu), ("config.pbtxt", on_gpu)):
-            parameters = parse(served / "matcher" / config).parameters
-            assert (parameters["dtype"].string_value if "dtype" in parameters else None) == expected
+        served = served_repository(repository, OptionDefaults(), workspace, config)
+        parameters = parse(served / "matcher" / path).parameters
+        assert (parameters["dtype"].string_value if "dtype" in parameters else None) == told
 
 
 def test_a_broken_calibration_is_left_to_its_model(repository: Path, workspace: Workspace) -> None:
