@@ -123,9 +123,9 @@ class Client(BaseClient):
     ) -> Matches:
         """How well each of the texts, at most 1,000, matches an image, in their order.
 
-        The image is as for `caption`. The texts may come from any iterable. A text that is
-        too long for the model is refused, or cut with `truncate`. `resize_mode` is as in `Options`, and `timeout` is in
-        seconds. Raises BlipstreamError, ModelNotReady if the server has no retrieval checkpoint.
+        The image is as for `caption`. The texts may come from any iterable. A text that is too long for the model is
+        refused, or cut with `truncate`. `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises
+        BlipstreamError, ModelNotReady if the server has no retrieval checkpoint.
         """
         given = listed(texts)
         inputs = text_tensors(given, truncate) | option_tensors({"resize_mode": resize_mode})
