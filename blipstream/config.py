@@ -35,6 +35,7 @@ class VisionConfig:
     image_mean: tuple[float, float, float]  # of pixels in 0..1
     image_std: tuple[float, float, float]
     weights_hash: str = ""  # encoders with the same one, and the same shape, are the same; 0.2.0 wrote none
+    quantised: str = ""  # the 8-bit format of its linear layers: fp8; "" if they compute in the checkpoint's dtype
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class Encoder(ABC):
     """Pixels to image_embeds. Not thread-safe: one thread drives it."""
 
     config: CheckpointConfig
-    dtype: str  # what it computes in: bf16, f16 or f32
+    dtype: str  # what it computes in: bf16, f16, f32 or fp8
     warm_up_batches: tuple[int, ...] = (1,)  # batch sizes that are slow the first time
 
     def check(self, pixels: Pixels) -> None:

@@ -58,11 +58,10 @@ def tensorrt_logger(flavour: Flavour) -> Any:  # noqa: ANN401
 class TensorRTEncoder(Encoder):
     """The encoder as a plan. It needs the kind of GPU and the version of TensorRT that the plan was compiled for."""
 
-    dtype = "f16"
-
     def __init__(self, folder: Path, flavour: Flavour = "tensorrt") -> None:
         """Load an artifact. Raises ArtifactError if its plan is broken or does not run here."""
         self.config = CheckpointConfig.load(folder)
+        self.dtype = self.config.vision.quantised or "f16"
         path = folder / PLAN_NAME
         try:
             plan = path.read_bytes()

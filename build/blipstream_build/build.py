@@ -6,7 +6,7 @@ build("Salesforce/blip-itm-base-coco", "auto", Path("models"))  # matching, besi
 """
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,9 @@ from blipstream.errors import ArtifactError
 from blipstream.files import PACKAGE
 from blipstream_build.artifacts import Artifact, fingerprint
 from blipstream_build.cache import cached_repository, how_to_remove, other_revisions
+from blipstream_build.calibration_images import CalibrationImages
 from blipstream_build.checkpoint import Checkpoint, check_is_text
-from blipstream_build.configs import CONFIGS, Config, PlanOptions
+from blipstream_build.configs import CONFIGS, Config, EncoderDType, PlanOptions
 from blipstream_build.repository import check_is_ours, exclusive, materialise
 from blipstream_build.sharing import has_captioner, shares_encoder, why_not_matching
 from blipstream_build.stages import stage
@@ -53,6 +54,8 @@ def build(
     plan_options: PlanOptions | None = None,
     *,
     processor: str | None = None,
+    encoder_dtype: EncoderDType | None = None,
+    calibration_images: Path | None = None,
     force: bool = False,
     prepared: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -60,6 +63,8 @@ def build(
 
     Without `repository`, it is a folder of the user's cache. `plan_options` are for the configuration `tensorrt`.
     `processor` names where the tokenizer and the image processor are, if the checkpoint lacks one.
+    `encoder_dtype` is for the configuration `tensorrt`, if the encoder is to have another one than the decoder. It is
+    calibrated and checked on the images in the folder `calibration_images`.
     `prepared` is called before anything is written, once all libraries are imported.
 
     A captioner and a retrieval checkpoint can lie in one repository: each build leaves the other's artifacts alone.
@@ -73,11 +78,21 @@ def build(
         check_is_ours(repository)
     chosen = CONFIGS[config]
     resolve(dtype, chosen.device)
+    _check_encoder_dtype(encoder_dtype, config, calibration_images)
     checkpoint = Checkpoint.find(name, processor)
+    if encoder_dtype and checkpoint.is_retriever:
+        raise ArtifactError(
+            f"{encoder_dtype} is checked by captions, and {checkpoint.name} is a retrieval checkpoint, which makes "
+            "none: leave out --encoder-dtype"
+        )
     plan = _plan(checkpoint, chosen, dtype, plan_options)
+    if plan and encoder_dtype:
+        plan.check_fp8()
+    images = CalibrationImages.find(calibration_images) if calibration_images else None
     is_cached = repository is None
-    repository = repository or cached_repository(checkpoint.name, checkpoint.revision, config, dtype)
-    artifacts = artifacts_of(checkpoint, chosen, dtype, repository)
+    repository = repository or cached_repository(checkpoint.name, checkpoint.revision, config, encoder_dtype or dtype)
+    encoder_parts = (encoder_dtype, images.digest) if images else ()
+    artifacts = artifacts_of(checkpoint, chosen, dtype, repository, encoder_parts)
     encoder = next(model for model in artifacts if model in ENCODERS)
     if _stale(artifacts, plan, force):
         with stage("loading PyTorch"):
@@ -91,7 +106,9 @@ def build(
 
             if reason := _outdated(artifacts[encoder], plan):
                 click.echo(f"compiling the encoder again: {reason}")
-            installed = blipstream_build.renewal.renew(stale, artifacts, checkpoint, chosen, dtype, plan, repository)
+            installed = blipstream_build.renewal.renew(
+                stale, artifacts, checkpoint, chosen, dtype, plan, repository, images
+            )
             click.echo(f"installed {', '.join(installed)} in {repository}")
             if others := other_revisions(repository) if is_cached else []:
                 click.echo(f"other revisions of {checkpoint.name} are there, too; if you no longer serve one:")
@@ -111,13 +128,15 @@ def build(
     return repository
 
 
-def artifacts_of(checkpoint: Checkpoint, config: Config, dtype: DType, repository: Path) -> dict[str, Artifact]:
-    """The artifact that each model loads in a configuration, by model."""
+def artifacts_of(
+    checkpoint: Checkpoint, config: Config, dtype: DType, repository: Path, encoder_parts: Iterable[object] = ()
+) -> dict[str, Artifact]:
+    """The artifact that each model loads in a configuration, by model. Only encoders depend on `encoder_parts`."""
     parts = (checkpoint.name, checkpoint.revision, dtype)
     library = importlib.metadata.version(config.library)
     encoder_sources = tuple(HERE / source for source in config.sources)
     common = fingerprint(*parts, sources=SOURCES)
-    of_encoder = fingerprint(*parts, library, sources=SOURCES + encoder_sources)
+    of_encoder = fingerprint(*parts, library, *encoder_parts, sources=SOURCES + encoder_sources)
     preprocess = {"preprocess": Artifact(repository / "preprocess/1/artifact", common)}
     if checkpoint.is_retriever:
         return ({} if has_captioner(repository) else preprocess) | {
@@ -152,6 +171,18 @@ def _outdated(encoder: Artifact, plan: "Plan | None") -> str | None:
     from blipstream_build.plan import reason_to_rebuild, stored_plan
 
     return reason_to_rebuild(stored_plan(encoder.folder), plan)
+
+
+def _check_encoder_dtype(encoder_dtype: EncoderDType | None, config: str, images: Path | None) -> None:
+    """Raises ArtifactError if the options for an encoder's own dtype do not fit each other, or the configuration."""
+    if encoder_dtype and CONFIGS[config].runtime != "tensorrt":
+        raise ArtifactError(f"--encoder-dtype {encoder_dtype} is for --config tensorrt, not {config}: leave it out")
+    if encoder_dtype and not images:
+        raise ArtifactError(
+            f"{encoder_dtype} is calibrated on images like those that you caption: give --calibration-images FOLDER"
+        )
+    if images and not encoder_dtype:
+        raise ArtifactError("--calibration-images is for --encoder-dtype fp8: leave it out, or give both")
 
 
 def _plan(checkpoint: Checkpoint, config: Config, dtype: DType, options: PlanOptions | None) -> "Plan | None":

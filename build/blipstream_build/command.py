@@ -3,6 +3,7 @@
 
 import sys
 from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -11,7 +12,7 @@ from blipstream import command_line, signals
 from blipstream.config import DType
 from blipstream.errors import ArtifactError
 from blipstream.files import DEMO_CHECKPOINT
-from blipstream_build.configs import CONFIGS, PlanOptions
+from blipstream_build.configs import CONFIGS, EncoderDType, PlanOptions
 
 DEFAULTS = PlanOptions()
 
@@ -29,6 +30,16 @@ DEFAULTS = PlanOptions()
     type=click.Choice(get_args(DType)),
     default="auto",
     help="Number format to compute in; auto: f16 on a GPU, else bf16 if the serving processor has it, else f32.",
+)
+@click.option(
+    "--encoder-dtype",
+    type=click.Choice(get_args(EncoderDType)),
+    help="TensorRT: multiply in fp8 in the encoder, on Ada and later GPUs.  [default: as --dtype]",
+)
+@click.option(
+    "--calibration-images",
+    type=click.Path(path_type=Path),
+    help="Folder of images like yours to calibrate and check fp8 on: at least 16, better 300.",
 )
 @click.option("--repository", help="Model repository to build into.  [default: a folder of ~/.cache/blipstream]")
 @click.option(
@@ -49,6 +60,8 @@ def main(
     processor: str | None,
     config: str,
     dtype: DType,
+    encoder_dtype: EncoderDType | None,
+    calibration_images: Path | None,
     repository: str | None,
     force: bool,
     print_path: bool,
@@ -78,6 +91,8 @@ def main(
             config,
             PlanOptions(**plan_options),
             processor=processor,
+            encoder_dtype=encoder_dtype,
+            calibration_images=calibration_images,
             force=force,
             prepared=signals.interrupt_on_signals,
         )
@@ -87,7 +102,7 @@ def main(
     other = {"config": None if config == "cpu" else config}
     if command_line.called_by_make():
         following = command_line.command("serve", given, repository=repository, processor=processor, **other)
-    elif repository is None and dtype == "auto":
+    elif repository is None and dtype == "auto" and encoder_dtype is None:
         following = command_line.command("serve", given, processor=processor, **other)
     else:
         following = command_line.command("serve", repository=built, **other)

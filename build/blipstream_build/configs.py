@@ -2,8 +2,11 @@
 """What can be built: the configurations by name, and the options of a TensorRT plan."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from blipstream.errors import ArtifactError
+
+EncoderDType = Literal["fp8"]  # the formats that an encoder alone can have; its linear layers compute in it
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,12 @@ class Config:
 CONFIGS = {
     "cpu": Config("openvino", "cpu", "openvino"),
     "cuda": Config("torch", "cuda", "safetensors"),
-    "tensorrt": Config("tensorrt", "cuda", "onnx", ("onnx_export.py", "tensorrt_compile.py")),
+    "tensorrt": Config(
+        "tensorrt",
+        "cuda",
+        "onnx",
+        ("calibration_images.py", "onnx_export.py", "quantisation.py", "tensorrt_compile.py"),
+    ),
 }
 
 

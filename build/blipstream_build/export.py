@@ -2,7 +2,7 @@
 """Write a loaded checkpoint as the files of each artifact, into a folder that the caller installs."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +48,13 @@ def export_torch(model: "Blip", config: CheckpointConfig, folder: Path) -> None:
     _save(vision_weights(model.state_dict(), config.vision), folder / ENCODER_NAME)
 
 
-def export_tensorrt(model: "Blip", config: CheckpointConfig, folder: Path) -> None:
-    """The encoder as ONNX, from which a plan is compiled."""
+def export_tensorrt(
+    model: "Blip", config: CheckpointConfig, folder: Path, largest_inputs: Mapping[str, float] | None = None
+) -> None:
+    """The encoder as ONNX, from which a plan is compiled. With the largest inputs of its linear layers, in fp8."""
     from blipstream_build.onnx_export import export_onnx  # a CPU's machine need not have the package onnx
 
-    export_onnx(model, config, folder)
+    export_onnx(model, config, folder, largest_inputs)
 
 
 # by runtime

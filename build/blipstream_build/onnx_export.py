@@ -5,11 +5,17 @@ fp16: the weights, all matrix products, the convolution and GELU. f32: the norma
 and the residual sum that runs through all layers. In fp16 that sum would be rounded twice a layer, in steps as wide as
 its largest channels need (measured: 1.4 to 4 times the error).
 
+fp8, if the largest inputs of the linear layers are given: the inputs and the weights of their products are rounded to
+E4M3, each tensor with one scale. TensorRT multiplies in fp8 what is quantised and dequantised right before a product.
+ONNX Runtime runs such a graph with ORT_ENABLE_BASIC. With all its optimisations it moves the quantising past a
+Transpose, and then refuses what it has made.
+
 The graph is written out, not traced, because its dtypes matter and TensorRT is particular about the shape of attention:
 it fuses product, softmax and product into one kernel only if the queries are scaled before the first product. Here
 their weights are. Casts around the softmax do no harm.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +31,31 @@ from blipstream_build.convert import Weights, vision_weights
 
 OPSET, IR_VERSION = 20, 9  # the first opset with Gelu; TensorRT reads it since 10.0
 
+E4M3_MAX = 448.0
+SMALLEST_SCALE = float(np.finfo(np.float16).tiny)  # a smaller one loses digits, and may be 0
+
 F16, F32, UINT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.UINT8
 
 
 def export_onnx(
-    model: BlipForConditionalGeneration | BlipForImageTextRetrieval, config: CheckpointConfig, folder: Path
+    model: BlipForConditionalGeneration | BlipForImageTextRetrieval,
+    config: CheckpointConfig,
+    folder: Path,
+    largest_inputs: Mapping[str, float] | None = None,
 ) -> None:
     """The encoder as ONNX: UINT8 pixels [B, H, W, 3] in, FP16 image_embeds [B, N, E] out."""
-    onnx.save_model(encoder_graph(vision_weights(model.state_dict(), config.vision), config.vision), folder / ONNX_NAME)
+    weights = vision_weights(model.state_dict(), config.vision)
+    onnx.save_model(encoder_graph(weights, config.vision, largest_inputs), folder / ONNX_NAME)
 
 
-def encoder_graph(weights: Weights, config: VisionConfig) -> onnx.ModelProto:
-    """The graph that computes what VisionTransformer does, from its weights."""
-    graph = _Graph(weights)
+def encoder_graph(
+    weights: Weights, config: VisionConfig, largest_inputs: Mapping[str, float] | None = None
+) -> onnx.ModelProto:
+    """The graph that computes what VisionTransformer does, from its weights.
+
+    With the largest absolute inputs of its linear layers, by name, their products are in fp8.
+    """
+    graph = _Graph(weights, largest_inputs)
     x = _embed(graph, config)
     for number in range(config.num_layers):
         x = _layer(graph, f"layers.{number}", x, config)
@@ -63,8 +81,9 @@ def encoder_graph(weights: Weights, config: VisionConfig) -> onnx.ModelProto:
 class _Graph:
     """A graph that grows. A tensor has the name of the node that computes it."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, largest_inputs: Mapping[str, float] | None) -> None:
         self.weights = weights
+        self.largest_inputs = largest_inputs
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
 
@@ -91,12 +110,28 @@ class _Graph:
 
     def linear(self, name: str, x: str) -> str:
         """FP16 -> FP16."""
+        x = self.layer_input(name, x)
         return self.affine(name, x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def layer_input(self, name: str, x: str) -> str:
+        """FP16 -> FP16. What a linear layer takes in, rounded to E4M3 in an encoder in fp8."""
+        return self.rounded(f"{name}.input", x, self.largest_inputs[name]) if self.largest_inputs else x
 
     def affine(self, name: str, x: str, weight: Tensor, bias: Tensor) -> str:
         """FP16 -> FP16."""
-        x = self.op(f"{name}.product", "MatMul", x, self.constant(f"{name}.weight", weight.T, np.float16))
+        factor = self.constant(f"{name}.weight", weight.T, np.float16)
+        if self.largest_inputs:
+            factor = self.rounded(factor, factor, float(weight.abs().max()))
+        x = self.op(f"{name}.product", "MatMul", x, factor)
         return self.op(name, "Add", x, self.constant(f"{name}.bias", bias, np.float16))
+
+    def rounded(self, name: str, x: str, largest: float) -> str:
+        """FP16 -> FP16, by way of E4M3, whose largest number stands for `largest`."""
+        scale = self.constant(f"{name}.scale", max(largest / E4M3_MAX, SMALLEST_SCALE), np.float16)
+        zero = f"{name}.zero"  # it names the type to round to
+        self.initializers.append(helper.make_tensor(zero, TensorProto.FLOAT8E4M3FN, [], [0.0]))
+        x = self.op(f"{name}.fp8", "QuantizeLinear", x, scale, zero)
+        return self.op(f"{name}.rounded", "DequantizeLinear", x, scale, zero)
 
     def add(self, name: str, x: str, change: str) -> str:
         """F32 + FP16 -> F32."""
@@ -138,6 +173,7 @@ def _attention(graph: _Graph, name: str, x: str, config: VisionConfig) -> str:
     heads, size = config.num_heads, config.hidden_size // config.num_heads
     weights, biases = (graph.weights[f"{name}.qkv.{part}"].chunk(3) for part in ("weight", "bias"))
     scale = size**-0.5
+    x = graph.layer_input(f"{name}.qkv", x)
 
     def split(part: str, weight: Tensor, bias: Tensor, perm: list[int]) -> str:
         y = graph.reshape(f"{part}.heads", graph.affine(part, x, weight, bias), [0, 0, heads, size])

@@ -18,7 +18,7 @@ from blipstream_build.configs import PlanOptions
 NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 # TensorRT-RTX ignores the first; the others fail for want of a library, or of a GPU
 RTX_REFUSES = ("hardware_compatible", "version_compatible", "refit")
-AMPERE = (8, 0)  # compute capability
+AMPERE, ADA = (8, 0), (8, 9)  # compute capabilities
 PLAN = "plan"  # in config.json
 
 
@@ -73,6 +73,19 @@ class Plan:
         gpu = torch.cuda.get_device_name() if flavour == "tensorrt" else None
         capability = "{}.{}".format(*torch.cuda.get_device_capability())
         return cls(flavour, version, gpu, capability, revision, options)
+
+    def check_fp8(self) -> None:
+        """Raises ArtifactError unless all GPUs that the plan is for multiply in fp8."""
+        if _numbers(self.compute_capability) < ADA:
+            raise ArtifactError(
+                f"fp8 needs a GPU of compute capability 8.9 or more, and this is {self.target}: "
+                "leave out --encoder-dtype"
+            )
+        if self.options.hardware_compatible:
+            raise ArtifactError(
+                "a hardware-compatible plan must run on Ampere, which has no fp8: leave out --hardware-compatible or "
+                "--encoder-dtype"
+            )
 
 
 def stored_plan(folder: Path) -> Any:  # noqa: ANN401

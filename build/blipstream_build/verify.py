@@ -17,11 +17,12 @@ from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
 from blipstream.vision import Encoder
 from blipstream_build.checkpoint import Checkpoint
+from blipstream_build.quantisation import Agreement
 
 # The largest relative error of a stage's output, by dtype. Twelve post-norm layers add up more of it than a ViT's
 TOLERANCE = {
     "preprocess": {"u8": 0.0},
-    "encoder": {"f32": 1e-4, "f16": 5e-3, "bf16": 1e-2},
+    "encoder": {"f32": 1e-4, "f16": 5e-3, "bf16": 1e-2, "fp8": 0.25},  # fp8: captions decide
     "decoder": {"f32": 1e-4, "f16": 5e-3, "bf16": 3e-2},
     # of matching: embeddings of images and texts, and logits of pairs, which are differences
     "images": {"f32": 1e-4},
@@ -79,14 +80,18 @@ class Report:
     stages: list[Stage]
     captions: list[Captions]  # of the samples
     opening: str  # the first token for a plain picture: health checks ask a server for no more
+    agreement: Agreement | None = None  # of an encoder in 8 bits with f32, on the user's images
 
     @property
     def fault(self) -> str:
         """Why this may not be served, or "" if it may.
 
         A stage may differ too much. Ours and transformers' may also be wrong in the same way: a caption without words
-        is none. A caption that differs is no fault, since a near tie may change it in bf16.
+        is none. A sample's caption that differs is no fault, since a near tie may change it in bf16. In 8 bits,
+        too many captions of the user's images may differ.
         """
+        if self.agreement and self.agreement.fault:
+            return self.agreement.fault
         if are_too_far(self.stages):
             return TOO_FAR
         silent = [each.image for each in self.captions if not (has_words(each.ours) and has_words(each.theirs))]

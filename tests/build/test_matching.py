@@ -58,17 +58,17 @@ def test_an_encoder_that_is_shared(f32_artifacts: Path, tmp_path: Path) -> None:
     assert shares_encoder(repository, artifact)
     assert "is up to date" in run(checkpoint, repository, "--dtype", "f32").output
 
-    # another captioner takes the place of the first
+    # another captioner takes the place of the first, or the same with an encoder in fp8
     file = repository / "encoder/1/openvino/config.json"
     settings = json.loads(file.read_text())
-    settings["vision"]["weights_hash"] = "another"
-    file.write_text(json.dumps(settings))
-    assert not shares_encoder(repository, artifact)
+    for change in ({"quantised": "fp8"}, {"weights_hash": "another"}):
+        file.write_text(json.dumps(settings | {"vision": settings["vision"] | change}))
+        assert not shares_encoder(repository, artifact)
+        with pytest.raises(ArtifactError, match=r"share a captioner's encoder, and .* has that of emoji-demo@\w+ now"):
+            image_encoder_of(artifact, repository)
     said = run(CHECKPOINT, repository, "--dtype", "f32").output
     assert f"a server has no matching from now on: matching was built from {checkpoint.name}@" in said
     assert f"now: build {checkpoint.name} again\n" in said
-    with pytest.raises(ArtifactError, match=r"share a captioner's encoder, and .* has that of emoji-demo@\w+ now"):
-        image_encoder_of(artifact, repository)
 
 
 def test_images_of_another_size(f32_artifacts: Path, matching_artifacts: Path, tmp_path: Path) -> None:

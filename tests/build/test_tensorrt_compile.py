@@ -20,7 +20,10 @@ from onnx import TensorProto, helper
 from blipstream.errors import ArtifactError
 from blipstream.files import MODEL_REPOSITORY
 from blipstream.vision import tensorrt as runner
+from blipstream.vision.tensorrt import ONNX_NAME
+from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.configs import PlanOptions
+from blipstream_build.onnx_export import export_onnx
 from blipstream_build.plan import Plan, reason_to_rebuild
 from blipstream_build.tensorrt_compile import compile_plan
 from tests.support.exported import Exported
@@ -77,6 +80,21 @@ def test_compiles(exported: Exported, tmp_path: Path) -> None:
     for name, batch in (("Min", 2), ("Opt", 5), ("Max", 9)):
         assert f"{name}Shape: [{batch},{side},{side},3]" in ends
     assert target.stat().st_size > 0.95 * exported.file.stat().st_size  # it contains the weights
+
+
+def test_compiles_in_fp8(exported: Exported, tmp_path: Path) -> None:
+    """Each product of a linear layer takes E4M3, and attention is one kernel still."""
+    checkpoint, vision = Checkpoint.find(str(exported.checkpoint)), exported.config.vision
+    linear = [f"layers.{n}.{part}" for n in range(vision.num_layers) for part in ("qkv", "projection", "fc1", "fc2")]
+    export_onnx(checkpoint.load_model(), exported.config, tmp_path, dict.fromkeys(linear, 5.0))
+    with engine_listings() as listings:
+        compile_plan(tmp_path / ONNX_NAME, RTX, tmp_path / "model.plan")
+    layers = [line for line in listings[0].splitlines() if line.startswith("Name: ")]
+    products = [line for line in layers if "LayerType: gemm" in line]
+    taken = [re.findall(r"Datatype: (\w+)", line)[0] for line in products]
+    assert len(taken) >= 4 * vision.num_layers  # query, key and value may be one
+    assert set(taken) == {"FP8"}
+    assert len([line for line in layers if line.startswith("Name: _gemm_mha")]) == vision.num_layers
 
 
 def test_largest_batch_suits_triton() -> None:
