@@ -76,7 +76,7 @@ def calibration_of(config: Mapping[str, Any]) -> Calibration | None:
 
 
 def retrieval_checkpoint_of(config: Mapping[str, Any]) -> str | None:
-    """NAME@REVISION of the retrieval checkpoint, from the config of `match`, or None if it says none."""
+    """NAME@REVISION of the retrieval checkpoint, from the config of a model that needs it; None for others."""
     with _checked():
         return _parameter(config, "checkpoint")
 

@@ -38,12 +38,13 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], embedding: Any = Non
 
 def embed(client: Client, names: Sequence[str], contents: Sequence[bytes]) -> list[dict[str, Any]]:
     """The rows of images, by a server."""
-    checkpoint = client.info().checkpoint
+    matching = client.info().matching
+    assert matching
     return [
         row(
             name,
             client.embed_image(content).tolist(),
-            checkpoint=checkpoint,
+            checkpoint=matching.checkpoint,
             hash=hashlib.sha256(content).hexdigest(),
         )
         for name, content in zip(names, contents, strict=True)

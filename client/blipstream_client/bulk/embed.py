@@ -33,6 +33,7 @@ class EmbedTask(Task[Summary]):
     summary = Summary
     models = (EMBED_IMAGE,)
     columns = COLUMNS
+    is_matching = True
 
     def __init__(self, resize_mode: str | None) -> None:
         self.options: Options = {"resize_mode": resize_mode}

@@ -83,6 +83,7 @@ class FilterTask(Task[FilterSummary]):
     summary = FilterSummary
     result = "a verdict"
     columns = COLUMNS
+    is_matching = True
 
     def __init__(
         self,

@@ -33,6 +33,8 @@ BLOCK = 1 << 20
 NEW_FIELDS = {
     "defaults": "the server's defaults",
     "fixed": "the server's fixed options",
+    "matching": "the server's retrieval checkpoint",
+    "calibration": "the server's calibration",
 }  # of a job, as people call them
 QUOTE = "'"
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", QUOTE)  # a spreadsheet computes a cell that begins with one
@@ -108,7 +110,7 @@ class Sink(ABC):
                     f"{self.path} was begun by a client that did not record {NEW_FIELDS[name]} yet:"
                     " use another --output"
                 )
-            same = revision_of if name == "checkpoint" else _unchanged
+            same = revision_of if name in ("checkpoint", "matching") else _unchanged
             if same(begun.get(name)) != same(job.get(name)):
                 raise self.differs(name, begun.get(name), job.get(name))
 

@@ -24,6 +24,7 @@ class Task(ABC, Generic[SummaryT]):
     verb: str  # such as "caption"
     result: str  # of an image without an error, such as "a caption"
     models: Sequence[str]  # that it asks: their defaults are to stay as they are. The first gives the task its name
+    is_matching = False  # whether the checkpoint in its rows is the retrieval checkpoint
     options: Mapping[str, Any]  # that decide the rows: one that is None is not sent
     summary: Callable[[], SummaryT]  # makes what counts the rows
     columns: Columns  # of a row, in order. Those that `ask` does not give, the worker fills

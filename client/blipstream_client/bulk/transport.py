@@ -11,8 +11,14 @@ from blipstream_client._balancing import BalancedTransport
 from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address, RoundRobin, is_endpoint_failure
 from blipstream_client._exceptions import AccessDenied, BlipstreamError, ServerOverloaded
-from blipstream_client._info import Calibration, calibration_of, checkpoint_of, defaults_of, revision_of
-from blipstream_client._matches import MATCH
+from blipstream_client._info import (
+    Calibration,
+    calibration_of,
+    checkpoint_of,
+    defaults_of,
+    retrieval_checkpoint_of,
+    revision_of,
+)
 from blipstream_client._notices import Waiting
 from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest, Request, ResponseT
 from blipstream_client._retries import RetryPolicy
@@ -28,11 +34,15 @@ class Served:
     checkpoint: str | None
     defaults: Mapping[str, Any] | None  # of options, where they are not the built-in ones
     fixed: Sequence[str] | None  # names of options that requests may not set
+    matching: str | None = None  # NAME@REVISION of the retrieval checkpoint, if it is asked
     calibration: Calibration | None = None  # of matching, if it is asked and calibrated
 
     def difference(self, other: "Served") -> str | None:
-        """The first field that differs. A checkpoint is known by its revision."""
-        mine, others = (vars(each) | {"checkpoint": revision_of(each.checkpoint)} for each in (self, other))
+        """The first field that differs. Checkpoints are known by their revisions."""
+        mine, others = (
+            vars(each) | {"checkpoint": revision_of(each.checkpoint), "matching": revision_of(each.matching)}
+            for each in (self, other)
+        )
         return next((name for name in mine if mine[name] != others[name]), None)
 
 
@@ -93,7 +103,7 @@ class WatchedTransport(BalancedTransport):
 
     def _ask(self, send: Callable[[Request[Mapping[str, Any]]], Mapping[str, Any]]) -> Served:
         """What is served, by a request, and one for each model."""
-        checkpoint = defaults = fixed = calibration = None
+        checkpoint = defaults = fixed = matching = calibration = None
         with suppress(AccessDenied):
             checkpoint = checkpoint_of(send(MetadataRequest()))
         with suppress(AccessDenied):
@@ -102,9 +112,9 @@ class WatchedTransport(BalancedTransport):
                 of_model, fixed_of_model = defaults_of(config)
                 defaults = (defaults or {}) | of_model
                 fixed = tuple(dict.fromkeys([*(fixed or ()), *fixed_of_model]))
-                if model == MATCH:
-                    calibration = calibration_of(config)
-        return Served(checkpoint, defaults, fixed, calibration)
+                matching = matching or retrieval_checkpoint_of(config)
+                calibration = calibration or calibration_of(config)
+        return Served(checkpoint, defaults, fixed, matching, calibration)
 
     def confirm(self, endpoint: int, deadline: Deadline) -> None:
         """Check that the endpoint still serves the same, with retries. Raises BlipstreamError."""

@@ -40,7 +40,7 @@ class Worker(Client):
         self._of_all = {
             "options": json.dumps({name: value for name, value in task.options.items() if value is not None}),
             "defaults": None if self.served.defaults is None else json.dumps(self.served.defaults),
-            "checkpoint": self.served.checkpoint,
+            "checkpoint": (task.is_matching and self.served.matching) or self.served.checkpoint,
         }
 
     def _open(self) -> None:

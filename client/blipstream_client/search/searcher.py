@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from blipstream_client._client import Client
 from blipstream_client._exceptions import AccessDenied, InvalidImage, InvalidRequest, ServerError
-from blipstream_client._info import checkpoint_of
-from blipstream_client._matches import Embedding
-from blipstream_client._requests import MetadataRequest
+from blipstream_client._info import checkpoint_of, retrieval_checkpoint_of
+from blipstream_client._matches import EMBED_TEXT, Embedding
+from blipstream_client._requests import ConfigRequest, MetadataRequest
 from blipstream_client._text import LONGEST_SENTENCE, excerpt, quoted
 from blipstream_client.search.images import Image, images
 from blipstream_client.search.nearest import Hit, nearest
@@ -30,7 +30,9 @@ class Searcher(Client):
         """The k images whose embeddings are nearest to the query's [D]. Raises BlipstreamError."""
         checkpoint = None
         with suppress(AccessDenied):
-            checkpoint = checkpoint_of(self._transport.send(MetadataRequest(), self._deadline(None)))
+            config = self._transport.send(ConfigRequest(EMBED_TEXT), self._deadline(None))
+            server = self._transport.send(MetadataRequest(), self._deadline(None))
+            checkpoint = retrieval_checkpoint_of(config) or checkpoint_of(server)
         return nearest(table.blocks(checkpoint, len(query)), query, k)
 
     def reranked(

@@ -231,6 +231,9 @@ def test_embeddings_are_the_clients(
     rows = read(Path(output))
     assert [*rows[0]] == ["name", "embedding", "checkpoint", "width", "height", "hash", "error"]
     with Client(matching.grpc_url) as client:
+        info = client.info()
+        assert info.matching
+        assert {row["checkpoint"] for row in rows} == {info.matching.checkpoint} != {info.checkpoint}
         for name, row in zip(names, rows, strict=True):
             if name == "broken.jpg":
                 assert (row["embedding"] or None, bool(row["error"])) == (None, True)

@@ -157,7 +157,7 @@ def test_a_table_names_no_file_that_was_not_embedded(search: Search, rows: list[
 
 
 def test_the_embeddings_of_another_retrieval_checkpoint(search: Search, rows: list[dict[str, Any]]) -> None:
-    """A server may have a captioner, too, and call itself by its name."""
+    """A server may not tell its own."""
     turned = [each | {"embedding": each["embedding"][::-1]} for each in rows]
     write_table(Path("embeddings.parquet"), turned)
     assert "by its embedding in the table, and" in search(TEXT).stderr
