@@ -177,7 +177,7 @@ def search(
 ) -> None:
     """Find the images that TEXT describes.
 
-    EMBEDDINGS is what `blipstream embed` has written. It must come from the server's own retrieval checkpoint.
+    EMBEDDINGS is Parquet that `blipstream embed` has written. It must come from the server's own retrieval checkpoint.
     """
     if (text is None) == (image is None):
         raise click.UsageError("Give either a TEXT in quotes or an --image to search by")

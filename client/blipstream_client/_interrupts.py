@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C that always takes effect at once.
+"""Ctrl-C that always takes effect at once, and SIGTERM that does the same: service managers send it.
 
 Python raises KeyboardInterrupt between two bytecodes of the main thread, or when the signal interrupts a blocking call.
 A signal that comes after the last bytecode and before the call has begun to block interrupts nothing, and Python reacts
@@ -19,8 +19,9 @@ REPEAT_SECONDS = 0.05
 
 @contextmanager
 def prompt_interrupts() -> Iterator[None]:
-    """Inside, Ctrl-C raises KeyboardInterrupt at once, whatever the main thread waits for."""
+    """Inside, Ctrl-C and SIGTERM raise KeyboardInterrupt at once, whatever the main thread waits for."""
     before = signal.getsignal(signal.SIGINT)
+    stops = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     ours = before in (signal.default_int_handler, signal.SIG_DFL)  # not SIG_IGN, which a shell sets for background jobs
     if not (ours and hasattr(signal, "pthread_kill") and threading.current_thread() is threading.main_thread()):
         yield
@@ -35,11 +36,13 @@ def prompt_interrupts() -> Iterator[None]:
 
     def repeat() -> None:
         while number := os.read(wakeup_read, 1):
-            while number[0] == signal.SIGINT and not handled.wait(REPEAT_SECONDS):
+            while number[0] in (signal.SIGINT, signal.SIGTERM) and not handled.wait(REPEAT_SECONDS):
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
     signal.signal(signal.SIGURG, lambda *_: None)  # the default is to ignore it, which interrupts no call
     signal.signal(signal.SIGINT, handle)
+    if stops:
+        signal.signal(signal.SIGTERM, handle)
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     threading.Thread(target=repeat, name="blipstream-interrupts", daemon=True).start()
     try:
@@ -47,5 +50,7 @@ def prompt_interrupts() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, before)
+        if stops:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGURG, signal.SIG_DFL)
         os.close(wakeup_write)

@@ -22,6 +22,7 @@ TILE = 240  # pixels of a picture's longer side
 QUALITY = 80  # of its JPEG
 LONGEST_TEXT = 300  # characters
 WIDTH, HEIGHT, MARGIN = 720, 200, 24  # of the histogram
+FAILS = "#8c959f"  # a bar of texts that were dropped or replaced
 COLORS = {KEPT: "#0072b2", REPLACED: "#56b4e9", DROPPED: "#d55e00"}  # of Okabe and Ito: all can tell them apart
 HEADINGS = {
     KEPT: "Kept, with the lowest match",
@@ -119,7 +120,7 @@ def _histogram(counts: Sequence[int], min_match: float) -> str:
     bars = []
     for number, count in enumerate(counts):
         height = HEIGHT * count / highest
-        color = COLORS[DROPPED if (number + 0.5) / BINS < min_match else KEPT]
+        color = FAILS if (number + 0.5) / BINS < min_match else COLORS[KEPT]
         span = f"{number / BINS:.2f} to {(number + 1) / BINS:.2f}: {count:,}"
         left, top = MARGIN + number * step + 1, MARGIN + HEIGHT - height
         bars.append(

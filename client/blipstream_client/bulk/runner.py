@@ -13,9 +13,10 @@ from typing import TypeAlias
 from blipstream_client._errors import without_frames
 from blipstream_client._exceptions import InvalidImage, InvalidRequest
 from blipstream_client._files import MAX_BYTES
-from blipstream_client._text import excerpt
+from blipstream_client._text import excerpt, quoted
 from blipstream_client.bulk.items import Item
 from blipstream_client.bulk.limit import Limit
+from blipstream_client.bulk.rows import as_utf8
 from blipstream_client.bulk.sinks import Sink
 from blipstream_client.bulk.summary import Summary
 from blipstream_client.bulk.worker import Finished, Worker
@@ -29,7 +30,7 @@ Image: TypeAlias = bytes | str | InvalidImage  # bytes, a path or URL, or why th
 
 
 def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> Iterator[Item]:
-    """The items, or their texts, that have no rows in the sink. Raises InvalidRequest if it has rows of other items."""
+    """The items, or their texts, that have no rows in the sink. Raises InvalidRequest if it has rows of others."""
     item, missing = None, 0  # rows of the item
     for row in sink.recover(summary.needs):
         if not missing:
@@ -40,6 +41,11 @@ def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> Iterato
             raise InvalidRequest(
                 f"The images have changed: {sink.path} goes on with {excerpt(row['name'])}, and here comes {found};"
                 " use the same images to go on, or another --output"
+            )
+        if item.texts and (row["text"] or "") != as_utf8(item.texts[-missing]):  # empty cells of CSV are None
+            raise InvalidRequest(
+                f"The texts have changed: {sink.path} goes on with {quoted(row['text'])} for {excerpt(item.name)},"
+                f" and here comes {quoted(item.texts[-missing])}; use the same texts to go on, or another --output"
             )
         missing -= 1
         summary.found += 1

@@ -36,6 +36,10 @@ class Table:
         """Raises InvalidRequest if it is no table of embeddings."""
         self.shown = excerpt(as_utf8(path))
         pyarrow(f"Reading {self.shown}")
+        if path.endswith((".jsonl", ".csv")):
+            raise InvalidRequest(
+                f"Expected Parquet, got {self.shown}: `blipstream embed --output NAME.parquet` writes it"
+            )
         with translated(f"Cannot read {self.shown}"):
             is_folder = Path(path).is_dir()
             self._parts = sorted(Path(path).glob("*.parquet")) if is_folder else [Path(path)]

@@ -426,8 +426,8 @@ def test_a_server_that_is_not_there_is_waited_for_aloud(tiny: TinyTriton, scheme
     assert rest == "The server answers.\n3 rows in a.jsonl, 0 of them from before\n"
 
 
-@pytest.mark.parametrize("output", ["a.jsonl", "a.parquet"])
-def test_ctrl_c_says_what_is_safe(tiny: TinyTriton, output: str) -> None:
+@pytest.mark.parametrize(("output", "number"), [("a.jsonl", signal.SIGINT), ("a.parquet", signal.SIGTERM)])
+def test_a_signal_to_end_says_what_is_safe(tiny: TinyTriton, output: str, number: int) -> None:
     write_images(40)
     asked, opened = threading.Event(), threading.Event()
 
@@ -442,7 +442,7 @@ def test_ctrl_c_says_what_is_safe(tiny: TinyTriton, output: str) -> None:
     command = [sys.executable, "-c", CONFIRM_EACH, "bulk", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert asked.wait(60)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     opened.set()
     found = len(read(Path(output)))

@@ -162,6 +162,26 @@ def test_a_killed_run_goes_on(matching: TritonServer, output: str) -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("output", ["a.jsonl", "a.csv", "a.parquet"])
+def test_a_run_goes_on_with_the_same_texts_alone(matching: TritonServer, jpeg: bytes, output: str) -> None:
+    Path("a.jpg").write_bytes(jpeg)
+    arguments = ["filter", "pairs.jsonl", "--output", output, "--url", matching.grpc_url]
+
+    def run_with(*texts: str) -> tuple[int, str]:
+        lines = [json.dumps({"image": "a.jpg", "text": text}) for text in texts]
+        Path("pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        return command(*arguments)
+
+    assert run_with("a cat", "=a\n'dog'")[0] == 0
+    assert run_with("a cat", "=a\n'dog'", "a bear")[0] == 0
+    assert len(read(Path(output))) == 3
+    status, said = run_with("a cat", "a dog", "a bear")
+    words = " ".join(said.split())
+    assert status == 1
+    assert f"The texts have changed: {output} goes on with" in words
+    assert "and here comes 'a dog'; use the same texts to go on, or another --output" in words
+
+
 def test_ctrl_c_and_a_server_that_goes_away_lose_no_row(matching: TritonServer) -> None:
     count = write_lists(60)
     with proxy(matching.grpc_port) as between:

@@ -63,6 +63,11 @@ def test_a_part_that_is_damaged_inside_is_named(path: Path) -> None:
     assert refusal(path).startswith("Cannot read a.parquet: ")
 
 
+def test_other_outputs_of_embed(path: Path) -> None:
+    told = refusal(path.with_name("a.jsonl"))
+    assert told == "Expected Parquet, got a.jsonl: `blipstream embed --output NAME.parquet` writes it"
+
+
 @pytest.mark.parametrize("missing", ["name", "embedding", "checkpoint", "hash", "error"])
 def test_a_parquet_file_of_something_else(path: Path, missing: str) -> None:
     write_table(path, ROWS)
