@@ -18,7 +18,8 @@ ALL_RIGHT = (
     "All pairs are on the right side of 0.5, so they cannot tell how often the match is wrong: harder pairs, or more, "
     "can."
 )
-HARDLY_APART = "The match hardly tells these labels apart: see that 1 stands where image and text belong together."
+REVERSED = "tells these labels apart the wrong way round: are they reversed?"
+HARDLY_APART = "hardly tells these labels apart: are they right?"
 
 
 @click.command(
@@ -38,8 +39,12 @@ def main(pairs: Path | None, repository: str, config: str, curve: Path | None, t
 
     Fits a temperature and a threshold, and stores them in the repository. A server has them from its next start on.
     """
-    if (pairs is None) != remove:
+    if pairs and remove:
+        raise click.UsageError("give PAIRS to calibrate, or --remove to undo it, and not both")
+    if not (pairs or remove):
         raise click.UsageError("give PAIRS to calibrate, or --remove to undo it")
+    if curve and curve.suffix.lower() != ".png":
+        raise click.BadParameter(f"{curve} must end in .png, since the picture is a PNG", param_hint="--curve")
     with command_line.ending_in_one_sentence(config):
         folder = command_line.repository_folder(repository)
         assert folder is not None  # noqa: S101  # the option is required
@@ -90,9 +95,16 @@ def _calibrate(
     with click.progressbar(length=images, label=f"matching {len(pairs):,} pairs", show_pos=True) as progress:
         logits = scorer.logits(pairs, truncate=truncate, advance=progress.update)
     labels = np.array([pair.label for pair in pairs])
-    found, held_out = fit(logits, labels), cross_validated(logits, labels)
+    numbers: dict[tuple[Path, str], int] = {}
+    same = [numbers.setdefault((pair.image, pair.text), len(numbers)) for pair in pairs]
+    found, held_out = fit(logits, labels), cross_validated(logits, labels, same)
     before, after = figures(logits, logits >= 0, labels), figures(*held_out, labels)
     after = after._replace(auc=before.auc)  # one temperature for all leaves the order as it is
+    if before.auc < FAIR_AUC:
+        raise BlipstreamError(
+            f"the match {REVERSED if before.auc < 1 - FAIR_AUC else HARDLY_APART} The label 1 stands where image and "
+            f"text belong together. The AUC is {before.auc:.3f}, and must be at least {FAIR_AUC}. Nothing is stored"
+        )
     with exclusive(repository):
         if CheckpointConfig.load(artifact).revision != checkpoint.revision:
             raise ArtifactError(f"{repository} got another checkpoint meanwhile: calibrate again")
@@ -104,10 +116,8 @@ def _calibrate(
     click.echo(command_line.fill("after: each fifth of the pairs, by what fits the other four; before: at 0.5"))
     if np.all((logits > 0) == labels):
         click.echo(command_line.fill(ALL_RIGHT))
-    elif before.auc < FAIR_AUC:
-        click.echo(command_line.fill(HARDLY_APART))
     if curve:
-        draw(logits, held_out.logits, labels, found.threshold, curve)
+        draw(logits, held_out.logits, labels, found, curve)
         click.echo(f"drawn: {curve}")
     click.echo(f"stored: {artifact.parent / NAME}")
     click.echo("a running server takes it at its next start")

@@ -4,6 +4,7 @@
 Source of the temperature: Guo and others, On Calibration of Modern Neural Networks, 2017.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,19 +58,26 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
 def fit_threshold(match: Floats, labels: Labels) -> float:
     """The threshold of most F1, if pairs are accepted from it on: half-way between two matches, or 0 to accept all."""
-    values, places = np.unique(match, return_inverse=True)
-    accepted = np.bincount(places)[::-1].cumsum()[::-1]  # by each value as the threshold
-    right = np.bincount(places, labels)[::-1].cumsum()[::-1]
+    values, accepted, right = by_threshold(match, labels)
     best = int(np.argmax(2 * right / (accepted + labels.sum())))
     return float((values[best - 1] + values[best]) / 2) if best else 0.0
 
 
-def cross_validated(logits: Floats, labels: Labels) -> HeldOut:
-    """Every pair, by the fit to the other folds."""
-    folds, order = np.zeros(len(labels), np.int64), np.random.default_rng(SEED).permutation(len(labels))
+def by_threshold(match: Floats, labels: Labels) -> tuple[Floats, Floats, Floats]:
+    """The matches [m] in rising order, each once. With each as the threshold: how many are accepted, and rightly so."""
+    values, places = np.unique(match, return_inverse=True)
+    accepted, right = (np.bincount(places, each)[::-1].cumsum()[::-1] for each in (np.ones(len(labels)), labels))
+    return values, accepted, right
+
+
+def cross_validated(logits: Floats, labels: Labels, same: Sequence[int]) -> HeldOut:
+    """Every pair, by the fit to the other folds. Pairs with the same number in `same` [n] are in one fold."""
+    _, first, places = np.unique(same, return_index=True, return_inverse=True)
+    folds, order = np.zeros(len(first), np.int64), np.random.default_rng(SEED).permutation(len(first))
     for label in (False, True):
-        of_label = order[labels[order] == label]
+        of_label = order[labels[first[order]] == label]
         folds[of_label] = np.arange(len(of_label)) % FOLDS
+    folds = folds[places]
     scaled, accepted = np.zeros(len(labels)), np.zeros(len(labels), np.bool_)
     for fold in range(FOLDS):
         out = folds == fold

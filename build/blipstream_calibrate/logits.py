@@ -60,7 +60,7 @@ class Scorer:
         try:
             return self._matcher.reader.read([pair.text.encode("utf-8", "surrogatepass")], truncate=truncate)[0]
         except InvalidInput as exc:
-            raise InvalidInput(f"{pair.place}: {exc}") from exc
+            raise InvalidInput(f"{pair.place}: {str(exc).replace('set truncate', 'give --truncate')}") from exc
 
     def _pixels(self, pair: Pair) -> Pixels:
         try:

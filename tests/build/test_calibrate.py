@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from blipstream.calibration import Calibration
@@ -17,9 +18,20 @@ from blipstream.config import CheckpointConfig
 from blipstream.errors import ArtifactError, InvalidInput
 from blipstream_build.build import build
 from blipstream_build.configs import CONFIGS
+from blipstream_calibrate.chart import picture
 from blipstream_calibrate.command import main
 from blipstream_calibrate.figures import auc, figures
-from blipstream_calibrate.fit import Floats, Labels, cross_validated, fit, fit_temperature, fit_threshold, logistic
+from blipstream_calibrate.fit import (
+    FOLDS,
+    Floats,
+    HeldOut,
+    Labels,
+    cross_validated,
+    fit,
+    fit_temperature,
+    fit_threshold,
+    logistic,
+)
 from blipstream_calibrate.logits import Scorer
 from blipstream_calibrate.pairs import Pair, read_pairs
 from tests.conftest import SAMPLES
@@ -43,6 +55,11 @@ def arrays(pairs: list[tuple[int, bool]]) -> tuple[Floats, Labels]:
     return np.array([logit for logit, _ in pairs], np.float64), np.array([label for _, label in pairs])
 
 
+def judged(logits: Floats, labels: Labels) -> HeldOut:
+    """By fits that have not seen them. No pair is there twice."""
+    return cross_validated(logits, labels, range(len(labels)))
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1, 2.5])
 def test_the_temperature_is_found_again(temperature: float) -> None:
     assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, rel=0.05)
@@ -60,7 +77,7 @@ def test_pairs_that_are_told_apart_leave_doubt(weakest: float) -> None:
 
 def test_the_calibration_error_falls_and_the_order_stays() -> None:
     logits, labels = drawn(3)
-    before, after = figures(logits, logits >= 0, labels), figures(*cross_validated(logits, labels), labels)
+    before, after = figures(logits, logits >= 0, labels), figures(*judged(logits, labels), labels)
     assert before.calibration_error > 0.1
     assert after.calibration_error < 0.02
     assert after.log_loss < before.log_loss
@@ -71,9 +88,39 @@ def test_a_fold_is_judged_by_the_others() -> None:
     """Where labels are noise, the best threshold for all accepts more right ones than one that has not seen them."""
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(0, 1, 40), generator.random(40) < 0.5
-    found, held_out = fit(logits, labels), cross_validated(logits, labels)
+    found, held_out = fit(logits, labels), judged(logits, labels)
     seen = logistic(logits / found.temperature) >= found.threshold
     assert (seen == labels).sum() > (held_out.accepted == labels).sum()
+
+
+def test_pairs_that_repeat_are_in_one_fold() -> None:
+    """Four times each, they are judged alike, which four folds would not do."""
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(0, 1, 40), generator.random(40) < 0.5
+    found = cross_validated(np.tile(logits, 4), np.tile(labels, 4), [*range(40)] * 4)
+    assert [len({*copies}) for copies in found.logits.reshape(4, 40).T] == [1] * 40
+    assert len({*(found.logits / np.tile(logits, 4)).round(9)}) == FOLDS
+
+
+@given(LABELLED)
+def test_the_drawn_precision_is_that_of_every_threshold(pairs: list[tuple[int, bool]]) -> None:
+    logits, labels = arrays(pairs)
+    found = fit(logits, labels)
+    match = logistic(logits / found.temperature)
+    figure = picture(logits, logits, labels, found)
+    try:
+        precision, recall = figure.axes[1].lines[:2]
+        for threshold in (found.threshold, *match, *np.linspace(0, match.max(), 20)):
+            accepted = match >= threshold
+            for line, expected in (
+                (precision, labels[accepted].mean()),
+                (recall, (labels & accepted).sum() / labels.sum()),
+            ):
+                assert line.get_drawstyle() == "steps-pre"  # up to a point, its value
+                at, share = np.asarray(line.get_data())
+                assert share[np.searchsorted(at, threshold)] == pytest.approx(expected)
+    finally:
+        plt.close(figure)
 
 
 @given(LABELLED)
@@ -124,20 +171,49 @@ def test_pairs(tmp_path: Path, samples: dict[str, str]) -> None:
     assert [pair[1:] for pair in read_pairs(file)] == [pair[1:] for pair in pairs]
 
 
+def test_labels_and_columns_as_other_programs_write_them(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").touch()
+    file, expected = tmp_path / "a.csv", [True, True, True, False, False, False] * 4
+    file.write_text(
+        " Image,TEXT,Label\n" + "x.jpg,a,1\nx.jpg,a,1.0\nx.jpg,a,True\nx.jpg,a,0\nx.jpg,a,0.0\nx.jpg,a,false\n" * 4
+    )
+    assert [pair.label for pair in read_pairs(file)] == expected
+    file = tmp_path / "a.jsonl"
+    labels = (1, 1.0, True, 0, 0.0, False) * 4
+    file.write_text("\n".join(json.dumps({"image": "x.jpg", "text": "a", "label": label}) for label in labels))
+    assert [pair.label for pair in read_pairs(file)] == expected
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("a.csv", "image,text\n", "must have the columns image, text, label in its first line, and has no label"),
         ("a.csv", "", "has no image: it has nothing"),
         ("a.csv", "image,text,label\nx.jpg,a,yes\n", "line 2 has the label 'yes': write 1 if image and text belong"),
-        ("a.csv", "image,text,label\nx.jpg,a\n", "line 2 has the label None"),
+        ("a.csv", "image,text,label\nx.jpg,a\n", "line 2 has no label: write 1 if image and text belong"),
+        ("a.csv", "image,text,label\nx.jpg,a,\n", "line 2 has no label"),
+        (
+            "a.csv",
+            "image,text,label\nx.jpg,a book, red,1\n",
+            "line 2 has more values than there are columns: put a text",
+        ),
+        ("a.csv", "image;text;label\n", "has semicolons between its columns: save it with commas"),
+        ("a.csv", "image\ttext\tlabel\n", "has tabs between its columns: save it with commas"),
+        (
+            "a.csv",
+            "image,text,label\nhttp://a/b.jpg,a,1\n",
+            "line 2: http://a/b.jpg is a URL, and URLs are not fetched",
+        ),
+        ("a.csv", "image,text,label\n..,a,1\n", "/.. is no file: give the path of an image"),
         ("a.csv", "image,text,label\nx.jpg,,1\n", "line 2 must have an image and a text, and one is missing"),
         ("a.csv", "image,text,label\ny.jpg,a,1\n", "line 2: there is no image"),
         ("a.csv", "image,text,label\n" + "x.jpg,a,1\n" * 30, "has 30 pairs with label 1 and 0 with label 0"),
         ("a.csv", "image,text,label\n" + "x.jpg,a,1\nx.jpg,b,0\n" * 9, "label at least 20, and 5 of each"),
         ("a.csv", b"image,text,label\nx.jpg,caf\xe9,1\n", "must be UTF-8, and is not"),
         ("a.jsonl", "{}", "line 1 must be an object with image, text, label"),
-        ("a.jsonl", "\n[", "line 2 is not JSON"),
+        ("a.jsonl", "\n[\n", "line 2 is not JSON: Expecting value"),
+        ("a.jsonl", '{"image": "x.jpg", "text": 5, "label": 1}', "line 1 must have a string as its text, not 5"),
+        ("a.jsonl", '{"image": "x.jpg", "text": "a", "label": null}', "line 1 has no label"),
         ("b.csv", None, "cannot be read: No such file or directory"),
     ],
 )
@@ -168,6 +244,16 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(each) for each in arguments])
 
 
+def labelled(file: Path, repository: Path, quarters: list[int]) -> Path:
+    """The same pairs, whose label is that of the quarter in which their logit lies."""
+    pairs = read_pairs(file)
+    scorer = Scorer(repository / "matcher/1/openvino", repository, CONFIGS["cpu"])
+    ranks = scorer.logits(pairs, truncate=False, advance=lambda _: None).argsort().argsort()
+    rows = [f"{p.image.name},{p.text},{quarters[4 * rank // len(pairs)]}" for p, rank in zip(pairs, ranks, strict=True)]
+    file.write_text("\n".join(["image,text,label", *rows]), encoding="utf-8")
+    return file
+
+
 def test_logits_are_those_of_the_checkpoint(
     matching_artifacts: Path, file: Path, retrieval_reference: RetrievalReference
 ) -> None:
@@ -185,7 +271,7 @@ def test_a_rebuild_keeps_it_and_another_checkpoint_drops_it(
     repository: Path, file: Path, tmp_path: Path, retrieval_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     curve, stored = tmp_path / "curve.png", repository / "matcher/1/calibration.json"
-    done = run(file, "--repository", repository, "--curve", curve)
+    done = run(labelled(file, repository, [0, 0, 1, 1]), "--repository", repository, "--curve", curve)
     assert done.exit_code == 0, done.output
     assert f"stored: {stored}\na running server takes it at its next start\n" in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines()[3:8]] == FIGURES
@@ -201,6 +287,22 @@ def test_a_rebuild_keeps_it_and_another_checkpoint_drops_it(
     build(str(save_retrieval_checkpoint(tmp_path / "other", seed=2)), "f32", repository)
     assert f"its calibration was of {calibration.origin}: it is dropped" in capsys.readouterr().out
     assert not stored.exists()
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [([1, 1, 0, 0], "the wrong way round: are they reversed?"), ([1, 0, 0, 1], "hardly tells these labels apart")],
+    ids=["reversed", "meaningless"],
+)
+def test_wrong_labels_leave_what_is_stored(right: list[int], said: str, repository: Path, file: Path) -> None:
+    artifact = repository / "matcher/1/openvino"
+    config = CheckpointConfig.load(artifact)
+    stored = Calibration(config.origin, config.revision, 2.0, 0.5)
+    stored.save(artifact.parent)
+    refused = run(labelled(file, repository, right), "--repository", repository)
+    assert refused.exit_code == 1
+    assert said in sentence(refused.stderr[refused.stderr.index("Error:") :])
+    assert Calibration.of(artifact) == stored
 
 
 def test_remove(repository: Path) -> None:
@@ -226,7 +328,7 @@ def test_one_of_another_checkpoint_is_not_used(repository: Path) -> None:
     ("line", "said"),
     [
         ("captions.json,a cat,0", "line 66: "),
-        (f"a-book.jpg,{'a ' * 100},0", "line 66: text must have at most 62 tokens, not 100: shorten it, or set trunc"),
+        (f"a-book.jpg,{'a ' * 100},0", "line 66: text must have at most 62 tokens, not 100: shorten it, or give --t"),
         ("a-book.jpg,  ,0", "line 66: text is empty"),
     ],
     ids=["no image", "too long", "blank"],
@@ -242,4 +344,7 @@ def test_pairs_that_are_refused(
 def test_commands_that_are_refused(file: Path, tmp_path: Path, f32_artifacts: Path) -> None:
     assert "give PAIRS to calibrate, or --remove" in run("--repository", tmp_path).stderr
     assert "give PAIRS to calibrate, or --remove" in run(file, "--remove", "--repository", tmp_path).stderr
+    assert "and not both" in run(file, "--remove", "--repository", tmp_path).stderr
+    assert "must end in .png" in run(file, "--curve", tmp_path / "c.jpg", "--repository", tmp_path).stderr
+    assert not (tmp_path / "c.jpg").exists()
     assert "has no matcher for --config cpu: build one" in sentence(run(file, "--repository", f32_artifacts).stderr)
