@@ -10,7 +10,15 @@ from typing import Any, Self, Unpack
 
 from blipstream_client._arguments import checks_names
 from blipstream_client._balancing import AsyncBalancedTransport
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, LOOK_SECONDS, MODELS, BaseClient, checked_many
+from blipstream_client._base import (
+    DEFAULT_MAX_IN_FLIGHT,
+    EXPLAIN_MODEL,
+    LOOK_SECONDS,
+    MODELS,
+    RERANK_MODEL,
+    BaseClient,
+    checked_many,
+)
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
 from blipstream_client._errors import about, client_closed, model_missing, with_request_id, without_frames
@@ -32,7 +40,7 @@ from blipstream_client._matches import (
 )
 from blipstream_client._options import Options, option_tensors
 from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest
-from blipstream_client._rerank_options import ALL_OPTIONS, RerankOptions
+from blipstream_client._rerank_options import ALL_OPTIONS, RerankOptions, check_no_rerank
 from blipstream_client._tensors import Tensors, image_tensor
 
 
@@ -76,9 +84,13 @@ class AsyncClient(BaseClient):
         matching: Mapping[str, Any] | None = None
         if MATCH in served:
             matching = await transport.send(ConfigRequest(MATCH), deadline)
+        reranking: Mapping[str, Any] | None = None
+        if RERANK_MODEL in served:
+            reranking = await transport.send(ConfigRequest(RERANK_MODEL), deadline)
         names = dict.fromkeys([*steps(config), *(steps(matching) if matching else ())])
         parts = {name: await transport.send(ConfigRequest(name), deadline) for name in names}
-        return parse_info(await transport.send(MetadataRequest(), deadline), config, parts, served, matching)
+        server = await transport.send(MetadataRequest(), deadline)
+        return parse_info(server, config, parts, served, matching, reranking)
 
     async def caption(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]
@@ -166,6 +178,7 @@ class AsyncClient(BaseClient):
 
         If you keep the generator, wrap it in `contextlib.aclosing`. Raises BlipstreamError.
         """
+        check_no_rerank(options)
         tensors = option_tensors(options)
         self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._stream(image, tensors, timeout)
@@ -236,7 +249,7 @@ class AsyncClient(BaseClient):
         transport = self._opened()
         request = self._infer_request(await asyncio.to_thread(self._encoded, image, deadline), options)
         with with_request_id(request.request_id):
-            return parse_caption(await self._send(transport, request, deadline))
+            return parse_caption(await self._send(transport, request, deadline), options)
 
     async def _ask(self, model: str, inputs: Tensors, deadline: Deadline) -> Tensors:
         transport = self._opened()

@@ -4,6 +4,7 @@
 Outputs have a batch of one image: shape [1, K] for its K captions.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ class Caption:
     match: float | None = None  # the probability that it matches the image, if rerank or min_match asked for that
     logit: float | None = None  # its log-odds before calibration, by which captions are then ranked
     dropped: tuple[Dropped, ...] = ()  # captions that match too little, best first
+    min_match: float | None = None  # as asked, if no caption has it
 
     @property
     def why_empty(self) -> str:
@@ -48,7 +50,12 @@ class Caption:
             return ""
         best, count = self.dropped[0], len(self.dropped)
         of_all = "the only caption" if count == 1 else f"the best of {count} captions"
-        return f"No caption matches well enough: {of_all}, {quoted(best.text)}, matches with {best.match:.3f}"
+        # if nothing was to be dropped, the server has dropped what it cannot match at all
+        if best.match == 0 and not (self.min_match and any(map(str.isalnum, best.text))):
+            return f"No caption has words to match: {of_all} is {quoted(best.text)}"
+        least = "" if self.min_match is None else f", and min_match is {self.min_match:g}"
+        how = f"matches with {_shown(best.match)}{least}"
+        return f"No caption matches well enough: {of_all}, {quoted(best.text)}, {how}"
 
     def __str__(self) -> str:
         return self.text
@@ -66,8 +73,8 @@ class Piece:
         return self.text
 
 
-def parse_caption(tensors: Tensors) -> Caption:
-    """The best of K captions, with the others as its alternatives.
+def parse_caption(tensors: Tensors, options: Tensors | None = None) -> Caption:
+    """The best of K captions, with the others as its alternatives. `options` are those that were sent.
 
     From `caption` BYTES, `score` FP32 and `num_tokens` INT32, each [1, K], and `token_scores` FP32 [1, K, T] with
     padded rows; if matching has chosen them, from `match` and `logit` FP32 [1, K], `dropped` BYTES [1, D] and
@@ -79,7 +86,8 @@ def parse_caption(tensors: Tensors) -> Caption:
         texts, matches = tensors["dropped"][0].tolist(), tensors["dropped_match"][0].tolist()
         dropped = tuple(Dropped(text.decode(), match) for text, match in zip(texts, matches, strict=True))
         if dropped and not tensors["caption"].size:
-            return Caption("", 0.0, 0, dropped=dropped)
+            least = (options or {}).get("min_match")
+            return Caption("", 0.0, 0, dropped=dropped, min_match=None if least is None else least.item())
         best = _best(tensors)
         captions = [
             replace(each, match=match, logit=logit)
@@ -93,6 +101,11 @@ def parse_caption(tensors: Tensors) -> Caption:
             f"{_shapes(tensors)}: does the model rerank?"
         ) from exc
     return replace(captions[0], alternatives=tuple(captions[1:]), dropped=dropped)
+
+
+def _shown(match: float) -> str:
+    """The match, rounded down, so that it never looks as high as what it fell short of."""
+    return "less than 0.001" if match < 0.001 else f"{math.floor(match * 1000) / 1000:.3f}"
 
 
 def _best(tensors: Tensors) -> Caption:

@@ -131,7 +131,7 @@ def _fields(caption: Caption) -> dict[str, Any]:
     """The caption as JSON, with its alternatives and what matching said of it, if there is any. None: none is left."""
     fields: dict[str, Any] = {"caption": caption.text, "score": caption.score, "num_tokens": caption.num_tokens}
     if caption.why_empty:
-        fields = dict.fromkeys(fields)
+        fields = dict.fromkeys(fields) | {"why_empty": caption.why_empty}
     if caption.match is not None:
         fields |= {"match": caption.match, "logit": caption.logit}
     if caption.dropped:

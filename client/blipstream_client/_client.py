@@ -10,7 +10,15 @@ from typing import Self, Unpack
 
 from blipstream_client._arguments import checks_names
 from blipstream_client._balancing import BalancedTransport
-from blipstream_client._base import DEFAULT_MAX_IN_FLIGHT, EXPLAIN_MODEL, LOOK_SECONDS, MODELS, BaseClient, checked_many
+from blipstream_client._base import (
+    DEFAULT_MAX_IN_FLIGHT,
+    EXPLAIN_MODEL,
+    LOOK_SECONDS,
+    MODELS,
+    RERANK_MODEL,
+    BaseClient,
+    checked_many,
+)
 from blipstream_client._captions import Caption, Piece, StreamParser, parse_caption
 from blipstream_client._deadline import Deadline
 from blipstream_client._errors import about, model_missing, with_request_id, without_frames
@@ -32,7 +40,7 @@ from blipstream_client._matches import (
 )
 from blipstream_client._options import Options, option_tensors
 from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest
-from blipstream_client._rerank_options import ALL_OPTIONS, RerankOptions
+from blipstream_client._rerank_options import ALL_OPTIONS, RerankOptions, check_no_rerank
 from blipstream_client._tensors import Tensors, image_tensor
 
 
@@ -73,9 +81,10 @@ class Client(BaseClient):
             config = send(ConfigRequest(self._instead(exc, served)), deadline)
         served = served or _served(self._transport, deadline)
         matching = send(ConfigRequest(MATCH), deadline) if MATCH in served else None
+        reranking = send(ConfigRequest(RERANK_MODEL), deadline) if RERANK_MODEL in served else None
         names = dict.fromkeys([*steps(config), *(steps(matching) if matching else ())])
         parts = {name: send(ConfigRequest(name), deadline) for name in names}
-        return parse_info(send(MetadataRequest(), deadline), config, parts, served, matching)
+        return parse_info(send(MetadataRequest(), deadline), config, parts, served, matching, reranking)
 
     def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.
@@ -163,6 +172,7 @@ class Client(BaseClient):
         seconds: to the first piece, with all retries, and then to each further piece. None means the client's. A stream
         that breaks off is not retried. Raises BlipstreamError.
         """
+        check_no_rerank(options)
         tensors = option_tensors(options)
         self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._stream(image, tensors, timeout)
@@ -230,7 +240,7 @@ class Client(BaseClient):
     def _caption(self, transport: BalancedTransport, image: ImageLike, options: Tensors, deadline: Deadline) -> Caption:
         request = self._infer_request(self._encoded(image, deadline), options)
         with with_request_id(request.request_id):
-            return parse_caption(_send(transport, request, deadline))
+            return parse_caption(_send(transport, request, deadline), options)
 
     def _ask(self, model: str, inputs: Tensors, deadline: Deadline) -> Tensors:
         request = InferRequest(model, inputs)

@@ -81,8 +81,9 @@ def caption(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Print a line for each IMAGE, a file, a URL, or - for standard input."""
-    if stream and any(options.pop(name) is not None for name in RERANK_OPTIONS):
-        raise click.UsageError("--stream prints words before captions can be compared: leave it or --rerank out")
+    if stream and (given := [name for name in RERANK_OPTIONS if options.pop(name) is not None]):
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"--stream prints words before captions can be compared: leave it or {flags} out")
     sources = [(click.format_filename(name), name) for name in images]
     with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
         succeeded = (_stream if stream else _caption)(client, sources, as_json, cast(RerankOptions, options), waiting)

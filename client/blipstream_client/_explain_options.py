@@ -8,6 +8,7 @@ from typing import Annotated, get_type_hints
 
 from blipstream_client._captions import Caption
 from blipstream_client._options import BYTES, INT32, OPTIONS, Option, Options, option_tensor, option_tensors
+from blipstream_client._rerank_options import check_no_rerank
 from blipstream_client._tensors import Tensors
 
 GIVEN_CAPTION = "given_caption"  # the model's input for a caption that it is not to generate
@@ -48,6 +49,7 @@ def explain_tensors(options: ExplainOptions, caption: str | Caption | None) -> T
 
     Raises InvalidRequest for a value of the wrong type, TypeError for an option that does not exist.
     """
+    check_no_rerank(options)
     tensors = option_tensors(options, ALL_OPTIONS, ("caption", "timeout"))
     if caption is not None:
         text = caption.text if isinstance(caption, Caption) else caption

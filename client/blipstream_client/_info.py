@@ -35,7 +35,7 @@ class ServerInfo:
     version: str  # of Triton
     checkpoint: str | None  # NAME@REVISION of the captioner, or of the retrieval checkpoint if there is no other
     runtimes: Mapping[str, str]  # of each model that requests pass through, such as openvino or tensorrt_plan
-    options: tuple[str, ...]  # names of the optional inputs
+    options: tuple[str, ...]  # names of the optional inputs, with those of rerank
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of options, where they differ from the built-in ones
     fixed: tuple[str, ...] = ()  # names of the options that requests may not set
     models: tuple[str, ...] = ()  # those that it has for clients, such as caption and match
@@ -87,10 +87,11 @@ def parse_info(
     parts: Mapping[str, Mapping[str, Any]],
     models: Sequence[str] = (),
     matching: Mapping[str, Any] | None = None,
+    reranking: Mapping[str, Any] | None = None,
 ) -> ServerInfo:
     """The description, from the server's metadata, the model's config, all steps' configs, and what models it has.
 
-    `matching` is the config of `match`, if it has that. Raises ServerError.
+    `matching` and `reranking` are the configs of `match` and `rerank`, if it has them. Raises ServerError.
     """
     with _checked():
         defaults, fixed = defaults_of(config)
@@ -98,7 +99,7 @@ def parse_info(
             version=server["version"],
             checkpoint=checkpoint_of(server),
             runtimes={name: _runtime(part) for name, part in parts.items()},
-            options=tuple(each["name"] for each in config["input"] if each.get("optional")),
+            options=tuple(dict.fromkeys([*_options(config), *(_options(reranking) if reranking else ())])),
             defaults=defaults,
             fixed=fixed,
             models=tuple(models),
@@ -128,6 +129,10 @@ def _checked() -> Iterator[None]:
 def _matching(config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Matching:
     dtype = _parameter(parts.get("matcher", {}), "dtype")
     return Matching(retrieval_checkpoint_of(config), dtype, "encoder" in steps(config))
+
+
+def _options(config: Mapping[str, Any]) -> list[str]:
+    return [each["name"] for each in config["input"] if each.get("optional")]
 
 
 def _what(error: Exception) -> str:

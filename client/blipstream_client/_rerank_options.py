@@ -4,6 +4,7 @@
 The server declares them in blipstream/options.py, and `make configs` copies them here.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, get_type_hints
 
 from blipstream_client._options import FP32, INT32, OPTIONS, Option, Options
@@ -30,3 +31,9 @@ ALL_OPTIONS: dict[str, Option] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(RerankOptions, include_extras=True).items()
 }
 RERANK_OPTIONS = {name: option for name, option in ALL_OPTIONS.items() if name not in OPTIONS}
+
+
+def check_no_rerank(options: Iterable[str]) -> None:
+    """Raise TypeError if one of these options is for matching."""
+    if given := [name for name in options if name in RERANK_OPTIONS]:
+        raise TypeError(f"There is no option {given[0]!r} here: only caption and caption_many take it")

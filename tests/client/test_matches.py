@@ -138,6 +138,7 @@ def test_info_tells_what_is_served(ask: Ask, scheme: str, matching_server: Any, 
     assert both.matching == Matching(f"{config.checkpoint}@{config.revision}", "f32", shares_encoder=False)
     assert both.checkpoint.startswith("emoji-demo@")
     assert (captioner.models, captioner.matching) == (captioning, None)
+    assert {*both.options} - {*captioner.options} == {"rerank", "min_match"}
 
 
 @pytest.mark.parametrize(("encoder", "told"), [("encoder", ", with the captioner's encoder"), ("match_encoder", "")])

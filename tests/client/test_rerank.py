@@ -75,13 +75,31 @@ def test_a_caption_with_what_matching_says() -> None:
     [
         ([b"a dog"], "the only caption, 'a dog', matches with 0.125"),
         ([b"a dog", b"a cat"], "the best of 2 captions, 'a dog', matches with 0.125"),
-        ([b""], "the only caption, '', matches with 0.125"),
     ],
 )
 def test_no_caption_is_left(dropped: list[bytes], reason: str) -> None:
     caption = parse_caption(outputs([], dropped))
     assert (caption.text, caption.num_tokens, caption.match, caption.alternatives) == ("", 0, None, ())
     assert caption.why_empty == f"No caption matches well enough: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("texts", "match", "least", "reason"),
+    [
+        ([b"a dog"], 0.4999, 0.5, "matches well enough: the only caption, 'a dog', matches with 0.499, and"),
+        ([b"a dog"], 0.00005, 0.5, "matches well enough: the only caption, 'a dog', matches with less than 0.001, and"),
+        ([b"a dog"], 0.0, 0.6, "matches well enough: the only caption, 'a dog', matches with less than 0.001, and"),
+        ([b""], 0.0, 0.5, "has words to match: the only caption is ''"),
+        ([b"", b"."], 0.0, None, "has words to match: the best of 2 captions is ''"),
+        (["日本".encode()], 0.0, None, "has words to match: the only caption is '日本'"),
+    ],
+)
+def test_the_reason_names_what_was_asked(texts: list[bytes], match: float, least: float | None, reason: str) -> None:
+    matches = np.full((1, len(texts)), match, np.float32)
+    sent = {} if least is None else {"min_match": np.array([[least]], np.float32)}
+    why = parse_caption(outputs([], texts, dropped_match=matches), sent).why_empty
+    assert why == f"No caption {reason}" + (f" min_match is {least}" if why.endswith(f"{least}") else "")
+    assert ("min_match" in why) == reason.endswith("and")
 
 
 @pytest.mark.parametrize("changes", [{"match": np.zeros((1, 3))}, {"logit": None}, {"dropped_match": np.zeros(2)}])
@@ -130,8 +148,14 @@ def test_a_server_without_matching_says_what_it_has(ask: Ask, scheme: str, serve
 
 
 def test_streams_take_no_such_options(image: Path) -> None:
-    with Client() as client, pytest.raises(TypeError, match="There is no option 'rerank'"):
-        client.stream(image, rerank=2)  # type: ignore[call-arg]
+    told = "There is no option 'rerank' here: only caption and caption_many take it"
+    with Client() as client:
+        with pytest.raises(TypeError, match=told):
+            client.stream(image, rerank=2)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match=told):
+            client.explain(image, rerank=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=told):
+        AsyncClient().stream(image, rerank=2)  # type: ignore[call-arg]
 
 
 def test_the_command_line(demo_server: Any, server: Any, image: Path) -> None:
@@ -152,9 +176,11 @@ def test_the_command_line(demo_server: Any, server: Any, image: Path) -> None:
     printed = json.loads(out)
     assert (status, err, printed["caption"], printed["score"]) == (0, "", None, None)
     assert printed["dropped"][0].keys() == {"caption", "match"}
+    assert printed["why_empty"].endswith(", and min_match is 1")
     status, out, err = run("--stream", "--rerank", "2")
     assert (status, out) == (2, "")
     assert "Error: --stream prints words before captions can be compared: leave it or --rerank out" in err
+    assert "leave it or --min-match out" in run("--stream", "--min-match", "0.5")[2]
     assert run("--stream")[0] == 0
     status, out, err = run("--min-match", "0.5", url=server.grpc_url)
     assert (status, out, err) == (1, "", "Error: This server has no rerank; it has caption, caption_stream, explain\n")

@@ -3,6 +3,8 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar
 
 from blipstream_client._base import RERANK_MODEL
 from blipstream_client._client import Client
@@ -31,12 +33,31 @@ COLUMNS = {
 }
 
 
-class CaptionTask(Task[Summary]):
+@dataclass
+class CaptionSummary(Summary):
+    """The results so far, and how many images matching left without a caption."""
+
+    needs: ClassVar = ("name", "why_empty", "error")
+
+    empty: int = 0
+
+    @property
+    def outcome(self) -> str:
+        """How many images have no caption, if any."""
+        return f"{self.empty:,} without a caption that matches" if self.empty else ""
+
+    def count(self, row: Row) -> None:
+        """Count one row."""
+        super().count(row)
+        self.empty += row["why_empty"] is not None
+
+
+class CaptionTask(Task[CaptionSummary]):
     """A caption for each image."""
 
     verb = "caption"
     result = "a caption"
-    summary = Summary
+    summary = CaptionSummary
     columns = COLUMNS
 
     def __init__(self, model: str, options: RerankOptions) -> None:

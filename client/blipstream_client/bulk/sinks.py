@@ -116,8 +116,9 @@ class Sink(ABC):
 
     def differs(self, name: str, begun: object, now: object) -> InvalidRequest:
         """The error for a job that differs in this from the one that was begun."""
+        was, now_is = (json.dumps(each, default=vars) for each in (begun, now))
         return InvalidRequest(
-            f"{self.path} was begun with {NEW_FIELDS.get(name, name)} {json.dumps(begun)}, not {json.dumps(now)}:"
+            f"{self.path} was begun with {NEW_FIELDS.get(name, name)} {was}, not {now_is}:"
             " use the same to go on, or another --output"
         )
 

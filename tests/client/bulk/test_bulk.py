@@ -127,14 +127,15 @@ def test_captions_that_match_too_little(demo_server: TritonServer, output: str) 
     shutil.copyfile(samples / "two-whales.jpg", "b.jpg")
     options = ["--prompt", "a book", "--num-beams", "4", "--rerank", "4", "--min-match", "0.5"]
     arguments = ["a.jpg", "b.jpg", "--output", output, "--url", demo_server.grpc_url, *options]
-    assert bulk(*arguments) == (0, f"2 rows in {output}, 0 of them from before\n")
+    empty = "1 without a caption that matches\n"
+    assert bulk(*arguments) == (0, f"2 rows in {output}, 0 of them from before\n{empty}")
     book, whales = read(Path(output))
     assert book["caption"] == "a book on a purple background"
     assert float(book["match"]) > 0.5
     assert not book["why_empty"]
     assert not any(whales[name] for name in ("caption", "score", "match", "error"))
     assert whales["why_empty"].startswith("No caption matches well enough: the best of 4 captions, 'a book ")
-    assert bulk(*arguments) == (0, f"2 rows in {output}, 2 of them from before\n")
+    assert bulk(*arguments) == (0, f"2 rows in {output}, 2 of them from before\n{empty}")
 
 
 def test_other_files_are_left_out_and_counted(tiny: TinyTriton) -> None:
@@ -517,6 +518,39 @@ def test_other_defaults_of_the_server_end_the_run(tiny: TinyTriton, scheme: str)
     tiny.parameters, tiny.answer = five, lambda _: ('{"max_tokens": 5}', -1.5, 2)
     assert bulk(*arguments)[0] == 0
     assert [(row["caption"], row["defaults"]) for row in read(Path("a.jsonl"))] == [('{"max_tokens": 5}',) * 2] * 40
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"temperature": "3"},
+            'calibration {"temperature": 2.0, "threshold": 0.5}, not {"temperature": 3.0, "threshold": 0.5}: ',
+        ),
+        ({"checkpoint": "coco@2"}, 'retrieval checkpoint "coco@1", not "coco@2": '),
+    ],
+)
+def test_other_matching_ends_a_run_that_reranks(
+    tiny: TinyTriton, scheme: str, changed: dict[str, str], told: str
+) -> None:
+    """No caption that another calibration or retrieval checkpoint has chosen is written under the same captioner."""
+    write_images(8)
+    begun = {"checkpoint": "coco@1", "temperature": "2", "threshold": "0.5"}
+    tiny.parameters = begun
+
+    def restarted(inputs: Inputs) -> Answer:
+        if inputs["image"][0, 0] == jpeg(4):
+            tiny.parameters = begun | changed
+        return json.dumps(tiny.parameters), -1.5, 2
+
+    tiny.answer = restarted
+    arguments = ["images", "--output", "a.jsonl", "--max-in-flight", "3", "--url", tiny.url(scheme), "--rerank", "1"]
+    status, err = bulk(*arguments, command=[sys.executable, "-c", CONFIRM_EACH, "bulk"])
+    assert (status, err.startswith(f"Error: a.jsonl was begun with the server's {told}")) == (1, True), err
+    assert bulk(*arguments) == (1, err)
+    tiny.parameters, tiny.answer = begun, lambda _: (json.dumps(begun), -1.5, 2)
+    assert bulk(*arguments)[0] == 0
+    assert [row["caption"] for row in read(Path("a.jsonl"))] == [json.dumps(begun)] * 8
 
 
 @pytest.mark.parametrize("output", ["no/such folder/a.jsonl", "no/such folder/a.parquet"])

@@ -292,6 +292,23 @@ def test_the_threshold_of_a_calibrated_server(tiny: TinyTriton) -> None:
         assert (task.min_match, worker.served.calibration) == (expected, Calibration(2.5, 0.25))
 
 
+def test_another_retrieval_checkpoint_is_refused(tiny: TinyTriton, jpeg: bytes) -> None:
+    """Also under the same captioner."""
+    pq.write_table(pa.table({"image": [jpeg], "text": ["a cat"]}), "a.parquet")
+
+    def run() -> int:
+        connection = {"url": tiny.url("grpc")}
+        return job.run(FilterTask(), PairSources(["a.parquet"]), "a.jsonl", connection=connection).found
+
+    tiny.name = "base@0"
+    for checkpoint, found in (("coco@1", 0), ("renamed@1", 1)):
+        tiny.parameters = {"checkpoint": checkpoint}
+        assert run() == found
+    tiny.parameters = {"checkpoint": "coco@2"}
+    with pytest.raises(InvalidRequest, match='begun with the server\'s retrieval checkpoint "coco@1", not "coco@2"'):
+        run()
+
+
 def test_a_server_that_cannot_match_says_what_it_has(server: TritonServer, jpeg: bytes) -> None:
     Path("a.jpg").write_bytes(jpeg)
     connection = {"url": server.grpc_url}
