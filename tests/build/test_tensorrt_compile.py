@@ -182,9 +182,8 @@ def test_can_be_interrupted(exported: Exported, tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    with engine_listings() as listings, listening(Interrupt()), pytest.raises(KeyboardInterrupt):
+    with listening(Interrupt()), pytest.raises(KeyboardInterrupt):
         compile_plan(exported.file, RTX, tmp_path / "model.plan")
-    assert not listings  # no engine was finished
     assert signal.getsignal(signal.SIGINT) is before
     assert not (tmp_path / "model.plan").exists()
 
