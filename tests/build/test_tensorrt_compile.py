@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import re
-import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -175,17 +176,34 @@ def test_shows_its_progress(
     assert "Building engine" in capsys.readouterr().err
 
 
-def test_can_be_interrupted(exported: Exported, tmp_path: Path) -> None:
-    class Interrupt(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith("Graph optimization time"):
-                os.kill(os.getpid(), signal.SIGINT)
+INTERRUPTED = """
+import logging, os, signal, sys
+from pathlib import Path
+from tests.build.test_tensorrt_compile import RTX, compile_plan, listening
 
-    before = signal.getsignal(signal.SIGINT)
-    with listening(Interrupt()), pytest.raises(KeyboardInterrupt):
-        compile_plan(exported.file, RTX, tmp_path / "model.plan")
+class Interrupt(logging.Handler):
+    def emit(self, record):
+        if record.getMessage().startswith("Graph optimization time"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+before = signal.getsignal(signal.SIGINT)
+try:
+    with listening(Interrupt()):
+        compile_plan(Path(sys.argv[1]), RTX, Path(sys.argv[2]))
+except KeyboardInterrupt:
     assert signal.getsignal(signal.SIGINT) is before
-    assert not (tmp_path / "model.plan").exists()
+    print("interrupted")
+"""
+
+
+def test_can_be_interrupted(exported: Exported, tmp_path: Path) -> None:
+    """In a process of its own: a signal is for a whole process, and this one has run many other tests."""
+    plan = tmp_path / "model.plan"
+    command = [sys.executable, "-c", INTERRUPTED, str(exported.file), str(plan)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "interrupted\n", done.stderr
+    assert not plan.exists()
 
 
 def test_batches_in_order() -> None:
