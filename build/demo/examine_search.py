@@ -46,10 +46,11 @@ def _embed(searcher: Searcher, names: list[str], path: Path) -> None:
     with ThreadPoolExecutor(AT_ONCE) as executor:
         embeddings = [embedding.tolist() for embedding in executor.map(searcher.embed_image, names)]
     arrow = pyarrow("The examination")
+    matching = searcher.info().matching
     columns = {
         "name": names,
         "embedding": arrow.array(embeddings, arrow.list_(arrow.float32(), len(embeddings[0]))),
-        "checkpoint": [searcher.info().checkpoint] * len(names),
+        "checkpoint": [matching and matching.checkpoint] * len(names),
         "hash": [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names],
         "error": arrow.nulls(len(names), arrow.string()),
     }
