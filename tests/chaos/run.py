@@ -69,6 +69,7 @@ class Load:
     """Users who send an image, insist on its caption or its match, and send the next."""
 
     url: str
+    matches: bool = True  # whether the server can
     answers: list[str] = field(default_factory=list)  # "right", "wrong" or "lost", for each image
     wrong: list[tuple[str, str]] = field(default_factory=list)  # captions, and the right ones
     refusals: Counter[str] = field(default_factory=Counter)  # errors that the client raised after its retries
@@ -94,7 +95,7 @@ class Load:
             user.result()  # raises if a user ended early, with an image that was not counted
 
     def _use(self, user: int) -> None:
-        ask = self._match if user % MATCHING == 0 else self._caption
+        ask = self._match if self.matches and user % MATCHING == 0 else self._caption
         while not self._stop.is_set():
             user += 1
             image, expected = self._images[user % len(self._images)]

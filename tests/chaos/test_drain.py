@@ -36,7 +36,7 @@ def test_no_request_fails(server: TritonServer, artifacts: Path, samples: dict[s
     image = (SAMPLES / next(iter(samples))).read_bytes()
     with (
         TritonServer(artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as old,
-        Load(urls(scheme, old, server)) as load,
+        Load(urls(scheme, old, server), matches=False) as load,
     ):
         load.wait_for_captions(time.monotonic())
         refusals = refusals_until_it_leaves(urls(scheme, old), image, old)
