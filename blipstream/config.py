@@ -150,8 +150,10 @@ def image_encoder_of(folder: Path, repository: Path) -> str:
 def misfit(config: CheckpointConfig, repository: Path, version: str = "1") -> str:
     """Why a matcher cannot have image_embeds of the captioner whose encoder it shares; empty if it can."""
     encoder = config.match_config.encoder
+    if encoder in MATCHING_ARTIFACTS:
+        return ""
     found = list(readable_configs(repository / encoder / version, "[!.]*"))
-    if encoder in MATCHING_ARTIFACTS or not found or config.vision in [each.vision for each in found]:
+    if not found or config.vision in [each.vision for each in found]:
         return ""
     return (
         f"matching was built from {config.origin} to share a captioner's encoder, and {repository} has that of "
