@@ -18,6 +18,7 @@ import click
 import pytest
 from PIL import Image
 
+from blipstream.files import DEMO_RETRIEVAL_CHECKPOINT
 from blipstream.server import command as serve
 from blipstream.server.triton import TritonServer
 from blipstream_build.build import build
@@ -70,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 def matching_server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """A real Triton that serves the demo's two checkpoints."""
     repository = shutil.copytree(artifacts, tmp_path_factory.mktemp("matching") / "repository")
-    build(str(ROOT / "build/demo/retrieval-checkpoint"), "auto", repository)
+    build(str(DEMO_RETRIEVAL_CHECKPOINT), "auto", repository)
     server = TritonServer(repository=repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
     with server as running:
         yield running

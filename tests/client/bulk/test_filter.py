@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 
 from blipstream.server.triton import TritonServer
-from blipstream_build.build import build
 from blipstream_client import Client, InvalidRequest
 from blipstream_client._info import Calibration
 from blipstream_client.bulk import job
@@ -50,16 +48,6 @@ pa = pyarrow("This test")
 pq = pa.parquet
 
 
-@pytest.fixture(scope="module")
-def matching(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A real Triton that serves the demo's two checkpoints."""
-    repository = shutil.copytree(artifacts, tmp_path_factory.mktemp("filter") / "repository")
-    build(str(ROOT / "build/demo/retrieval-checkpoint"), "auto", repository)
-    server = TritonServer(repository=repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
-    with server as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -87,9 +75,9 @@ def command(*arguments: str, program: list[str] = PROGRAM) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_spoiled_data_set_comes_out_clean(matching: TritonServer) -> None:
+def test_a_spoiled_data_set_comes_out_clean(demo_server: TritonServer) -> None:
     write_pairs(Path("pairs.parquet"), 300)
-    run_filter(FilterTask(), matching, "pairs.parquet", "clean.parquet")
+    run_filter(FilterTask(), demo_server, "pairs.parquet", "clean.parquet")
     rows = read(Path("clean.parquet"))
     assert [row["name"] for row in rows] == [f"pairs.parquet#{number}" for number in range(300)]
     figures = examine(Path("pairs.parquet"), Path("clean.parquet"))
@@ -105,14 +93,14 @@ def test_a_spoiled_data_set_comes_out_clean(matching: TritonServer) -> None:
     assert clean["caption"].to_pylist() == clean["clean"].to_pylist() == filtered["text"].to_pylist()
 
 
-def test_what_fails_is_replaced_by_what_passes(matching: TritonServer) -> None:
+def test_what_fails_is_replaced_by_what_passes(demo_server: TritonServer) -> None:
     write_pairs(Path("pairs.parquet"), 40)
     options: Any = {"min_tokens": 1}
-    summary = run_filter(FilterTask(0.6, replacing=options), matching, "pairs.parquet")
+    summary = run_filter(FilterTask(0.6, replacing=options), demo_server, "pairs.parquet")
     rows = read(Path("clean.jsonl"))
     replaced = [row for row in rows if row["verdict"] == "replaced"]
     assert len(replaced) > 6  # of the 12 that are wrong
-    with Client(matching.grpc_url) as client:
+    with Client(demo_server.grpc_url) as client:
         images = pq.read_table("pairs.parquet")["image"].to_pylist()
         for row in replaced:
             assert row["match"] < 0.6 <= row["caption_match"]
@@ -122,10 +110,10 @@ def test_what_fails_is_replaced_by_what_passes(matching: TritonServer) -> None:
     assert {row["caption"] for row in rows if row["verdict"] == "dropped"} <= {None}
 
 
-def test_texts_that_cannot_be_matched_fail_alone(matching: TritonServer, jpeg: bytes) -> None:
+def test_texts_that_cannot_be_matched_fail_alone(demo_server: TritonServer, jpeg: bytes) -> None:
     texts = [["a cat", "x" * 5000, "", "a dog"], None, ["a cat"]]
     pq.write_table(pa.table({"image": [jpeg, jpeg, b"no image"], "text": texts}), "a.parquet")
-    summary = run_filter(FilterTask(), matching, "a.parquet", "clean.csv")
+    summary = run_filter(FilterTask(), demo_server, "a.parquet", "clean.csv")
     rows = read(Path("clean.csv"))
     assert [bool(row["verdict"]) for row in rows] == [True, False, False, True, False, False]
     words = ["", "characters", "", "", "There is no text with the image", "image"]
@@ -135,10 +123,10 @@ def test_texts_that_cannot_be_matched_fail_alone(matching: TritonServer, jpeg: b
 
 
 @pytest.mark.parametrize("output", ["clean.parquet", "clean.jsonl", "clean.csv"])
-def test_a_killed_run_goes_on(matching: TritonServer, output: str) -> None:
+def test_a_killed_run_goes_on(demo_server: TritonServer, output: str) -> None:
     """Also in the middle of an image's texts, and its report has all rows."""
     count = write_lists(30)
-    arguments = ["filter", "lists.parquet", "--url", matching.grpc_url, "--max-in-flight", "4"]
+    arguments = ["filter", "lists.parquet", "--url", demo_server.grpc_url, "--max-in-flight", "4"]
     assert command(*arguments, "--output", f"whole-{output}", "--report", "whole.html")[0] == 1
     moments = random.Random(0)
     for _ in range(4):
@@ -163,9 +151,9 @@ def test_a_killed_run_goes_on(matching: TritonServer, output: str) -> None:
 
 
 @pytest.mark.parametrize("output", ["a.jsonl", "a.csv", "a.parquet"])
-def test_a_run_goes_on_with_the_same_texts_alone(matching: TritonServer, jpeg: bytes, output: str) -> None:
+def test_a_run_goes_on_with_the_same_texts_alone(demo_server: TritonServer, jpeg: bytes, output: str) -> None:
     Path("a.jpg").write_bytes(jpeg)
-    arguments = ["filter", "pairs.jsonl", "--output", output, "--url", matching.grpc_url]
+    arguments = ["filter", "pairs.jsonl", "--output", output, "--url", demo_server.grpc_url]
 
     def run_with(*texts: str) -> tuple[int, str]:
         lines = [json.dumps({"image": "a.jpg", "text": text}) for text in texts]
@@ -182,9 +170,9 @@ def test_a_run_goes_on_with_the_same_texts_alone(matching: TritonServer, jpeg: b
     assert "and here comes 'a dog'; use the same texts to go on, or another --output" in words
 
 
-def test_ctrl_c_and_a_server_that_goes_away_lose_no_row(matching: TritonServer) -> None:
+def test_ctrl_c_and_a_server_that_goes_away_lose_no_row(demo_server: TritonServer) -> None:
     count = write_lists(60)
-    with proxy(matching.grpc_port) as between:
+    with proxy(demo_server.grpc_port) as between:
         url = f"grpc://127.0.0.1:{between.port}"
         arguments = ["filter", "lists.parquet", "--output", "clean.jsonl", "--url", url, "--max-in-flight", "2"]
         with subprocess.Popen([*SMALL_PARTS, *arguments], stderr=subprocess.PIPE, text=True) as process:
@@ -193,7 +181,7 @@ def test_ctrl_c_and_a_server_that_goes_away_lose_no_row(matching: TritonServer) 
             between.target = 1  # no process listens there
             between.cut()
             assert process.stderr.readline().startswith("No Triton server answers at ")
-            between.target = matching.grpc_port
+            between.target = demo_server.grpc_port
             assert process.stderr.readline() == "The server answers.\n"
             process.send_signal(signal.SIGINT)
             _, said = process.communicate()
@@ -212,9 +200,18 @@ def wait_for_rows(process: subprocess.Popen[str], count: int) -> None:
             process.wait(0.02)
 
 
-def test_the_report_shows_examples_of_each_verdict(matching: TritonServer) -> None:
+def test_the_report_shows_examples_of_each_verdict(demo_server: TritonServer) -> None:
     write_pairs(Path("pairs.parquet"), 12)
-    arguments = ["filter", "pairs.parquet", "--output", "<b>.jsonl", "--url", matching.grpc_url, "--report", "a.html"]
+    arguments = [
+        "filter",
+        "pairs.parquet",
+        "--output",
+        "<b>.jsonl",
+        "--url",
+        demo_server.grpc_url,
+        "--report",
+        "a.html",
+    ]
     assert command(*arguments, "--replace", "--min-tokens", "1") == (
         0,
         f"12 rows in <b>.jsonl, 0 of them from before\n{outcome(Path('<b>.jsonl'))}\nreport: a.html\n",
@@ -239,18 +236,18 @@ def outcome(output: Path) -> str:
 
 @pytest.mark.parametrize("output", ["a.parquet", "a.jsonl", "a.csv"])
 def test_embeddings_are_the_clients(
-    matching: TritonServer, samples: dict[str, str], samples_folder: Path, output: str
+    demo_server: TritonServer, samples: dict[str, str], samples_folder: Path, output: str
 ) -> None:
     names = ["broken.jpg", *list(samples)[:2]]
     for name in names[1:]:
         shutil.copy(samples_folder / name, name)
     Path("broken.jpg").write_bytes(b"no image")
-    arguments = ["embed", *names, "--output", output, "--url", matching.grpc_url]
+    arguments = ["embed", *names, "--output", output, "--url", demo_server.grpc_url]
     status, said = command(*arguments)
     assert (status, "1 have an error instead of an embedding; broken.jpg: " in said) == (1, True)
     rows = read(Path(output))
     assert [*rows[0]] == ["name", "embedding", "checkpoint", "width", "height", "hash", "error"]
-    with Client(matching.grpc_url) as client:
+    with Client(demo_server.grpc_url) as client:
         info = client.info()
         assert info.matching
         assert {row["checkpoint"] for row in rows} == {info.matching.checkpoint} != {info.checkpoint}
