@@ -53,6 +53,7 @@ class DecodingOptions:
     # fmt: off
     prompt: Annotated[str, Option("The caption begins with these words.")] = ""
     include_prompt: Annotated[bool, Option("Whether the returned text includes the prompt.")] = True
+    adapter: Annotated[str, Option("The adapter to caption with, such as a language. Empty: none.")] = ""
     max_tokens: Annotated[int, Option(
         "Tokens to generate at most. The end token counts, the prompt does not.",
         low=1, other_names=("max_new_tokens", "max_length"),
@@ -290,7 +291,7 @@ EXPLAIN_NAMES = (GIVEN_CAPTION, *EXPLAIN_OPTIONS)  # the inputs that `explain` h
 RESIZE_MODES = ("stretch", "center_crop", "letterbox")  # the values of resize_mode; the first is built in
 # The quickest caption, whatever the defaults are: what health checks ask for
 PROBE: dict[str, Any] = {
-    "prompt": "", "include_prompt": True, "max_tokens": 1, "min_tokens": 0,
+    "prompt": "", "include_prompt": True, "adapter": "", "max_tokens": 1, "min_tokens": 0,
     "do_sample": False, "num_captions": 1, "num_beams": 1,
 }  # fmt: skip
 PROBE_TEXT = "a"  # the same of a match: every vocabulary has it

@@ -26,7 +26,14 @@ from blipstream.decoding.request import Request
 from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
-from blipstream.options import DecodingOptions, ExplainOptions, OptionDefaults, RequestOptions, check_gradients
+from blipstream.options import (
+    SHOWN,
+    DecodingOptions,
+    ExplainOptions,
+    OptionDefaults,
+    RequestOptions,
+    check_gradients,
+)
 from blipstream.text.decoder import Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
@@ -157,6 +164,8 @@ class Engine:
         # on a GPU this would wait for the step under way; and a NaN harms only the request that brings it
         if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
+        if options.adapter:
+            raise InvalidInput(f"there is no adapter {options.adapter[:SHOWN]!r}: this server has none")
         prompt_ids = self._tokenizer.encode(options.prompt)
         given_ids = None if given is None else [*self._tokenizer.encode_caption(given), text.end_token_id]
         request = Request(self._copy(image_embeds), options, prompt_ids, request_id, trace_context, given_ids, explain)

@@ -59,6 +59,9 @@ class Options(TypedDict, total=False):
     include_prompt: Annotated[bool | None, Option(
         BOOL, True, "Whether the returned text includes the prompt.",
     )]
+    adapter: Annotated[str | None, Option(
+        BYTES, "", "The adapter to caption with, such as a language. Empty: none.",
+    )]
     max_tokens: Annotated[int | None, Option(
         INT32, 30, "Tokens to generate at most. The end token counts, the prompt does not.",
         low=1,
