@@ -24,6 +24,7 @@ import transformers
 from PIL import Image
 from rich.console import Console
 
+from blipstream.dtypes import cpu_has_bf16
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
 from blipstream.server.served_repository import captions, matches
@@ -63,6 +64,8 @@ def make_plan(
             "or install the driver and a PyTorch with CUDA"
         )
     plan = replace(QUICK if quick else PLANS[device], subject=subject, tasks=TASKS[subject])
+    if device == "cpu" and not cpu_has_bf16():  # emulated, it is many times slower than f32, and nobody serves it
+        plan = replace(plan, dtypes=("f32",))
     if rounds is not None:
         plan = replace(plan, rounds=rounds)
     if seconds is not None:

@@ -23,8 +23,9 @@ from PIL import Image
 
 from blipstream.files import DEMO_RETRIEVAL_CHECKPOINT
 from blipstream.server.triton import TritonServer
+from blipstream_bench import benchmark
 from blipstream_bench.batch_search import BatchSearch, turns
-from blipstream_bench.benchmark import Benchmark, SystemProcess
+from blipstream_bench.benchmark import Benchmark, SystemProcess, make_plan
 from blipstream_bench.clients import ClientProcesses, answers, items, shared_out, texts, until
 from blipstream_bench.command import main
 from blipstream_bench.plans import WARM_UPS, BenchPlan
@@ -64,6 +65,14 @@ RESULT: dict[str, Any] = {
         ROW | {"system": "engine", "dtype": "bf16", "images_per_s": 6.0},
     ],
 }
+
+
+@pytest.mark.parametrize(("has_bf16", "dtypes"), [(True, ("f32", "bf16")), (False, ("f32",))])
+def test_emulated_bf16_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtypes: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(benchmark, "cpu_has_bf16", lambda: has_bf16)
+    assert make_plan("cpu", quick=False, subject="heatmaps", strategies=(), rounds=None, seconds=None).dtypes == dtypes
 
 
 def bench(*options: str | Path) -> Result:
