@@ -16,7 +16,7 @@ BUILD_HINT = "build it with `blipstream build --repository REPOSITORY`"
 ARTIFACTS = {"preprocess": "artifact", "encoder": "[!.]*", "decoder": "artifact"}
 MATCHING_ARTIFACTS = {"match_encoder": "[!.]*", "matcher": "[!.]*"}
 ENCODERS = ("encoder", "match_encoder")  # the models that give image_embeds
-MATCHING = (*MATCHING_ARTIFACTS, "match", "embed_image", "embed_text")  # all models of matching
+MATCHING = (*MATCHING_ARTIFACTS, "match", "explain_match", "embed_image", "embed_text")  # all models of matching
 
 DType = Literal["auto", "bf16", "f16", "f32"]
 

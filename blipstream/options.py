@@ -199,11 +199,7 @@ class ExplainOptions:
         `length` is how many tokens the caption may have, with its prompt; or, if it `is_given`, how many it has.
         """
         for name, value, count in (("layer", self.layer, num_layers), ("head", self.head, num_heads)):
-            if not -1 <= value < count:
-                raise InvalidInput(
-                    f"{name} must be between 0 and {count - 1}, or -1 for the mean of all, not {value}: "
-                    f"this model's text decoder has {count}"
-                )
+            check_part(name, value, count, f"this model's text decoder has {count}")
         if self.caption_index >= num_captions:
             raise InvalidInput(
                 f"caption_index must be below num_captions, which is {num_captions}, not {self.caption_index}"
@@ -287,6 +283,9 @@ RERANK_DEFAULTS: dict[str, Any] = {"rerank": NUM_CAPTIONS, "min_match": RerankOp
 GIVEN_CAPTION = "given_caption"  # a caption that is not generated, but comes with the request
 INPUT_NAMES = ("image", "resize_mode", *OPTION_NAMES)  # the inputs of the model `caption`
 MATCH_NAMES = ("image", "resize_mode", "text", *MATCHING_OPTION_NAMES)  # the inputs of the model `match`
+EXPLAINED_TEXT = "explained_text"  # what the models behind `explain_match` call its text
+MATCH_MAPS = ("layer", "head")  # options of heatmaps that `explain_match` has, too
+EXPLAIN_MATCH_NAMES = ("image", "resize_mode", "text", *MATCH_MAPS)  # the inputs of the model `explain_match`
 EXPLAIN_NAMES = (GIVEN_CAPTION, *EXPLAIN_OPTIONS)  # the inputs that `explain` has beside those of `caption`
 RESIZE_MODES = ("stretch", "center_crop", "letterbox")  # the values of resize_mode; the first is built in
 # The quickest caption, whatever the defaults are: what health checks ask for
@@ -517,6 +516,12 @@ def given_captions(tensors: Mapping[str, Any], images: int) -> list[str | None]:
     return captions
 
 
+def check_part(name: str, value: int, count: int, why: str) -> None:
+    """Raise InvalidInput, and say why, unless a layer or a head is one of so many, or -1."""
+    if not -1 <= value < count:
+        raise InvalidInput(f"{name} must be between 0 and {count - 1}, or -1 for the mean of all, not {value}: {why}")
+
+
 def check_gradients(captions: Iterable[tuple[ExplainOptions, int]]) -> None:
     """Raise InvalidInput if gradients would take too long for all captions of a request, given their tokens at most."""
     tokens = sum(length for explain, length in captions if explain.method == GRADIENT)
@@ -524,6 +529,15 @@ def check_gradients(captions: Iterable[tuple[ExplainOptions, int]]) -> None:
         raise InvalidInput(
             f"gradient is for requests of at most {MAX_REQUEST_GRADIENTS} tokens in all captions, and this one may "
             f"have {tokens:,}: send several, or take another method"
+        )
+
+
+def check_explained_tokens(tokens: int) -> None:
+    """Raise InvalidInput if a request has too many tokens in all texts that are to be explained."""
+    if tokens > MAX_REQUEST_GRADIENTS:
+        raise InvalidInput(
+            f"a request must have at most {MAX_REQUEST_GRADIENTS} tokens in all texts that it explains, "
+            f"not {tokens:,}: send several"
         )
 
 

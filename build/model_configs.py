@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 
 from blipstream.options import (
     EXPLAIN_OPTIONS,
+    EXPLAINED_TEXT,
     GIVEN_CAPTION,
+    MATCH_MAPS,
     MATCHING_OPTION_NAMES,
     NUM_CAPTIONS,
     OPTION_NAMES,
@@ -43,6 +45,8 @@ GIVEN = Tensor("caption", BYTES)  # what `attention` explains
 MAPS = tuple(option(name) for name in EXPLAIN_OPTIONS if name != "caption_index")
 EXPLAIN = (Tensor(GIVEN_CAPTION, BYTES, optional=True), *map(option, EXPLAIN_OPTIONS))
 MATCHING_OPTIONS = tuple(map(option, MATCHING_OPTION_NAMES))
+EXPLAINED = Tensor(EXPLAINED_TEXT, BYTES, optional=True)  # what `explain_match` calls `text`: so it is known who asks
+MATCH_EXPLAIN = tuple(map(option, MATCH_MAPS))
 RERANK = tuple(map(option, RERANK_OPTIONS))
 CANDIDATES = option("rerank")  # how many captions the decoder generates
 CHOICE = option(NUM_CAPTIONS), option("min_match")  # which of them come back
@@ -159,6 +163,23 @@ def matching_ensemble(name: str, texts: tuple[Tensor, ...], outputs: tuple[Tenso
     )
 
 
+def explain_match_ensemble() -> str:
+    """The same three steps, from an image and one text to where the words meet the image."""
+    image, text = (IMAGE, RESIZE_MODE), replace(TEXTS, dims=(1,))
+    outputs, explained = (*EXPLANATION, *SCORES[:2]), {EXPLAINED.name: text.name}
+    return config(
+        "explain_match",
+        ENSEMBLE,
+        (*image, text, *MATCH_EXPLAIN),
+        outputs,
+        steps(
+            step("preprocess", {MATCH_IMAGE.name: IMAGE.name} | same((RESIZE_MODE,)) | explained, same((PIXELS,))),
+            step("match_encoder", same((PIXELS,)), same((IMAGE_EMBEDS,))),
+            step("matcher", same((IMAGE_EMBEDS, *MATCH_EXPLAIN)) | explained, same(outputs)),
+        ),
+    )
+
+
 def rerank_ensemble() -> str:
     """The steps from an image to captions that are chosen by matching.
 
@@ -200,7 +221,7 @@ ENSEMBLE, PYTHON = 'platform: "ensemble"', 'backend: "python"'
 def preprocess(*rest: str) -> str:
     """Either input is optional: a client sends an image or pixels. Of texts, it only looks how many there are."""
     either = replace(IMAGE, optional=True), replace(PIXELS, optional=True)
-    matching = MATCH_IMAGE, replace(TEXTS, optional=True)
+    matching = MATCH_IMAGE, replace(TEXTS, optional=True), EXPLAINED
     inputs = (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN, *RERANK, *matching)
     return config("preprocess", PYTHON, inputs, (PIXELS,), *rest)
 
@@ -246,12 +267,13 @@ def encoders(name: str) -> dict[str, str]:
 def matcher(kind: str, runtime: str) -> str:
     """image_embeds and texts to scores, or one of them to its embedding. It batches texts itself, of any number.
 
-    If the texts are a decoder's captions, with its other outputs, they come back as well, chosen and in order.
+    If the texts are a decoder's captions, with its other outputs, they come back as well, chosen and in order. It makes
+    an explanation only of `explained_text`.
     """
-    taken = (IMAGE_EMBEDS, TEXTS, *MATCHING_OPTIONS, SCORE, *COUNTS, *CHOICE)
+    taken = (IMAGE_EMBEDS, TEXTS, *MATCHING_OPTIONS, SCORE, *COUNTS, *CHOICE, EXPLAINED, *MATCH_EXPLAIN)
     inputs = tuple(replace(tensor, optional=True) for tensor in taken)
     rest = batching(queue=512), instances(kind), parameter("runtime", runtime)
-    return config("matcher", PYTHON, inputs, (*SCORES, EMBEDDING, *CAPTIONS, *DROPPED), *rest)
+    return config("matcher", PYTHON, inputs, (*SCORES, EMBEDDING, *CAPTIONS, *DROPPED, *EXPLANATION), *rest)
 
 
 def decoder(kind: str, *rest: str) -> str:
@@ -318,6 +340,7 @@ image size a side. The pixels are close to those of "exact", but not the referen
         "matcher/config.pbtxt": matcher(GPU, "torch"),
         "matcher/configs/cpu.pbtxt": matcher(CPU, "openvino"),
         "match/config.pbtxt": matching_ensemble("match", (TEXTS, *MATCHING_OPTIONS), SCORES),
+        "explain_match/config.pbtxt": explain_match_ensemble(),
         "rerank/config.pbtxt": rerank_ensemble(),
         "embed_image/config.pbtxt": matching_ensemble("embed_image", (), (EMBEDDING,)),
         "embed_text/config.pbtxt": config(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from blipstream.config import DType, of_one_checkpoint
 from blipstream.decoding.engine import WEIGHTS_NAME, Engine
-from blipstream.decoding.request import Caption, Explanation, Request, TextDelta
+from blipstream.decoding.request import Caption, Request, TextDelta
+from blipstream.heatmaps import Explanation
 
 __all__ = ["WEIGHTS_NAME", "Caption", "Engine", "Explanation", "Request", "TextDelta", "load_engine"]
 

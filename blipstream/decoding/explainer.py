@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from blipstream.config import CheckpointConfig, TextConfig
-from blipstream.decoding.request import Explanation, Request, TokenSequence
+from blipstream.decoding.request import Request, TokenSequence
+from blipstream.heatmaps import GRADIENT_SCALE, by_word, explanation
 from blipstream.options import GRADIENT, ExplainOptions
 from blipstream.text.decoder import DecoderLayer, Recorder, Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 
-GRADIENT_SCALE = 256  # so that f16 does not lose small ones; a heatmap is scaled anyway
 # Tokens that one step reads, so that others need not wait long for theirs. Gradients take three times as long
 MAX_TOKENS = 256
 MAX_GRADIENT_TOKENS = 64
@@ -54,7 +54,6 @@ class Explainer:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._text = config.text
-        self._side = config.vision.image_size // config.vision.patch_size  # in patches
         self._passages: list[_Passage] = []  # that wait, in the order of their arrival
         self._least_first = False
 
@@ -115,7 +114,8 @@ class Explainer:
             if passage.request.given_ids:
                 passage.request.sequences = [self._scored(passage, hidden[row])]
             if recorder:
-                self._finish(passage, _by_word(recorder.maps[row], passage.queries))
+                maps = by_word(recorder.maps[row], passage.queries)
+                passage.request.explanation = explanation(passage.words, maps)
 
     def _add_gradients(self, passage: _Passage) -> list[_Passage]:
         """Find the gradients of some more words. Returns the passage if it has all of them."""
@@ -126,15 +126,9 @@ class Explainer:
         if len(passage.maps) < len(passage.words):
             return []
         none = torch.zeros(0, len(passage.request.image_embeds))
-        self._finish(passage, torch.stack(passage.maps) if passage.maps else none)
+        maps = torch.stack(passage.maps) if passage.maps else none
+        passage.request.explanation = explanation(passage.words, maps)
         return [passage]
-
-    def _finish(self, passage: _Passage, maps: Tensor) -> None:
-        """Write the explanation, from maps [W, N] of [CLS] and the patches."""
-        patches = maps[:, 1:]
-        patches = patches / patches.sum(1, keepdim=True).clamp(min=torch.finfo(patches.dtype).tiny)
-        attention = patches.reshape(len(passage.words), self._side, self._side).cpu().numpy()
-        passage.request.explanation = Explanation(passage.words, attention)
 
     def _read(self, chunk: Sequence[_Passage], recorder: Recorder | None) -> Tensor:
         """The last layer's output, [R, T, h], where the decoder reads each passage."""
@@ -191,7 +185,7 @@ class Explainer:
             of_bias = gradients[len(recorder.weights) + number].float() @ bias  # [heads, rows T, 1]
             product = found.detach().float() * (gradients[number].float() + of_bias).clamp(min=0)
             maps += selection.layers[number] * selection.of_heads(product)[0].view(maps.shape)
-        return [_by_word(each, [positions])[0] for each, positions in zip(maps, queries, strict=True)]
+        return [by_word(each, [positions])[0] for each, positions in zip(maps, queries, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,9 +291,3 @@ def _gradients_left(passage: _Passage) -> int:
 def _share(number: int, count: int) -> Tensor:
     """All of one, or an equal share of each: f32 [count]."""
     return torch.full((count,), 1 / count) if number < 0 else torch.eye(count)[number]
-
-
-def _by_word(maps: Tensor, queries: Sequence[list[int]]) -> Tensor:
-    """The mean of each word's queries: [T, N] -> [W, N]."""
-    found = [maps[positions].mean(0) if positions else torch.zeros_like(maps[0]) for positions in queries]
-    return torch.stack(found) if found else maps.new_zeros(0, maps.shape[1])

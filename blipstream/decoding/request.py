@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from blipstream.errors import BlipstreamError
+from blipstream.heatmaps import Explanation
 from blipstream.options import DecodingOptions, ExplainOptions
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -33,14 +32,6 @@ class Caption:
     score: float  # as in TokenSequence
     num_tokens: int  # generated, the end token included
     token_scores: list[float]  # the log-probability of each of them
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Where the model looked for each word of a caption."""
-
-    words: list[str]  # joined with spaces, they are the caption
-    attention: npt.NDArray[np.float32]  # [W, P, P], P patches a side: how much each word has of each patch, 1 in all
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ class Heads:
         except (OSError, SafetensorError) as exc:
             raise ArtifactError(f"{file} cannot be loaded: {BUILD_HINT}") from exc
 
+    @property
+    def direction(self) -> Floats:
+        """What the logit's gradient is in hidden states: [h]."""
+        difference: Floats = self._weights["match.weight"][1] - self._weights["match.weight"][0]
+        return difference
+
     def logits(self, hidden: Floats) -> Floats:
         """How much more likely than not each text matches its image, as a log-odds: [..., h] -> [...]."""
         scores = self._linear("match", hidden)  # of "no" and "yes"

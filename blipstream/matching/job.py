@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from blipstream.cuda_graphs import bucket
+from blipstream.heatmaps import Explanation
 from blipstream.matching.heads import Floats
+from blipstream.options import ExplainOptions
 
 SHORTEST = 8  # tokens, to which shorter texts are padded
 
@@ -31,6 +33,7 @@ class Shape(NamedTuple):
     rows: int
     tokens: int
     image_tokens: int  # 0: there is no image
+    explains: bool = False  # then they are read one by one
 
 
 class Chunk(NamedTuple):
@@ -52,8 +55,10 @@ class Job:
     texts: Sequence[Sequence[int]]
     image_embeds: npt.NDArray[Any] | None = None
     embeds_texts: bool = True  # beside an image, too
+    explain: ExplainOptions | None = None  # how its one text is to be explained
     logits: Floats = field(init=False)  # [texts]; without an image, they stay 0
     embeddings: list[Floats] = field(init=False)  # [D] of each text
+    explanation: Explanation | None = field(init=False, default=None)  # if it is to be explained
     tokens_left: int = field(init=False)  # to be read
     _rows: list[Row] = field(init=False)  # the same, the shortest last
 
@@ -79,7 +84,8 @@ class Job:
                 break
             count, tokens = count + 1, longer
         image_tokens = 0 if self.image_embeds is None else len(self.image_embeds)
-        return Chunk(self, tuple(reversed(self._rows[-count:])), Shape(bucket(count), tokens, image_tokens))
+        shape = Shape(bucket(count), tokens, image_tokens, self.explain is not None)
+        return Chunk(self, tuple(reversed(self._rows[-count:])), shape)
 
     def take(self, chunk: Chunk) -> None:
         """These rows, which were the next ones, need not be read again."""

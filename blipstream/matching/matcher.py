@@ -16,10 +16,12 @@ import numpy.typing as npt
 from blipstream.config import CheckpointConfig, DType
 from blipstream.cuda_graphs import bucket
 from blipstream.errors import InvalidInput
+from blipstream.heatmaps import by_word, explanation
 from blipstream.matching.heads import Heads
 from blipstream.matching.job import SHORTEST, Chunk, Job
 from blipstream.matching.texts import TextReader
 from blipstream.matching.turns import Turns
+from blipstream.options import ExplainOptions, check_part
 from blipstream.text.encoder import TextBatch, TextEncoder
 from blipstream.text.runtimes import load_text_encoder
 from blipstream.text.tokenizer import Tokenizer
@@ -53,6 +55,13 @@ class Matcher:
         if list(image_embeds.shape[1:]) != shape:
             raise InvalidInput(f"image_embeds must have shape {shape}, not {list(image_embeds.shape[1:])}")
 
+    def check_explained(self, options: ExplainOptions) -> None:
+        """Raise InvalidInput if the text encoder has no such layer or head."""
+        text = self.config.text
+        last = f"of this model's {text.num_layers} layers, the last has no gradients at words"
+        check_part("layer", options.layer, text.num_layers - 1, last)
+        check_part("head", options.head, text.num_heads, f"this model's text encoder has {text.num_heads}")
+
     def warm_up(self) -> None:
         """Read once what would make the first requests wait."""
         image_embeds = np.zeros((NO_IMAGE, self.config.text.encoder_hidden_size), np.float32)
@@ -68,6 +77,10 @@ class Matcher:
 
     def read(self, chunks: Sequence[Chunk]) -> Sequence[None]:
         """Read chunks of one shape in one batch, and write what comes of them into their jobs."""
+        if chunks[0].shape.explains:
+            for chunk in chunks:
+                self._explain(chunk.job)
+            return [None] * len(chunks)
         hidden = self._encoder.encode(self._batch(chunks))[: len(chunks)]
         for chunk, rows in zip(chunks, hidden, strict=True):
             job = chunk.job
@@ -78,6 +91,18 @@ class Matcher:
                 else:
                     job.embeddings[row.text] = embeddings[number]
         return [None] * len(chunks)
+
+    def _explain(self, job: Job) -> None:
+        """Write a job's logit, and where in the image each word of its text finds it."""
+        assert job.explain is not None
+        assert job.image_embeds is not None
+        (ids,) = job.texts
+        words, positions = self.reader.words(ids)
+        ids = [self.config.match_config.pair_token_id, *ids[1:]]
+        way, direction = job.explain, self.heads.direction
+        hidden, maps = self._encoder.gradients(ids, job.image_embeds, direction, way.layer, way.head)
+        job.logits[0] = self.heads.logits(hidden)
+        job.explanation = explanation(words, by_word(maps, positions))
 
     def _batch(self, chunks: Sequence[Chunk]) -> TextBatch:
         """Chunks as padded arrays. The number of images is a power of two, too, so that few shapes occur."""

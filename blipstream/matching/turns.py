@@ -45,6 +45,8 @@ class Turns:
         shape = requests[0][0].first_chunk(REQUEST_TOKENS).shape
         tokens = shape.rows * shape.tokens
         per_request, per_batch = REQUEST_TOKENS // tokens or 1, min(BATCH_TOKENS // tokens, BATCH_IMAGES) or 1
+        if shape.explains:  # which takes three times as long
+            per_batch = 1
         batch: list[Chunk] = []
         for request in requests:
             fitting = (chunk for job in request if (chunk := job.first_chunk(REQUEST_TOKENS)).shape == shape)

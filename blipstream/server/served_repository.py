@@ -25,7 +25,8 @@ from blipstream.options import OptionDefaults
 from blipstream.server.workspace import Workspace
 
 PLAIN, WITH_DEFAULTS = "models", "models-with-defaults"  # in a server's folder
-TAKES_OPTIONS = re.compile(r'name: "num_captions"')  # in a model's config
+# In a model's config. explain_match takes only resize_mode, whose default says how heatmaps lie on the image
+TAKES_OPTIONS = re.compile(r'name: "(num_captions|explain_match)"')
 OF_MATCHING = re.compile(r'name: "(match|embedding)"\s+data_type')  # in a model's config
 GIVES_MATCH = re.compile(r'name: "match"\s+data_type')  # in a model's config
 RUNTIME = re.compile(r'key: "runtime" value { string_value: "(\w+)" }')  # in a model's config

@@ -8,7 +8,9 @@ from blipstream.config import TextConfig
 from blipstream.deadline import Deadline
 from blipstream.images.loader import ImageRequest
 from blipstream.options import (
+    EXPLAIN_MATCH_NAMES,
     EXPLAIN_NAMES,
+    EXPLAINED_TEXT,
     INPUT_NAMES,
     MATCH_NAMES,
     OPTION_NAMES,
@@ -24,6 +26,8 @@ def asked_inputs(given: Container[str]) -> tuple[str, ...]:
     """The inputs of the model that was asked for, by those that preprocess is given."""
     if MATCH_IMAGE not in given:
         return INPUT_NAMES
+    if EXPLAINED_TEXT in given:
+        return EXPLAIN_MATCH_NAMES
     return MATCH_NAMES if "text" in given else ("image", "resize_mode")
 
 

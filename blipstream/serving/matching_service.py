@@ -16,16 +16,36 @@ from blipstream.errors import BlipstreamError, InvalidInput, Stopping, apart, re
 from blipstream.matching import Job, Matcher
 from blipstream.matching.heads import probabilities
 from blipstream.matching.ranking import Candidates
+from blipstream.matching.texts import SPECIAL_TOKENS
 from blipstream.matching.turns import Turns
-from blipstream.options import MATCHING_OPTION_NAMES, NUM_CAPTIONS, RerankOptions, check_num_texts
+from blipstream.options import (
+    EXPLAINED_TEXT,
+    MATCH_MAPS,
+    MATCHING_OPTION_NAMES,
+    NUM_CAPTIONS,
+    ExplainOptions,
+    RerankOptions,
+    check_explained_tokens,
+    check_num_texts,
+)
 from blipstream.serving.adapter import ModelInstance, Outputs, TritonRequest
 from blipstream.serving.backpressure import ROOM, Backpressure
 from blipstream.serving.metrics import MatchingMetrics
+from blipstream.serving.responses import explanation_outputs
 
 MAX_WAITING = 64  # requests with texts to be read; the others wait in Triton's queue, which drops what is too late
 SCORES = ("score", "num_tokens", "token_scores")  # of captions: with them, texts are candidates
 TEXT_INPUTS = ("text", *MATCHING_OPTION_NAMES)  # those of the model `embed_text`
-INPUTS = ("image_embeds", "text", *MATCHING_OPTION_NAMES, *SCORES, NUM_CAPTIONS, "min_match")
+INPUTS = (
+    "image_embeds",
+    "text",
+    *MATCHING_OPTION_NAMES,
+    *SCORES,
+    NUM_CAPTIONS,
+    "min_match",
+    EXPLAINED_TEXT,
+    *MATCH_MAPS,
+)
 WATCH_SECONDS = 0.1  # how long a request may be late, or its client gone, before its place is free
 
 
@@ -100,6 +120,8 @@ class MatchingService:
                 self._backpressure.take(len(image_embeds), again=has_candidates)  # whatever becomes of them
             self._matcher.check(image_embeds)
             image_embeds = image_embeds.copy()  # before their memory is given back
+        if image_embeds is not None and EXPLAINED_TEXT in arrays:
+            return self._explained_jobs(arrays, image_embeds), None
         if texts is None:
             if image_embeds is None:
                 raise InvalidInput("image_embeds or text must be given, and neither is: send one, or both")
@@ -117,6 +139,17 @@ class MatchingService:
         if image_embeds is None:
             return [Job(ids) for ids in read], None
         return [Job(ids, embeds) for ids, embeds in zip(read, image_embeds, strict=True)], None
+
+    def _explained_jobs(self, arrays: Mapping[str, Any], image_embeds: Any) -> list[Job]:  # noqa: ANN401
+        """Jobs that explain how each image matches its text. Raises InvalidInput."""
+        options = {name: arrays[name] for name in MATCH_MAPS if name in arrays}
+        ways = ExplainOptions.from_rows(options, len(image_embeds))
+        for way in ways:
+            self._matcher.check_explained(way)
+        read = [self._matcher.reader.read_explained(text) for (text,) in arrays[EXPLAINED_TEXT]]
+        check_explained_tokens(sum(len(ids) - SPECIAL_TOKENS for ids in read))
+        each = zip(read, image_embeds, ways, strict=True)
+        return [Job([ids], embeds, embeds_texts=False, explain=way) for ids, embeds, way in each]
 
     def _candidate_jobs(self, arrays: Mapping[str, Any], image_embeds: Any) -> tuple[list[Job], Candidates]:  # noqa: ANN401
         """Jobs that read each image's captions. Raises InvalidInput."""
@@ -200,6 +233,10 @@ class MatchingService:
                     [job.logits for job in jobs], [probabilities(job.logits, self._temperature) for job in jobs]
                 )
             logits = np.stack([job.logits for job in jobs])
+            explanations = [job.explanation for job in jobs if job.explanation]
+            if explanations:
+                matches = {"match": probabilities(logits, self._temperature), "logit": logits}
+                return explanation_outputs(explanations) | matches
             similarities = [heads.similarities(image, job.embeddings) for image, job in zip(images, jobs, strict=True)]
             return {
                 "match": probabilities(logits, self._temperature),

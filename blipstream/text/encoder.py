@@ -9,7 +9,8 @@ I images with R texts each, T tokens a text, N tokens an image.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,13 @@ class TextBatch(NamedTuple):
     image_embeds: npt.NDArray[np.float32]  # [I, N, E]; any numbers where no text looks
 
 
+class Gradients(NamedTuple):
+    """Of one text that is read with its image, and of a number that its hidden state makes."""
+
+    hidden: npt.NDArray[np.float32]  # [h], as `encode` gives it
+    maps: Tensor  # f32 [T, N], of each token: how much of that number it finds in each vector of the image
+
+
 class TextEncoder(ABC):
     """Tokens to hidden states. Not thread-safe: one thread drives it."""
 
@@ -39,6 +47,25 @@ class TextEncoder(ABC):
     @abstractmethod
     def encode(self, batch: TextBatch) -> npt.NDArray[np.float32]:
         """The last hidden state of each text's first token, [I, R, h]."""
+
+    @abstractmethod
+    def gradients(
+        self,
+        ids: Sequence[int],
+        image_embeds: npt.NDArray[Any],
+        direction: npt.NDArray[np.float32],
+        layer: int = -1,
+        head: int = -1,
+    ) -> Gradients:
+        """GradCAM on cross-attention, for ids [T], image_embeds [N, E] and the number hidden @ `direction` [h].
+
+        The maps are the attention weights times their positive gradients: the mean of all heads, or one `head`, and the
+        sum of all layers, or one `layer`. Those of the last layer are 0 but for the first token. Source:
+        `compute_gradcam` of github.com/salesforce/LAVIS.
+        """
+
+
+Recorder = Callable[[Tensor], Tensor]  # gets a layer's cross-attention weights [I, heads, R T, N], and gives them back
 
 
 class EncoderLayer(nn.Module):
@@ -64,7 +91,9 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, width)
         self.mlp_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, mask: Tensor, looks: Tensor, x: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, mask: Tensor, looks: Tensor, x: Tensor, recorder: Recorder | None = None
+    ) -> Tensor:
         """Hidden [I R, T, h] -> the same.
 
         `mask` is bool [I R, 1, 1, T], `looks` is bool [I R, 1, 1], `x` is image_embeds [I, N, E].
@@ -75,7 +104,11 @@ class EncoderLayer(nn.Module):
 
         queries = self.cross_query(hidden).reshape(x.shape[0], -1, hidden.shape[-1])  # all of an image in one row
         q, k, v = (self._by_head(part) for part in (queries, self.cross_key(x), self.cross_value(x)))
-        context = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(hidden.shape)
+        if recorder is None:
+            context = F.scaled_dot_product_attention(q, k, v)
+        else:
+            context = recorder((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)) @ v
+        context = context.transpose(1, 2).reshape(hidden.shape)
         hidden = torch.where(looks, self.cross_norm(hidden + self.cross_output(context)), hidden)
 
         output: Tensor = self.mlp_norm(hidden + self.fc2(F.gelu(self.fc1(hidden))))
@@ -97,7 +130,9 @@ class TextTransformer(nn.Module):
         self.embedding_norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
 
-    def forward(self, ids: Tensor, lengths: Tensor, looks: Tensor, image_embeds: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, lengths: Tensor, looks: Tensor, image_embeds: Tensor, recorder: Recorder | None = None
+    ) -> Tensor:
         """The last hidden state of each text's first token, [I, R, h] in the weights' dtype.
 
         `ids` is int64 [I, R, T], `lengths` is int64 [I, R], `looks` is bool [I, R], `image_embeds` is [I, N, E].
@@ -109,5 +144,5 @@ class TextTransformer(nn.Module):
         mask = positions < lengths.reshape(-1, 1, 1, 1)
         looks, x = looks.reshape(-1, 1, 1), image_embeds.to(hidden.dtype)
         for layer in self.layers:
-            hidden = layer(hidden, mask, looks, x)
+            hidden = layer(hidden, mask, looks, x, recorder)
         return hidden[:, 0].reshape(images, texts, hidden.shape[-1])

@@ -43,11 +43,14 @@ class Tokenizer:
         """The text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def encode_caption(self, caption: str) -> list[int]:
-        """The ids of a finished caption, without the start token. Raises InvalidInput if a word of it is unknown."""
+    def encode_caption(self, caption: str, name: str = "a given caption") -> list[int]:
+        """The ids of a finished caption, without the start token. Raises InvalidInput if a word of it is unknown.
+
+        Errors call it `name`.
+        """
         ids, special, _ = self._encode(caption)
         for word in special.values():
-            raise InvalidInput(f"a given caption must be of words that the model knows, and {word[:SHOWN]!r} is none")
+            raise InvalidInput(f"{name} must be of words that the model knows, and {word[:SHOWN]!r} is none")
         return ids
 
     def encode_text(self, text: str, name: str) -> list[int]:

@@ -78,10 +78,9 @@ def export_matcher(
 ) -> None:
     """The text encoder for a runtime, the heads in f32, and the tokenizer."""
     weights = text_encoder_weights(model.state_dict(), config.text)
-    if runtime == "openvino":
+    _save(weights, folder / TEXT_ENCODER_NAME)
+    if runtime == "openvino":  # which has no gradients: they need the weights, too
         _export_text_encoder(weights, config, folder)
-    else:
-        _save(weights, folder / TEXT_ENCODER_NAME)
     _save(head_weights(model.state_dict()), folder / HEADS_NAME)
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
 

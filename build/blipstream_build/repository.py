@@ -19,7 +19,13 @@ from blipstream_build.artifacts import ELSEWHERE, STAGED, make_folder, remove_em
 PLAN_CONFIG = Path("configs/tensorrt.pbtxt")  # of a model
 ENSEMBLE_CONFIGS = tuple(
     model / PLAN_CONFIG
-    for model in map(Path, ("caption", "caption_pixels", "explain", "attention", "match", "rerank", "embed_image"))
+    for model in map(
+        Path,
+        (
+            *("caption", "caption_pixels", "explain", "attention"),
+            *("match", "explain_match", "rerank", "embed_image"),
+        ),
+    )
 )
 GENERATED = (*(model / PLAN_CONFIG for model in map(Path, ("encoder", "match_encoder"))), *ENSEMBLE_CONFIGS)
 

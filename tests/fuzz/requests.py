@@ -76,11 +76,13 @@ OPTIONS_OF = {
     "preprocess": ["resize_mode", *EXPLAIN],
     "encoder": [],
     "match": ["resize_mode", "truncate"],
+    "explain_match": ["resize_mode", "layer", "head"],
     "embed_image": ["resize_mode"],
     "embed_text": ["truncate"],
-    "matcher": ["truncate"],
+    "matcher": ["truncate", "layer", "head"],
     "match_encoder": [],
 }
+WITH_IMAGE = ("match", "explain_match", "embed_image")  # models of matching
 DTYPES = {"BOOL": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 ENTRIES = (
     "caption",
@@ -95,6 +97,7 @@ ENTRIES = (
     "preprocess",
     "match",
     "match",
+    "explain_match",
     "embed_image",
     "embed_text",
     "matcher",
@@ -148,7 +151,7 @@ def right_request(model: str, random: Random) -> Any:
     def add_texts(texts: list[bytes]) -> None:
         add("text", "BYTES", [1, len(texts)], pack(texts))
 
-    if model in ("caption", "caption_stream", "explain", "rerank", "preprocess", "match", "embed_image"):
+    if model in ("caption", "caption_stream", "explain", "rerank", "preprocess", *WITH_IMAGE):
         add("image", "BYTES", [1, 1], pack([IMAGE]))
     elif model == "embed_text":
         add_texts(random.choice([texts for texts in TEXTS if len(texts) == 1]))
@@ -163,7 +166,11 @@ def right_request(model: str, random: Random) -> Any:
         add("pixels", "UINT8", [1, SIDE, SIDE, 3], bytes(SIDE * SIDE * 3))
     if model == "attention":
         add("caption", "BYTES", [1, 1], pack([random.choice(EXPLAIN["given_caption"][1])]))
-    if model in ("match", "matcher"):
+    if model == "explain_match":
+        add("text", "BYTES", [1, 1], pack([random.choice(EXPLAIN["given_caption"][1])]))
+    if model == "matcher" and random.random() < 0.3:
+        add("explained_text", "BYTES", [1, 1], pack([random.choice(EXPLAIN["given_caption"][1])]))
+    elif model in ("match", "matcher"):
         add_texts(random.choice(TEXTS))
     names = OPTIONS_OF[model]
     for name in random.sample(names, min(len(names), random.choice((0, 1, 1, 2, 4)))):
@@ -345,10 +352,7 @@ def _as_json(tensor: Any, raw: bytes, random: Random) -> Any:
 
 GENERATE = (
     ("caption_stream", "generate_stream"),
-    *(
-        (model, "generate")
-        for model in ("caption_stream", "caption", "explain", "rerank", "match", "embed_image", "embed_text")
-    ),
+    *((model, "generate") for model in ("caption_stream", "caption", "explain", "rerank", *WITH_IMAGE, "embed_text")),
 )
 
 
@@ -357,7 +361,7 @@ def broken_generate(seed: int, number: int) -> tuple[str, bytes, dict[str, str]]
     random = Random(f"generate {seed} {number}")
     model, way = random.choice(GENERATE)
     body: dict[str, Any] = {"image": f"data:image/png;base64,{b64encode(IMAGE).decode()}"}
-    if model in ("match", "embed_text"):
+    if model in ("match", "explain_match", "embed_text"):
         texts = [text.decode("latin-1") for text in random.choice(TEXTS)]
         body["text"] = texts[0] if len(texts) == 1 else texts
     if model == "embed_text":

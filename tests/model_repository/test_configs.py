@@ -35,6 +35,7 @@ INPUTS = {
     "match_encoder": {"pixels": ("UINT8", [-1, -1, 3])},
     "matcher": {},  # image_embeds, text or both, so both are optional
     "match": {"image": ("STRING", [1]), "text": ("STRING", [-1])},
+    "explain_match": {"image": ("STRING", [1]), "text": ("STRING", [1])},
     "rerank": {"image": ("STRING", [1])},
     "embed_image": {"image": ("STRING", [1])},
     "embed_text": {"text": ("STRING", [-1])},
@@ -70,12 +71,14 @@ OPTION_INPUTS["decoder"] = OPTION_INPUTS["decoder"] | EXPLAIN_INPUTS
 OPTION_INPUTS["explain"] = OPTION_INPUTS["caption"] | EXPLAIN_INPUTS
 RERANK_INPUTS = {"rerank": "INT32", "min_match": "FP32"}
 OPTION_INPUTS["rerank"] = OPTION_INPUTS["caption"] | RERANK_INPUTS
-OPTION_INPUTS["preprocess"] = OPTION_INPUTS["explain"] | RERANK_INPUTS
+OPTION_INPUTS["preprocess"] = OPTION_INPUTS["explain"] | RERANK_INPUTS | {"explained_text": "STRING"}
 OPTION_INPUTS["decoder"] = OPTION_INPUTS["decoder"] | {"rerank": "INT32"}
 OPTION_INPUTS["match_encoder"] = {}
 OPTION_INPUTS["embed_text"] = {"truncate": "BOOL"}
 OPTION_INPUTS["matcher"] = OPTION_INPUTS["embed_text"] | {"num_captions": "INT32", "min_match": "FP32"}
+OPTION_INPUTS["matcher"] |= {"explained_text": "STRING", "layer": "INT32", "head": "INT32"}
 OPTION_INPUTS["embed_image"] = {"resize_mode": "STRING"}
+OPTION_INPUTS["explain_match"] = {"resize_mode": "STRING", "layer": "INT32", "head": "INT32"}
 OPTION_INPUTS["match"] = {"resize_mode": "STRING", "truncate": "BOOL"}
 CAPTION_OUTPUTS = {
     "caption": ("STRING", [-1]),
@@ -103,8 +106,9 @@ OUTPUTS = {
     "caption_stream": CAPTION_OUTPUTS | {"text": ("STRING", [1]), "finish_reason": ("STRING", [1])},
     "caption_pixels": CAPTION_OUTPUTS,
     "match_encoder": {"image_embeds": ("FP16", [-1, -1])},
-    "matcher": SCORES | EMBEDDING | CAPTION_OUTPUTS | DROPPED,
+    "matcher": SCORES | EMBEDDING | CAPTION_OUTPUTS | DROPPED | EXPLANATION_OUTPUTS,
     "match": SCORES,
+    "explain_match": {name: SCORES[name] for name in ("match", "logit")} | EXPLANATION_OUTPUTS,
     "rerank": CAPTION_OUTPUTS | {name: SCORES[name] for name in ("match", "logit")} | DROPPED,
     "embed_image": EMBEDDING,
     "embed_text": EMBEDDING,
@@ -114,7 +118,9 @@ STEPS["attention"] = ["decoder"]
 CAPTIONING_STEPS = {
     ensemble: ["preprocess", "encoder", "decoder"] for ensemble in ("caption", "caption_pixels", "explain")
 }
-MATCHING_STEPS = {ensemble: ["preprocess", "match_encoder", "matcher"] for ensemble in ("match", "embed_image")}
+MATCHING_STEPS = {
+    ensemble: ["preprocess", "match_encoder", "matcher"] for ensemble in ("match", "explain_match", "embed_image")
+}
 STEPS = CAPTIONING_STEPS | MATCHING_STEPS | {"attention": ["decoder"], "embed_text": ["matcher"]}
 STEPS["rerank"] = ["preprocess", "encoder", "decoder", "match_encoder", "matcher"]
 

@@ -51,11 +51,21 @@ class Scores(NamedTuple):
     similarity: Tensor
 
 
+class Maps(NamedTuple):
+    """Where a text meets an image, by transformers' attention and torch's gradients."""
+
+    logit: float
+    words: list[str]
+    layers: Tensor  # [layers, heads, W, P, P]: of each word, attention times positive gradient; without [CLS]
+
+
 class RetrievalReference:
     """A retrieval checkpoint as transformers runs it, in f32, one text at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = BlipForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = BlipForImageTextRetrieval.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         self.processor = BlipImageProcessorPil.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -71,6 +81,33 @@ class RetrievalReference:
             pairs.append(self.model(ids, pixel_values).itm_score[0])
         scores = torch.stack(pairs)
         return Scores(scores.softmax(-1)[:, 1], scores[:, 1] - scores[:, 0], torch.stack(similarities))
+
+    def maps(self, image_embeds: Tensor, text: str) -> Maps:
+        """The maps of the words of a text, for image_embeds [N, E]."""
+        ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        ids[:, 0] = self.tokenizer.convert_tokens_to_ids("[ENC]")
+        words: list[str] = []
+        positions: list[list[int]] = []
+        for position, piece in enumerate(self.tokenizer.convert_ids_to_tokens(ids[0])[1:-1], 1):
+            if piece.startswith("##"):
+                words[-1] += piece.removeprefix("##")
+                positions[-1].append(position)
+            else:
+                words.append(piece)
+                positions.append([position])
+        with torch.inference_mode(False), torch.enable_grad():
+            seen = image_embeds[None].clone().float().requires_grad_()
+            output = self.model.text_encoder(input_ids=ids, encoder_hidden_states=seen, output_attentions=True)
+            scores = self.model.itm_head(output.last_hidden_state[0, 0])
+            logit = scores[1] - scores[0]
+            gradients = torch.autograd.grad(logit, output.cross_attentions)
+        layers = []
+        for weights, gradient in zip(output.cross_attentions, gradients, strict=True):
+            tokens = (weights.detach() * gradient.clamp(min=0))[0, :, :, 1:]  # [heads, T, P P]
+            layers.append(torch.stack([tokens[:, each].mean(1) for each in positions], 1))
+        maps = torch.stack(layers)
+        side = int(maps.shape[-1] ** 0.5)
+        return Maps(logit.item(), words, maps.reshape(*maps.shape[:-1], side, side))
 
     @torch.inference_mode()
     def image_embeds(self, image: Image.Image) -> Tensor:

@@ -5,7 +5,7 @@ import triton_python_backend_utils as pb_utils
 
 from blipstream.config import CheckpointConfig, of_one_checkpoint
 from blipstream.images import load_loader
-from blipstream.options import EXPLAIN_NAMES, INPUT_NAMES, RERANK_OPTIONS, check_num_texts
+from blipstream.options import EXPLAIN_NAMES, EXPLAINED_TEXT, INPUT_NAMES, RERANK_OPTIONS, check_num_texts
 from blipstream.serving.adapter import ModelInstance
 from blipstream.serving.load_request import MATCH_IMAGE, asked_inputs, load_request
 from blipstream.serving.loading_service import LoadingService
@@ -29,7 +29,7 @@ class TritonPythonModel:
 
     def submit(self, request):
         self.service.check_room()  # before anything is copied for it
-        tensors = request.tensors(MATCH_IMAGE, "text")
+        tensors = request.tensors(MATCH_IMAGE, EXPLAINED_TEXT, "text")
         request.refuse_parameters(asked_inputs(tensors))
         if "text" in tensors:
             check_num_texts(*tensors["text"].shape())

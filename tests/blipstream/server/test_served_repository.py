@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 
 TAKE_OPTIONS = {"caption", "caption_pixels", "caption_stream", "decoder", "explain", "preprocess"}
 CAPTIONING = TAKE_OPTIONS | {"attention", "encoder"}
-MATCHING_TAKES_OPTIONS = {"matcher", "rerank"}  # where there is a captioner, too
+MATCHING_TAKES_OPTIONS = {"matcher", "rerank", "explain_match"}  # where there is a captioner, too
 CONFIG = CheckpointConfig(
     "x",
     "0",
@@ -247,7 +247,7 @@ def test_a_calibration_comes_and_goes_between_starts(repository: Path, workspace
         for model in MATCHING:
             parameters = parse(served / model / "config.pbtxt").parameters
             found = {key: parameters[key].string_value for key in SAID if key in parameters}
-            assert found == (expected if model in {"match", "matcher"} else {})
+            assert found == (expected if model in {"match", "explain_match", "matcher"} else {})
             assert "threshold" not in parse(repository / model / "config.pbtxt").parameters
         assert (served / "matcher/1").samefile(version)
 
