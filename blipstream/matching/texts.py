@@ -46,7 +46,7 @@ class TextReader:
         self._tokenizer.encode_caption(encoded.decode(), ONE)
         return ids
 
-    def words(self, ids: Ids) -> tuple[list[str], list[list[int]]]:
+    def words(self, ids: Sequence[int]) -> tuple[list[str], list[list[int]]]:
         """The words of a text, and the positions of each one's tokens."""
         words, numbers = self._tokenizer.words(ids)
         return words, [[at for at, number in enumerate(numbers) if number == word] for word in range(len(words))]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         ServerUnreachable,
     )
     from blipstream_client._explain_options import ExplainOptions
-    from blipstream_client._explanation import Explanation
+    from blipstream_client._explanation import Explanation, MatchExplanation
     from blipstream_client._images import ImageLike
     from blipstream_client._info import Calibration, Matching, ServerInfo
     from blipstream_client._matches import Match, Matches
@@ -48,6 +48,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidURL",
     "Match",
+    "MatchExplanation",
     "Matches",
     "Matching",
     "ModelNotReady",
@@ -73,6 +74,7 @@ _MODULES = {
     "Explanation": "_explanation",
     "ImageLike": "_images",
     "Match": "_matches",
+    "MatchExplanation": "_explanation",
     "Matches": "_matches",
     "Matching": "_info",
     "Options": "_options",

@@ -12,6 +12,7 @@ from blipstream_client._arguments import checks_names
 from blipstream_client._balancing import AsyncBalancedTransport
 from blipstream_client._base import (
     DEFAULT_MAX_IN_FLIGHT,
+    EXPLAIN_MATCH_MODEL,
     EXPLAIN_MODEL,
     LOOK_SECONDS,
     MODELS,
@@ -23,8 +24,8 @@ from blipstream_client._captions import Caption, Piece, StreamParser, parse_capt
 from blipstream_client._deadline import Deadline
 from blipstream_client._errors import about, client_closed, model_missing, with_request_id, without_frames
 from blipstream_client._exceptions import BlipstreamError, ModelNotReady
-from blipstream_client._explain_options import ExplainOptions, explain_tensors
-from blipstream_client._explanation import Explanation, parse_explanation
+from blipstream_client._explain_options import ExplainOptions, explain_match_tensors, explain_tensors
+from blipstream_client._explanation import Explanation, MatchExplanation, parse_explanation, parse_match_explanation
 from blipstream_client._images import ImageLike
 from blipstream_client._info import ServerInfo, parse_info, resize_mode_of, steps
 from blipstream_client._matches import (
@@ -126,8 +127,9 @@ class AsyncClient(BaseClient):
             request = self._explain_request(encoded, tensors)
             with with_request_id(request.request_id):
                 outputs = await self._send(transport, request, deadline)
-                resize_mode = options.get("resize_mode") or await self._default_resize_mode(transport, deadline)
-                return parse_explanation(outputs, encoded, resize_mode, options.get("caption_index"))
+                resize_mode = options.get("resize_mode")
+                mode = resize_mode or await self._default_resize_mode(transport, EXPLAIN_MODEL, deadline)
+                return parse_explanation(outputs, encoded, mode, options.get("caption_index"))
 
     @checks_names
     async def match(
@@ -151,6 +153,31 @@ class AsyncClient(BaseClient):
         with about(image):
             inputs["image"] = image_tensor(await asyncio.to_thread(self._encoded, image, deadline))
             return parse_matches(given, await self._ask(MATCH, inputs, deadline))
+
+    @checks_names
+    async def explain_match(
+        self,
+        image: ImageLike,
+        text: str,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        resize_mode: str | None = None,
+        timeout: float | None = None,
+    ) -> MatchExplanation:
+        """Where in the image each word of a text finds what it says, and how well the text matches.
+
+        The image is as for `caption`. `layer` and `head` are those of the text encoder; None is the mean of all.
+        `resize_mode` is as in `Options`, and `timeout` is in seconds. Raises BlipstreamError, ModelNotReady if the
+        server has no retrieval checkpoint.
+        """
+        inputs, deadline = explain_match_tensors(text, layer, head, resize_mode), self._deadline(timeout)
+        transport = self._opened()
+        with about(image):
+            encoded = await asyncio.to_thread(self._encoded, image, deadline)
+            outputs = await self._ask(EXPLAIN_MATCH_MODEL, {"image": image_tensor(encoded), **inputs}, deadline)
+            mode = resize_mode or await self._default_resize_mode(transport, EXPLAIN_MATCH_MODEL, deadline)
+            return parse_match_explanation(outputs, encoded, mode)
 
     @checks_names
     async def embed_image(
@@ -200,9 +227,9 @@ class AsyncClient(BaseClient):
         self._deadline(timeout)  # raises InvalidRequest for a bad value
         return self._caption_many(images, max_in_flight, tensors, timeout)
 
-    async def _default_resize_mode(self, transport: AsyncBalancedTransport, deadline: Deadline) -> str:
+    async def _default_resize_mode(self, transport: AsyncBalancedTransport, model: str, deadline: Deadline) -> str:
         if self._resize_mode is None:
-            self._resize_mode = resize_mode_of(await transport.send(ConfigRequest(EXPLAIN_MODEL), deadline))
+            self._resize_mode = resize_mode_of(await transport.send(ConfigRequest(model), deadline))
         return self._resize_mode
 
     async def _caption_many(

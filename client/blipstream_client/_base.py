@@ -32,10 +32,14 @@ API_KEY = "BLIPSTREAM_API_KEY"  # the environment variable: a command line can b
 DEFAULT_URL = "grpc://localhost:8001"
 DEFAULT_MODEL = "caption"
 EXPLAIN_MODEL = "explain"
+EXPLAIN_MATCH_MODEL = "explain_match"
 RERANK_MODEL = "rerank"
 LOOK_SECONDS = 2.0  # to find out what a server has for an error: while Triton loads a model, it may not say
 # that a server may have for clients
-MODELS = ("caption", "caption_stream", EXPLAIN_MODEL, RERANK_MODEL, "match", "embed_image", "embed_text")
+MODELS = (
+    *("caption", "caption_stream", EXPLAIN_MODEL, RERANK_MODEL),
+    *("match", EXPLAIN_MATCH_MODEL, "embed_image", "embed_text"),
+)
 DEFAULT_TIMEOUT = 60.0  # seconds for a request, with all its retries
 DEFAULT_RETRIES = 3
 DEFAULT_MAX_IN_FLIGHT = 32  # requests

@@ -11,7 +11,7 @@ import click
 
 from blipstream_client._captions import Caption, Piece
 from blipstream_client._exceptions import BlipstreamError
-from blipstream_client._explanation import Explanation
+from blipstream_client._explanation import AnyExplanation, MatchExplanation
 from blipstream_client._info import Matching, ServerInfo
 from blipstream_client._matches import Matches
 from blipstream_client._notices import COLUMNS, say
@@ -41,10 +41,14 @@ def print_result(name: str, result: Caption | BlipstreamError, as_json: bool) ->
             print_json(file=name, error=str(result))
 
 
-def print_explanation(name: str, explanation: Explanation) -> None:
-    """Print an object with the caption's fields, its words and their heatmaps."""
+def print_explanation(name: str, explanation: AnyExplanation) -> None:
+    """Print an object with the caption's fields or those of the match, the words and their heatmaps."""
     heatmaps = explanation.attention.round(HEATMAP_DECIMALS).tolist()
-    print_json(file=name, **_fields(explanation.caption), words=explanation.words, attention=heatmaps)
+    if isinstance(explanation, MatchExplanation):
+        fields: dict[str, Any] = {"text": str(explanation), "match": explanation.match, "logit": explanation.logit}
+    else:
+        fields = _fields(explanation.caption)
+    print_json(file=name, **fields, words=explanation.words, attention=heatmaps)
 
 
 def print_words(name: str, pieces: Iterable[Piece]) -> None:

@@ -45,7 +45,6 @@ from blipstream_client._exceptions import (
     ModelNotReady,
     ServerUnreachable,
 )
-from blipstream_client._explain_options import ExplainOptions
 from blipstream_client._files import MAX_BYTES
 from blipstream_client._images import ImageLike
 from blipstream_client._notices import Failure, Waiting, hint
@@ -98,6 +97,7 @@ def caption(
 )
 @click.option("--word", help="Draw this word's heatmap alone, or that of several in a row.  [default: all words]")
 @click.option("--caption", "given", help="Explain this caption.  [default: the one that the model finds]")
+@click.option("--match", "text", help="Explain how this text matches, by a retrieval checkpoint.  [default: none]")
 @client_options(connection_options(DEFAULT_TIMEOUT, DEFAULT_RETRIES, has_model=False), IMAGE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the heatmaps as numbers.")
 @explain_options
@@ -106,15 +106,17 @@ def explain(
     output: str | None,
     word: str | None,
     given: str | None,
+    text: str | None,
     connection: dict[str, Any],
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Print the caption of IMAGE, a file, a URL, or - for standard input, and draw heatmaps of its words."""
     explaining.check_output(output, word)
+    explaining.check_match(text, given, options)
     with Client(**connection) as client, Waiting(connection["url"], connection["timeout"]) as waiting:
         waiting.begin()
-        found = client.explain(_image(image), given, **cast(ExplainOptions, options))
+        found = explaining.ask(client, _image(image), text, given, options)
     explaining.show(click.format_filename(image), found, as_json, output, word)
 
 

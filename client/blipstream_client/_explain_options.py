@@ -7,6 +7,7 @@ The server declares them in blipstream/options.py, and `make configs` copies the
 from typing import Annotated, get_type_hints
 
 from blipstream_client._captions import Caption
+from blipstream_client._matches import text_tensors
 from blipstream_client._options import BYTES, INT32, OPTIONS, Option, Options, option_tensor, option_tensors
 from blipstream_client._rerank_options import check_no_rerank
 from blipstream_client._tensors import Tensors
@@ -55,3 +56,9 @@ def explain_tensors(options: ExplainOptions, caption: str | Caption | None) -> T
         text = caption.text if isinstance(caption, Caption) else caption
         tensors[GIVEN_CAPTION] = option_tensor("caption", text, BYTES)
     return tensors
+
+
+def explain_match_tensors(text: str, layer: int | None, head: int | None, resize_mode: str | None) -> Tensors:
+    """The inputs of the model `explain_match`, without the image. Raises InvalidRequest."""
+    options: ExplainOptions = {"layer": layer, "head": head, "resize_mode": resize_mode}
+    return text_tensors([text], None) | option_tensors(options, ALL_OPTIONS)

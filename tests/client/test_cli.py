@@ -187,8 +187,8 @@ def test_info(tiny: TinyTriton, scheme: str) -> None:
         "server      Triton 2.51.0",
         "checkpoint  demo@0123456789ab",
         "matching    unknown",
-        "models      caption, caption_stream, explain, rerank, match, embed_image,",
-        "            embed_text",
+        "models      caption, caption_stream, explain, rerank, match, explain_match,",
+        "            embed_image, embed_text",
         "runtimes    caption on tiny",
         "options     none",
         'defaults    max_tokens=20, prompt="ein Bär", num_beams=3',
@@ -201,7 +201,10 @@ def test_info(tiny: TinyTriton, scheme: str) -> None:
         "options": [],
         "defaults": {"max_tokens": 20, "prompt": "ein Bär", "num_beams": 3},
         "fixed": ["num_beams"],
-        "models": ["caption", "caption_stream", "explain", "rerank", "match", "embed_image", "embed_text"],
+        "models": [
+            *("caption", "caption_stream", "explain", "rerank"),
+            *("match", "explain_match", "embed_image", "embed_text"),
+        ],
         "calibration": None,
         "matching": {"checkpoint": None, "dtype": None, "shares_encoder": False},
     }

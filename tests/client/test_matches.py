@@ -117,7 +117,13 @@ def test_the_real_server(ask: Ask, kind: str, scheme: str, matching_server: Any,
 
 def test_a_server_without_matching_says_what_it_has(ask: Ask, scheme: str, server: Any, image: Path) -> None:
     url = getattr(server, f"{scheme}_url")
-    for method, arguments in (("match", (image, TEXTS)), ("embed_image", (image,)), ("embed_text", ("a",))):
+    asked: dict[str, tuple[Any, ...]] = {
+        "match": (image, TEXTS),
+        "explain_match": (image, "a"),
+        "embed_image": (image,),
+        "embed_text": ("a",),
+    }
+    for method, arguments in asked.items():
         with pytest.raises(ModelNotReady) as missing:
             ask(url, method, *arguments)
         assert str(missing.value) == f"This server has no {method}; it has caption, caption_stream, explain"
@@ -125,7 +131,8 @@ def test_a_server_without_matching_says_what_it_has(ask: Ask, scheme: str, serve
 
 
 def test_info_tells_what_is_served(ask: Ask, scheme: str, matching_server: Any, server: Any) -> None:
-    captioning, matching = ("caption", "caption_stream", "explain"), ("match", "embed_image", "embed_text")
+    captioning = ("caption", "caption_stream", "explain")
+    matching = ("match", "explain_match", "embed_image", "embed_text")
     both, captioner = (ask(getattr(each, f"{scheme}_url"), "info") for each in (matching_server, server))
     assert both.models == (*captioning, "rerank", *matching)
     assert [*both.runtimes.items()][1:] == [
