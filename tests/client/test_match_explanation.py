@@ -52,7 +52,8 @@ def test_a_model_that_does_not_explain(missing: str) -> None:
 
 
 def test_the_real_server(matching_server: Any, kind: str, scheme: str, image: Path) -> None:
-    url, options = getattr(matching_server, f"{scheme}_url"), {"layer": 0, "head": 1, "resize_mode": "letterbox"}
+    url = getattr(matching_server, f"{scheme}_url")
+    options: dict[str, Any] = {"layer": 0, "head": 1, "resize_mode": "letterbox"}
 
     async def ask() -> tuple[MatchExplanation, MatchExplanation]:
         async with AsyncClient(url) as client:
