@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the words of a text meet the image, as transformers' attention and torch's gradients say."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blipstream.errors import InvalidInput
+from blipstream.errors import ArtifactError, InvalidInput
 from blipstream.matching import Job, Matcher
 from blipstream.matching.turns import Turns
 from blipstream.options import ExplainOptions
@@ -69,6 +70,16 @@ def test_equals_transformers(
         np.testing.assert_allclose(done.explanation.attention, expected.numpy(), rtol=0, atol=TOLERANCE)
         for each in (done, matched):
             np.testing.assert_allclose(each.logits[0], theirs.logit, rtol=0, atol=TOLERANCE)
+
+
+def test_an_artifact_of_an_earlier_version(matching_artifacts: Path, tmp_path: Path, embeds: Tensor) -> None:
+    """It matches, and has no weights for gradients."""
+    folder = shutil.copytree(matching_artifacts / "matcher/1/openvino", tmp_path / "openvino")
+    (folder / "text_encoder.safetensors").unlink()
+    matcher = Matcher.load("openvino", folder)
+    matcher.finish([Job(matcher.reader.read([b"a"]), embeds[0].numpy())])
+    with pytest.raises(ArtifactError, match=r"text_encoder\.safetensors cannot be loaded: build it"):
+        matcher.finish([job(matcher, embeds[0], "a")])
 
 
 def test_one_at_a_time(matcher: Matcher, embeds: Tensor) -> None:
