@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests of one strategy and width, which decode together.
+"""Requests of one strategy, width and size of vocabulary, which decode together.
 
 A batch has a slot for each request. All that a step reads and writes lies in the buffers of the slots. There are two
 ways to make a step:
@@ -36,6 +36,7 @@ SLOT = np.dtype(
         ("max_length", np.int64),  # the most that there can be: 1 or more
         ("features", np.bool_, len(Features._fields)),
         ("streams", np.bool_),  # whether drafts of its caption are wanted
+        ("adapted", np.bool_),  # whether it has an adapter
     ]
 )
 
@@ -56,6 +57,7 @@ class SlotBuffers:
     values: Tensor  # the same
     image_embeds: Tensor  # [S, N, E]
     active: Tensor  # int64 [S], 1 in a slot that is in use, else 0
+    adapters: Tensor  # int64 [S], places in the decoder's stack of adapters; 0: none
     history: History
     options: OptionColumns
     state: SlotTensors  # the strategy's
@@ -72,7 +74,7 @@ class SlotBuffers:
         history = History.of([], width, 1).map(lambda tensor: tensor.to(device))
         options = OptionColumns.of([]).map(lambda tensor: tensor.to(device))
         state: SlotTensors = strategy.new_state([], width, 1).map(lambda tensor: tensor.to(device))
-        return cls(keys, torch.zeros_like(keys), image_embeds, active, history, options, state)
+        return cls(keys, torch.zeros_like(keys), image_embeds, active, active.clone(), history, options, state)
 
     def resized(self, slots: int, length: int) -> "SlotBuffers":
         """A copy with that many slots, and room for `length` tokens."""
@@ -82,6 +84,7 @@ class SlotBuffers:
             resized(self.values, cache),
             resized(self.image_embeds, (slots, *self.image_embeds.shape[1:])),
             resized(self.active, (slots,)),
+            resized(self.adapters, (slots,)),
             self.history.resized(slots, length + 1),
             self.options.resized(slots, length + 1),
             self.state.resized(slots, length + 1),
@@ -90,7 +93,7 @@ class SlotBuffers:
     def move(self, targets: Tensor, sources: Tensor) -> None:
         """Copy slots, int64 [n], to other slots."""
         records = (self.history, self.options, self.state)
-        tensors = [self.keys, self.values, self.image_embeds, self.active]
+        tensors = [self.keys, self.values, self.image_embeds, self.active, self.adapters]
         for tensor in tensors + [tensor for record in records for tensor in record.tensors()]:
             tensor[targets] = tensor[sources]
 
@@ -103,14 +106,19 @@ class Batch:
         decoder: TextDecoder,
         strategy: str,
         width: int,
+        added_words: int,
         num_patches: int,
         *,
         fixed_shapes: bool,
         patch_multiple: int = 1,
     ) -> None:
-        """image_embeds have `num_patches`, and zeros behind them up to a multiple of `patch_multiple`."""
+        """Logits have room for `added_words`, as in Segment.
+
+        image_embeds have `num_patches`, and zeros behind them up to a multiple of `patch_multiple`.
+        """
         self._decoder = decoder
         self._width = width
+        self._added_words = added_words
         self._fixed_shapes = fixed_shapes
         self._strategy: Strategy[Any] = STRATEGIES[strategy](decoder.config.end_token_id)
         self._device = decoder.word_embedding.weight.device
@@ -233,14 +241,28 @@ class Batch:
     def _growing_rows(self, slots: int, length: int) -> Segment:
         buffers, growing = self._buffers, self._growing(slots)
         history = buffers.history.first(slots, length)
-        ids, past = history.newest().view(-1, 1), (history.lengths - 1)[:, None].expand(-1, self._width).reshape(-1)
+        ids, past = history.newest().view(-1, 1), self._by_row(history.lengths - 1)
+        adapters = self._by_row(buffers.adapters[:slots]) if self._table["adapted"][:slots].any() else None
         groups, rows = [(slots, self._width)], None
         if growing is not None:
             groups = [(len(list(equal)), rows) for rows, equal in groupby(growing.sum(1).tolist())]
             rows = growing.view(-1).nonzero()[:, 0]
             ids, past = ids[rows], past[rows]
+            adapters = None if adapters is None else adapters[rows]
         keys, values = (cache.flatten(0, 1).transpose(0, 1) for cache in (buffers.keys, buffers.values))
-        return Segment(ids, past, length, buffers.image_embeds[:slots], groups, keys, values, self._patches, rows)
+        return Segment(
+            ids,
+            past,
+            length,
+            buffers.image_embeds[:slots],
+            groups,
+            keys,
+            values,
+            self._patches,
+            rows,
+            adapters=adapters,
+            added_words=self._added_words,
+        )
 
     def _prompts(self, first: int, length: int) -> Segment:
         """The prompts of the slots from `first` on, a row each, whatever their lengths."""
@@ -258,6 +280,8 @@ class Batch:
             values=values,
             patches=self._patches,
             counts=counts,
+            adapters=buffers.adapters[new] if self._table["adapted"][new].any() else None,
+            added_words=self._added_words,
         )
 
     def _places(self, old: int, count: int) -> Tensor:
@@ -285,22 +309,25 @@ class Batch:
         length = min(length_bucket(self._next_length()), self._size[1])
         self._count_token()
         features = self._features()
-        key = (bucket(len(self._slots)), length, features.constraints, features.filters)
+        adapted = self._decoder.adapters.generation if self._table["adapted"].any() else 0  # 1 or more
+        key = (bucket(len(self._slots)), length, features.constraints, features.filters, adapted)
         return self._graphs.run(key, lambda: self._fixed_step(*key))
 
-    def _fixed_step(self, slots: int, length: int, constrained: bool, filtered: bool) -> StepReport:
+    def _fixed_step(self, slots: int, length: int, constrained: bool, filtered: bool, adapted: int) -> StepReport:
         """From each row's newest token to the next one: this becomes a graph."""
         buffers, history = self._buffers, self._buffers.history.first(slots, length + 1)
         keys, values = (cache[:slots].flatten(0, 1).transpose(0, 1) for cache in (buffers.keys, buffers.values))
         segment = Segment(
             history.newest().view(-1, 1),
-            (history.lengths - 1)[:, None].expand(-1, self._width).reshape(-1),
+            self._by_row(history.lengths - 1),
             length,
             buffers.image_embeds[:slots],
             [(slots, self._width)],
             keys,
             values,
             self._patches,
+            adapters=self._by_row(buffers.adapters[:slots]) if adapted else None,
+            added_words=self._added_words,
         )
         (logits,) = self._decoder([segment])
         return self._choose(logits.view(slots, self._width, -1), length, Features.every(constrained, filtered))
@@ -320,12 +347,29 @@ class Batch:
         keys, values = self._decoder.new_cache(rows, longest)
         past = torch.zeros(rows, dtype=torch.int64, device=self._device)
         ids, image_embeds = buffers.history.ids[index, 0, :longest], buffers.image_embeds[index]
-        self._decoder.hidden([Segment(ids, past, longest, image_embeds, [(rows, 1)], keys, values, self._patches)])
+        adapters = buffers.adapters[index] if self._table["adapted"][slots].any() else None
+        segment = Segment(
+            ids,
+            past,
+            longest,
+            image_embeds,
+            [(rows, 1)],
+            keys,
+            values,
+            self._patches,
+            adapters=adapters,
+            added_words=self._added_words,
+        )
+        self._decoder.hidden([segment])
         # behind a shorter prompt lies what is overwritten before anybody looks at it
         for mine, new in ((buffers.keys, keys), (buffers.values, values)):
             mine[index[:count], :, :, :, :longest] = new[:, :count].transpose(0, 1)[:, None]
 
     # both
+
+    def _by_row(self, values: Tensor) -> Tensor:
+        """What each slot has [S], for each of its rows [S W]."""
+        return values[:, None].expand(-1, self._width).reshape(-1)
 
     def _features(self) -> Features:
         return Features(*self._table["features"].any(0).tolist())
@@ -407,14 +451,16 @@ class Batch:
         image_embeds = torch.stack([each.image_embeds for each in requests])
         buffers.image_embeds[index, : self._patches] = image_embeds.to(buffers.image_embeds)
         buffers.active[index] = 1
+        buffers.adapters[index] = to_device(np.array([request.adapter_place for request in requests]), self._device)
         buffers.history.put(index, History.of(requests, self._width, positions))
         buffers.options.put(index, OptionColumns.of([request.options for request in requests]))
         buffers.state.put(index, self._strategy.new_state(requests, self._width, positions))
 
-    def _row(self, request: Request) -> tuple[int, int, Features, bool]:
+    def _row(self, request: Request) -> tuple[int, int, Features, bool, bool]:
         """Of the table."""
         drafts = request.streams and self._strategy.tokens_are_final and self._width == 1
-        return len(request.prompt_ids) - 1, request.max_length, Features.of(request.options), drafts
+        adapted = request.adapter is not None
+        return len(request.prompt_ids) - 1, request.max_length, Features.of(request.options), drafts, adapted
 
     def _vacate(self, slots: list[int]) -> None:
         """Make slots free for other requests."""
@@ -431,6 +477,7 @@ class Batch:
         self._table[slots] = np.zeros(1, SLOT)
         index = to_device(slots, self._device)
         self._buffers.active[index] = 0
+        self._buffers.adapters[index] = 0
         self._buffers.history.lengths[index] = 1
         self._buffers.history.prompt_lengths[index] = 1
         self._buffers.options.values[index] = 1  # nothing is divided by zero

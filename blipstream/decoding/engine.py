@@ -6,9 +6,11 @@ batch's step is one CUDA graph, and the host launches it before it reads the rep
 need not wait for the host. A request that turns out to be finished has then taken part in one step too many.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -18,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blipstream.adapters import FOLDER_NAME
 from blipstream.config import CheckpointConfig, DType
 from blipstream.cuda_graphs import WARM_UP_SIZES, recording_soon
+from blipstream.decoding.adapters import Adapters
 from blipstream.decoding.batch import Batch, Slot
 from blipstream.decoding.explainer import Explainer
 from blipstream.decoding.request import Request
@@ -27,13 +31,14 @@ from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
 from blipstream.options import (
-    SHOWN,
     DecodingOptions,
     ExplainOptions,
     OptionDefaults,
     RequestOptions,
     check_gradients,
 )
+from blipstream.text.adapter import Adapter
+from blipstream.text.adapter_stack import AdapterStack
 from blipstream.text.decoder import Segment, TextDecoder
 from blipstream.text.tokenizer import Tokenizer
 from blipstream.weights import TORCH_DTYPES, load_weights
@@ -41,6 +46,9 @@ from blipstream.weights import TORCH_DTYPES, load_weights
 WEIGHTS_NAME = "decoder.safetensors"
 MAX_ROWS = {"cpu": 64, "cuda": 512}
 # tokens that buffers may have room for; with more, batches give back what they do not use before one grows
+MAX_ADAPTERS = {"cpu": 16, "cuda": 32}  # that may run at once
+MAX_ADAPTER_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of those that are loaded
+NOWHERE = Path(os.devnull)  # a folder that is none
 ROOM_TO_KEEP = {"cpu": 2**12, "cuda": 2**16}  # on base 0.3 GB in f32, 2.4 GB in f16
 
 WarmUps = Sequence[tuple[DecodingOptions, Sequence[int]]]  # options, and batch sizes in which they come up
@@ -75,6 +83,7 @@ class Engine:
         max_rows: int | None = None,
         fixed_shapes: bool | None = None,
         patch_multiple: int = 1,
+        adapters: Path = NOWHERE,
     ) -> None:
         """`max_rows` may run at once. `fixed_shapes`: steps that can be CUDA graphs, as by default on a GPU.
 
@@ -96,11 +105,15 @@ class Engine:
         if has_graphs:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
-        self._explainer = Explainer(self._decoder, tokenizer, config)
+        self._decoder.adapters = AdapterStack(fixed_shapes=self._fixed_shapes)
+        self._adapters = Adapters(
+            adapters, config, self._load_adapter, MAX_ADAPTER_BYTES["cuda" if has_graphs else "cpu"]
+        )
+        self._explainer = Explainer(self._decoder, config)
         self._running: dict[Request, None] = {}
         self.rows = 0  # in use: the captions that grow, each beam counted; 0 if no request runs
         self._joining: list[Request] = []  # of those that run: they get their slots with the next step
-        self._batches: dict[tuple[str, int], Batch] = {}  # by strategy and width
+        self._batches: dict[tuple[str, int, int], Batch] = {}  # by strategy, width and added words
         self._launched: list[Step] = []  # not collected yet
         self._ends: list[torch.cuda.Event] = []  # of what was launched
 
@@ -113,8 +126,12 @@ class Engine:
         max_rows: int | None = None,
         fixed_shapes: bool | None = None,
         patch_multiple: int = 1,
+        adapters: Path | None = None,
     ) -> Self:
-        """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError if it is broken."""
+        """From an artifact, in its own dtype unless told otherwise. Raises ArtifactError if it is broken.
+
+        `adapters` is the folder that they are in; by default, the one beside the artifact.
+        """
         # By default, f16 products may be summed in f16, in an order that depends on the batch
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         # On Hopper, cuDNN's attention comes first by default. It makes a plan for each thread and each stride, also
@@ -126,7 +143,8 @@ class Engine:
         load_weights(decoder, folder / WEIGHTS_NAME)
         name = resolve(dtype or config.dtype, torch.device(device).type)
         decoder = decoder.to(device, TORCH_DTYPES[name]).pack()
-        return cls(decoder, Tokenizer(folder, config.text), config, name, max_rows, fixed_shapes, patch_multiple)
+        tokenizer, adapters = Tokenizer(folder, config.text), adapters or folder.parent / FOLDER_NAME
+        return cls(decoder, tokenizer, config, name, max_rows, fixed_shapes, patch_multiple, adapters)
 
     def options(
         self, tensors: Mapping[str, Any], images: int, defaults: OptionDefaults | None = None
@@ -164,16 +182,26 @@ class Engine:
         # on a GPU this would wait for the step under way; and a NaN harms only the request that brings it
         if image_embeds.device.type == "cpu" and not _is_finite(image_embeds):
             raise InvalidInput("image_embeds must be finite numbers, and some are not: encode the image again")
-        if options.adapter:
-            raise InvalidInput(f"there is no adapter {options.adapter[:SHOWN]!r}: this server has none")
-        prompt_ids = self._tokenizer.encode(options.prompt)
-        given_ids = None if given is None else [*self._tokenizer.encode_caption(given), text.end_token_id]
-        request = Request(self._copy(image_embeds), options, prompt_ids, request_id, trace_context, given_ids, explain)
-        request.to_text = self.text
+        adapter = self._adapters.get(options.adapter) if options.adapter else None
+        tokenizer = (adapter and adapter.tokenizer) or self._tokenizer
+        prompt_ids = tokenizer.encode(options.prompt)
+        given_ids = None if given is None else [*tokenizer.encode_caption(given), text.end_token_id]
+        request = Request(
+            self._copy(image_embeds),
+            options,
+            prompt_ids,
+            request_id,
+            trace_context,
+            given_ids,
+            explain,
+            adapter,
+        )
+        request.tokenizer = tokenizer
+        vocab_size = text.vocab_size + (adapter.config.num_words if adapter else 0)
         for name, ids in (("prompt", prompt_ids), ("a given caption", given_ids or prompt_ids)):
-            if max(ids) >= text.vocab_size:  # on a GPU it would end the process
+            if max(ids) >= vocab_size:  # on a GPU it would end the process
                 raise InvalidInput(
-                    f"{name} must be of the model's {text.vocab_size:,} tokens, and its tokenizer makes others of it: "
+                    f"{name} must be of the model's {vocab_size:,} tokens, and its tokenizer makes others of it: "
                     "leave words out, or build the model anew with its own tokenizer"
                 )
         if given_ids is None:
@@ -224,8 +252,14 @@ class Engine:
         return logits
 
     def can_admit(self, request: Request) -> bool:
-        """Whether there are rows for it. A request that is alone always gets its rows."""
-        return not self._running or self.rows + request.max_rows <= self.max_rows
+        """Whether there are rows for it, and a place for its adapter. A request that is alone always gets its rows."""
+        if not self._running:
+            return True
+        if request.adapter:
+            adapters = {each.adapter for each in self._running} | {request.adapter}
+            if len(adapters - {None}) > MAX_ADAPTERS["cuda" if self._device.type == "cuda" else "cpu"]:
+                return False
+        return self.rows + request.max_rows <= self.max_rows
 
     def admit(self, request: Request) -> None:
         """Let a request run from the next step on."""
@@ -294,9 +328,9 @@ class Engine:
                 for size in sizes:
                     self.generate(self.request(image_embeds, options) for _ in range(size))
 
-    def text(self, request: Request, ids: list[int]) -> str:
-        """The caption of generated `ids`, with the prompt if the request wants it."""
-        return self._tokenizer.decode(request.prompt_ids + ids if request.options.include_prompt else ids)
+    def _place(self, request: Request, adapter: Adapter) -> None:
+        """Give an adapter its place in the decoder's stack. Those of the requests that run keep theirs."""
+        request.adapter_place = self._decoder.adapters.place(adapter, {each.adapter for each in self._running})
 
     def _leave(self, request: Request) -> None:
         del self._running[request]
@@ -306,10 +340,12 @@ class Engine:
         """Give new requests a slot in their batch."""
         joining: dict[Batch, list[Request]] = {}
         for request in self._joining:
+            if request.adapter:
+                self._place(request, request.adapter)
             if request.given_ids:
                 self._explainer.add(request)
                 continue
-            joining.setdefault(self._batch(request.options), []).append(request)
+            joining.setdefault(self._batch(request), []).append(request)
         self._joining.clear()
         room_to_keep = ROOM_TO_KEEP[self._device.type]
         for batch, requests in joining.items():
@@ -318,8 +354,8 @@ class Engine:
                     each.shrink()
             batch.add(requests)
 
-    def _batch(self, options: DecodingOptions) -> Batch:
-        key = (options.strategy, options.max_rows)
+    def _batch(self, request: Request) -> Batch:
+        key = (request.options.strategy, request.max_rows, request.added_words)
         if key not in self._batches:
             self._batches[key] = Batch(
                 self._decoder,
@@ -356,6 +392,15 @@ class Engine:
             return StepReport(*(part.clone() for part in report))
         copies = (torch.empty_like(part, device="cpu", pin_memory=True) for part in report)
         return StepReport(*(copy.copy_(part, non_blocking=True) for copy, part in zip(copies, report, strict=True)))
+
+    def _load_adapter(self, folder: Path) -> Adapter:
+        """For Adapters, in whichever thread makes a request. What computes is one that ends, as for load_engine."""
+
+        def load() -> Adapter:
+            return Adapter.load(folder, self.config.text, self._device, TORCH_DTYPES[self.dtype])
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(load).result()
 
     def _copy(self, image_embeds: Tensor) -> Tensor:
         """A request's own, on the engine's device. What lies on a GPU must be written already, as Triton ensures."""

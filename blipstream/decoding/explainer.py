@@ -28,7 +28,6 @@ from blipstream.decoding.request import Request, TokenSequence
 from blipstream.heatmaps import GRADIENT_SCALE, by_word, explanation
 from blipstream.options import GRADIENT, ExplainOptions
 from blipstream.text.decoder import DecoderLayer, Recorder, Segment, TextDecoder
-from blipstream.text.tokenizer import Tokenizer
 
 # Tokens that one step reads, so that others need not wait long for theirs. Gradients take three times as long
 MAX_TOKENS = 256
@@ -50,9 +49,8 @@ class _Passage:
 class Explainer:
     """Explains requests whose captions are finished, a part with each step. Not thread-safe."""
 
-    def __init__(self, decoder: TextDecoder, tokenizer: Tokenizer, config: CheckpointConfig) -> None:
+    def __init__(self, decoder: TextDecoder, config: CheckpointConfig) -> None:
         self._decoder = decoder
-        self._tokenizer = tokenizer
         self._text = config.text
         self._passages: list[_Passage] = []  # that wait, in the order of their arrival
         self._least_first = False
@@ -87,7 +85,7 @@ class Explainer:
         method, index = (request.explain.method, request.explain.caption_index) if request.explain else ("", 0)
         ids = request.prompt_ids + (request.given_ids or request.sequences[index].ids)
         first = 0 if request.options.include_prompt else len(request.prompt_ids)
-        words, numbers = self._tokenizer.words(ids[first:])
+        words, numbers = request.tokenizer.words(ids[first:])
         queries: list[list[int]] = [[] for _ in words]
         for position, number in enumerate(numbers, first):
             if number >= 0:
@@ -140,14 +138,36 @@ class Explainer:
         image_embeds = torch.stack([passage.request.image_embeds for passage in chunk]).to(weights)
         past = torch.zeros(rows, dtype=torch.int64, device=weights.device)
         keys, values = self._decoder.new_cache(rows, length)
-        segment = Segment(ids, past, length, image_embeds, [(rows, 1)], keys, values, recorder=recorder)
+        segment = Segment(
+            ids,
+            past,
+            length,
+            image_embeds,
+            [(rows, 1)],
+            keys,
+            values,
+            adapters=self._adapters(chunk),
+            added_words=max(passage.request.added_words for passage in chunk),
+            recorder=recorder,
+        )
         return self._decoder.hidden([segment])[0]
+
+    def _adapters(self, passages: Sequence[_Passage]) -> Tensor | None:
+        """Of a segment with a row for each passage."""
+        if not any(passage.request.adapter for passage in passages):
+            return None
+        places = [passage.request.adapter_place for passage in passages]
+        return torch.tensor(places, device=self._decoder.head_bias.device)
+
+    def _logits(self, passage: _Passage, hidden: Tensor) -> Tensor:
+        """What follows tokens of a passage, by their hidden [T, h]."""
+        return self._decoder.logits(hidden, self._adapters([passage] * len(hidden)), passage.request.added_words)
 
     def _scored(self, passage: _Passage, hidden: Tensor) -> TokenSequence:
         """The given caption with the log-probabilities of its tokens, from hidden [T, h]."""
         first = len(passage.request.prompt_ids)
         ids = passage.ids[first:]
-        log_probs = self._decoder.logits(hidden[first - 1 : len(passage.ids) - 1]).log_softmax(-1)
+        log_probs = self._logits(passage, hidden[first - 1 : len(passage.ids) - 1]).log_softmax(-1)
         scores: list[float] = log_probs[torch.arange(len(ids)), ids].tolist()
         return TokenSequence(ids, scores, sum(scores))
 
@@ -168,12 +188,21 @@ class Explainer:
             image_embeds = passage.request.image_embeds[None].to(weights, copy=True)
             recorder = _Weights()
             segment = Segment(
-                ids[:-1].expand(rows, -1), past, length, image_embeds, [(1, rows)], keys, values, recorder=recorder
+                ids[:-1].expand(rows, -1),
+                past,
+                length,
+                image_embeds,
+                [(1, rows)],
+                keys,
+                values,
+                adapters=self._adapters([passage] * rows),
+                added_words=passage.request.added_words,
+                recorder=recorder,
             )
             (hidden,) = self._decoder.hidden([segment])
             row = torch.tensor([row for row, positions in enumerate(queries) for _ in positions], device=ids.device)
             query = torch.tensor([position for positions in queries for position in positions], device=ids.device)
-            log_probs = self._decoder.logits(hidden[row, query]).log_softmax(-1)
+            log_probs = self._logits(passage, hidden[row, query]).log_softmax(-1)
             total = log_probs.gather(1, ids[query + 1][:, None]).sum()
             gradients = torch.autograd.grad(total * GRADIENT_SCALE, recorder.weights + recorder.contexts)
         selection = _Selection.of([passage], self._text)

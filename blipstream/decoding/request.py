@@ -11,7 +11,10 @@ from torch import Tensor
 from blipstream.errors import BlipstreamError
 from blipstream.heatmaps import Explanation
 from blipstream.options import DecodingOptions, ExplainOptions
+from blipstream.text.adapter import Adapter
+from blipstream.text.tokenizer import Tokenizer
 
+ADDED_WORDS = 1024  # logits have room for a multiple of so many words behind the checkpoint's vocabulary
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -53,10 +56,6 @@ def _ignore(_: TextDelta) -> None:
     pass
 
 
-def _no_text(_request: object, _ids: list[int]) -> str:
-    return ""
-
-
 def _never() -> bool:
     return False
 
@@ -72,14 +71,16 @@ class Request:
     trace_context: str = ""  # JSON of the W3C trace headers, if it is traced
     given_ids: list[int] | None = None  # a finished caption, with its end token; None: generate it
     explain: ExplainOptions | None = None  # None: it wants no explanation
+    adapter: Adapter | None = None  # which it keeps, even if another one gets its name
     rows_before: int = 0  # rows of the images that come before it in the same call
     arrived: int = field(default_factory=time.time_ns)  # nanoseconds since 1970
     admitted: int = 0  # when it got rows, in the same unit; 0: not yet
 
     # written by the engine
+    tokenizer: Tokenizer = field(init=False)  # the checkpoint's, or its adapter's
+    adapter_place: int = 0  # in the decoder's stack of adapters, while it runs
     draft: TokenSequence | None = None  # the caption so far, if it has only one and its tokens are final
     sequences: list[TokenSequence] = field(default_factory=list)  # the finished captions, best first
-    to_text: Callable[["Request", list[int]], str] = _no_text  # of generated ids
     _written: tuple[list[TokenSequence], list[Caption]] = ([], [])  # sequences, and the captions made of them
     explanation: Explanation | None = None  # if it wants one
 
@@ -93,16 +94,25 @@ class Request:
     has_ended: bool = False  # the last delta was sent
     has_gone: bool = False  # nobody listens any more
 
+    def text(self, ids: list[int]) -> str:
+        """The caption of generated `ids`, with the prompt if it is wanted."""
+        return self.tokenizer.decode(self.prompt_ids + ids if self.options.include_prompt else ids)
+
     @property
     def captions(self) -> list[Caption]:
         """The finished captions as text, best first. They are made by the first who asks: no step waits for that."""
         if self._written[0] is not self.sequences:
             captions = [
-                Caption(self.to_text(self, each.ids), each.score, len(each.ids), each.token_scores)
-                for each in self.sequences
+                Caption(self.text(each.ids), each.score, len(each.ids), each.token_scores) for each in self.sequences
             ]
             self._written = self.sequences, captions
         return self._written[1]
+
+    @property
+    def added_words(self) -> int:
+        """How many words its adapter may add to the vocabulary: a multiple, so that few sizes come up."""
+        words = self.adapter.config.num_words if self.adapter else 0
+        return -(-words // ADDED_WORDS) * ADDED_WORDS
 
     @property
     def max_rows(self) -> int:

@@ -288,7 +288,7 @@ class Scheduler:
         elif len(sequence.ids) <= known:
             return None
         else:
-            text = self.engine.text(request, sequence.ids)
+            text = request.text(sequence.ids)
             if not text.startswith(request.sent_text):  # a token that changes what was sent is sent with the next one
                 return None
         # if a step has failed: on some processors numbers depend on the batch

@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from blipstream.config import TextConfig
+from blipstream.text.adapter_stack import AdaptedTokens, AdapterStack
 
 Groups = list[tuple[int, int]]  # (images, rows that look at each): runs of images with equally many rows
 
@@ -105,6 +106,8 @@ class Segment:
     patches: int | None = None  # how many of the N patches count; None: all
     rows: Tensor | None = None  # int64 [R], where the rows lie in the cache; None: they are its first
     counts: Tensor | None = None  # int64 [R], how many of a row's T tokens count; None: all
+    adapters: Tensor | None = None  # int64 [R], places in the decoder's stack of adapters, 0 for none; None: all 0
+    added_words: int = 0  # how many words the logits have behind the vocabulary's: room for all that an adapter adds
     recorder: Recorder | None = None  # of a segment that is alone; None: nobody looks at the attention weights
 
 
@@ -140,22 +143,37 @@ class DecoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, width)
         self.mlp_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, layer: int, segments: Sequence[Segment], places: Sequence[Places]) -> Tensor:
-        """Hidden [n, h] -> [n, h]: the new tokens of all segments in a row.
+    def forward(
+        self,
+        hidden: Tensor,
+        layer: int,
+        segments: Sequence[Segment],
+        places: Sequence[Places],
+        adapted: AdaptedTokens | None = None,
+    ) -> Tensor:
+        """Hidden [n, h] -> [n, h]: the new tokens of all segments in a row, and which of them are `adapted`.
 
         Writes their keys and values to the segments' caches of this `layer`.
         """
-        hidden = self.self_norm(hidden + self._self_attention(hidden, layer, segments, places))
-        hidden = self.cross_norm(hidden + self._cross_attention(hidden, layer, segments))
-        output: Tensor = self.mlp_norm(hidden + self.fc2(F.gelu(self.fc1(hidden))))
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            output: Tensor = getattr(self, name)(x)
+            return adapted.add_linear(f"layers.{layer}.{name}", x, output) if adapted else output
+
+        context = self._self_attention(linear("qkv", hidden), layer, segments, places)
+        hidden = self.self_norm(hidden + linear("self_output", context))
+        context = self._cross_attention(linear("cross_query", hidden), layer, segments, adapted)
+        attended = self.cross_output(context)
+        if adapted:  # whose term knows nothing of the bias that cross_output's own has taken in
+            attended = adapted.add_linear(f"layers.{layer}.cross_output", context + self.cross_value_bias, attended)
+        hidden = self.cross_norm(hidden + attended)
+        output: Tensor = self.mlp_norm(hidden + linear("fc2", F.gelu(linear("fc1", hidden))))
         return output
 
-    def _self_attention(
-        self, hidden: Tensor, layer: int, segments: Sequence[Segment], places: Sequence[Places]
-    ) -> Tensor:
+    def _self_attention(self, qkv: Tensor, layer: int, segments: Sequence[Segment], places: Sequence[Places]) -> Tensor:
+        """Queries, keys and values [n, 3 h] -> context [n, h]."""
         contexts = []
-        qkv = _split(self.qkv(hidden), segments)
-        for new, segment, (rows, positions, mask) in zip(qkv, segments, places, strict=True):
+        for new, segment, (rows, positions, mask) in zip(_split(qkv, segments), segments, places, strict=True):
             q, k, v = new.view(*positions.shape, 3, self.num_heads, -1).unbind(2)  # [R, T, heads, head size]
             keys, values = segment.keys[layer], segment.values[layer]
             keys[rows, :, positions] = k
@@ -170,12 +188,16 @@ class DecoderLayer(nn.Module):
                 segment.recorder.self_attention(layer, products.masked_fill(~mask, -torch.inf).softmax(-1))
             context = F.scaled_dot_product_attention(q, keys, values[:, :, : segment.length], attn_mask=mask)
             contexts.append(context.transpose(1, 2).reshape(positions.numel(), -1))
-        output: Tensor = self.self_output(_joined(contexts))
-        return output
+        return _joined(contexts)
 
-    def _cross_attention(self, hidden: Tensor, layer: int, segments: Sequence[Segment]) -> Tensor:
-        q = self.cross_query(hidden).view(-1, self.num_heads, self.head_size)
+    def _cross_attention(
+        self, q: Tensor, layer: int, segments: Sequence[Segment], adapted: AdaptedTokens | None
+    ) -> Tensor:
+        """Queries [n, h] -> context [n, h]."""
+        q = q.view(-1, self.num_heads, self.head_size)
         absorbed = torch.bmm(q.transpose(0, 1), self.cross_key)  # [heads, n, E]
+        if adapted:
+            absorbed = adapted.add_key(f"layers.{layer}.cross_key", q, absorbed)
         mixes, query = [], 0
         for segment in segments:
             image = 0
@@ -185,11 +207,26 @@ class DecoderLayer(nn.Module):
                 queries_of_image = absorbed[:, query : query + queries]
                 mixes.append(_attend(queries_of_image, x, segment.patches, layer, segment.recorder))
                 image, query = image + images, query + queries
-        context = torch.bmm(_joined(mixes, dim=1), self.cross_value)  # [heads, n, head size]
+        mix = _joined(mixes, dim=1)
+        context = torch.bmm(mix, self.cross_value)  # [heads, n, head size]
+        if adapted:
+            context = adapted.add_value(f"layers.{layer}.cross_value", mix, context)
         if segments[0].recorder:
             segments[0].recorder.context(layer, context)
-        output: Tensor = self.cross_output(context.transpose(0, 1).flatten(1))
-        return output
+        return context.transpose(0, 1).flatten(1)
+
+
+def _adapters(segments: Sequence[Segment], *, of_tokens: bool = False) -> Tensor | None:
+    """The places of the adapters of all rows or tokens, int64 [n]; None if none has an adapter."""
+    if all(segment.adapters is None for segment in segments):
+        return None
+    places = [
+        (segment.ids.new_zeros(len(segment.ids)) if segment.adapters is None else segment.adapters).repeat_interleave(
+            segment.ids.shape[1] if of_tokens else 1
+        )
+        for segment in segments
+    ]
+    return _joined(places)
 
 
 def _split(hidden: Tensor, segments: Sequence[Segment]) -> Sequence[Tensor]:
@@ -239,6 +276,7 @@ class TextDecoder(nn.Module):
         self.head_norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size))
         self.packed_head: PackedLinear | None = None
+        self.adapters = AdapterStack()
 
     def pack(self) -> Self:
         """Pack every matrix that a step multiplies with. Does nothing if this device or this PyTorch cannot.
@@ -269,24 +307,56 @@ class TextDecoder(nn.Module):
             else hidden[torch.arange(len(hidden), device=hidden.device), segment.counts - 1]
             for segment, hidden in zip(segments, self.hidden(segments), strict=True)
         ]
-        return list(torch.split(self.logits(_joined(hidden)), [len(rows) for rows in hidden]))
+        adapters = _adapters(segments)
+        rows = self._head(_joined(hidden), adapters)
+        parts = [len(each) for each in hidden]
+        known = torch.split(self._known_words(rows), parts)
+        return [
+            self._with_added_words(logits, row, segment.adapters, segment.added_words)
+            for logits, row, segment in zip(known, torch.split(rows, parts), segments, strict=True)
+        ]
 
     def hidden(self, segments: Sequence[Segment]) -> list[Tensor]:
         """The last layer's output, [R, T, h] of each segment. Writes the keys and values of all new tokens."""
         places = [_places(segment) for segment in segments]
         ids = _joined([segment.ids.reshape(-1) for segment in segments])
         positions = _joined([positions.reshape(-1) for _, positions, _ in places])
-        hidden: Tensor = self.embedding_norm(self.word_embedding(ids) + self.position_embedding(positions))
+        adapters = _adapters(segments, of_tokens=True)
+        if any(segment.added_words for segment in segments):
+            assert adapters is not None
+            embeddings = self.adapters.embed(ids, adapters, self.word_embedding)
+        else:
+            embeddings = self.word_embedding(ids)
+        hidden: Tensor = self.embedding_norm(embeddings + self.position_embedding(positions))
+        adapted = None if adapters is None else self.adapters.tokens(adapters)
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, number, segments, places)
+            hidden = layer(hidden, number, segments, places, adapted)
         parts = _split(hidden, segments)
         return [part.view(*segment.ids.shape, -1) for part, segment in zip(parts, segments, strict=True)]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The language-modelling head: [R, h] -> f32 [R, V]."""
-        hidden = self.head_norm(F.gelu(self.head_dense(hidden)))
+    def logits(self, hidden: Tensor, adapters: Tensor | None = None, added_words: int = 0) -> Tensor:
+        """The language-modelling head: [R, h] -> f32 [R, V + added_words]; `adapters`, int64 [R], as in Segment."""
+        rows = self._head(hidden, adapters)
+        return self._with_added_words(self._known_words(rows), rows, adapters, added_words)
+
+    def _head(self, hidden: Tensor, adapters: Tensor | None) -> Tensor:
+        """What the rows [R, h] of the word embedding are multiplied with."""
+        output = self.head_dense(hidden)
+        if adapters is not None:
+            output = self.adapters.tokens(adapters).add_linear("head_dense", hidden, output)
+        normed: Tensor = self.head_norm(F.gelu(output))
+        return normed
+
+    def _known_words(self, rows: Tensor) -> Tensor:
+        """Logits, f32 [R, V], of the checkpoint's vocabulary."""
         if self.packed_head is not None:
-            logits: Tensor = self.packed_head(hidden)
+            logits: Tensor = self.packed_head(rows)
         else:
-            logits = F.linear(hidden, self.word_embedding.weight, self.head_bias)
+            logits = F.linear(rows, self.word_embedding.weight, self.head_bias)
         return logits.float()
+
+    def _with_added_words(self, known: Tensor, rows: Tensor, adapters: Tensor | None, added_words: int) -> Tensor:
+        if not added_words:
+            return known
+        assert adapters is not None
+        return torch.cat([known, self.adapters.tokens(adapters).added_words(rows, added_words)], -1)

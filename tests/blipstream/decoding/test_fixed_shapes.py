@@ -186,7 +186,7 @@ def test_a_step_is_launched_before_the_last_one_is_read(f32_artifacts: Path, emb
     ours = Engine.load(f32_artifacts / "decoder/1/artifact", fixed_shapes=True)
     launched: list[int] = []
     collected: list[int] = []
-    (batch,) = [ours._batch(DecodingOptions())]
+    (batch,) = [ours._batch(ours.request(embeds[0], DecodingOptions()))]
     step, collect = batch.fixed_step, batch.collect
 
     def watched_step() -> StepReport:

@@ -54,7 +54,7 @@ def test_texts_are_made_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> No
     """So that a step is not late because of them."""
     engine = tiny_engine(8)
     stepping, writing = set(), set()
-    step, text = engine.step, engine.text
+    step, text = engine.step, Request.text
 
     def watched_step() -> list[Request]:
         stepping.add(threading.get_ident())
@@ -65,7 +65,7 @@ def test_texts_are_made_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> No
         return text(request, ids)
 
     monkeypatch.setattr(engine, "step", watched_step)
-    monkeypatch.setattr(engine, "text", watched_text)
+    monkeypatch.setattr(Request, "text", watched_text)
     scheduler = Scheduler(engine)
     for streams in (False, True):
         request = engine.request(torch.zeros(engine.image_embeds_shape), DecodingOptions())
@@ -144,7 +144,7 @@ def test_the_host_never_waits_for_the_device(options: DecodingOptions, monkeypat
     monkeypatch.setitem(ROOM_TO_KEEP, "meta", 2**16)
     embeds = torch.zeros(engine.image_embeds_shape, device="meta")
     prompt_ids = tiny._tokenizer.encode(options.prompt)
-    engine._batch(options)  # a new batch may wait, since that is rare
+    engine._batch(Request(embeds, options, prompt_ids))  # a new batch may wait, since that is rare
     with no_waiting() as transfers:
         for count, leaving in ((5, set()), (3, {0, 2}), (0, {1, 3, 4}), (1, {0})):
             for _ in range(count):
