@@ -17,7 +17,7 @@ from blipstream.errors import ArtifactError
 
 FINGERPRINT = "fingerprint"  # in config.json
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
-STAGED = "*/1/.*-*"  # in a repository: the folders that `Artifact.staging` makes
+STAGED = ("*/1/.*-*", "decoder/1/adapters/.*-*")  # in a repository: the folders that `Artifact.staging` makes
 ELSEWHERE = "make room there, or give another --repository"
 
 

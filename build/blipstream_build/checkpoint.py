@@ -66,7 +66,7 @@ class Checkpoint:
             tokenizer or _borrow(_tokenizer, lender, f"{processor or name} has no tokenizer ({', '.join(TOKENIZER)})"),
             image_processor
             or _borrow(_image_processor, lender, f"{processor or name} has no image processor ({IMAGE_PROCESSOR[1]})"),
-            _hash(_files(folder, SETTINGS + WEIGHTS) + lent),
+            hash_files(_files(folder, SETTINGS + WEIGHTS) + lent),
             kind,
         )
 
@@ -273,7 +273,8 @@ def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
 
 
-def _hash(files: list[Path]) -> str:
+def hash_files(files: list[Path]) -> str:
+    """A hash of the names and the contents of files."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

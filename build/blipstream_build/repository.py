@@ -67,7 +67,7 @@ def exclusive(repository: Path) -> Iterator[None]:
         try:
             _wait_for(lock, repository)
             if _is_open(repository, lock):  # else the build that we waited for has removed it
-                for left in repository.glob(STAGED):
+                for left in (each for pattern in STAGED for each in repository.glob(pattern)):
                     shutil.rmtree(left, ignore_errors=True)
                 yield
                 return

@@ -54,7 +54,7 @@ def check_folder(folder: Path, name: str) -> str:
     if "quantization_config" in settings:
         raise ArtifactError(f"{name} has quantised weights: expected those that it was quantised from")
     for path in _weights(folder, name):
-        _check_whole(path)
+        check_whole(path)
     return kind
 
 
@@ -124,7 +124,8 @@ def _weights(folder: Path, name: str) -> list[Path]:
     raise ArtifactError(f"{name} has no weights: expected {WEIGHTS} in {folder}{hint}")
 
 
-def _check_whole(path: Path) -> None:
+def check_whole(path: Path) -> None:
+    """Check that a file of weights is there, whole, and in the format safetensors."""
     _check_is_itself(path)
     try:
         with safe_open(path, "np"):  # which spares the import of torch
