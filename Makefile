@@ -9,7 +9,7 @@ CHECKPOINT ?= build/demo/checkpoint
 REPOSITORY ?= model_repository
 
 # The variables that a target takes. `make help` shows them, and others are refused
-build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY
+build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY ADAPTERS
 serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT HEALTH_PORT OPTIONS
 bench_TAKES := WHAT DEVICE STRATEGY ROUNDS
 loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
@@ -60,8 +60,10 @@ INSTALL_LOUD = $(PYTHON) deploy/install_packages.py $(BIN)/$(INSTALL:--quiet=)
 SOURCES := blipstream build client deploy examples loadtest model_repository tests
 # The program, which then names commands as make's
 BLIPSTREAM := BLIPSTREAM_CALLED_AS=make $(BIN)/blipstream
+# ADAPTERS="fr=FOLDER ja=FOLDER"
+ADAPTED = $(foreach adapter,$(ADAPTERS),--adapter $(call quote,$(adapter)))
 BUILD = $(BLIPSTREAM) build --checkpoint $(call quote,$(CHECKPOINT)) --repository $(call quote,$(REPOSITORY)) \
-	$(call option,CONFIG,config) $(call option,PROCESSOR,processor)
+	$(call option,CONFIG,config) $(call option,PROCESSOR,processor) $(ADAPTED)
 SERVED = --repository $(call quote,$(REPOSITORY)) $(call option,CONFIG,config)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

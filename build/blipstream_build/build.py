@@ -16,6 +16,7 @@ from blipstream.config import ENCODERS, CheckpointConfig, DType
 from blipstream.dtypes import resolve
 from blipstream.errors import ArtifactError
 from blipstream.files import PACKAGE
+from blipstream_build.adapters.install import misfits
 from blipstream_build.artifacts import Artifact, fingerprint
 from blipstream_build.cache import cached_repository, how_to_remove, other_revisions
 from blipstream_build.calibration_images import CalibrationImages
@@ -117,6 +118,11 @@ def build(
             click.echo(f"{repository} is up to date with {checkpoint.name}")
         if why := why_not_matching(repository):
             click.echo(f"a server has no matching from now on: {why}")
+        if unfit := misfits(repository):
+            click.echo(
+                f"a server refuses the adapters {', '.join(unfit)} from now on, which were made for another checkpoint "
+                "or by another version: add them again by `blipstream adapter add`, once they are trained on this one"
+            )
         materialise(repository)
         if plan and artifacts[encoder].folder.exists():
             from blipstream_build.encoder_config import write_encoder_config

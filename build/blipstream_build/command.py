@@ -12,6 +12,9 @@ from blipstream import command_line, signals
 from blipstream.config import DType
 from blipstream.errors import ArtifactError
 from blipstream.files import DEMO_CHECKPOINT
+from blipstream_build.adapters.base import Base
+from blipstream_build.adapters.command import NamedFolder
+from blipstream_build.adapters.install import add, find_adapters
 from blipstream_build.configs import CONFIGS, EncoderDType, PlanOptions
 
 DEFAULTS = PlanOptions()
@@ -52,6 +55,13 @@ DEFAULTS = PlanOptions()
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: a slower plan, for Ampere and all later GPUs.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: a slower plan, for later versions of it too.")
 @click.option("--refit", is_flag=True, help="TensorRT: a plan that takes other weights later.")
+@click.option(
+    "--adapter",
+    "adapters",
+    type=NamedFolder(),
+    multiple=True,
+    help="An adapter of PEFT's to add. Repeatable; as an environment variable, with ';'.",
+)
 @click.option("--force", is_flag=True, help="Build even what is up to date.")
 @click.option("--print-path", is_flag=True, help="Print only the repository's path on standard output, for scripts.")
 def main(
@@ -63,6 +73,7 @@ def main(
     encoder_dtype: EncoderDType | None,
     calibration_images: Path | None,
     repository: str | None,
+    adapters: tuple[tuple[str, Path], ...],
     force: bool,
     print_path: bool,
     **plan_options: Any,  # noqa: ANN401
@@ -82,6 +93,7 @@ def main(
                 "CHECKPOINT is empty: give a hub name or a folder, or leave it out for the demo checkpoint"
             )
         folder = command_line.repository_folder(repository)
+        found = find_adapters(adapters)
         from blipstream_build.build import build
 
         built = build(
@@ -96,6 +108,8 @@ def main(
             force=force,
             prepared=signals.interrupt_on_signals,
         )
+        if found:
+            add(built, found, Base(given, processor))
     if print_path:
         click.echo(built)
         return

@@ -2,7 +2,6 @@
 """Export what is stale, compare everything with transformers, and install it. Importing this takes seconds."""
 
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from blipstream_build.quantisation import agreement, largest_inputs
 from blipstream_build.sharing import check_image_size, with_shared_encoder
 from blipstream_build.stages import stage
 from blipstream_build.tensorrt_compile import compile_plan
-from blipstream_build.verify import Report, Stage, verify
+from blipstream_build.verify import Report, show, verify
 from blipstream_build.verify_matching import MatchingReport, verify_matching
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def renew(
             report = _compare(checkpoint, model, chosen, folders, device, verified_dtype, calibrated)
         if device != chosen.device:
             click.echo("  there is no GPU here: compared on the CPU, in f32")
-        _show(report.stages)
+        show(report.stages)
         if isinstance(report, Report):
             _show_captions(report)
         if report.fault:
@@ -181,14 +180,6 @@ def _compare(
     if calibrated:
         return replace(report, agreement=agreement(encoder, calibrated.reference, engine, calibrated.unseen))
     return report
-
-
-def _show(stages: Sequence[Stage]) -> None:
-    for each in stages:
-        click.echo(
-            f"  {each.name:10} {each.dtype:4}  max error {each.maximum:.1e}  "
-            f"relative error {each.relative:.1e}  allowed {each.tolerance:.0e}"
-        )
 
 
 def _show_captions(report: Report) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 import torch
 from PIL import Image
@@ -66,6 +67,15 @@ class Captions(NamedTuple):
     image: str
     ours: str
     theirs: str
+
+
+def show(stages: Sequence[Stage]) -> None:
+    """Print how far the stages are from the reference."""
+    for each in stages:
+        click.echo(
+            f"  {each.name:10} {each.dtype:4}  max error {each.maximum:.1e}  "
+            f"relative error {each.relative:.1e}  allowed {each.tolerance:.0e}"
+        )
 
 
 def are_too_far(stages: Sequence[Stage]) -> bool:

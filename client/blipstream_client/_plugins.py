@@ -18,6 +18,7 @@ SERVER_COMMANDS = {  # of the package `blipstream`, with their help, which is to
     "demo": "Caption sample images through a server, and show them.",
     "serve": "Serve captions from a checkpoint.",
     "build": "Convert a checkpoint to a model repository.",
+    "adapter": "Add adapters to a model repository, list and remove them.",
     "calibrate": "Fit matching to pairs that you labelled.",
     "bench": "Measure throughput and latency against transformers.",
     "loadtest": "Put a server under load, and say how many machines you need.",

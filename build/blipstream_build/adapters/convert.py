@@ -142,13 +142,14 @@ def _words(adapter: PeftFolder, theirs: dict[str, Tensor], base: Tensor, config:
                 f"{adapter.folder} has trained the word embeddings apart from the head, and in BLIP the two are one "
                 "matrix: train the added tokens by trainable_token_indices"
             )
-        changed = not torch.equal(whole[:first], base.to(whole.dtype))
-        rows, ids = whole[first:], list(range(0 if changed else first, len(whole)))
+        if whole.shape[1:] != base.shape[1:] or not torch.equal(whole[:first], base.to(whole.dtype)):
+            raise ArtifactError(f"{adapter.folder} trains words of the base: {MERGE}")
+        rows, ids = whole[first:], list(range(first, len(whole)))
     else:
         return {}
     if min(ids, default=first) < first:
         raise ArtifactError(f"{adapter.folder} trains words of the base: {MERGE}")
-    if sorted(ids) != list(range(first, first + len(rows))) or rows.shape[1:] != (width,):
+    if rows.shape[1:] != (width,) or sorted(ids) != list(range(first, first + len(rows))):
         raise ArtifactError(
             f"{adapter.folder} has embeddings in shape {list(rows.shape)} for {len(ids)} tokens: expected {width} "
             f"numbers for each token that it adds, from {first} on"

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from blipstream.adapters import FOLDER_NAME, NAME, WEIGHTS_NAME, AdapterConfig, adapter_names
 from blipstream.config import CheckpointConfig
 from blipstream.errors import ArtifactError
+from blipstream_build.adapters.base import DECODER, Base
 from blipstream_build.adapters.peft_folder import PeftFolder
 from blipstream_build.artifacts import FINGERPRINT, Artifact, fingerprint
 from blipstream_build.inspection import listed
@@ -20,29 +21,24 @@ from blipstream_build.stages import stage
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (HERE / "convert.py", HERE / "peft_folder.py", HERE / "renewal.py")  # a change makes adapters stale
-DECODER = Path("decoder/1/artifact")  # in a repository
 
 
-@dataclass(frozen=True)
-class Base:
-    """The checkpoint that a repository was built from, if its config does not say where it is."""
-
-    checkpoint: str | None = None  # a hub name or a folder
-    processor: str | None = None  # the one that it was built with
-
-
-def find_adapters(given: Mapping[str, Path]) -> dict[str, PeftFolder]:
+def find_adapters(given: Iterable[tuple[str, Path]]) -> dict[str, PeftFolder]:
     """The adapters in folders of PEFT's, by the names that they are to have.
 
-    Raises ArtifactError if a name cannot be one, or a folder holds no adapter that can be served.
+    Raises ArtifactError if a name cannot be one or is given twice, or a folder holds no adapter that can be served.
     """
-    for name in given:
+    found: dict[str, PeftFolder] = {}
+    for name, folder in given:
         if not NAME.fullmatch(name):
             raise ArtifactError(
                 f"{name[:80]!r} cannot name an adapter: expected at most 64 letters, digits, points, hyphens and "
                 "underscores, a letter or a digit first"
             )
-    return {name: PeftFolder.find(folder) for name, folder in given.items()}
+        if name in found:
+            raise ArtifactError(f"the adapter {name} is given twice: give each a name of its own")
+        found[name] = PeftFolder.find(folder)
+    return found
 
 
 def add(
@@ -70,11 +66,13 @@ def add(
                 stale[name] = artifact
         if not stale:
             return
+        checkpoint = base.find(settings)
         with stage("loading PyTorch, transformers and PEFT"):
             from blipstream_build.adapters.renewal import renew
         prepared()
         for name, artifact in stale.items():
-            renew(name, adapters[name], artifact, settings, language)
+            renew(name, adapters[name], artifact, settings, checkpoint, language)
+            click.echo(f"installed adapter {name} in {repository}")
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ def remove(repository: Path, names: Iterable[str]) -> None:
 
 def misfits(repository: Path) -> list[str]:
     """The names of adapters that were made for another checkpoint than the one that is there, or cannot be read."""
-    settings = CheckpointConfig.load(repository / DECODER)
-    return [each.name for each in installed(repository) if each.fault(settings)]
+    found = installed(repository)
+    return [each.name for each in found if each.fault(CheckpointConfig.load(repository / DECODER))]
 
 
 def _artifact(

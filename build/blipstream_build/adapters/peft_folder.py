@@ -129,9 +129,9 @@ class PeftFolder:
         return next(iter(found.values())) if isinstance(found, dict) else found
 
     def _of_module(self, patterns: str, module: str, default: float) -> float:
-        """The value of the first pattern that the end of a module's name matches, as in PEFT's get_pattern_key()."""
+        """The value of the first pattern that the end of a module's name matches."""
         for pattern, value in (self.settings.get(patterns) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if _compiled(pattern).match(module):
                 return float(value)
         return default
 
@@ -188,16 +188,23 @@ def _check_description(values: Mapping[str, Any], file: Path) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    )  # written so that NaN fails
 
 
 def _is_positive(value: object) -> bool:
     return _is_number(value) and value > 0  # type: ignore[operator]
 
 
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """What finds the modules of a key of `rank_pattern`, as in PEFT's get_pattern_key()."""
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
 def _is_pattern(value: str) -> bool:
     try:
-        re.compile(value)
+        _compiled(value)
     except re.error:
         return False
     return True
