@@ -85,7 +85,9 @@ def test_a_second_build_waits_for_one_that_fails(tmp_path: Path, waits: Event) -
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("left", ["encoder/1/.tensorrt-x", "encoder/1/.openvino-x", "decoder/1/.new-x"])
+@pytest.mark.parametrize(
+    "left", ["encoder/1/.tensorrt-x", "encoder/1/.openvino-x", "decoder/1/.new-x", "decoder/1/adapters/.fr-x"]
+)
 def test_leftovers_of_any_configuration_are_removed(left: str, tmp_path: Path) -> None:
     (tmp_path / left).mkdir(parents=True)
     (tmp_path / left / "model.plan").touch()

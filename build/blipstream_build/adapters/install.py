@@ -67,6 +67,11 @@ def add(
         if not stale:
             return
         checkpoint = base.find(settings)
+        for name in stale:
+            if not adapters[name].base_revision:
+                click.echo(
+                    f"{adapters[name].folder} does not say which revision of {settings.checkpoint} it was made for"
+                )
         with stage("loading PyTorch, transformers and PEFT"):
             from blipstream_build.adapters.renewal import renew
         prepared()
@@ -106,11 +111,15 @@ def installed(repository: Path) -> list[Installed]:
 def remove(repository: Path, names: Iterable[str]) -> None:
     """Remove adapters. Raises ArtifactError if there is no such one."""
     folder = repository / DECODER.parent / FOLDER_NAME
-    for name in names:
-        _check_is_there(name, folder)
+    CheckpointConfig.load(repository / DECODER)  # `exclusive` would make a folder that is not there
     with exclusive(repository):
+        there = adapter_names(folder)
         for name in names:
-            _check_is_there(name, folder)
+            if name not in there:
+                raise ArtifactError(
+                    f"there is no adapter {name[:80]!r} in {repository}: it has {listed(there) or 'none'}"
+                )
+        for name in names:
             with Artifact(folder / name, "").staging() as old:  # at whose end it is gone
                 (folder / name).rename(old / name)
 
@@ -136,9 +145,3 @@ def _is_current(artifact: Artifact) -> bool:
             return (file.metadata() or {}).get(FINGERPRINT) == artifact.fingerprint
     except (ArtifactError, OSError, SafetensorError):
         return False
-
-
-def _check_is_there(name: str, folder: Path) -> None:
-    there = adapter_names(folder)
-    if name not in there:
-        raise ArtifactError(f"there is no adapter {name[:80]!r} in {folder}: it has {listed(there) or 'none'}")

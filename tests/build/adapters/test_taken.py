@@ -104,7 +104,7 @@ def test_a_wrong_conversion_is_not_installed(
     repository = shutil.copytree(f32_artifacts, tmp_path / "repository")
     mistake(monkeypatch)
     with pytest.raises(
-        ArtifactError, match="^what was converted is too far from PEFT: adapter test was not installed$"
+        ArtifactError, match=r"^what was converted is too far from PEFT: adapter test was not installed$"
     ):
         add(repository, save_peft_folder(tmp_path / "peft", words=3))
     assert not (repository / "decoder/1/adapters").exists()
