@@ -241,13 +241,20 @@ class Engine:
         return requests
 
     @torch.inference_mode()
-    def logits(self, ids: Tensor, image_embeds: Tensor) -> Tensor:
-        """Logits, f32 [R, V], of the token after ids [R, T], given image_embeds [R, N, E]. Uses no request."""
+    def logits(self, ids: Tensor, image_embeds: Tensor, adapter: str = "") -> Tensor:
+        """Logits, f32 [R, V], of the token after ids [R, T], given image_embeds [R, N, E]. Uses no request.
+
+        If an `adapter` is named, all rows have it, and V counts the words that it adds.
+        """
         rows, length = ids.shape
         weights = self._decoder.head_bias
         past = torch.zeros(rows, dtype=torch.int64, device=weights.device)
         cache = self._decoder.new_cache(rows, length)
         segment = Segment(ids.to(weights.device), past, length, image_embeds.to(weights), [(rows, 1)], *cache)
+        if adapter:
+            loaded = self._adapters.get(adapter)
+            place = self._decoder.adapters.place(loaded, {each.adapter for each in self._running})
+            segment = replace(segment, adapters=past + place, added_words=loaded.config.num_words)
         logits: Tensor = self._decoder([segment])[0]
         return logits
 
