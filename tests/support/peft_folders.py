@@ -30,7 +30,8 @@ def save_peft_folder(folder: Path, *, words: int = 0, seed: int = 0, embeddings:
         settings.setdefault("trainable_token_indices", {"word_embeddings": list(range(size, size + words))})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = get_peft_model(model, LoraConfig(**({"r": 4, "lora_alpha": 8, "target_modules": LINEAR} | settings)))
+        defaults: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR}
+        adapted = get_peft_model(model, LoraConfig(**defaults | settings))
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data.normal_(0, DEVIATION)

@@ -75,7 +75,7 @@ def add(adapters: tuple[tuple[str, Path], ...], language: str | None, **where: A
         found = install.find_adapters(adapters)
         base, repository = _places(**where)
         install.add(repository, found, base, language, signals.interrupt_on_signals)
-        click.echo(f"in {repository}; a running server has what is there from the next request on")
+        click.echo("a running server serves what is there from the next request on")
 
 
 @main.command("list")
@@ -100,15 +100,12 @@ def list_(as_json: bool, **where: Any) -> None:  # noqa: ANN401
             return
         click.echo(COLUMNS.format("name", "language", "words", "size", "base"))
         for each in found:
-            config, fault = each.config, each.fault(settings)
-            values = (
-                (config.language, config.num_words, f"{config.base}@{config.base_revision[:12]}") if config else "?" * 3
-            )
-            language, words, origin = values
-            size = f"{each.size / 1e6:.1f} MB"
-            click.echo(
-                COLUMNS.format(each.name, language or "-", words, size, origin + (f"  ({fault})" if fault else ""))
-            )
+            language = words = base = "?"
+            if each.config:
+                language, words = each.config.language or "-", str(each.config.num_words)
+                base = f"{each.config.base}@{each.config.base_revision[:12]}"
+            fault = f"  ({each.fault(settings)})" if each.fault(settings) else ""
+            click.echo(COLUMNS.format(each.name, language, words, f"{each.size / 1e6:.1f} MB", base + fault))
 
 
 @main.command()
