@@ -119,7 +119,7 @@ def remove(repository: Path, names: Iterable[str]) -> None:
                 raise ArtifactError(
                     f"there is no adapter {name[:80]!r} in {repository}: it has {listed(there) or 'none'}"
                 )
-        for name in names:
+        for name in dict.fromkeys(names):
             with Artifact(folder / name, "").staging() as old:  # at whose end it is gone
                 (folder / name).rename(old / name)
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from blipstream.config import CheckpointConfig
-from blipstream.decoding import WEIGHTS_NAME as DECODER_NAME
 from blipstream.errors import ArtifactError
 from blipstream_build.adapters.command import main
 from blipstream_build.adapters.convert import adapter_weights
@@ -65,7 +64,7 @@ def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("changes", "expected"),
     [
         ({"peft_type": "IA3"}, f"PEFT/{CONFIG} is of the kind IA3, and only LORA can be served: {MERGE}"),
         ({"peft_type": None}, "is of the kind None"),
@@ -94,8 +93,8 @@ def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
         ({"base_model_name_or_path": 3}, "has a base_model_name_or_path that is no text"),
     ],
 )
-def test_settings(settings: dict[str, object], expected: str, folder: Path, refusal: Callable[[Path], str]) -> None:
-    edit(folder / CONFIG, **settings)
+def test_settings(changes: dict[str, object], expected: str, folder: Path, refusal: Callable[[Path], str]) -> None:
+    edit(folder / CONFIG, **changes)
     assert expected in refusal(folder)
 
 
@@ -218,17 +217,18 @@ KEYS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "trainable_token_ind
 
 @pytest.fixture(scope="module")
 def scratch(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy whose settings a test may spoil."""
     return shutil.copytree(good, tmp_path_factory.mktemp("scratch") / "peft")
 
 
+@settings(max_examples=50)
 @given(st.sampled_from([*KEYS, "peft_type", "use_rslora", "base_model_name_or_path", "modules_to_save", "new"]), JSON)
 def test_any_value_is_taken_or_refused(good: Path, scratch: Path, f32_artifacts: Path, key: str, value: object) -> None:
     """No traceback comes of it."""
     shutil.copy(good / CONFIG, scratch)
     edit(scratch / CONFIG, **{key: value})
-    artifact = f32_artifacts / "decoder/1/artifact"
-    config = CheckpointConfig.load(artifact)
-    embedding = load_file(artifact / DECODER_NAME)["word_embedding.weight"]
+    config = CheckpointConfig.load(f32_artifacts / "decoder/1/artifact")
+    embedding = torch.zeros(config.text.vocab_size, config.text.hidden_size)
     with suppress(ArtifactError):
         adapter = PeftFolder.find(scratch)
         adapter.check_base(config)
