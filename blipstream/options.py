@@ -219,6 +219,7 @@ class MatchingOptions:
     truncate: Annotated[bool, Option("Cut texts that are too long for the model, instead of refusing them.")] = False
 
 
+ADAPTER = "adapter"  # the option that says by which weights, and not how
 NUM_CAPTIONS = "num_captions"  # the option whose place `rerank` takes while captions are generated
 
 
@@ -384,6 +385,10 @@ class OptionDefaults:
         except InvalidInput:
             raise InvalidInput(self._blame(self._fault(values, sent), sent)) from None
 
+    def only(self, name: str) -> "OptionDefaults":
+        """The same for one option; the others have their built-in values."""
+        return replace(self, values={each: value for each, value in self.values.items() if each == name})
+
     def check_fits(self, positions: int) -> None:
         """Raise InvalidInput if the defaults need more than a model's `positions`."""
         if self.values:
@@ -456,8 +461,8 @@ class RequestOptions(NamedTuple):
     ) -> "RequestOptions":
         """From tensors [images, 1]; those that are no options are left alone. Raises InvalidInput."""
         given = given_captions(tensors, images)
-        if any(given):  # defaults say how to generate captions
-            positions, defaults = None, None
+        if any(given):  # all other options say how to generate captions
+            positions, defaults = None, defaults and defaults.only(ADAPTER)
         decoding = _decoding(tensors, images, positions, defaults)
         RerankOptions.from_rows(tensors, images)  # raises InvalidInput
         explain = {name: tensors[name] for name in EXPLAIN_OPTIONS if name in tensors}
@@ -503,7 +508,7 @@ def given_captions(tensors: Mapping[str, Any], images: int) -> list[str | None]:
     if GIVEN_CAPTION not in tensors:
         return [None] * images
     for name in (*OPTION_NAMES, *RERANK_OPTIONS):
-        if name in tensors:
+        if name in tensors and name != ADAPTER:
             raise InvalidInput(f"{name} has no meaning beside a given caption: leave one of them out")
     captions: list[str | None] = []
     for row in _rows({GIVEN_CAPTION: tensors[GIVEN_CAPTION]}, images):

@@ -42,7 +42,7 @@ def option(name: str) -> Tensor:
 
 OPTIONS = tuple(map(option, OPTION_NAMES))
 GIVEN = Tensor("caption", BYTES)  # what `attention` explains
-MAPS = tuple(option(name) for name in EXPLAIN_OPTIONS if name != "caption_index")
+MAPS = tuple(option(name) for name in ("adapter", *EXPLAIN_OPTIONS) if name != "caption_index")
 EXPLAIN = (Tensor(GIVEN_CAPTION, BYTES, optional=True), *map(option, EXPLAIN_OPTIONS))
 MATCHING_OPTIONS = tuple(map(option, MATCHING_OPTION_NAMES))
 EXPLAINED = Tensor(EXPLAINED_TEXT, BYTES, optional=True)  # what `explain_match` calls `text`: so it is known who asks
@@ -66,6 +66,9 @@ DROPPED = (Tensor("dropped", BYTES, (-1,)), Tensor("dropped_match", "FP32", (-1,
 RANKED = (*CAPTIONS, *SCORES[:2], *DROPPED)
 EMBEDDING = Tensor("embedding", "FP32", (-1,))
 PIECES = (Tensor("text", BYTES), SCORE, CAPTION, *COUNTS, Tensor("finish_reason", BYTES))
+ADAPTER = Tensor("adapter", BYTES)
+LISTED = Tensor("listed_adapter", BYTES, optional=True)  # the name of an adapter to tell about; empty: of all
+ADAPTERS = tuple(Tensor(name, BYTES, (-1,)) for name in ("name", "language", "about"))
 
 
 def config(
@@ -219,11 +222,15 @@ ENSEMBLE, PYTHON = 'platform: "ensemble"', 'backend: "python"'
 
 
 def preprocess(*rest: str) -> str:
-    """Either input is optional: a client sends an image or pixels. Of texts, it only looks how many there are."""
+    """Either input is optional: a client sends an image or pixels. Of texts, it only looks how many there are.
+
+    It lists the adapters, too: it answers at once, whatever the decoder has to do, and another model would be another
+    process.
+    """
     either = replace(IMAGE, optional=True), replace(PIXELS, optional=True)
     matching = MATCH_IMAGE, replace(TEXTS, optional=True), EXPLAINED
-    inputs = (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN, *RERANK, *matching)
-    return config("preprocess", PYTHON, inputs, (PIXELS,), *rest)
+    inputs = (*either, RESIZE_MODE, *OPTIONS, *EXPLAIN, *RERANK, *matching, LISTED)
+    return config("preprocess", PYTHON, inputs, (PIXELS, *ADAPTERS), *rest)
 
 
 UNBOUNDED = """
@@ -333,6 +340,13 @@ image size a side. The pixels are close to those of "exact", but not the referen
             (IMAGE_EMBEDS, GIVEN, *MAPS),
             EXPLANATION,
             steps(step("decoder", same((IMAGE_EMBEDS, *MAPS)) | {GIVEN_CAPTION: GIVEN.name}, same(EXPLANATION))),
+        ),
+        "adapters/config.pbtxt": config(
+            "adapters",
+            ENSEMBLE,
+            (ADAPTER,),
+            ADAPTERS,
+            steps(step("preprocess", {LISTED.name: ADAPTER.name}, same(ADAPTERS))),
         ),
         "caption_stream/config.pbtxt": caption_stream(GPU),
         "caption_stream/configs/cpu.pbtxt": caption_stream(CPU),

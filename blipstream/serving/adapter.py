@@ -184,6 +184,18 @@ class TritonRequest:
         """Send outputs as the one response of a request."""
         self.send(self._response(outputs))
 
+    def send_outputs_soon(self, outputs: Outputs) -> None:
+        """The same a moment later, as a refusal: for outputs that are there before Triton has handed the request over.
+
+        Nothing happens where the sender has gone.
+        """
+
+        def send() -> None:
+            with suppress(Exception):
+                self.send_outputs(outputs)
+
+        self._instance.refusals.put(send)
+
     def stream_outputs(self, outputs: Outputs) -> None:
         """Send outputs as one response of several; `end_stream` follows the last one."""
         self._sender.send(self._response(outputs))

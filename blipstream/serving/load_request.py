@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request asks of preprocess."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from blipstream.config import TextConfig
@@ -36,11 +36,12 @@ def load_request(
     deadline: Deadline,
     text: TextConfig,
     defaults: OptionDefaults | None = None,
+    check_adapter: Callable[[str], object] | None = None,
 ) -> ImageRequest:
     """What to load, from arrays [B, 1] of an image and `resize_mode`, or from a copy of `pixels` [B, H, W, 3].
 
     Raises InvalidInput if a decoder of that shape would refuse the request's options: it would do so only after all
-    the work.
+    the work. So does `check_adapter`, given the name of one that it would refuse.
     """
     images = [image for name in ("image", MATCH_IMAGE) if name in arrays for image in arrays[name].flat]
     modes = list(arrays["resize_mode"].flat) if "resize_mode" in arrays else []
@@ -55,4 +56,7 @@ def load_request(
     if not arrays.keys().isdisjoint((*OPTION_NAMES, *EXPLAIN_NAMES, *RERANK_OPTIONS)):
         options = RequestOptions.from_rows(arrays, request.num_images, text.max_positions, defaults)
         options.check_fits(text.num_layers, text.num_heads)
+        if check_adapter:
+            for adapter in {each.adapter for each in options.decoding} - {""}:
+                check_adapter(adapter)
     return request

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals that wait a moment before they are sent.
+"""Refusals, and other answers that take no work, wait a moment before they are sent.
 
 Triton 2.51 dies if a unary gRPC request is answered while the call that hands it over still runs, and its client hangs
 up meanwhile: two threads then release the same state. On a busy machine, that call can take longer than it takes to

@@ -39,14 +39,17 @@ INPUTS = {
     "rerank": {"image": ("STRING", [1])},
     "embed_image": {"image": ("STRING", [1])},
     "embed_text": {"text": ("STRING", [-1])},
+    "adapters": {"adapter": ("STRING", [1])},
 }
 IMAGE_INPUTS = {"image": ("STRING", [1]), "pixels": ("UINT8", [-1, -1, 3])}  # preprocess takes either,
-IMAGE_INPUTS |= {"match_image": ("STRING", [1]), "text": ("STRING", [-1])}  # or what matching has
+IMAGE_INPUTS |= {"match_image": ("STRING", [1]), "text": ("STRING", [-1])}  # or what matching has,
+IMAGE_INPUTS |= {"listed_adapter": ("STRING", [1])}  # or what adapters has
 OPTION_INPUTS: dict[str, dict[str, str]] = {
     "encoder": {},
     "decoder": {
         "prompt": "STRING",
         "include_prompt": "BOOL",
+        "adapter": "STRING",
         "max_tokens": "INT32",
         "min_tokens": "INT32",
         "num_captions": "INT32",
@@ -65,8 +68,9 @@ OPTION_INPUTS: dict[str, dict[str, str]] = {
 OPTION_INPUTS["caption_pixels"] = OPTION_INPUTS["decoder"]
 OPTION_INPUTS["caption"] = {"resize_mode": "STRING"} | OPTION_INPUTS["decoder"]
 OPTION_INPUTS["caption_stream"] = OPTION_INPUTS["caption"]
-OPTION_INPUTS["attention"] = {"layer": "INT32", "head": "INT32", "method": "STRING"}
-EXPLAIN_INPUTS = {"given_caption": "STRING", "caption_index": "INT32"} | OPTION_INPUTS["attention"]
+MAPS = {"layer": "INT32", "head": "INT32", "method": "STRING"}
+OPTION_INPUTS["attention"] = {"adapter": "STRING"} | MAPS
+EXPLAIN_INPUTS = {"given_caption": "STRING", "caption_index": "INT32"} | MAPS
 OPTION_INPUTS["decoder"] = OPTION_INPUTS["decoder"] | EXPLAIN_INPUTS
 OPTION_INPUTS["explain"] = OPTION_INPUTS["caption"] | EXPLAIN_INPUTS
 RERANK_INPUTS = {"rerank": "INT32", "min_match": "FP32"}
@@ -79,6 +83,7 @@ OPTION_INPUTS["matcher"] = OPTION_INPUTS["embed_text"] | {"num_captions": "INT32
 OPTION_INPUTS["matcher"] |= {"explained_text": "STRING", "layer": "INT32", "head": "INT32"}
 OPTION_INPUTS["embed_image"] = {"resize_mode": "STRING"}
 OPTION_INPUTS["explain_match"] = {"resize_mode": "STRING", "layer": "INT32", "head": "INT32"}
+OPTION_INPUTS["adapters"] = {}
 OPTION_INPUTS["match"] = {"resize_mode": "STRING", "truncate": "BOOL"}
 CAPTION_OUTPUTS = {
     "caption": ("STRING", [-1]),
@@ -89,6 +94,7 @@ CAPTION_OUTPUTS = {
 EXPLANATION_OUTPUTS = {"words": ("STRING", [-1]), "attention": ("FP32", [-1, -1, -1])}
 SCORES = {"match": ("FP32", [-1]), "logit": ("FP32", [-1]), "similarity": ("FP32", [-1])}
 EMBEDDING = {"embedding": ("FP32", [-1])}
+LISTED = {name: ("STRING", [-1]) for name in ("name", "language", "about")}
 DROPPED = {"dropped": ("STRING", [-1]), "dropped_match": ("FP32", [-1])}
 CANDIDATE_INPUTS = {name: CAPTION_OUTPUTS[name] for name in ("score", "num_tokens", "token_scores")}
 PASSED_ON = {"match_pixels": ("UINT8", [-1, -1, 3])}
@@ -97,7 +103,8 @@ EITHER = {
     "matcher": {"image_embeds": ("FP16", [-1, -1]), "text": ("STRING", [-1])} | CANDIDATE_INPUTS,
 }
 OUTPUTS = {
-    "preprocess": {"pixels": ("UINT8", [-1, -1, 3])},
+    "preprocess": {"pixels": ("UINT8", [-1, -1, 3])} | LISTED,
+    "adapters": LISTED,
     "encoder": {"image_embeds": ("FP16", [-1, -1])},
     "decoder": CAPTION_OUTPUTS | EXPLANATION_OUTPUTS | PASSED_ON,
     "caption": CAPTION_OUTPUTS,
@@ -122,6 +129,7 @@ MATCHING_STEPS = {
     ensemble: ["preprocess", "match_encoder", "matcher"] for ensemble in ("match", "explain_match", "embed_image")
 }
 STEPS = CAPTIONING_STEPS | MATCHING_STEPS | {"attention": ["decoder"], "embed_text": ["matcher"]}
+STEPS["adapters"] = ["preprocess"]
 STEPS["rerank"] = ["preprocess", "encoder", "decoder", "match_encoder", "matcher"]
 
 

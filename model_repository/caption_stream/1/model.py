@@ -33,7 +33,7 @@ class TritonPythonModel:
         timer = self.service.text_timer()
         arrays = request.arrays(*OPTION_NAMES)
         (options,) = self.engine.options(arrays, 1, self.instance.defaults)
-        inputs = request.tensors("image", "resize_mode").values()
+        inputs = request.tensors("image", "resize_mode", "adapter").values()  # preprocess refuses an unknown adapter
         pixels = await request.call("preprocess", inputs, "pixels")
         try:
             image_embeds = await request.call("encoder", [pixels], "image_embeds")
