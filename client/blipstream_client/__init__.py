@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from blipstream_client._explain_options import ExplainOptions
     from blipstream_client._explanation import Explanation, MatchExplanation
     from blipstream_client._images import ImageLike
-    from blipstream_client._info import Calibration, Matching, ServerInfo
+    from blipstream_client._info import Adapter, Calibration, Matching, ServerInfo
     from blipstream_client._matches import Match, Matches
     from blipstream_client._options import Options
     from blipstream_client._rerank_options import RerankOptions
@@ -34,6 +34,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AccessDenied",
+    "Adapter",
     "AsyncClient",
     "BlipstreamError",
     "Calibration",
@@ -65,6 +66,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Adapter": "_info",
     "AsyncClient": "_async_client",
     "Calibration": "_info",
     "Caption": "_captions",

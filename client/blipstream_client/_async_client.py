@@ -27,7 +27,16 @@ from blipstream_client._exceptions import BlipstreamError, ModelNotReady
 from blipstream_client._explain_options import ExplainOptions, explain_match_tensors, explain_tensors
 from blipstream_client._explanation import Explanation, MatchExplanation, parse_explanation, parse_match_explanation
 from blipstream_client._images import ImageLike
-from blipstream_client._info import ServerInfo, parse_info, resize_mode_of, steps
+from blipstream_client._info import (
+    Adapter,
+    ServerInfo,
+    adapters_of,
+    adapters_request,
+    parse_info,
+    resize_mode_of,
+    steps,
+    takes_adapters,
+)
 from blipstream_client._matches import (
     EMBED_IMAGE,
     EMBED_TEXT,
@@ -73,7 +82,7 @@ class AsyncClient(BaseClient):
 
     @checks_names
     async def info(self) -> ServerInfo:
-        """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
+        """The server's version and checkpoint, its runtimes, options and adapters. Raises BlipstreamError."""
         deadline, transport = self._deadline(None), self._opened()
         served: list[str] = []
         try:
@@ -91,7 +100,10 @@ class AsyncClient(BaseClient):
         names = dict.fromkeys([*steps(config), *(steps(matching) if matching else ())])
         parts = {name: await transport.send(ConfigRequest(name), deadline) for name in names}
         server = await transport.send(MetadataRequest(), deadline)
-        return parse_info(server, config, parts, served, matching, reranking)
+        adapters: tuple[Adapter, ...] = ()
+        if takes_adapters(config):
+            adapters = adapters_of(await transport.send(adapters_request(), deadline))
+        return parse_info(server, config, parts, served, matching, reranking, adapters)
 
     async def caption(
         self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]

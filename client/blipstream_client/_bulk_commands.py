@@ -30,7 +30,7 @@ from blipstream_client.bulk.embed import EmbedTask
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.filter import CAPFILT, MIN_MATCH, FilterTask
 from blipstream_client.bulk.items import counted
-from blipstream_client.bulk.pairs import PairSources
+from blipstream_client.bulk.pairs import AdapterSources, PairSources
 from blipstream_client.bulk.parquet import COLUMNS, TEXT_COLUMNS
 from blipstream_client.bulk.report import Reader, write_report
 from blipstream_client.bulk.sinks import reading
@@ -71,6 +71,10 @@ CONNECTION_OPTIONS = connection_options(job.DEFAULT_TIMEOUT, job.DEFAULT_RETRIES
 @click.command(cls=ClientCommand, epilog=DEFAULTS)
 @click.argument("images", metavar="IMAGES...", nargs=-1, required=True, callback=several_names)
 @client_options(RUN_OPTIONS, connection_options(job.DEFAULT_TIMEOUT, job.DEFAULT_RETRIES), IMAGE_OPTIONS)
+@click.option(
+    "--adapter-column",
+    help="Where tables say each image's adapter; empty: none. They may be CSV and JSON lines, too.  [default: none]",
+)
 @rerank_options
 @caption_options
 def bulk(
@@ -80,6 +84,7 @@ def bulk(
     allow_local_paths: bool,
     max_in_flight: int,
     connection: dict[str, Any],
+    adapter_column: str | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Write a row for each of IMAGES to a file.
@@ -87,8 +92,13 @@ def bulk(
     IMAGES are folders, files, URLs, patterns in quotes, tar shards, Parquet files, or - for a list of such names on
     standard input. If the command is interrupted, run it again: it goes on where it ended.
     """
-    task = CaptionTask(connection["model"], cast(RerankOptions, options))
-    summary = _run(task, Sources(images, column, allow_local_paths), output, connection, max_in_flight)
+    if adapter_column is not None and options["adapter"] is not None:
+        raise click.UsageError("--adapter is for all images and --adapter-column for each: leave one out")
+    sources = Sources(images, column, allow_local_paths)
+    if adapter_column is not None:
+        sources = AdapterSources(images, column, allow_local_paths, text_column=adapter_column)
+    task = CaptionTask(connection["model"], cast(RerankOptions, options), adapters=adapter_column is not None)
+    summary = _run(task, sources, output, connection, max_in_flight)
     sys.exit(1 if summary.failures else 0)
 
 

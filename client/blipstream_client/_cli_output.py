@@ -12,7 +12,7 @@ import click
 from blipstream_client._captions import Caption, Piece
 from blipstream_client._exceptions import BlipstreamError
 from blipstream_client._explanation import AnyExplanation, MatchExplanation
-from blipstream_client._info import Matching, ServerInfo
+from blipstream_client._info import Adapter, Matching, ServerInfo
 from blipstream_client._matches import Matches
 from blipstream_client._notices import COLUMNS, say
 from blipstream_client._text import excerpt
@@ -97,6 +97,8 @@ def print_info(info: ServerInfo) -> None:
         "defaults": ", ".join(f"{each}={value}" for each, value in defaults.items()) or "the built-in ones",
         "fixed": ", ".join(info.fixed) or "none: a request may set every option",
     }
+    if info.adapters:
+        described["adapters"] = ", ".join(map(_adapter, info.adapters))
     if info.calibration:
         temperature, threshold = info.calibration.temperature, info.calibration.threshold
         described["calibrated"] = f"temperature {temperature:.3f}, threshold {threshold:.3f}"
@@ -118,6 +120,12 @@ def _short(checkpoint: str | None) -> str:
     """NAME@REVISION with so much of the revision as tells it from others."""
     name, at, revision = (checkpoint or "unknown").partition("@")
     return f"{name}{at}{revision[:REVISION_CHARACTERS]}"
+
+
+def _adapter(adapter: Adapter) -> str:
+    facts = [adapter.language] * (adapter.language not in ("", adapter.name))
+    facts += [f"{name} {value:.3g}" for name, value in adapter.metrics.items()]
+    return f"{adapter.name} ({'; '.join(facts)})" if facts else adapter.name
 
 
 def _matching(matching: Matching) -> str:

@@ -27,7 +27,15 @@ from blipstream_client._exceptions import BlipstreamError, ModelNotReady
 from blipstream_client._explain_options import ExplainOptions, explain_match_tensors, explain_tensors
 from blipstream_client._explanation import Explanation, MatchExplanation, parse_explanation, parse_match_explanation
 from blipstream_client._images import ImageLike
-from blipstream_client._info import ServerInfo, parse_info, resize_mode_of, steps
+from blipstream_client._info import (
+    ServerInfo,
+    adapters_of,
+    adapters_request,
+    parse_info,
+    resize_mode_of,
+    steps,
+    takes_adapters,
+)
 from blipstream_client._matches import (
     EMBED_IMAGE,
     EMBED_TEXT,
@@ -72,7 +80,7 @@ class Client(BaseClient):
 
     @checks_names
     def info(self) -> ServerInfo:
-        """The server's version and checkpoint, its runtimes and its options. Raises BlipstreamError."""
+        """The server's version and checkpoint, its runtimes, options and adapters. Raises BlipstreamError."""
         deadline, send = self._deadline(None), self._transport.send
         served: list[str] = []
         try:
@@ -85,7 +93,8 @@ class Client(BaseClient):
         reranking = send(ConfigRequest(RERANK_MODEL), deadline) if RERANK_MODEL in served else None
         names = dict.fromkeys([*steps(config), *(steps(matching) if matching else ())])
         parts = {name: send(ConfigRequest(name), deadline) for name in names}
-        return parse_info(send(MetadataRequest(), deadline), config, parts, served, matching, reranking)
+        adapters = adapters_of(send(adapters_request(), deadline)) if takes_adapters(config) else ()
+        return parse_info(send(MetadataRequest(), deadline), config, parts, served, matching, reranking, adapters)
 
     def caption(self, image: ImageLike, *, timeout: float | None = None, **options: Unpack[RerankOptions]) -> Caption:
         """The caption of one image: a path, a URL, encoded bytes, a binary file, a PIL image or a uint8 array.

@@ -7,8 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from blipstream_client._exceptions import ServerError
+from blipstream_client._requests import InferRequest
+from blipstream_client._tensors import Tensors
 from blipstream_client._text import excerpt
+
+ADAPTERS = "adapters"  # the model that lists them
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,20 @@ class Matching:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What a fine-tuning has added to the captioner. A caption may ask for it by its name."""
+
+    name: str
+    language: str  # a tag of BCP 47, such as pt-BR; "" if nobody said it
+    base: str  # NAME@REVISION of the checkpoint that it was made for
+    revision: str  # another one as soon as its files are others
+    num_words: int  # tokens that it adds to the vocabulary
+    metrics: Mapping[str, float]  # what its training measured, by name
+
+
+@dataclass(frozen=True)
 class ServerInfo:
-    """A server's version, checkpoint, runtimes and options, and the defaults that its operator has set."""
+    """A server's version, checkpoint, runtimes, options and adapters, and the defaults that its operator has set."""
 
     version: str  # of Triton
     checkpoint: str | None  # NAME@REVISION of the captioner, or of the retrieval checkpoint if there is no other
@@ -41,6 +59,7 @@ class ServerInfo:
     models: tuple[str, ...] = ()  # those that it has for clients, such as caption and match
     calibration: Calibration | None = None  # of matching
     matching: Matching | None = None  # if there is a retrieval checkpoint
+    adapters: tuple[Adapter, ...] = ()  # by name; empty if the server has none, or is too old to have any
 
 
 def steps(config: Mapping[str, Any]) -> list[str]:
@@ -81,6 +100,33 @@ def retrieval_checkpoint_of(config: Mapping[str, Any]) -> str | None:
         return _parameter(config, "checkpoint")
 
 
+def takes_adapters(config: Mapping[str, Any]) -> bool:
+    """Whether a model's requests may ask for an adapter. An older server's may not. Raises ServerError."""
+    with _checked():
+        return "adapter" in _options(config)
+
+
+def adapters_request(name: str = "") -> InferRequest:
+    """Asks for the adapter of that name, or for all, if it is empty."""
+    return InferRequest(ADAPTERS, {"adapter": np.array([[name.encode()]], np.object_)})
+
+
+def adapters_of(outputs: Tensors) -> tuple[Adapter, ...]:
+    """The adapters that the server lists. Raises ServerError."""
+    with _checked():
+        columns = (outputs[output].reshape(-1) for output in ("name", "language", "about"))
+        return tuple(_adapter(*map(bytes.decode, row)) for row in zip(*columns, strict=True))
+
+
+def changed_adapters(
+    begun: Mapping[str, str] | None, now: Mapping[str, str] | None
+) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """The revisions of those that were there and are others now, as they were and as they are. More may have come."""
+    there: Mapping[str, str] = now or {}
+    changed = {name: revision for name, revision in (begun or {}).items() if there.get(name) != revision}
+    return {**changed}, {name: there.get(name) for name in changed}
+
+
 def parse_info(
     server: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -88,6 +134,7 @@ def parse_info(
     models: Sequence[str] = (),
     matching: Mapping[str, Any] | None = None,
     reranking: Mapping[str, Any] | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> ServerInfo:
     """The description, from the server's metadata, the model's config, all steps' configs, and what models it has.
 
@@ -105,6 +152,7 @@ def parse_info(
             models=tuple(models),
             calibration=calibration_of(matching or {}),
             matching=_matching(matching, parts) if matching else None,
+            adapters=tuple(adapters),
         )
 
 
@@ -129,6 +177,12 @@ def _checked() -> Iterator[None]:
 def _matching(config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Matching:
     dtype = _parameter(parts.get("matcher", {}), "dtype")
     return Matching(retrieval_checkpoint_of(config), dtype, "encoder" in steps(config))
+
+
+def _adapter(name: str, language: str, about: str) -> Adapter:
+    told = json.loads(about)
+    base = f"{told['base']}@{told['base_revision']}"
+    return Adapter(name, language, base, told["revision"], told["num_words"], told["metrics"])
 
 
 def _options(config: Mapping[str, Any]) -> list[str]:

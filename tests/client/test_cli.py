@@ -207,6 +207,7 @@ def test_info(tiny: TinyTriton, scheme: str) -> None:
         ],
         "calibration": None,
         "matching": {"checkpoint": None, "dtype": None, "shares_encoder": False},
+        "adapters": [],
     }
     tiny.parameters = {"option_defaults": "max_tokens=20"}
     status, out, err = blipstream("info", *url)

@@ -100,6 +100,7 @@ class FilterTask(Task[FilterSummary]):
         self._truncate = truncate
         self._resize_mode = resize_mode
         self._replacing = None if replacing is None else _over_capfilt(replacing)
+        self.generation = self._replacing or {}
         self.models = (MATCH,) if replacing is None else (MATCH, DEFAULT_MODEL)
         self.options: dict[str, Any] = {
             "min_match": min_match,

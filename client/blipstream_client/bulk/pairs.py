@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
+from blipstream_client._exceptions import InvalidRequest
 from blipstream_client._fetch import is_url
 from blipstream_client._files import open_regular
+from blipstream_client._text import excerpt
 from blipstream_client.bulk.items import Item, LeftOut, suffix
 from blipstream_client.bulk.parquet import TEXT_COLUMNS, has_text_in_each_row, parquet_pairs, parquet_rows
+from blipstream_client.bulk.rows import as_utf8
 from blipstream_client.bulk.sources import Sources, shard_suffix
 from blipstream_client.bulk.table import TABLE_SUFFIXES, table_items, texts_in
 from blipstream_client.bulk.tar import MOST_TEXT, TEXT_SUFFIXES, tar_pairs
@@ -24,6 +27,7 @@ class PairSources(Sources):
 
     left_out: LeftOut = field(default_factory=lambda: LeftOut("the image or the text of a pair"))
     tables: ClassVar = ("metadata.jsonl", "metadata.csv")  # as `datasets` has them
+    flag: ClassVar = "--text-column"
     text_column: str | None = None
 
     @property
@@ -35,17 +39,17 @@ class PairSources(Sources):
         if suffix(file) in TABLE_SUFFIXES:
             next(self._items(file), None)
         elif shard_suffix(file) == ".parquet":
-            has_text_in_each_row(file, self.column, self.text_column)
+            has_text_in_each_row(file, self.column, self.text_column, self.flag)
 
     def _items(self, file: str) -> Iterator[Item]:
         if _is_table(file):
-            yield from table_items(file, self.column, self.text_column, self.allow_local_paths)
+            yield from table_items(file, self.column, self.text_column, self.allow_local_paths, self.flag)
             return
         match shard_suffix(file):
             case "":
                 yield Item(file, lambda: file, _text_beside(file))
             case ".parquet":
-                yield from parquet_pairs(file, self.column, self.text_column, self.allow_local_paths)
+                yield from parquet_pairs(file, self.column, self.text_column, self.allow_local_paths, self.flag)
             case _:
                 yield from tar_pairs(file, partial(_texts_of, self.text_column), self.left_out)
 
@@ -57,7 +61,9 @@ class PairSources(Sources):
             case "" if not _is_table(file):
                 return 1
             case ".parquet":
-                return parquet_rows(file) if has_text_in_each_row(file, self.column, self.text_column) else None
+                return (
+                    parquet_rows(file) if has_text_in_each_row(file, self.column, self.text_column, self.flag) else None
+                )
             case "" | ".tar":
                 return sum(item.rows for item in self._items(file))
             case _:
@@ -65,6 +71,34 @@ class PairSources(Sources):
 
     def _is_image(self, path: str) -> bool:
         return suffix(path) not in TEXT_SUFFIXES and super()._is_image(path)
+
+
+@dataclass
+class AdapterSources(PairSources):
+    """Tables of images, whose texts are the adapters to caption them with."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    flag: ClassVar = "--adapter-column"
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What the user has named, for the job file."""
+        named = super().named
+        return {"adapter_column": named.pop("text_column"), **named}
+
+    def _check(self, file: str) -> None:
+        self._check_is_table(file)
+        super()._check(file)
+
+    def _items(self, file: str) -> Iterator[Item]:
+        self._check_is_table(file)
+        yield from super()._items(file)
+
+    def _check_is_table(self, file: str) -> None:
+        if not (_is_table(file) or shard_suffix(file) == ".parquet"):
+            raise InvalidRequest(
+                f"{self.flag} is for tables, and {excerpt(as_utf8(file))} is none: give Parquet, CSV or JSON lines"
+            )
 
 
 def _is_table(name: str) -> bool:

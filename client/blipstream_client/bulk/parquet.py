@@ -34,10 +34,12 @@ def parquet_items(path: str, column: str | None, allow_local_paths: bool) -> Ite
         yield from _rows(path, file, [_column(path, file, column)], allow_local_paths)
 
 
-def parquet_pairs(path: str, column: str | None, text_column: str | None, allow_local_paths: bool) -> Iterator[Item]:
-    """The same with the text or the list of texts in the row."""
+def parquet_pairs(
+    path: str, column: str | None, text_column: str | None, allow_local_paths: bool, flag: str
+) -> Iterator[Item]:
+    """The same with the text or the list of texts in the row; `flag` names the column that has them."""
     with opened_parquet(path) as file:
-        columns = [_column(path, file, column), _text_column(path, file, text_column)]
+        columns = [_column(path, file, column), _text_column(path, file, text_column, flag)]
         yield from _rows(path, file, columns, allow_local_paths)
 
 
@@ -53,11 +55,11 @@ def check_parquet(path: str, column: str | None) -> None:
         _column(path, file, column)
 
 
-def has_text_in_each_row(path: str, column: str | None, text_column: str | None) -> bool:
+def has_text_in_each_row(path: str, column: str | None, text_column: str | None, flag: str) -> bool:
     """Whether rows have a text, and not a list. Raises InvalidRequest if the file lacks a column."""
     with opened_parquet(path) as file:
         _column(path, file, column)
-        return not _is_list(file.schema_arrow.field(_text_column(path, file, text_column)).type)
+        return not _is_list(file.schema_arrow.field(_text_column(path, file, text_column, flag)).type)
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def _column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN401
     return found
 
 
-def _text_column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN401
+def _text_column(path: str, file: Any, column: str | None, flag: str) -> str:  # noqa: ANN401
     """The name of the column with texts. Raises InvalidRequest."""
     schema = file.schema_arrow
     found = column or next((each for each in TEXT_COLUMNS if each in schema.names), "")
@@ -99,7 +101,7 @@ def _text_column(path: str, file: Any, column: str | None) -> str:  # noqa: ANN4
         got = f"{found} of {schema.field(found).type}" if found in schema.names else ", ".join(schema.names)
         raise InvalidRequest(
             f"Expected texts in a column {column or ' or '.join(TEXT_COLUMNS)} of {excerpt(as_utf8(path))},"
-            f" got {excerpt(got)}: name it with --text-column"
+            f" got {excerpt(got)}: name it with {flag}"
         )
     return found
 

@@ -42,10 +42,11 @@ def skip_written(items: Iterator[Item], sink: Sink, summary: Summary) -> Iterato
                 f"The images have changed: {sink.path} goes on with {excerpt(row['name'])}, and here comes {found};"
                 " use the same images to go on, or another --output"
             )
-        if item.texts and (row["text"] or "") != as_utf8(item.texts[-missing]):  # empty cells of CSV are None
+        text = summary.text
+        if item.texts and (row[text] or "") != as_utf8(item.texts[-missing]):  # empty cells of CSV are None
             raise InvalidRequest(
-                f"The texts have changed: {sink.path} goes on with {quoted(row['text'])} for {excerpt(item.name)},"
-                f" and here comes {quoted(item.texts[-missing])}; use the same texts to go on, or another --output"
+                f"The {text}s have changed: {sink.path} goes on with {quoted(row[text])} for {excerpt(item.name)},"
+                f" and here comes {quoted(item.texts[-missing])}; use the same {text}s to go on, or another --output"
             )
         missing -= 1
         summary.found += 1

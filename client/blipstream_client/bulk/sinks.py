@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blipstream_client._exceptions import InvalidRequest
-from blipstream_client._info import revision_of
+from blipstream_client._info import ADAPTERS, changed_adapters, revision_of
 from blipstream_client.bulk.errors import translated
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.bulk.rows import FLOAT, INT, VECTOR, Columns, Row
@@ -36,6 +36,7 @@ NEW_FIELDS = {
     "matching": "the server's retrieval checkpoint",
     "calibration": "the server's calibration",
 }  # of a job, as people call them
+LABELS = NEW_FIELDS | {ADAPTERS: "the server's adapters"}
 QUOTE = "'"
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", QUOTE)  # a spreadsheet computes a cell that begins with one
 
@@ -110,15 +111,18 @@ class Sink(ABC):
                     f"{self.path} was begun by a client that did not record {NEW_FIELDS[name]} yet:"
                     " use another --output"
                 )
+            was, now = begun.get(name), job.get(name)
             same = revision_of if name in ("checkpoint", "matching") else _unchanged
-            if same(begun.get(name)) != same(job.get(name)):
-                raise self.differs(name, begun.get(name), job.get(name))
+            if any(changed_adapters(was, now)) if name == ADAPTERS else same(was) != same(now):
+                raise self.differs(name, was, now)
 
-    def differs(self, name: str, begun: object, now: object) -> InvalidRequest:
+    def differs(self, name: str, begun: Any, now: Any) -> InvalidRequest:  # noqa: ANN401
         """The error for a job that differs in this from the one that was begun."""
+        if name == ADAPTERS:  # there may be thousands
+            begun, now = changed_adapters(begun, now)
         was, now_is = (json.dumps(each, default=vars) for each in (begun, now))
         return InvalidRequest(
-            f"{self.path} was begun with {NEW_FIELDS.get(name, name)} {was}, not {now_is}:"
+            f"{self.path} was begun with {LABELS.get(name, name)} {was}, not {now_is}:"
             " use the same to go on, or another --output"
         )
 

@@ -14,6 +14,8 @@ class Summary:
 
     needs: ClassVar[tuple[str, ...]] = ("name", "error")  # the columns that `count` reads
 
+    text: ClassVar[str] = "text"  # the column of the texts that go with images
+
     found: int = 0  # rows of an earlier run
     succeeded: int = 0
     failures: int = 0

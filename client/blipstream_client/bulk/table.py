@@ -27,14 +27,19 @@ IMAGE_COLUMNS = (*COLUMNS, "file_name")  # the first one that a table has counts
 LONGEST_LINE = 1 << 20  # bytes
 
 
-def table_items(path: str, column: str | None, text_column: str | None, allow_local_paths: bool) -> Iterator[Item]:
-    """An item for each row. Raises InvalidRequest if the file cannot be read, or lacks a column."""
+def table_items(
+    path: str, column: str | None, text_column: str | None, allow_local_paths: bool, flag: str
+) -> Iterator[Item]:
+    """An item for each row; `flag` names the column of its texts.
+
+    Raises InvalidRequest if the file cannot be read, or lacks a column.
+    """
     with translated(f"Cannot read {excerpt(as_utf8(path))}"):
         image_at = text_at = ""
         for number, row in enumerate(_rows(path)):
             if number == 0:
                 image_at = _column(path, row, column, IMAGE_COLUMNS, "--column")
-                text_at = _column(path, row, text_column, TEXT_COLUMNS, "--text-column")
+                text_at = _column(path, row, text_column, TEXT_COLUMNS, flag)
             texts = tuple(texts_in(row.get(text_at)))
             yield _item(path, number, row.get(image_at), texts, allow_local_paths)
 

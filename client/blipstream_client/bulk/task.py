@@ -27,7 +27,13 @@ class Task(ABC, Generic[SummaryT]):
     is_matching = False  # whether the checkpoint in its rows is the retrieval checkpoint
     options: Mapping[str, Any]  # that decide the rows: one that is None is not sent
     summary: Callable[[], SummaryT]  # makes what counts the rows
+    generation: Mapping[str, Any] = {}  # the options among them of captions that are generated
     columns: Columns  # of a row, in order. Those that `ask` does not give, the worker fills
+
+    def adapter(self, defaults: Mapping[str, Any]) -> str | None:
+        """The adapter whose captions are in the rows, given the server's defaults; "" if it may be any. None: none."""
+        given = self.generation.get("adapter")
+        return (defaults.get("adapter") if given is None else given) or None
 
     @abstractmethod
     def check(self, client: Client, served: Served) -> None:

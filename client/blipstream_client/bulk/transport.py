@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import local
 from typing import Any
 
@@ -12,12 +12,17 @@ from blipstream_client._deadline import Deadline
 from blipstream_client._endpoints import Address, RoundRobin, is_endpoint_failure
 from blipstream_client._exceptions import AccessDenied, BlipstreamError, ServerOverloaded
 from blipstream_client._info import (
+    ADAPTERS,
     Calibration,
+    adapters_of,
+    adapters_request,
     calibration_of,
+    changed_adapters,
     checkpoint_of,
     defaults_of,
     retrieval_checkpoint_of,
     revision_of,
+    takes_adapters,
 )
 from blipstream_client._notices import Waiting
 from blipstream_client._requests import ConfigRequest, InferRequest, MetadataRequest, Request, ResponseT
@@ -25,6 +30,9 @@ from blipstream_client._retries import RetryPolicy
 from blipstream_client._text import quoted
 from blipstream_client._transport import Settings
 from blipstream_client.bulk.limit import Limit
+
+# The adapter whose captions are wanted, given the server's defaults; "" if it may be any. None: none
+AdapterChoice = Callable[[Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,15 @@ class Served:
     fixed: Sequence[str] | None  # names of options that requests may not set
     matching: str | None = None  # NAME@REVISION of the retrieval checkpoint, if it is asked
     calibration: Calibration | None = None  # of matching, if it is asked and calibrated
+    adapters: Mapping[str, str] = field(default_factory=dict)  # revisions by name, of those that rows may have
 
     def difference(self, other: "Served") -> str | None:
-        """The first field that differs. Checkpoints are known by their revisions."""
+        """The first field that differs. Checkpoints are known by their revisions. There may be more adapters."""
         mine, others = (
             vars(each) | {"checkpoint": revision_of(each.checkpoint), "matching": revision_of(each.matching)}
             for each in (self, other)
         )
+        mine[ADAPTERS], others[ADAPTERS] = changed_adapters(self.adapters, other.adapters)
         return next((name for name in mine if mine[name] != others[name]), None)
 
 
@@ -91,19 +101,22 @@ class WatchedTransport(BalancedTransport):
         self._limit = limit
         self._waiting = waiting
         self._models: Sequence[str] = ()
+        self._adapter: AdapterChoice = lambda _defaults: None
         self._served = Served(None, None, None)
         self._seen: set[int] = set()  # endpoints that served the same and have not failed since
         self.used = Used()
 
-    def begin(self, models: Sequence[str], deadline: Deadline) -> Served:
+    def begin(self, models: Sequence[str], adapter: AdapterChoice, deadline: Deadline) -> Served:
         """What is served, of these models, to which endpoints are held from now on. Raises BlipstreamError."""
-        self._models = models
+        self._models, self._adapter = models, adapter
         self._served = self._ask(lambda request: self.send(request, deadline))
         return self._served
 
-    def _ask(self, send: Callable[[Request[Mapping[str, Any]]], Mapping[str, Any]]) -> Served:
-        """What is served, by a request, and one for each model."""
+    def _ask(self, send: Callable[[Request[Any]], Any]) -> Served:
+        """What is served, by a request, one for each model, and one for adapters."""
         checkpoint = defaults = fixed = matching = calibration = None
+        adapters: dict[str, str] = {}
+        can_adapt = False
         with suppress(AccessDenied):
             checkpoint = checkpoint_of(send(MetadataRequest()))
         with suppress(AccessDenied):
@@ -114,7 +127,10 @@ class WatchedTransport(BalancedTransport):
                 fixed = tuple(dict.fromkeys([*(fixed or ()), *fixed_of_model]))
                 matching = matching or retrieval_checkpoint_of(config)
                 calibration = calibration or calibration_of(config)
-        return Served(checkpoint, defaults, fixed, matching, calibration)
+                can_adapt = can_adapt or takes_adapters(config)
+        if can_adapt and (adapter := self._adapter(defaults or {})) is not None:
+            adapters = {each.name: each.revision for each in adapters_of(send(adapters_request(adapter)))}
+        return Served(checkpoint, defaults, fixed, matching, calibration, adapters)
 
     def confirm(self, endpoint: int, deadline: Deadline) -> None:
         """Check that the endpoint still serves the same, with retries. Raises BlipstreamError."""
@@ -133,7 +149,8 @@ class WatchedTransport(BalancedTransport):
             raise OtherServed(what, getattr(self._served, what), getattr(found, what))
 
     def _send_to(self, endpoint: int, request: Request[ResponseT], deadline: Deadline) -> ResponseT:
-        wants_answer = isinstance(request, InferRequest)  # a name, or mypy would narrow ResponseT
+        # a name, or mypy would narrow ResponseT
+        wants_answer = isinstance(request, InferRequest) and request.model != ADAPTERS
         if not wants_answer:
             return self._watched(endpoint, request, deadline)
         self.used.last = endpoint

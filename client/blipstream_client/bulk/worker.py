@@ -49,7 +49,7 @@ class Worker(Client):
 
     def _begin(self) -> Served:
         try:
-            return self._transport.begin(self._task.models, self._deadline(None))
+            return self._transport.begin(self._task.models, self._task.adapter, self._deadline(None))
         except ModelNotReady as exc:
             if exc.transient:
                 raise
