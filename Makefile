@@ -109,7 +109,7 @@ demo: $(READY)  ## caption, explain and search the samples through Triton
 	@$(BLIPSTREAM) demo --repository .demo_cache
 
 serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
-	@exec env $(BLIPSTREAM) serve $(SERVED) $(call option,PROCESSOR,processor) $(call option,HTTP_PORT,http-port) \
+	@exec env $(BLIPSTREAM) serve $(SERVED) $(call option,PROCESSOR,processor) $(ADAPTED) $(call option,HTTP_PORT,http-port) \
 		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) \
 		$(call option,HEALTH_PORT,health-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
 

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -13,7 +14,13 @@ from blipstream.errors import ServerError
 CONFIGS = ("cpu", "cuda", "tensorrt")  # those of the build, which this package must not import
 
 
-def build(checkpoint: str | None, config: str, repository: Path | None = None, processor: str | None = None) -> Path:
+def build(
+    checkpoint: str | None,
+    config: str,
+    repository: Path | None = None,
+    processor: str | None = None,
+    adapters: Iterable[str] = (),
+) -> Path:
     """Build what is stale, as `blipstream build` does with these options, and return the model repository.
 
     Raises ServerError if there is no such configuration, which the build would tell in terms of its own command line,
@@ -24,6 +31,7 @@ def build(checkpoint: str | None, config: str, repository: Path | None = None, p
         raise ServerError(f"no checkpoint is built for configuration {config!r}: choose one of {choices}")
     options = {"config": config, "repository": repository, "processor": processor}
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    given += [f"--adapter={adapter}" for adapter in adapters]
     # -P: a file named like a module in the working folder must not take its place
     command = [sys.executable, "-P", "-m", "blipstream_build", "--print-path", *given]
     if checkpoint is not None:

@@ -27,6 +27,7 @@ from blipstream.errors import BlipstreamError, ServerError
 from blipstream.finite import FiniteRange
 from blipstream.server import checkpoint, open_files, proc
 from blipstream.server.network import bypass_proxies, free_ports
+from blipstream.server.served_repository import check_adapter
 from blipstream.server.tls import TLS
 from blipstream.server.triton import TritonServer
 
@@ -50,6 +51,7 @@ class ServeOptions:
     checkpoint: str | None
     repository: str | None
     processor: str | None
+    adapters: tuple[str, ...]
     config: str
     default: tuple[str, ...]
     fixed: tuple[str, ...]
@@ -84,6 +86,14 @@ class ServeOptions:
 )
 @click.option(
     "--processor", help="Hub name or folder to take a CHECKPOINT's tokenizer and image processor from, if it lacks one."
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    type=NameAndValue(),
+    metavar="NAME=FOLDER",
+    multiple=True,
+    help="An adapter of PEFT's to add to the CHECKPOINT, by the name that requests give. Repeatable.",
 )
 @click.option("--config", default="cpu", help="Runtime: a name in any model's configs/, or tensorrt.")
 @click.option(
@@ -179,8 +189,15 @@ def serve(settings: ServeOptions) -> None:
             health_port = settings.metrics_port and settings.metrics_port + 1
         if repository is None or settings.checkpoint is not None:
             free_ports([*server.ports, (settings.host, "health", health_port)])  # rather now than after minutes
-            server.repository = checkpoint.build(settings.checkpoint, settings.config, repository, settings.processor)
+            server.repository = checkpoint.build(
+                settings.checkpoint, settings.config, repository, settings.processor, settings.adapters
+            )
+        elif settings.adapters:
+            raise ServerError(
+                "--adapter is built with a CHECKPOINT: give that, too, or add it before by `blipstream adapter add`"
+            )
         server.config = config_name(server.repository, settings.config)
+        check_adapter(server.effective_defaults, server.repository)
         if defaults := shown(server.effective_defaults):
             click.echo(f"options: {defaults}")
         bypass_proxies(server.local_host)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from blipstream.adapters import FOLDER_NAME, find_adapter
 from blipstream.calibration import Calibration
 from blipstream.config import (
     ARTIFACTS,
@@ -21,7 +22,7 @@ from blipstream.config import (
 from blipstream.defaults import over, to_parameters
 from blipstream.dtypes import resolve
 from blipstream.errors import ArtifactError, InvalidInput, ServerError
-from blipstream.options import OptionDefaults
+from blipstream.options import ADAPTER, OptionDefaults
 from blipstream.server.workspace import Workspace
 
 PLAIN, WITH_DEFAULTS = "models", "models-with-defaults"  # in a server's folder
@@ -58,6 +59,18 @@ def effective(operator: OptionDefaults, repository: Path) -> OptionDefaults:
             f"these defaults are not allowed with {checkpoint.origin}: {error}" + (f" ({set_by})" if set_by else "")
         ) from error
     return defaults
+
+
+def check_adapter(defaults: OptionDefaults, repository: Path) -> None:
+    """Raise ServerError if the default of `adapter` is none that the repository has."""
+    if not (name := defaults.values.get(ADAPTER)):
+        return
+    with suppress(ArtifactError):  # its model says so when it loads
+        checkpoint = CheckpointConfig.load(repository / "decoder/1/artifact")
+        try:
+            find_adapter(repository / "decoder/1" / FOLDER_NAME, name, checkpoint)
+        except InvalidInput as error:
+            raise ServerError(f"{defaults.sources.get(ADAPTER, ADAPTER)}: {error}") from error
 
 
 def served_repository(

@@ -21,6 +21,7 @@ LARGEST = 1 << 25  # bytes of a tensor, since several mutations could make it 65
 OPTIONS: dict[str, tuple[str, list[Any]]] = {
     "prompt": ("BYTES", [b"", b"two", b"\xff\xfe", b"\0", b"a " * 600, "\u202e𝔘".encode(), b"[DEC][SEP]"]),
     "include_prompt": ("BOOL", [0, 1, 2, 255]),
+    "adapter": ("BYTES", [b"", b"fr", b"../../artifact", b".", b"\0", b"\xff", b"x" * 10_000, "\u202e𝔘".encode()]),
     "max_tokens": ("INT32", [1, 2, 0, -1, 10**6, 2**31 - 1, -(2**31)]),
     "min_tokens": ("INT32", [0, 1, -1, 31, 2**31 - 1]),
     "num_captions": ("INT32", [1, 2, 10, 0, -5, 11]),
@@ -72,8 +73,9 @@ OPTIONS_OF = {
     "explain": [*OPTIONS, *EXPLAIN],
     "rerank": [*OPTIONS, *RERANK],
     "decoder": [*PIXEL_OPTIONS, *EXPLAIN],
-    "attention": ["layer", "head", "method"],
-    "preprocess": ["resize_mode", *EXPLAIN],
+    "attention": ["adapter", "layer", "head", "method"],
+    "adapters": [],
+    "preprocess": ["resize_mode", "adapter", *EXPLAIN],
     "encoder": [],
     "match": ["resize_mode", "truncate"],
     "explain_match": ["resize_mode", "layer", "head"],
@@ -92,6 +94,7 @@ ENTRIES = (
     "explain",
     "rerank",
     "attention",
+    "adapters",
     "decoder",
     "encoder",
     "preprocess",
@@ -162,6 +165,8 @@ def right_request(model: str, random: Random) -> Any:
         if random.random() < 0.1:
             embeds[:] = random.choice((np.nan, np.inf, 65504))
         add("image_embeds", "FP16", [1, PATCHES, WIDTH], embeds.tobytes())
+    elif model == "adapters":
+        add("adapter", "BYTES", [1, 1], pack([random.choice(OPTIONS["adapter"][1])]))
     else:
         add("pixels", "UINT8", [1, SIDE, SIDE, 3], bytes(SIDE * SIDE * 3))
     if model == "attention":
@@ -352,7 +357,10 @@ def _as_json(tensor: Any, raw: bytes, random: Random) -> Any:
 
 GENERATE = (
     ("caption_stream", "generate_stream"),
-    *((model, "generate") for model in ("caption_stream", "caption", "explain", "rerank", *WITH_IMAGE, "embed_text")),
+    *(
+        (model, "generate")
+        for model in ("caption_stream", "caption", "explain", "rerank", *WITH_IMAGE, "embed_text", "adapters")
+    ),
 )
 
 
@@ -364,7 +372,9 @@ def broken_generate(seed: int, number: int) -> tuple[str, bytes, dict[str, str]]
     if model in ("match", "explain_match", "embed_text"):
         texts = [text.decode("latin-1") for text in random.choice(TEXTS)]
         body["text"] = texts[0] if len(texts) == 1 else texts
-    if model == "embed_text":
+    if model == "adapters":
+        body["adapter"] = random.choice(OPTIONS["adapter"][1]).decode("latin-1")
+    if model in ("embed_text", "adapters"):
         del body["image"]
     names = OPTIONS_OF[model]
     for name in random.sample(names, min(len(names), random.choice((0, 1, 2, 3)))):

@@ -40,6 +40,15 @@ def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
         assert process.returncode == 1
 
 
+def test_an_adapter_needs_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_handle", lambda _: None)
+    options = [f"--repository={write_repository(tmp_path)}", "--adapter=fr=french"]
+    result = CliRunner().invoke(serve.main, options)
+    assert result.exit_code == 1
+    told = "--adapter is built with a CHECKPOINT: give that, too, or add it before by `blipstream adapter add`"
+    assert sentence(result.stderr) == f"Error: {told}"
+
+
 def test_unknown_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_handle", lambda _: None)
     options = [f"--repository={write_repository(tmp_path)}", "--config=typo"]

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from blipstream.adapters import FOLDER_NAME, AdapterConfig
 from blipstream.calibration import NAME as CALIBRATION
 from blipstream.calibration import Calibration
 from blipstream.config import MATCHING, CheckpointConfig, DType, MatchConfig, TextConfig, VisionConfig
@@ -19,12 +20,12 @@ from blipstream.defaults import from_operator, over
 from blipstream.dtypes import resolve
 from blipstream.errors import ServerError
 from blipstream.options import OptionDefaults
-from blipstream.server.served_repository import effective, served_repository, why_not_matching
+from blipstream.server.served_repository import check_adapter, effective, served_repository, why_not_matching
 from blipstream.server.workspace import Workspace
 from tests.conftest import ROOT
 
 TAKE_OPTIONS = {"caption", "caption_pixels", "caption_stream", "decoder", "explain", "preprocess"}
-CAPTIONING = TAKE_OPTIONS | {"attention", "encoder"}
+CAPTIONING = TAKE_OPTIONS | {"adapters", "attention", "encoder"}
 MATCHING_TAKES_OPTIONS = {"matcher", "rerank", "explain_match"}  # where there is a captioner, too
 CONFIG = CheckpointConfig(
     "x",
@@ -232,6 +233,28 @@ def test_defaults_that_need_more_positions_than_the_decoder_has(artifacts: Path)
         with pytest.raises(ServerError, match=told):
             effective(from_operator([given]), artifacts)
     assert effective(OptionDefaults({"max_tokens": 64}), artifacts).values == {"max_tokens": 64}
+
+
+def test_a_default_adapter_must_be_there(repository: Path) -> None:
+    defaults = from_operator(["adapter=fr"])
+    check_adapter(defaults, repository)  # it has no captioner: its models say so
+    built(repository, "decoder")
+    check_adapter(OptionDefaults(), repository)
+    with pytest.raises(ServerError, match="^--default adapter=\"fr\": there is no adapter 'fr': this server has none$"):
+        check_adapter(defaults, repository)
+    folder = repository / "decoder/1" / FOLDER_NAME / "fr"
+    folder.mkdir(parents=True)
+    AdapterConfig("x", "0", "1").save(folder)
+    check_adapter(defaults, repository)
+
+
+def test_adapters_are_seen_as_they_come(repository: Path, workspace: Workspace) -> None:
+    """The models that look for them are links, with defaults, too."""
+    built(repository, "decoder")
+    served = [served_repository(repository, defaults, workspace) for defaults in (OptionDefaults(), DEFAULTS)]
+    folder = repository / "decoder/1" / FOLDER_NAME
+    folder.mkdir()
+    assert all((each / "decoder/1" / FOLDER_NAME).samefile(folder) for each in served)
 
 
 def test_a_calibration_comes_and_goes_between_starts(repository: Path, workspace: Workspace) -> None:

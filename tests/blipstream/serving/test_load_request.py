@@ -102,3 +102,25 @@ def test_what_matching_sends() -> None:
     assert asked_inputs({MATCH_IMAGE, "text"}) == ("image", "resize_mode", "text", "truncate")
     assert asked_inputs({MATCH_IMAGE}) == ("image", "resize_mode")
     assert asked_inputs({"image"}) == INPUT_NAMES
+
+
+def test_an_adapter_is_looked_for_at_once() -> None:
+    """Each that a request names, or that is the default; with a given caption, too."""
+
+    def check(name: str) -> None:
+        if name != "fr":
+            raise InvalidInput(f"no {name}")
+
+    deadline = Deadline(0, lambda: False)
+    pixels, names = PIXELS.repeat(2, 0), np.array([[b"fr"], [b"ja"]], np.object_)
+    request = {"pixels": pixels, "adapter": names}
+    assert load_request(request, deadline, TEXT)  # who does not see the decoder's leaves it to the decoder
+    with pytest.raises(InvalidInput, match="no ja"):
+        load_request(request, deadline, TEXT, check_adapter=check)
+    assert load_request(request | {"adapter": names[[0, 0]]}, deadline, TEXT, check_adapter=check)
+    given = {"pixels": pixels, "given_caption": np.array([[b"un chat"], [b"un chien"]], np.object_)}
+    with pytest.raises(InvalidInput, match="no ja"):
+        load_request(request | given, deadline, TEXT, check_adapter=check)
+    defaults = OptionDefaults({"adapter": "de", "num_beams": 3})
+    with pytest.raises(InvalidInput, match="no de"):
+        load_request(given, deadline, TEXT, defaults, check)
