@@ -3,6 +3,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from blipstream.adapters import FOLDER_NAME, AdapterConfig
+from blipstream.config import CheckpointConfig
 from blipstream.decoding import Engine
 from blipstream.server.network import bypass_proxies
 from blipstream.server.triton import TritonServer
 from blipstream_build.build import build
 from scenes import Scene, examination
 from tests.reference import Reference
+from tests.support.adapters import AdaptedReference
 from tests.support.recorded_graphs import recorded_graphs
 from tests.support.retrieval import RetrievalReference, save_retrieval_checkpoint
 
@@ -120,6 +124,20 @@ def demo_server(demo_artifacts: Path) -> Iterator[TritonServer]:
     """A real Triton that serves `demo_artifacts`."""
     with TritonServer(repository=demo_artifacts, config="cpu", http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def adapters(demo_artifacts: Path, demo_server: TritonServer) -> dict[str, AdaptedReference]:  # noqa: ARG001
+    """Adapters that `demo_server` has once it runs: with words, without, and one of another base."""
+    folder = demo_artifacts / "decoder/1" / FOLDER_NAME
+    base = CheckpointConfig.load(demo_artifacts / "decoder/1/artifact")
+    references = {"fr": AdaptedReference(CHECKPOINT, 1, words=3), "ja": AdaptedReference(CHECKPOINT, 2)}
+    for name, reference in references.items():
+        reference.save_adapter(folder / name, base)
+        config = AdapterConfig.load(folder / name)
+        replace(config, language=name, revision="1", metrics={"exact": 0.97}).save(folder / name)
+    references["ja"].save_adapter(folder / "old", replace(base, revision="another"))
+    return references
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.requires_cuda)]

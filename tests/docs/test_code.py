@@ -12,17 +12,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 from PIL import Image
 
+from blipstream.adapters import FOLDER_NAME, AdapterConfig
+from blipstream.config import CheckpointConfig
 from blipstream.files import DEMO_RETRIEVAL_CHECKPOINT
 from blipstream.server import command as serve
 from blipstream.server.triton import TritonServer
 from blipstream_build.build import build
-from tests.conftest import ROOT, SAMPLES
+from tests.conftest import CHECKPOINT, ROOT, SAMPLES
+from tests.support.adapters import AdaptedReference
 from tests.support.documents import Block, all_blocks, commands, sessions
 from tests.support.programs import NODE
 
@@ -77,6 +81,16 @@ def matching_server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -
         yield running
 
 
+@pytest.fixture(scope="module")
+def adapted_server(server: TritonServer, artifacts: Path) -> Iterator[TritonServer]:
+    """The usual server, with an adapter as long as the fixture lasts."""
+    folder = artifacts / "decoder/1" / FOLDER_NAME / "fr"
+    AdaptedReference(CHECKPOINT, 1).save_adapter(folder, CheckpointConfig.load(artifacts / "decoder/1/artifact"))
+    replace(AdapterConfig.load(folder), language="fr", metrics={"exact": 0.97}).save(folder)
+    yield server
+    shutil.rmtree(folder)
+
+
 def run(server: TritonServer, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A program with the server's ports instead of the usual ones; both of its outputs as one."""
     words = [re.sub(r":8001\b", f":{server.grpc_port}", word) for word in command]
@@ -117,8 +131,8 @@ def block_with(words: str, page: str) -> Block:
 
 def server_of(request: pytest.FixtureRequest, block: Block) -> TritonServer:
     """A server that has what the block asks for."""
-    matches = block.page.name in ("matching.md", "reranking.md")
-    server: TritonServer = request.getfixturevalue("matching_server" if matches else "server")
+    others = {"matching.md": "matching_server", "reranking.md": "matching_server", "adapters.md": "adapted_server"}
+    server: TritonServer = request.getfixturevalue(others.get(block.page.name, "server"))
     return server
 
 

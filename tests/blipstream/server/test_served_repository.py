@@ -240,7 +240,7 @@ def test_a_default_adapter_must_be_there(repository: Path) -> None:
     check_adapter(defaults, repository)  # it has no captioner: its models say so
     built(repository, "decoder")
     check_adapter(OptionDefaults(), repository)
-    with pytest.raises(ServerError, match="^--default adapter=\"fr\": there is no adapter 'fr': this server has none$"):
+    with pytest.raises(ServerError, match=r"--default adapter=.fr.: there is no adapter 'fr': this server has none"):
         check_adapter(defaults, repository)
     folder = repository / "decoder/1" / FOLDER_NAME / "fr"
     folder.mkdir(parents=True)
