@@ -102,6 +102,12 @@ def test_a_server_behind_tls_is_loaded_with_its_certificate() -> None:
     assert words[words.index("--ca-file") + 1] == "a b.pem"
 
 
+@pytest.mark.parametrize("target", ["build", "serve"])
+def test_each_adapter_is_an_option(target: str) -> None:
+    words = shlex.split(make("-n", target, "ADAPTERS=fr=a;b ja=c").stdout.replace("\\\n", " "))
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--adapter"] == ["fr=a;b", "ja=c"]
+
+
 def test_help_lists_every_verb() -> None:
     shown = make("help").stdout
     assert all(len(line) <= 80 for line in shown.splitlines())
@@ -109,7 +115,7 @@ def test_help_lists_every_verb() -> None:
     assert sorted(VERBS) == [verb for verb, _, _ in rows]
     assert all(len(text) > 10 for _, text, _ in rows)
     taken = {verb: names.split() for verb, _, names in rows}
-    assert taken["build"] == ["CHECKPOINT", "PROCESSOR", "CONFIG", "REPOSITORY"]
+    assert taken["build"] == ["CHECKPOINT", "PROCESSOR", "CONFIG", "REPOSITORY", "ADAPTERS"]
     assert set(taken["build"]) < set(taken["serve"])
     assert taken["lint"] == []
 

@@ -30,6 +30,13 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     assert sentence(done.stderr) == f"Error: {tmp_path} is no checkpoint: {tmp_path} has no config.json"
 
 
+def test_what_is_no_adapter(tmp_path: Path) -> None:
+    command = [*SERVE, f"--repository={tmp_path}", "--adapter=fr=nowhere", str(CHECKPOINT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence(done.stderr).startswith("Error: there is no folder nowhere: ")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
