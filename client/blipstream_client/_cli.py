@@ -21,12 +21,19 @@ OWN = {  # with their help
     "bulk": "Caption any number of images into a file.",
     "embed": "Embed any number of images into a file, for search.",
     "filter": "Clean a data set: keep the texts that match their images.",
+    "evaluate": "Score captions by COCO's metrics, and compare two runs.",
     "match": "Print how well texts match an image.",
     "search": "Find the images that a text describes, or that are like an image.",
     "info": "Print what the server is.",
 }
 
-OF_BULK = ("bulk", "embed", "filter")  # in `_bulk_commands`. The others are in `_commands`
+# where they are; the others are in `_commands`
+MODULES = {
+    "bulk": "_bulk_commands",
+    "embed": "_bulk_commands",
+    "filter": "_bulk_commands",
+    "evaluate": "_evaluate_command",
+}
 
 
 class Program(click.Group):
@@ -64,7 +71,7 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """A subcommand of this package or another. Raises Failure if it is not installed, or broken."""
         if cmd_name in OWN:
-            module = "_bulk_commands" if cmd_name in OF_BULK else "_commands"
+            module = MODULES.get(cmd_name, "_commands")
             command: click.Command = getattr(import_module(f"blipstream_client.{module}"), cmd_name)
             return command
         return plugins.load(cmd_name)

@@ -83,7 +83,7 @@ def test_help_shows_all_commands_without_loading_them(run: Run, tmp_path: Path) 
     installed, _, missing = out.partition("Commands:")[2].partition(
         "Commands of the server's package, which is not installed:"
     )
-    own = ["caption", "explain", "bulk", "embed", "filter", "match", "search", "info"]
+    own = ["caption", "explain", "bulk", "embed", "filter", "evaluate", "match", "search", "info"]
     assert list(lines(installed)) == [*own, "serve", "other"]
     assert lines(installed)["serve"] == SERVER_COMMANDS["serve"]
     assert lines(installed)["other"] == "From the package toy."
