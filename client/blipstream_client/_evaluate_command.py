@@ -33,7 +33,7 @@ from blipstream_client.evaluate.compare import differences
 from blipstream_client.evaluate.output import print_comparison, print_scores
 from blipstream_client.evaluate.run import check_tools, gather, scored
 from blipstream_client.evaluate.scores import load
-from blipstream_client.evaluate.tokens import ENGLISH, tokenization_of
+from blipstream_client.evaluate.tokens import ENGLISH, PTB, tokenization_of
 
 SUFFIX = ".parquet"
 ALL = "all"
@@ -98,6 +98,8 @@ def evaluate(
     if options["adapter"] and language is None:
         raise click.UsageError("--adapter needs --language, which says how its words are counted: en, de, ja")
     tokenization = tokenization_of(language or ENGLISH)
+    if spice and tokenization != PTB:
+        raise click.UsageError("--spice is for English: leave it or --language out")
     check_tools(tokenization, has_references=annotations is not None, with_spice=spice)
     open_sink(output)  # raises InvalidRequest if there is no folder for it
     annotated = None if annotations is None else read_annotations(annotations, split)
