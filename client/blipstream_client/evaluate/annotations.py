@@ -59,7 +59,10 @@ def read_annotations(path: str, split: str | None) -> list[Annotated]:
         raise InvalidRequest(f"{EXPECTED}; {shown} has none")
     if twice := [image for image, count in Counter(each.image for each in found).items() if count > 1]:
         raise InvalidRequest(f"{shown} has the image {quoted(twice[0])} twice: remove one of its entries")
-    return _of_split(found, split, shown)
+    chosen = _of_split(found, split, shown)
+    if not any(each.references for each in chosen):
+        raise InvalidRequest(f"{shown} has no caption of any of its {len(chosen):,} images: name a file with captions")
+    return chosen
 
 
 def _of_split(found: list[Annotated], split: str | None, shown: str) -> list[Annotated]:

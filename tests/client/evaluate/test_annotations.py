@@ -118,6 +118,7 @@ def test_flickr30k(text: str) -> None:
         ([{"image_id": 1, "caption": "A man."}], "got [{'image_id': 1, 'caption': 'A man.'}]"),
         ([], "got []"),
         ({"images": [], "annotations": []}, "annotations has none"),
+        ({**COCO, "annotations": []}, "annotations has no caption of any of its 2 images"),
         ('{"images": [', "Cannot read annotations: "),
         ({**COCO, "annotations": [{"image_id": 7, "bbox": [1]}]}, "Expected caption as text in each entry, got {"),
         ({**COCO, "annotations": [7]}, "Expected image_id as text or a number in each entry, got 7"),

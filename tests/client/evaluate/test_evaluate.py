@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from blipstream.server.triton import TritonServer
+from blipstream_client._cli import main
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.evaluate.asking import over_paper
 from blipstream_client.evaluate.java import java
@@ -47,9 +49,15 @@ def evaluate(*arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def write_annotations(references: dict[str, list[str]], **more: str) -> None:
+def here(*arguments: str) -> tuple[int, str, str]:
+    """The same in this process, which is for commands that ask no server."""
+    result = CliRunner().invoke(main, ["evaluate", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def write_annotations(references: dict[str, list[str]]) -> None:
     """captions.json, as COCO has it."""
-    images = [{"id": number, "file_name": name, **more} for number, name in enumerate(references)]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(references)]
     texts = [{"image_id": number, "caption": text} for number, each in enumerate(references.values()) for text in each]
     Path("captions.json").write_text(json.dumps({"images": images, "annotations": texts}))
 
@@ -179,7 +187,7 @@ def test_captions_that_exist_by_domain() -> None:
     Path("captions.json").write_text(json.dumps(content))
     write_results(*(f"Ein Hund, und {number} Katzen." if number % 2 else "zwei Vögel" for number in range(5)))
     arguments = ["--annotations", "captions.json", "--captions", "results.json", "--language", "de", "--by-domain"]
-    status, out, err = evaluate(*arguments, "--json")
+    status, out, err = here(*arguments, "--json")
     assert (status, err) == (1, "1 of 6 images have no caption, and are left out: 5.jpg\n")
     found = json.loads(out)
     figures = found["figures"]
@@ -187,12 +195,12 @@ def test_captions_that_exist_by_domain() -> None:
     assert figures["all"]["ROUGE-L"] == pytest.approx(0.4)
     assert figures["out-domain"]["CIDEr"] != figures["all"]["CIDEr"]
     assert found["left_out"] == {"have no reference": [], "have no caption": ["5.jpg"]}
-    header = evaluate(*arguments)[1].splitlines()[1]
+    header = here(*arguments)[1].splitlines()[1]
     assert header.split() == ["all", "in-domain", "out-domain"]
-    status, out, err = evaluate("--compare", "scores.parquet", "scores.parquet")
+    status, out, err = here("--compare", "scores.parquet", "scores.parquet")
     assert (status, err) == (0, "")
     assert out.splitlines()[-1] == "Neither run is better: their figures are the same."
-    compared = json.loads(evaluate("--compare", "scores.parquet", "scores.parquet", "--json")[1])
+    compared = json.loads(here("--compare", "scores.parquet", "scores.parquet", "--json")[1])
     assert {each["difference"] for each in compared["metrics"]} == {0}
 
 
@@ -228,7 +236,7 @@ def test_misuse_is_one_sentence(arguments: list[str], words: str) -> None:
     write_annotations({"0.jpg": ["a dog"]})
     write_results("a dog")
     Path("empty.json").write_text("[]")
-    status, out, err = evaluate(*arguments)
+    status, out, err = here(*arguments)
     assert (status in (1, 2), out) == (True, "")
     assert words in err.splitlines()[-1]
 
