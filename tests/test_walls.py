@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 SOURCES = (ROOT, ROOT / "client", ROOT / "build", ROOT / "loadtest")  # folders from which modules are imported by name
 TOOL_PACKAGES = (
-    *("blipstream_build", "blipstream_calibrate", "blipstream_demo"),
+    *("blipstream_build", "blipstream_calibrate", "blipstream_demo", "blipstream_finetune"),
     *("blipstream_bench", "blipstream_loadtest", "blipstream_tune"),
 )
 PACKAGES = ("blipstream", "blipstream_client", *TOOL_PACKAGES)
