@@ -12,5 +12,6 @@ examples.py    batches, in an order that only the seed decides
 model.py       what is frozen and what is trained; what is saved
 validation.py  loss, exact captions and CIDEr on what is held out
 training.py    the loop, which goes on where it was stopped
+line.py        progress in one line
 report.py      the model card, the metrics and the curves
 """

@@ -89,7 +89,7 @@ def _default(name: str) -> str:
 @click.option(
     "--cache", type=command_line.OutputFolder(), help="Keep a frozen encoder's embeddings there, for other runs."
 )
-@click.option("--workers", type=click.IntRange(1), default=1, help="Threads or processes that decode images.")
+@click.option("--workers", type=click.IntRange(1), default=1, help="Threads that decode images.")
 @click.option("--save-minutes", type=click.FloatRange(0), default=5.0, help="Between two states to go on from.")
 def main(
     checkpoint: str,

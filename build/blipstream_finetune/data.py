@@ -70,16 +70,17 @@ class Data:
     captions: dict[str, list[str]] = field(default_factory=dict)
 
     @property
-    def pairs(self) -> int:
-        """The number of captions."""
-        return sum(map(len, self.captions.values()))
+    def pairs(self) -> list[tuple[str, str]]:
+        """Digests and captions, in an order that does not depend on that of the files."""
+        return [(digest, each) for digest in sorted(self.captions) for each in sorted(self.captions[digest])]
 
     @property
     def digest(self) -> str:
         """A hash of all that is learnt from."""
-        return hashlib.sha256(
-            repr([(each, sorted(self.captions[each])) for each in sorted(self.captions)]).encode()
-        ).hexdigest()
+        return hashlib.sha256(repr(self.pairs).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{len(self.pairs):,} captions of {len(self.captions):,} images"
 
     def only(self, digests: Iterable[str]) -> "Data":
         """Those of these images that have captions."""

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of training, in an order that only the seed decides: whoever goes on at a step gets what would have come."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,10 +48,8 @@ class Texts:
         return [*self.prompt_ids, *self._encode(caption), self.end]
 
     def pairs(self, data: Data) -> list[Pair]:
-        """All pairs, in an order that does not depend on that of the files."""
-        return [
-            Pair(digest, self.ids(each)) for digest in sorted(data.captions) for each in sorted(data.captions[digest])
-        ]
+        """All pairs of the data."""
+        return [Pair(digest, self.ids(caption)) for digest, caption in data.pairs]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -81,8 +82,8 @@ class PixelReader:
         return torch.from_numpy((scaled - self._mean) / self._std)
 
 
-class Batches(torch.utils.data.Dataset[Batch]):
-    """The batch of each step, whole or in parts. Epochs follow one another without a gap, so all are full."""
+class Batches:
+    """The batch of each step. Epochs follow one another without a gap, so all are full."""
 
     def __init__(
         self,
@@ -95,24 +96,34 @@ class Batches(torch.utils.data.Dataset[Batch]):
     ) -> None:
         self._pairs, self._images, self._texts = pairs, images, texts
         self._size, self._steps, self._seed = size, steps, seed
-        self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
-        places = range(step * self._size, (step + 1) * self._size)
-        pairs = [self._pairs[self._at(place)] for place in places]
-        images = self._images.get([pair.digest for pair in pairs])
-        return self._texts.batch(pairs, torch.as_tensor(images))
+        pairs = []
+        for place in range(step * self._size, (step + 1) * self._size):
+            epoch, within = divmod(place, len(self._pairs))
+            pairs.append(self._pairs[_order(len(self._pairs), self._seed, epoch)[within]])
+        return self._texts.batch(pairs, torch.as_tensor(self._images.get([pair.digest for pair in pairs])))
 
-    def _at(self, place: int) -> int:
-        epoch, within = divmod(place, len(self._pairs))
-        if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            self._order = epoch, torch.randperm(len(self._pairs), generator=generator).tolist()
-        return self._order[1][within]
+    def following(self, step: int, workers: int) -> Iterator[Batch]:
+        """The batches from a step on, which so many threads make in advance."""
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[Future[Batch]] = deque()
+            for each in range(step, self._steps):
+                waiting.append(pool.submit(self.__getitem__, each))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+
+@lru_cache(maxsize=2)
+def _order(number: int, seed: int, epoch: int) -> list[int]:
+    """The numbers below `number` in an epoch's order."""
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
 
 
 def in_order(pairs: Sequence[Pair], images: PixelReader | EmbeddingCache, texts: Texts, size: int) -> Iterator[Batch]:

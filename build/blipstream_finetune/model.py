@@ -3,6 +3,7 @@
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import BlipForConditionalGeneration, BlipProcessor, PreTrainedTokenizerFast
 
 from blipstream_build.checkpoint import Checkpoint
+from blipstream_build.generation import NAME as GENERATION
 from blipstream_finetune.examples import Batch
 from blipstream_finetune.settings import Settings
 
@@ -28,10 +30,10 @@ ENCODER_LAYERS = r"vision_model\.encoder\.layers\.\d+\.\w+\.(qkv|projection|fc1|
 class Trained:
     """A captioner in training."""
 
-    def __init__(self, model: BlipForConditionalGeneration, settings: Settings, tokens: int, seed: int) -> None:
+    def __init__(self, model: BlipForConditionalGeneration, settings: Settings, tokens: int) -> None:
         """Give the model `tokens` embeddings, and freeze what is not trained."""
         old = model.config.text_config.vocab_size
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         self._adds_words = tokens > old
         if self._adds_words:
             with _quiet():
@@ -96,9 +98,8 @@ class Trained:
         if self.adapted and self.settings.is_adapter:
             for config in self.adapted.peft_config.values():
                 config.base_model_name_or_path = name
-            self.adapted.save_pretrained(
-                str(folder), save_embedding_layers=False
-            )  # the new rows are there all the same
+            # the embeddings' new rows are among the adapter's own
+            self.adapted.save_pretrained(str(folder), save_embedding_layers=False)
             if self._adds_words:
                 tokenizer.save_pretrained(folder)
             ours = {
@@ -112,6 +113,8 @@ class Trained:
         model = self.adapted.merge_and_unload() if self.adapted else self.captioner
         model.save_pretrained(folder)
         BlipProcessor(checkpoint.load_image_processor(model), tokenizer).save_pretrained(folder)
+        if (checkpoint.folder / GENERATION).exists():
+            shutil.copy(checkpoint.folder / GENERATION, folder)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 """A run, from the checkpoint and the data to what `blipstream build` takes."""
 
 import math
-import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +13,7 @@ import click
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import BlipForConditionalGeneration
+from transformers import BertTokenizer, BlipForConditionalGeneration
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of TensorBoard's own imports
@@ -24,11 +22,11 @@ with warnings.catch_warnings():
 from blipstream.dtypes import cpu_has_bf16
 from blipstream.errors import ArtifactError, BlipstreamError, InvalidInput
 from blipstream_build.checkpoint import Checkpoint
-from blipstream_build.generation import NAME as GENERATION
 from blipstream_build.stages import stage
 from blipstream_finetune.data import Data, Problems, read_data, split
 from blipstream_finetune.embeddings import EmbeddingCache, locked
 from blipstream_finetune.examples import Batches, PixelReader, Texts
+from blipstream_finetune.line import Line
 from blipstream_finetune.model import Trained
 from blipstream_finetune.report import METRICS, write_report
 from blipstream_finetune.settings import Settings
@@ -94,90 +92,90 @@ def _check_output(output: Path) -> None:
 
 
 def _finetune(
-    name: str, checkpoint: Checkpoint, source: Source, output: Path, settings: Settings,
-    validation: float | Source, words: Words, language: str, work: Work,
-) -> dict[str, float]:  # fmt: skip
+    name: str,
+    checkpoint: Checkpoint,
+    source: Source,
+    output: Path,
+    settings: Settings,
+    validation: float | Source,
+    words: Words,
+    language: str,
+    work: Work,
+) -> dict[str, float]:
+    folder = output / WORK
     with stage(f"loading {checkpoint.name}"):
         model = checkpoint.load_model()
         assert isinstance(model, BlipForConditionalGeneration)  # noqa: S101
         base, processor = checkpoint.load_tokenizer(model), checkpoint.load_image_processor(model)
         accelerator = Accelerator(mixed_precision="bf16" if _is_bf16(settings) else "no")
     text, vision = model.config.text_config, model.config.vision_config
-    side, rows, folder = vision.image_size, text.vocab_size, output / WORK
-    dtype = "bf16" if accelerator.mixed_precision == "bf16" else "f32"
-    shape = ((side // vision.patch_size) ** 2 + 1, vision.hidden_size)
-    cache = None if settings.encoder else EmbeddingCache(work.cache or folder, checkpoint.revision, dtype, shape)
+    side, rows = vision.image_size, text.vocab_size
+    cache = None
+    if not settings.encoder:
+        shape = ((side // vision.patch_size) ** 2 + 1, vision.hidden_size)
+        cache = EmbeddingCache(work.cache or folder, checkpoint.revision, accelerator.mixed_precision, shape)
 
     data = _read(source, side, folder / "images.bin", work, cache)
-    held_out = None
-    if isinstance(validation, Source):
-        held_out = _read(validation, side, folder / "validation.bin", work, cache)
-        data = data.only(each for each in data.captions if each not in held_out.captions)
-    captions = [caption for several in data.captions.values() for caption in several]
-    if words.tokenizer:
-        tokenizer: Any = load_words(words.tokenizer, base, rows)
-    elif words.new_tokens:
-        tokenizer = add_words(base, rows, captions, words.new_tokens, lowercase=words.lowercase)
-    else:
-        tokenizer = base
-    tokens = max(rows, len(tokenizer))
+    tokenizer = _tokenizer(words, base, rows, data)
     texts = Texts(tokenizer, settings.prompt, text.bos_token_id, text.sep_token_id, text.pad_token_id)
     data = _readable(data, texts, tokenizer, text.max_position_embeddings, work)
-    if held_out is None:
-        assert isinstance(validation, float)  # noqa: S101
+    if isinstance(validation, float):
         data, held_out = split(data, validation)
     else:
+        held_out = _read(validation, side, folder / "held-out.bin", work, cache)
         held_out = _readable(held_out, texts, tokenizer, text.max_position_embeddings, work)
-    if len(data.places) < FEWEST or not held_out.places:
+        data = data.only(each for each in data.captions if each not in held_out.captions)
+    if len(data.captions) < FEWEST or not held_out.captions:
         raise InvalidInput(
-            f"{len(data.places)} images are left to learn from, and {len(held_out.places)} to validate: give at least "
-            f"{FEWEST} and 1"
+            f"{len(data.captions)} images are left to learn from, and {len(held_out.captions)} to validate: give at "
+            f"least {FEWEST} and 1"
         )
-    click.echo(
-        f"{data.pairs:,} captions of {len(data.places):,} images; held out: {held_out.pairs:,} of "
-        f"{len(held_out.places):,}; {tokens - rows} new tokens"
-    )
-    trained = Trained(model.to(accelerator.device), settings, tokens, settings.seed)
-    pixels = PixelReader(data.places | held_out.places, side, processor.image_mean, processor.image_std)
+    tokens = max(rows, len(tokenizer))
+    amounts = f"{data}; held out: {held_out}; {tokens - rows} new tokens"
+    click.echo(amounts)
+
+    trained = Trained(model.to(accelerator.device), settings, tokens)
+    images = PixelReader(data.places | held_out.places, side, processor.image_mean, processor.image_std)
     if cache is not None:
-        _embed(trained, cache, pixels, [*data.places, *held_out.places], accelerator)
-    images = pixels if cache is None else cache
+        _embed(trained, cache, images, [*data.places, *held_out.places], accelerator)
     pairs = texts.pairs(data)
+    epoch = math.ceil(len(pairs) / settings.batch)
     steps = settings.steps or math.ceil(settings.epochs * len(pairs) / settings.batch)
-    check = Validation(held_out, images, texts, settings.metric)
-    description = settings.as_dict() | {
-        "checkpoint": checkpoint.revision,
-        "data": data.digest,
-        "validation data": held_out.digest,
-        "tokens": tokens,
-        "computed in": dtype,
+    batches = Batches(pairs, cache or images, texts, settings.batch, steps, settings.seed)
+    check = Validation(held_out, cache or images, texts, tokenizer, settings.metric)
+    about = settings.as_dict() | {
+        "steps": steps,
+        "computed in": accelerator.mixed_precision,
+        "new tokens": tokens - rows,
     }
-    training = Training(
-        trained, Batches(pairs, images, texts, settings.batch, steps, settings.seed), folder, accelerator, description
-    )
+    digests = {"checkpoint": checkpoint.revision, "data": data.digest, "held-out data": held_out.digest}
+    training = Training(trained, batches, folder, accelerator, about | digests)
     with SummaryWriter(str(folder), purge_step=training.progress.step + 1) as writer:
         progress = training.run(
-            lambda each: check(each, tokenizer),
-            check.is_better,
-            settings.validate_steps or math.ceil(len(pairs) / settings.batch),
+            check,
+            settings.validate_steps or epoch,
             writer,
             save_seconds=60 * work.save_minutes,
-            workers=work.workers if cache is None else 0,
+            workers=work.workers,
         )
     trained.captioner.to("cpu")
     trained.save(output, checkpoint, name, language, tokenizer, progress.best)
-    if not settings.is_adapter and (checkpoint.folder / GENERATION).exists():
-        shutil.copy(checkpoint.folder / GENERATION, output)
-    numbers = (
-        f"{data.pairs:,} captions of {len(data.places):,} images to learn from, {held_out.pairs:,} of "
-        f"{len(held_out.places):,} held out. {tokens - rows} new tokens."
-    )
-    write_report(output, progress, settings.as_dict() | {"steps": steps}, name, language, numbers)
+    write_report(output, progress, about, name, language, amounts)
     for each in folder.iterdir():
         if not each.name.startswith("events."):
             each.unlink()
     click.echo(f"kept: step {progress.best_step}, {shown(progress.best)}")
     return progress.best
+
+
+def _tokenizer(words: Words, base: "BertTokenizer", rows: int, data: Data) -> Any:  # noqa: ANN401
+    """The base's tokenizer, or one with new words."""
+    if words.tokenizer:
+        return load_words(words.tokenizer, base, rows)
+    if words.new_tokens:
+        captions = [caption for _, caption in data.pairs]
+        return add_words(base, rows, captions, words.new_tokens, lowercase=words.lowercase)
+    return base
 
 
 def _is_bf16(settings: Settings) -> bool:
@@ -186,10 +184,11 @@ def _is_bf16(settings: Settings) -> bool:
 
 def _read(source: Source, side: int, spool: Path, work: Work, known: Sequence[str] | EmbeddingCache | None) -> Data:
     """Read and check a source, and say what is left out."""
-    problems, data = Problems(), Data()
+    problems, data, line = Problems(), Data(), Line()
     for data in read_data(source.items, side, problems, spool, work.workers, known or ()):
-        _count(f"reading: {len(data.places):,} images")
-    _count("", end=True)
+        if line.is_due:
+            line.show(f"reading: {len(data.places):,} images")
+    line.clear()
     if left_out := source.left_out():
         click.echo(left_out)
     _tell(problems, work)
@@ -229,20 +228,13 @@ def _embed(
     trained: Trained, cache: EmbeddingCache, pixels: PixelReader, digests: Sequence[str], accelerator: Accelerator
 ) -> None:
     """Compute the embeddings that are not there yet."""
-    missing = [each for each in digests if each not in cache]
+    missing, line = [each for each in digests if each not in cache], Line()
     trained.captioner.eval()
     for start in range(0, len(missing), EMBED):
         some = missing[start : start + EMBED]
         with torch.inference_mode(), accelerator.autocast():
             embeds = trained.embed(pixels.get(some).to(accelerator.device))
         cache.add(some, embeds.float().cpu().numpy().astype(np.float16))
-        _count(f"embedding: {start + len(some):,} of {len(missing):,} images")
-    _count("", end=True)
-
-
-def _count(line: str, *, end: bool = False) -> None:
-    """A line that is written anew, on a terminal alone."""
-    if sys.stdout.isatty():
-        click.echo(f"\r\033[K{line}", nl=False)
-    elif end:
-        return
+        if line.is_due:
+            line.show(f"embedding: {start + len(some):,} of {len(missing):,} images")
+    line.clear()

@@ -5,9 +5,8 @@ import json
 import math
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,13 +17,14 @@ import click
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 
 from blipstream import signals
 from blipstream.errors import BlipstreamError
 from blipstream_finetune.examples import IGNORED, Batch, Batches
+from blipstream_finetune.line import Line
 from blipstream_finetune.model import Trained
 from blipstream_finetune.settings import MAX_NORM, Settings
+from blipstream_finetune.validation import Validation
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 STATE, BEST = "state.pt", "best.safetensors"
 LOG_STEPS = 10  # the losses of so many steps are one point of the curve
 RISE, START, END = 0.3, 1 / 25, 1e-4  # of one cycle: its first part, and the rates at both ends as parts of the highest
-LINE_SECONDS = 10.0  # where no terminal shows the progress
 
 
 class Stopped(Exception):
@@ -51,12 +50,9 @@ class Progress:
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)  # the metrics then
     worse: int = 0  # validations since
+    recent: list[float] = field(default_factory=list)  # the losses of the last few steps
     losses: list[tuple[int, float]] = field(default_factory=list)  # steps and the mean loss up to them
     validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-
-
-Validate = Callable[[Trained], dict[str, float]]
-IsBetter = Callable[[dict[str, float], dict[str, float]], bool]
 
 
 class Training:
@@ -80,35 +76,43 @@ class Training:
             self._load()
 
     def run(
-        self, validate: Validate, is_better: IsBetter, validate_steps: int, writer: "SummaryWriter", *,
-        save_seconds: float, workers: int,
-    ) -> Progress:  # fmt: skip
+        self,
+        validation: Validation,
+        validate_steps: int,
+        writer: "SummaryWriter",
+        *,
+        save_seconds: float,
+        workers: int,
+    ) -> Progress:
         """Train to the end, and leave the model with the best weights. Raises Stopped on a signal."""
         progress, steps = self.progress, len(self._batches)
-        loader = DataLoader(self._batches, batch_size=None, sampler=range(progress.step, steps), num_workers=workers)
-        saved_at, recent, show = time.monotonic(), [], _Line(progress.step, steps)
+        line, first, began = Line(), progress.step, time.monotonic()
+        saved_at, recent = began, progress.recent
         self._trained.captioner.train()
         with _stop_signal() as stop:
-            for batch in loader:
+            for batch in self._batches.following(progress.step, workers):
                 if self._is_over:
                     break
                 recent.append(self._step(batch))
                 progress.step += 1
-                show(progress, recent[-1])
+                if line.is_due:
+                    rate = (progress.step - first) / (time.monotonic() - began)
+                    left = timedelta(seconds=int((steps - progress.step) / rate))
+                    line.show(f"step {progress.step}/{steps}, loss {recent[-1]:.4f}, {rate:.2f} steps/s, {left} left")
                 if progress.step % LOG_STEPS == 0 or progress.step == steps:
                     progress.losses.append((progress.step, sum(recent) / len(recent)))
                     writer.add_scalar("loss/training", progress.losses[-1][1], progress.step)
                     recent.clear()
                 validated = progress.step % validate_steps == 0 or progress.step == steps
                 if validated:
-                    self._validate(validate, is_better, writer)
-                    show.say(f"step {progress.step}: " + shown(progress.validations[-1][1]))
-                if stop or validated or (not recent and time.monotonic() - saved_at >= save_seconds):
+                    self._validate(validation, writer)
+                    line.say(f"step {progress.step}: " + shown(progress.validations[-1][1]))
+                if stop or validated or time.monotonic() - saved_at >= save_seconds:
                     self._save()
                     saved_at = time.monotonic()
                 if stop:
                     raise Stopped(stop[0], progress.step)
-        show.say("")
+        line.clear()
         self._trained.load(load_file(self._folder / BEST))
         return progress
 
@@ -141,14 +145,14 @@ class Training:
         self._optimizer.zero_grad()
         return loss
 
-    def _validate(self, validate: Validate, is_better: IsBetter, writer: "SummaryWriter") -> None:
+    def _validate(self, validation: Validation, writer: "SummaryWriter") -> None:
         progress = self.progress
         with self._accelerator.autocast():
-            metrics = validate(self._trained)
+            metrics = validation(self._trained)
         progress.validations.append((progress.step, metrics))
         for name, value in metrics.items():
             writer.add_scalar(f"{name}/validation", value, progress.step)
-        if is_better(metrics, progress.best):
+        if validation.is_better(metrics, progress.best):
             progress.best, progress.best_step, progress.worse = metrics, progress.step, 0
             weights = {name: each.detach().cpu().contiguous() for name, each in self._trained.parameters.items()}
             with _replaced(self._folder / BEST) as path:
@@ -208,28 +212,6 @@ def learning_rate(settings: Settings, step: int, steps: int) -> float:
 def shown(metrics: dict[str, float]) -> str:
     """Metrics in a line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-
-
-class _Line:
-    """The progress in one line, which is written anew on a terminal."""
-
-    def __init__(self, step: int, steps: int) -> None:
-        self._first, self._steps = step, steps
-        self._began = self._shown = time.monotonic()
-
-    def __call__(self, progress: Progress, loss: float) -> None:
-        now = time.monotonic()
-        if now - self._shown < (0.2 if sys.stdout.isatty() else LINE_SECONDS):
-            return
-        self._shown = now
-        rate = (progress.step - self._first) / (now - self._began)
-        left = timedelta(seconds=int((self._steps - progress.step) / rate))
-        line = f"step {progress.step}/{self._steps}, loss {loss:.4f}, {rate:.2f} steps/s, {left} left"
-        click.echo(f"\r\033[K{line}" if sys.stdout.isatty() else line, nl=not sys.stdout.isatty())
-
-    def say(self, line: str) -> None:
-        """Write a line that stays."""
-        click.echo(("\r\033[K" if sys.stdout.isatty() else "") + line, nl=bool(line))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from blipstream.errors import BlipstreamError
 from blipstream_finetune.data import Data
@@ -22,21 +23,28 @@ TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 class Validation:
     """The held-out data and what is measured on them."""
 
-    def __init__(self, data: Data, images: PixelReader | EmbeddingCache, texts: Texts, metric: Metric) -> None:
+    def __init__(
+        self,
+        data: Data,
+        images: PixelReader | EmbeddingCache,
+        texts: Texts,
+        tokenizer: PreTrainedTokenizerFast,
+        metric: Metric,
+    ) -> None:
         """Raises BlipstreamError if the metric needs a package that is not installed."""
-        self._data, self._images, self._texts, self.metric = data, images, texts, metric
+        self._data, self._images, self._texts, self._tokenizer, self._metric = data, images, texts, tokenizer, metric
         self._pairs = texts.pairs(data)
         if metric == "cider":
             _cider([["a"], ["b"]], ["a", "b"])
 
     def is_better(self, new: dict[str, float], old: dict[str, float]) -> bool:
         """Whether metrics are better than those of the best so far, of which there may be none. Loss decides ties."""
-        if not old or self.metric == "loss":
+        if not old or self._metric == "loss":
             return not old or new["loss"] < old["loss"]
-        return (new[self.metric], -new["loss"]) > (old[self.metric], -old["loss"])
+        return (new[self._metric], -new["loss"]) > (old[self._metric], -old["loss"])
 
     @torch.no_grad()
-    def __call__(self, trained: Trained, tokenizer: object) -> dict[str, float]:
+    def __call__(self, trained: Trained) -> dict[str, float]:
         """The loss a token, without smoothing, and the metric."""
         trained.captioner.eval()
         total, tokens = 0.0, 0
@@ -47,10 +55,10 @@ class Validation:
             total += float(trained.loss(batch, 0.0)) * number
             tokens += number
         metrics = {"loss": total / tokens}
-        if self.metric != "loss":
-            captions = self._captions(trained, tokenizer)
+        if self._metric != "loss":
+            captions = self._captions(trained)
             references = [self._data.captions[each] for each in sorted(self._data.captions)]
-            if self.metric == "exact":
+            if self._metric == "exact":
                 right = sum(each in found for each, found in zip(captions, references, strict=True))
                 metrics["exact"] = right / len(captions)
             else:
@@ -58,7 +66,7 @@ class Validation:
         trained.captioner.train()
         return metrics
 
-    def _captions(self, trained: Trained, tokenizer: object) -> list[str]:
+    def _captions(self, trained: Trained) -> list[str]:
         """A greedy caption of each image."""
         digests, captions = sorted(self._data.captions), []
         model, prompt = trained.captioner, self._texts.prompt_ids
@@ -77,7 +85,7 @@ class Validation:
                 max_length=longest,
             )
             new = output[:, len(prompt) :].tolist()
-            captions += tokenizer.batch_decode(new, skip_special_tokens=True)  # type: ignore[attr-defined]
+            captions += self._tokenizer.batch_decode(new, skip_special_tokens=True)
         return captions
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CSV and JSON-lines files whose rows name an image, by a path or a URL, and have a text or several.
+"""CSV, TSV and JSON-lines files whose rows name an image, by a path or a URL, and have a text or several.
 
 The paths start at the file's folder, and may lead into it without further ado: whoever names a table means what lies
 beside it. Others need permission, as in Parquet files: whoever made the file could name any of the user's.
@@ -22,7 +22,8 @@ from blipstream_client.bulk.items import Item, suffix
 from blipstream_client.bulk.parquet import COLUMNS, TEXT_COLUMNS
 from blipstream_client.bulk.rows import as_utf8
 
-TABLE_SUFFIXES = (".csv", ".jsonl")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLE_SUFFIXES = (*SEPARATORS, ".jsonl")
 IMAGE_COLUMNS = (*COLUMNS, "file_name")  # the first one that a table has counts
 LONGEST_LINE = 1 << 20  # bytes
 
@@ -53,9 +54,10 @@ def texts_in(value: Any) -> Iterator[str]:  # noqa: ANN401
 
 def _rows(path: str) -> Iterator[Mapping[str, Any]]:
     with open_regular(path) as file:
-        if suffix(path) == ".csv":
+        if separator := SEPARATORS.get(suffix(path)):
             with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as lines:
-                yield from csv.DictReader(iter(lambda: lines.readline(LONGEST_LINE), ""), strict=True)
+                rows = iter(lambda: lines.readline(LONGEST_LINE), "")
+                yield from csv.DictReader(rows, delimiter=separator, strict=True)
             return
         number = 0
         while line := file.readline(LONGEST_LINE):
