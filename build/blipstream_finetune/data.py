@@ -22,6 +22,7 @@ from blipstream_client._text import excerpt
 from blipstream_client.bulk.items import Item
 
 EXAMPLES = 3  # of a problem, which are named
+SHOWN = 60  # characters of a name
 AT_ONCE = 64  # images that are read together
 NOT_UTF8 = re.compile(r"\ufffd|\\udc[89a-f][0-9a-f]")  # what the readers make of other bytes
 
@@ -47,18 +48,18 @@ class Problems:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, kind: str, example: str) -> None:
-        """Count one."""
+    def add(self, kind: str, name: str, detail: str = "") -> None:
+        """Count one. Of a long name, the end is shown."""
         self.counts[kind] += 1
         examples = self._examples.setdefault(kind, [])
         if len(examples) < EXAMPLES:
-            examples.append(excerpt(example))
+            shown = name if len(name) <= SHOWN else f"…{name[-SHOWN:]}"
+            examples.append(f"{shown} {excerpt(detail)}".rstrip())
 
     def __str__(self) -> str:
         """A line for each kind."""
         return "\n".join(
-            f"left out: {number:,} {kind}, such as {'; '.join(self._examples[kind])}"
-            for kind, number in self.counts.items()
+            f"{kind}: {number:,}, such as {'; '.join(self._examples[kind])}" for kind, number in self.counts.items()
         )
 
 
@@ -112,7 +113,7 @@ def read_data(
             faults = pool.map(lambda each: "" if each[3] in seen else check(each[2], each[3]), some)
             for (item, place, _, digest), fault in zip(some, faults, strict=True):
                 if fault:
-                    problems.add("images that are broken", f"{item.name} ({fault})")
+                    problems.add("images that are broken", item.name, f"({fault})")
                     continue
                 data.places.setdefault(digest, place)
                 _add_captions(data.captions.setdefault(digest, []), item, problems)
@@ -153,7 +154,7 @@ def _load(item: Item, problems: Problems) -> tuple[Place | None, bytes] | None:
     except FileNotFoundError:
         problems.add("images that are missing", item.name)
     except (InvalidRequest, OSError) as exc:
-        problems.add("images that cannot be read", f"{item.name} ({exc})")
+        problems.add("images that cannot be read", item.name, f"({exc})")
     return None
 
 
@@ -165,9 +166,9 @@ def _add_captions(captions: list[str], item: Item, problems: Problems) -> None:
         if not caption:
             problems.add("captions that are empty", item.name)
         elif NOT_UTF8.search(caption):
-            problems.add("captions that are not UTF-8", f"{item.name} {caption!r}")
+            problems.add("captions that are not UTF-8", item.name, repr(caption))
         elif caption in captions:
-            problems.add("duplicates", f"{item.name} {caption!r}")
+            problems.add("duplicates", item.name, repr(caption))
         else:
             captions.append(caption)
 

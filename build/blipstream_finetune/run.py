@@ -202,24 +202,24 @@ def _readable(data: Data, texts: Texts, tokenizer: Any, positions: int, work: Wo
     for digest, captions in data.captions.items():
         for caption in captions:
             ids = texts.ids(caption)
-            example = f"{data.places[digest].file} {caption!r}"
+            example = data.places[digest].file, repr(caption)
             if unknown(tokenizer, caption):
-                problems.add("captions with characters that the vocabulary lacks (see --new-tokens)", example)
+                problems.add("captions with characters that the vocabulary lacks (see --new-tokens)", *example)
             elif len(ids) > positions:
-                problems.add(f"captions of more than the model's {positions} tokens", example)
+                problems.add(f"captions of more than the model's {positions} tokens", *example)
             else:
                 kept.setdefault(digest, []).append(caption)
                 if (read := tokenizer.decode(ids[len(texts.prompt_ids) :], skip_special_tokens=True)) != caption:
-                    altered.add("captions", f"{caption!r} as {read!r}")
+                    altered.add("captions", repr(caption), f"as {read!r}")
     _tell(problems, work)
     if altered.counts:
-        click.echo(f"the vocabulary spells otherwise (see --new-tokens): {altered}".replace("left out: ", ""))
+        click.echo(f"not given back as they are by the vocabulary (see --new-tokens):\n{altered}")
     return Data(data.places, kept).only(data.places)
 
 
 def _tell(problems: Problems, work: Work) -> None:
     if problems.counts:
-        click.echo(str(problems))
+        click.echo(f"left out:\n{problems}")
         if work.strict:
             raise InvalidInput("the data have faults, as listed above: mend them, or leave out --strict")
 

@@ -73,7 +73,8 @@ def load_words(folder: Path, base: "BertTokenizer", rows: int) -> "PreTrainedTok
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        found = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
+        backend: Tokenizer = tokenizer.backend_tokenizer
+        found = backend.get_vocab(with_added_tokens=True)
     except Exception as exc:  # tokenizers raises nothing more specific
         raise InvalidInput(f"{folder} has no tokenizer that can be read: {exc}") from exc
     for piece, number in base.get_vocab().items():
@@ -82,8 +83,9 @@ def load_words(folder: Path, base: "BertTokenizer", rows: int) -> "PreTrainedTok
                 f"{folder} must have the base's vocabulary first, in its order, and its token {number} is not "
                 f"{piece!r}: add your words behind it, or have them learnt by --new-tokens"
             )
-    fewest, most = min((each for each in found.values() if each >= rows), default=rows), max(found.values())
-    if sorted(each for each in found.values() if each >= rows) != list(range(fewest, most + 1)) or fewest != rows:
+    special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+    new = sorted(set(found.values()) - set(base.get_vocab().values()) - special)
+    if new != list(range(rows, rows + len(new))):
         raise InvalidInput(f"{folder} must number its new tokens from {rows} on, without a gap")
     return tokenizer
 

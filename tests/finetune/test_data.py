@@ -27,9 +27,8 @@ ROWS = [(name, text) for name, texts in CAPTIONS.items() for text in texts]
 
 
 def read(source: Path, spool: Path, images: Path | None = None) -> tuple[Data, Problems]:
-    problems, data = Problems(), Data()
-    for data in read_data(open_source(str(source), images, None, None).items, 192, problems, spool, 2):
-        pass
+    problems = Problems()
+    *_, data = read_data(open_source(str(source), images, None, None).items, 192, problems, spool, 2)
     return data, problems
 
 
