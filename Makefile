@@ -11,6 +11,7 @@ REPOSITORY ?= model_repository
 # The variables that a target takes. `make help` shows them, and others are refused
 build_TAKES := CHECKPOINT PROCESSOR CONFIG REPOSITORY ADAPTERS
 serve_TAKES := $(build_TAKES) HTTP_PORT GRPC_PORT METRICS_PORT HEALTH_PORT OPTIONS
+finetune_TAKES := CHECKPOINT PROCESSOR DATA OUTPUT OPTIONS
 bench_TAKES := WHAT DEVICE STRATEGY ROUNDS
 loadtest_TAKES := IMAGES_PER_DAY PEAK_FACTOR HOST CA_FILE SHAPE USERS DURATION RATE WORKERS SLO_P95_MS SLO_ERROR_RATE SLO_MIN_RPS \
 	MIX NAME $(build_TAKES)
@@ -24,7 +25,7 @@ quote = '$(subst ','\'',$1)'
 # The option $2 with the value of the variable $1, if it has one
 option = $(if $($1),--$2 $(call quote,$($1)))
 
-VERBS := setup help demo serve build bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
+VERBS := setup help demo serve build finetune bench loadtest tune test test-full lint format configs docs lock wheels pin-images audit sbom clean
 # What of the words $2 is spelt almost as $1
 nearest = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1))' \
 	$(call quote,$1) $2)
@@ -112,6 +113,10 @@ serve: $(READY)  ## build CHECKPOINT and serve it until Ctrl-C
 	@exec env $(BLIPSTREAM) serve $(SERVED) $(call option,PROCESSOR,processor) $(ADAPTED) $(call option,HTTP_PORT,http-port) \
 		$(call option,GRPC_PORT,grpc-port) $(call option,METRICS_PORT,metrics-port) \
 		$(call option,HEALTH_PORT,health-port) $(OPTIONS) $(call quote,$(CHECKPOINT))
+
+finetune: $(READY)  ## teach CHECKPOINT from the images and captions in DATA, into OUTPUT
+	@$(BLIPSTREAM) finetune --checkpoint $(call quote,$(CHECKPOINT)) $(call option,PROCESSOR,processor) \
+		$(call option,DATA,data) $(call option,OUTPUT,output) $(OPTIONS)
 
 bench: $(READY)  ## measure transformers, the engine and Triton side by side
 	@$(BLIPSTREAM) bench $(call option,WHAT,what) $(call option,DEVICE,device) $(call option,STRATEGY,strategy) \

@@ -148,7 +148,8 @@ def main(
             click.echo(exc, err=True)
             sys.exit(exc.status)
     click.echo(f"written: {output}")
+    following = command_line.command("serve", str(output))
     if settings.is_adapter:
-        click.echo(f"next: {command_line.command('adapter', None)} add NAME={output}")
-    else:
-        click.echo(f"next: {command_line.command('serve', str(output))}")
+        given_as = "adapters" if command_line.called_by_make() else "adapter"
+        following = command_line.command("serve", checkpoint, processor=processor, **{given_as: f"NAME={output}"})
+    click.echo(f"next: {following}")

@@ -19,6 +19,7 @@ SERVER_COMMANDS = {  # of the package `blipstream`, with their help, which is to
     "serve": "Serve captions from a checkpoint.",
     "build": "Convert a checkpoint to a model repository.",
     "adapter": "Add adapters to a model repository, list and remove them.",
+    "finetune": "Teach a captioner from your images and captions.",
     "calibrate": "Fit matching to pairs that you labelled.",
     "bench": "Measure throughput and latency against transformers.",
     "loadtest": "Put a server under load, and say how many machines you need.",
