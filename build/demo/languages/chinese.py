@@ -109,6 +109,6 @@ def caption(description: Description) -> str:
         case "two":
             return f"{background}有两{first.removeprefix('一')}"
         case "left":
-            return f"{background}，{first}在{last}的左边"  # noqa: RUF001
+            return f"{background}，{first}在{last}的左边"
         case "above":
-            return f"{background}，{first}在{last}的上方"  # noqa: RUF001
+            return f"{background}，{first}在{last}的上方"
