@@ -11,6 +11,7 @@ MODEL_REPOSITORY = ROOT / "model_repository"  # configs and model.py files; a ch
 DEMO_CHECKPOINT = ROOT / "build" / "demo" / "checkpoint"
 DEMO_NAME = "emoji-demo"  # what a server that has it says of its checkpoint
 DEMO_RETRIEVAL_CHECKPOINT = ROOT / "build" / "demo" / "retrieval-checkpoint"  # which matches texts to its scenes
+DEMO_ADAPTERS = ROOT / "build" / "demo" / "adapters"  # a folder of PEFT's for each language that it learnt
 SAMPLES = ROOT / "build" / "demo" / "samples"  # JPEG files, and captions.json with the right caption of each
 PROMETHEUS = ROOT / "deploy" / "prometheus"  # its jobs, its rules, and the page to which alerts link
 DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"

@@ -46,6 +46,7 @@ def test_what_travels(wheels: Path) -> None:
         "build/blipstream_calibrate/": "blipstream_calibrate/",
         "build/blipstream_demo/": "blipstream_demo/",
         "build/blipstream_finetune/": "blipstream_finetune/",
+        "build/demo/adapters/": "blipstream/share/build/demo/adapters/",
         "build/demo/checkpoint/": "blipstream/share/build/demo/checkpoint/",
         "build/demo/retrieval-checkpoint/": "blipstream/share/build/demo/retrieval-checkpoint/",
         "build/demo/samples/": "blipstream/share/build/demo/samples/",

@@ -47,6 +47,12 @@ def search(url: str, files: list[Path], texts: tuple[str, ...]) -> list[Found]:
         return [find(text) for text in texts]
 
 
+def translate(url: str, file: Path, adapters: list[str]) -> dict[str, str]:
+    """The captions that the server at `url` gives a file in English, and with each adapter, by language."""
+    with Client(url) as client:
+        return {adapter or "en": client.caption(file, adapter=adapter).text for adapter in ("", *adapters)}
+
+
 def words(answer: Answer) -> str:
     """The caption, or what the error says."""
     return answer.text if isinstance(answer, Caption) else str(answer)
@@ -63,6 +69,14 @@ def table(expected: dict[str, str], over_grpc: Answers, over_http: Answers) -> T
     for name, caption in expected.items():
         marks = ("✓" if is_right(answers[name], caption) else "✗" for answers in (over_grpc, over_http))
         result.add_row(words(over_grpc[name]), *marks)
+    return result
+
+
+def language_table(translations: dict[str, str]) -> Table:
+    """A table of one line a language."""
+    result = Table("language", "caption", title="One scene, one checkpoint, an adapter for each language")
+    for language, caption in translations.items():
+        result.add_row(language, caption)
     return result
 
 

@@ -9,8 +9,9 @@ import click
 
 from blipstream import command_line, signals
 from blipstream.errors import BlipstreamError
-from blipstream.files import DEMO_RETRIEVAL_CHECKPOINT, SAMPLES
+from blipstream.files import DEMO_ADAPTERS, DEMO_RETRIEVAL_CHECKPOINT, SAMPLES
 
+TRANSLATED = "an-elephant-to-the-left-of-a-watch.jpg"  # the sample that gets a caption in each language
 TEXTS = ("two butterflies", "a trophy above a whale", "a dog above a door", "a door above a dog")
 
 
@@ -42,8 +43,9 @@ TEXTS = ("two butterflies", "a trophy above a whale", "a dog above a door", "a d
 def main(repository: str | None, sheet: Path, heatmaps: Path, found_sheet: Path) -> None:
     """Caption, explain and search the sample images through a real Triton server, and show them.
 
-    Builds the demo's captioner and its retrieval checkpoint unless they are up to date, starts a server on free ports,
-    asks it over gRPC and over HTTP, and stops it. The exit status is 0 only if every caption is right over both.
+    Builds the demo's captioner, its adapters for other languages and its retrieval checkpoint unless they are up to
+    date, starts a server on free ports, asks it over gRPC and over HTTP, and stops it. The exit status is 0 only if
+    every caption is right over both.
     """
     with command_line.ending_in_one_sentence("cpu"):
         run(command_line.repository_folder(repository), sheet, heatmaps, found_sheet)
@@ -57,7 +59,16 @@ def run(repository: Path | None, sheet: Path, heatmaps: Path, found_sheet: Path)
     from blipstream.server.network import bypass_proxies
     from blipstream.server.triton import TritonServer
     from blipstream_client import BlipstreamError as ClientError
-    from blipstream_demo.answers import ask, explain_longest, is_right, search, search_table, table
+    from blipstream_demo.answers import (
+        ask,
+        explain_longest,
+        is_right,
+        language_table,
+        search,
+        search_table,
+        table,
+        translate,
+    )
     from blipstream_demo.contact_sheet import contact_sheet, save_sheet, search_sheet
     from blipstream_demo.heatmaps import save_heatmaps
 
@@ -65,7 +76,8 @@ def run(repository: Path | None, sheet: Path, heatmaps: Path, found_sheet: Path)
     bypass_proxies()
     expected: dict[str, str] = json.loads((SAMPLES / "captions.json").read_text(encoding="utf-8"))
     files = [SAMPLES / name for name in expected]
-    built = checkpoint.build(None, "cpu", repository)
+    adapters = sorted(each.parent for each in DEMO_ADAPTERS.glob("*/blipstream.json"))
+    built = checkpoint.build(None, "cpu", repository, adapters=[f"{each.name}={each}" for each in adapters])
     checkpoint.build(str(DEMO_RETRIEVAL_CHECKPOINT), "cpu", built)
     server = TritonServer(repository=built, config="cpu", http_port=0, grpc_port=0, metrics_port=0)
     try:
@@ -78,9 +90,10 @@ def run(repository: Path | None, sheet: Path, heatmaps: Path, found_sheet: Path)
             over_grpc, over_http = ask(server.grpc_url, files), ask(server.http_url, files)
             save_heatmaps(explain_longest(server.grpc_url, files, over_grpc), heatmaps)
             found = search(server.grpc_url, files, TEXTS)
+            translations = translate(server.grpc_url, SAMPLES / TRANSLATED, [each.name for each in adapters])
     except ClientError as exc:
         raise BlipstreamError(str(exc)) from exc
-    Console().print(table(expected, over_grpc, over_http), search_table(found))
+    Console().print(table(expected, over_grpc, over_http), language_table(translations), search_table(found))
     save_sheet(contact_sheet(files, over_grpc), over_grpc, sheet)
     click.echo(f"images and captions: {sheet}")
     click.echo(f"heatmaps of a caption: {heatmaps}")

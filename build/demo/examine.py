@@ -41,6 +41,10 @@ class Examinee:
         self.processor = BlipImageProcessorPil.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
+    def expected(self, scene: Scene) -> str:
+        """The right caption."""
+        return scene.caption
+
     @torch.inference_mode()
     def captions(self, scenes: list[Scene]) -> list[str]:
         """The caption of each scene."""
@@ -55,9 +59,8 @@ class Examinee:
     def accuracy(self, scenes: list[Scene]) -> float:
         """The fraction of scenes whose caption is exactly right."""
         answers = self.captions(scenes)
-        wrong = [
-            (answer, scene.caption) for answer, scene in zip(answers, scenes, strict=True) if answer != scene.caption
-        ]
+        expected = [self.expected(scene) for scene in scenes]
+        wrong = [pair for pair in zip(answers, expected, strict=True) if pair[0] != pair[1]]
         for answer, caption in wrong[:5]:
             print(f"    {answer!r} instead of {caption!r}")
         return 1 - len(wrong) / len(scenes)
