@@ -12,6 +12,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+import transformers
 from accelerate import Accelerator
 from transformers import BertTokenizer, BlipForConditionalGeneration
 
@@ -36,7 +37,7 @@ from blipstream_finetune.validation import Validation
 from blipstream_finetune.words import add_words, load_words, unknown
 
 WORK = "training"  # the folder in the output for what a run needs to go on
-FEWEST = 10  # images
+FEWEST = 4  # images
 EMBED = 16  # images at once
 
 
@@ -103,6 +104,7 @@ def _finetune(
     work: Work,
 ) -> dict[str, float]:
     folder = output / WORK
+    transformers.utils.logging.disable_progress_bar()
     with stage(f"loading {checkpoint.name}"):
         model = checkpoint.load_model()
         assert isinstance(model, BlipForConditionalGeneration)  # noqa: S101

@@ -9,15 +9,15 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from blipstream.errors import InvalidInput
+from blipstream_client.bulk.extras import pyarrow
 from blipstream_finetune.data import Data, Problems, read_data, split
 from blipstream_finetune.sources import open_source
 from tests.conftest import SAMPLES
 
+pa = pyarrow("These tests")
 CAPTIONS = {
     "a-book.jpg": ("a book", "ein Buch, groß"),
     "a-unicorn.jpg": ("une licorne près d'ici",),
@@ -71,14 +71,16 @@ def lines(folder: Path) -> Path:
 def parquet(folder: Path) -> Path:
     folder.mkdir()
     columns = {"image": [(SAMPLES / name).read_bytes() for name in CAPTIONS], "caption": list(CAPTIONS.values())}
-    pq.write_table(pa.table(columns), folder / "captions.parquet")
+    pa.parquet.write_table(pa.table(columns), folder / "captions.parquet")
     return folder
 
 
 def parquet_with_paths(folder: Path) -> Path:
     path = folder / "captions.parquet"
     images_in(folder)
-    pq.write_table(pa.table({"path": [str(folder / name) for name, _ in ROWS], "text": [t for _, t in ROWS]}), path)
+    pa.parquet.write_table(
+        pa.table({"path": [str(folder / name) for name, _ in ROWS], "text": [t for _, t in ROWS]}), path
+    )
     return path
 
 

@@ -2,17 +2,23 @@
 """Training: what comes out is what transformers and PEFT load, and a run that was stopped ends as if it never was."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipProcessor
+from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipProcessor, Trainer, TrainingArguments
 
 from blipstream.errors import BlipstreamError
 from blipstream_build.build import build
@@ -22,7 +28,7 @@ from blipstream_finetune.model import Trained
 from blipstream_finetune.run import Words, Work, finetune
 from blipstream_finetune.settings import FULL, LORA, Settings
 from blipstream_finetune.sources import open_source
-from blipstream_finetune.training import Stopped, Training, learning_rate
+from blipstream_finetune.training import STATE, Stopped, Training, learning_rate
 from tests.conftest import CHECKPOINT
 
 SHORT = replace(LORA, batch=8, steps=16, validate_steps=8, metric="exact")
@@ -176,6 +182,7 @@ def test_a_checkpoint_builds(english: Path, tmp_path: Path) -> None:
     assert BlipProcessor.from_pretrained(tmp_path / "out").tokenizer("a dog")["input_ids"]
 
 
+@pytest.mark.full
 def test_an_adapter_with_the_encoder_ends_merged(kana: Path, tmp_path: Path) -> None:
     settings = replace(LORA, encoder=True, batch=8, steps=1)
     source = open_source(str(kana), None, None, None)
@@ -216,3 +223,57 @@ def test_how_the_learning_rate_goes() -> None:
     assert cosine[0] == FULL.learning_rate
     assert cosine[50] == pytest.approx(FULL.learning_rate / 2)
     assert cosine == sorted(cosine, reverse=True)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # of Trainer's
+def test_what_trainer_leaves_builds(english: Path, tmp_path: Path) -> None:
+    """A folder with neither tokenizer nor image processor."""
+    processor = BlipProcessor.from_pretrained(CHECKPOINT)
+    examples = [
+        dict(processor(images=Image.open(path), text=path.with_suffix(".txt").read_text(), return_tensors="pt"))
+        for path in sorted(english.glob("*.png"))[:4]
+    ]
+    rows = [{name: value[0] for name, value in each.items()} | {"labels": each["input_ids"][0]} for each in examples]
+    trainer = Trainer(
+        BlipForConditionalGeneration.from_pretrained(CHECKPOINT),
+        TrainingArguments(
+            str(tmp_path / "out"), per_device_train_batch_size=1, max_steps=2, report_to="none", use_cpu=True
+        ),
+        train_dataset=rows,
+    )
+    trainer.train()
+    trainer.save_model()
+    build(str(tmp_path / "out"), "f32", tmp_path / "repository", processor=str(CHECKPOINT))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_was_killed_goes_on(number: signal.Signals, adapter: Path, kana: Path, tmp_path: Path) -> None:
+    """At whatever it is doing then."""
+    options = "--lora --new-tokens 120 --batch 8 --steps 16 --validate-steps 8 --metric exact --validation 0.1"
+    places = ["--checkpoint", CHECKPOINT, "--data", kana, "--output", tmp_path / "out", "--save-minutes", "0"]
+    command = [sys.executable, "-m", "blipstream_finetune", *options.split(), *map(str, places)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for attempt in range(3):  # the last one is left alone
+        before = steps_done(tmp_path / "out")
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            while attempt < 2 and steps_done(tmp_path / "out") <= before and process.poll() is None:
+                time.sleep(0.01)
+            if attempt < 2:
+                process.send_signal(number)
+            printed = process.communicate()[0].decode()
+        if (tmp_path / "out/metrics.json").exists():  # on a busy machine, a signal may come after the end
+            break
+    assert (tmp_path / "out/metrics.json").exists(), printed
+    expected = weights_of(adapter)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(tmp_path / "out").items())
+
+
+def steps_done(output: Path) -> int:
+    """After how many steps the state on disk is."""
+    with suppress(OSError, RuntimeError):
+        return int(torch.load(output / "training" / STATE, weights_only=True)["progress"]["step"])
+    return 0
