@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipProcessor, Trainer, TrainingArguments
 
 from blipstream.errors import BlipstreamError
+from blipstream_build.adapters import install
+from blipstream_build.adapters.base import Base
 from blipstream_build.build import build
 from blipstream_build.checkpoint import Checkpoint
 from blipstream_finetune.examples import IGNORED, Batch, Pair, Texts
@@ -66,6 +69,15 @@ def adapter(kana: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     with torch.enable_grad():
         run(kana, output, SHORT, cache)
     return output
+
+
+def test_an_adapter_builds(adapter: Path, f32_artifacts: Path, tmp_path: Path) -> None:
+    """The build compares its captions with PEFT's."""
+    repository = shutil.copytree(f32_artifacts, tmp_path / "repository")
+    install.add(repository, install.find_adapters([("kana", adapter)]), Base())
+    (installed,) = install.installed(repository)
+    assert installed.config is not None
+    assert (installed.config.language, installed.config.num_words) == ("ja", 120)
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
