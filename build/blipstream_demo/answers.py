@@ -31,7 +31,7 @@ def ask(url: str, files: list[Path]) -> Answers:
 def explain_longest(url: str, files: list[Path], answers: Answers) -> Explanation:
     """The explanation of the file whose caption has the most words, by the server at `url`."""
     with Client(url) as client:
-        return client.explain(max(files, key=lambda file: len(words(answers[file.name]).split())))
+        return client.explain(_longest(files, answers))
 
 
 def search(url: str, files: list[Path], texts: tuple[str, ...]) -> list[Found]:
@@ -47,10 +47,15 @@ def search(url: str, files: list[Path], texts: tuple[str, ...]) -> list[Found]:
         return [find(text) for text in texts]
 
 
-def translate(url: str, file: Path, adapters: list[str]) -> dict[str, str]:
-    """The captions that the server at `url` gives a file in English, and with each adapter, by language."""
+def translate_longest(url: str, files: list[Path], answers: Answers, adapters: list[str]) -> dict[str, str]:
+    """The captions that the server at `url` gives the same file in English and with each adapter, by language."""
+    file = _longest(files, answers)
     with Client(url) as client:
         return {adapter or "en": client.caption(file, adapter=adapter).text for adapter in ("", *adapters)}
+
+
+def _longest(files: list[Path], answers: Answers) -> Path:
+    return max(files, key=lambda file: len(words(answers[file.name]).split()))
 
 
 def words(answer: Answer) -> str:

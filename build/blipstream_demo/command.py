@@ -11,7 +11,6 @@ from blipstream import command_line, signals
 from blipstream.errors import BlipstreamError
 from blipstream.files import DEMO_ADAPTERS, DEMO_RETRIEVAL_CHECKPOINT, SAMPLES
 
-TRANSLATED = "an-elephant-to-the-left-of-a-watch.jpg"  # the sample that gets a caption in each language
 TEXTS = ("two butterflies", "a trophy above a whale", "a dog above a door", "a door above a dog")
 
 
@@ -67,7 +66,7 @@ def run(repository: Path | None, sheet: Path, heatmaps: Path, found_sheet: Path)
         search,
         search_table,
         table,
-        translate,
+        translate_longest,
     )
     from blipstream_demo.contact_sheet import contact_sheet, save_sheet, search_sheet
     from blipstream_demo.heatmaps import save_heatmaps
@@ -90,7 +89,7 @@ def run(repository: Path | None, sheet: Path, heatmaps: Path, found_sheet: Path)
             over_grpc, over_http = ask(server.grpc_url, files), ask(server.http_url, files)
             save_heatmaps(explain_longest(server.grpc_url, files, over_grpc), heatmaps)
             found = search(server.grpc_url, files, TEXTS)
-            translations = translate(server.grpc_url, SAMPLES / TRANSLATED, [each.name for each in adapters])
+            translations = translate_longest(server.grpc_url, files, over_grpc, [each.name for each in adapters])
     except ClientError as exc:
         raise BlipstreamError(str(exc)) from exc
     Console().print(table(expected, over_grpc, over_http), language_table(translations), search_table(found))

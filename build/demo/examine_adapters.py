@@ -11,10 +11,10 @@ import sys
 from peft import PeftModel
 from transformers import AutoTokenizer
 
+from blipstream.files import DEMO_ADAPTERS
 from examine import CHECKPOINT, EXAMINATION_SIZE, PASS_MARK, Examinee
 from languages import CAPTIONS
 from scenes import Scene, examination, require_font
-from train_adapters import ADAPTERS
 
 
 class AdapterExaminee(Examinee):
@@ -22,7 +22,7 @@ class AdapterExaminee(Examinee):
 
     def __init__(self, language: str) -> None:
         super().__init__(CHECKPOINT)
-        folder = ADAPTERS / language
+        folder = DEMO_ADAPTERS / language
         self.language = language
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
@@ -50,8 +50,8 @@ word or, in Japanese and Chinese, each character. They are in half precision. Th
 checkpoint are as they were.
 
 `python build/demo/train_adapters.py` trains them, as `blipstream finetune --lora` does: 8,000 scenes, the same for all
-languages, 1,000 steps of 64 captions, and 1,500 in Japanese, in five to eight minutes on one core. `build/demo/languages` has the names of the objects,
-which are CLDR's, and the grammar.
+languages, and 1,000 steps of 64 captions, or 1,500 in Japanese. That takes five to eight minutes on one core.
+`build/demo/languages` has the names of the objects, which are CLDR's, and the grammar.
 
 Exact captions of {size} scenes of held-out pairs, greedy, f32, PEFT; `python build/demo/examine_adapters.py` prints
 these figures again.
@@ -74,12 +74,12 @@ def main() -> None:
         exact.append(AdapterExaminee(language).accuracy(scenes))
         rows.append(f"| {language} | {exact[-1]:.1%} | {caption(scenes[0].description)} |")
         print(rows[-1], flush=True)
-        file = ADAPTERS / language / "blipstream.json"
+        file = DEMO_ADAPTERS / language / "blipstream.json"
         description = json.loads(file.read_text(encoding="utf-8"))
         description["metrics"] = {"exact": exact[-1], "scenes": EXAMINATION_SIZE}
         file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     card = CARD.format(languages=", ".join(CAPTIONS), size=EXAMINATION_SIZE, rows="\n".join(rows))
-    (ADAPTERS / "README.md").write_text(card, encoding="utf-8")
+    (DEMO_ADAPTERS / "README.md").write_text(card, encoding="utf-8")
     if min(exact) < PASS_MARK:
         sys.exit(1)
 

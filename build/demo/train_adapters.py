@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the demo's adapters, one a language, by what `blipstream finetune --lora` does.
 
-python build/demo/train_adapters.py                  # about twenty minutes on two cores
+python build/demo/train_adapters.py                  # about forty minutes on two cores
 python build/demo/examine_adapters.py                # their accuracy and their cards
 """
 
@@ -10,13 +10,14 @@ import os
 import random
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from blipstream.files import DEMO_CHECKPOINT
+from blipstream.files import DEMO_ADAPTERS, DEMO_CHECKPOINT, ROOT
 from blipstream_client.bulk.items import Item
 from blipstream_finetune.run import Words, Work, finetune
 from blipstream_finetune.settings import LORA
@@ -25,9 +26,7 @@ from languages import CAPTIONS
 from languages.tokenizer import new_tokenizer
 from scenes import ARRANGEMENTS, Scene, random_scene, require_font
 
-DEMO = Path(__file__).resolve().parent
-ADAPTERS = DEMO / "adapters"
-CACHE = DEMO.parents[1] / ".adapters_cache"  # the scenes and their embeddings, for all languages
+CACHE = ROOT / ".adapters_cache"  # the scenes and their embeddings, for all languages
 IMAGE_SIZE = 192  # pixels, as the checkpoint has it
 SCENES = 8_000
 STEPS = {"ja": 1_500}  # others take 1,000
@@ -54,7 +53,7 @@ def draw_scenes() -> dict[Path, Scene]:
 def train(language: str, scenes: dict[Path, Scene]) -> None:
     """Train the adapter of a language, and keep it in half precision."""
     captions = {str(file): CAPTIONS[language](scene.description) for file, scene in scenes.items()}
-    items = (Item(file, lambda file=file: file, (caption,)) for file, caption in captions.items())
+    items = (Item(file, partial(str, file), (caption,)) for file, caption in captions.items())
     output, tokenizer = CACHE / language, CACHE / f"{language}-tokenizer"
     shutil.rmtree(output, ignore_errors=True)
     base = AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)
@@ -70,9 +69,10 @@ def train(language: str, scenes: dict[Path, Scene]) -> None:
     )
     weights = {name: weight.half() for name, weight in load_file(output / WEIGHTS).items()}
     save_file(weights, output / WEIGHTS, {"format": "pt"})
-    (ADAPTERS / language).mkdir(parents=True, exist_ok=True)
+    folder = DEMO_ADAPTERS / language
+    folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        shutil.copyfile(output / name, ADAPTERS / language / name)
+        shutil.copyfile(output / name, folder / name)
 
 
 def main() -> None:

@@ -109,6 +109,14 @@ def test_all_right(repository: Path, tmp_path: Path) -> None:
     for text in command.TEXTS:
         file = "a-dog-above-a-door" if text == "a door above a dog" else text.replace(" ", "-")
         assert re.search(rf"│ {text} +│ {file}.jpg +│", result.output)
+    for language, caption in {
+        "de": "ein Bus links von einem Wecker auf grauem Hintergrund",
+        "es": "un autobús a la izquierda de un despertador sobre un fondo gris",
+        "fr": "un bus à gauche d'un réveil sur un fond gris",
+        "ja": "灰色の背景で、目覚まし時計の左にバスがある",
+        "zh": "灰色背景上，一辆公交车在一个闹钟的左边",
+    }.items():
+        assert re.search(rf"│ {language} +│ {caption} +│", result.output)
     assert re.search(r"^next: .*blipstream serve$", result.output, re.MULTILINE)
     assert all(len(line) <= 80 or str(tmp_path) in line for line in result.output.splitlines())
     for path, colors in ((sheet, 1000), (heatmaps, 100), (search, 1000)):
