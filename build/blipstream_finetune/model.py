@@ -51,6 +51,10 @@ class Trained:
             )
             with _quiet():
                 self.adapted = get_peft_model(model, config)
+            if self._adds_words:
+                head = model.text_decoder.cls.predictions
+                # Until it is merged, PEFT 0.21 computes the head without its bias: trainable_tokens/layer.py
+                head.decoder.register_forward_hook(lambda _module, _inputs, logits: logits + head.bias)
         elif not settings.encoder:
             model.vision_model.requires_grad_(False)
 

@@ -224,6 +224,23 @@ def test_the_loss_is_that_of_transformers() -> None:
     assert trained.loss(batch, 0.1) > theirs
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks for it
+def test_words_are_learnt_by_the_model_that_is_served() -> None:
+    """Which is the merged one: PEFT 0.21 has another head until then."""
+    trained = Trained(BlipForConditionalGeneration.from_pretrained(CHECKPOINT).eval(), LORA, 482)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained.parameters.values():
+            parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.1)
+    ids = torch.tensor([[476, 478, 20, 481, 3]])
+    images = torch.randn(1, 145, 192, generator=random)
+    loss = trained.loss(Batch(images, ids, torch.ones_like(ids), ids), 0.0)
+    assert trained.adapted
+    merged = trained.adapted.merge_and_unload()
+    served = merged.text_decoder(input_ids=ids, encoder_hidden_states=images, labels=ids).loss
+    torch.testing.assert_close(loss, served)
+
+
 def test_how_the_learning_rate_goes() -> None:
     steps = 100
     one_cycle = [learning_rate(LORA, step, steps) for step in range(steps)]
