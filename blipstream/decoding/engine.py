@@ -105,7 +105,7 @@ class Engine:
         if has_graphs:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
-        self._decoder.adapters = AdapterStack(fixed_shapes=self._fixed_shapes)
+        self._decoder.adapters = AdapterStack(config.text.num_heads, fixed_shapes=self._fixed_shapes)
         self._adapters = Adapters(
             adapters, config, self._load_adapter, MAX_ADAPTER_BYTES["cuda" if has_graphs else "cpu"]
         )

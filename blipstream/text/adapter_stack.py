@@ -10,6 +10,7 @@ Shapes in this file: n tokens, A adapters, m tokens at most of each, r the highe
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,10 @@ class AdapterStack:
     head_bias               [words], -infinity behind an adapter's own
     """
 
-    def __init__(self, *, fixed_shapes: bool = False) -> None:
+    def __init__(self, heads: int, *, fixed_shapes: bool = False) -> None:
         """`fixed_shapes`: whether no shape may depend on which rows have which adapter, as in a CUDA graph."""
         self.tensors: dict[str, Tensor] = {}
+        self._heads = heads
         self.generation = 0  # how often tensors were replaced
         self._adapters: list[Adapter | None] = [None]  # by place
         self._fixed_shapes = fixed_shapes
@@ -80,20 +82,31 @@ class AdapterStack:
 
     def tokens(self, places: Tensor) -> "AdaptedTokens":
         """The tokens whose adapters are at `places`, int64 [n], in groups."""
-        device = places.device
         if self._fixed_shapes:
-            tokens = torch.arange(len(places), device=device)
-            source = tokens.expand(len(self._adapters), -1)
-            return AdaptedTokens(self.tensors, slice(None), source, tokens, places * len(places) + tokens)
+            tokens = torch.arange(len(places), device=places.device)
+            groups = tokens.expand(len(self._adapters), -1)
+            return AdaptedTokens(
+                self.tensors, slice(None), groups, len(places), self._heads, tokens, places * len(places) + tokens
+            )
         counts = places.bincount()
         tokens = places.argsort(stable=True)[counts[0] :]
         counts = counts[1:]
         longest = int(counts.max())
         own = places[tokens] - 1
-        targets = own * longest + torch.arange(len(tokens)) - (counts.cumsum(0) - counts)[own]
-        source = torch.zeros(len(counts) * longest, dtype=torch.int64)
-        source[targets] = tokens
-        return AdaptedTokens(self.tensors, slice(1, 1 + len(counts)), source.view(-1, longest), tokens, targets)
+        results = own * longest + torch.arange(len(tokens)) - (counts.cumsum(0) - counts)[own]
+        groups = torch.zeros(len(counts) * longest, dtype=torch.int64)
+        groups[results] = tokens
+        full = len(tokens) == len(groups)
+        adapters = slice(1, 1 + len(counts))
+        return AdaptedTokens(
+            self.tensors,
+            adapters,
+            groups.view(-1, longest),
+            len(places),
+            self._heads,
+            tokens,
+            None if full else results,
+        )
 
 
 def _corner(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -103,56 +116,78 @@ def _corner(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class AdaptedTokens:
-    """Tokens in groups, each of one adapter, padded with any tokens."""
+    """Which of n tokens have which adapter: groups of one adapter each, padded with any tokens.
+
+    What is computed for groups is picked and added as whole rows, which is much faster than by other indices.
+    """
 
     tensors: dict[str, Tensor]  # the stack's
     adapters: slice  # of the stack
-    source: Tensor  # int64 [A, m], the tokens of each group
+    groups: Tensor  # int64 [A, m]
+    count: int  # n
+    heads: int
     tokens: Tensor  # int64 [k], those that have an adapter
-    targets: Tensor  # int64 [k], where they are in the groups laid end to end
-
-    def _term(self, name: str) -> tuple[Tensor, Tensor] | None:
-        if f"{name}.down" not in self.tensors:
-            return None
-        return self.tensors[f"{name}.down"][self.adapters], self.tensors[f"{name}.up"][self.adapters]
+    results: Tensor | None  # int64 [k], their places in the groups laid end to end; None: in order, without padding
 
     def add_linear(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """Add the terms of a linear layer of x [n, in] to its output [n, out], in place."""
-        if (term := self._term(name)) is None:
-            return output
-        down, up = term
-        delta = x[self.source] @ down @ up  # [A, m, out]
-        return output.index_add_(0, self.tokens, delta.flatten(0, 1)[self.targets])
+        if term := self._term(name):
+            down, up = term
+            delta = x.index_select(0, self.groups.flatten()).view(*self.groups.shape, -1) @ down @ up  # [A, m, out]
+            _add_rows(output, self.tokens, delta, self.results)
+        return output
 
     def add_key(self, name: str, q: Tensor, absorbed: Tensor) -> Tensor:
-        """Add a key's terms to the queries that have absorbed it, [heads, n, E]; q is [n, heads, head size].
+        """Add a key's terms to the queries that have absorbed it, [heads, n, E], in place.
 
-        (W + up down)ᵀ q = Wᵀ q + downᵀ upᵀ q, a head at a time.
+        q is [n, heads, head size]. Of each head, (W + up down)ᵀ q = Wᵀ q + downᵀ upᵀ q.
         """
-        if (term := self._term(name)) is None:
-            return absorbed
-        down, up = term
-        adapters, longest = self.source.shape
-        low = q[self.source].transpose(1, 2) @ up  # [A, heads, m, r]
-        delta = (low.flatten(1, 2) @ down).view(adapters, -1, longest, down.shape[-1])  # [A, heads, m, E]
-        delta = delta.transpose(0, 1).flatten(1, 2)[:, self.targets]
-        return absorbed.index_add_(1, self.tokens, delta)
+        if term := self._term(name):
+            down, up = term
+            _, rows, results = self._of_heads
+            grouped = q.index_select(0, self.groups.flatten()).view(*self.groups.shape, *q.shape[1:])
+            low = grouped.transpose(1, 2) @ up  # [A, heads, m, r]
+            _add_rows(absorbed.view(-1, absorbed.shape[-1]), rows, low.flatten(1, 2) @ down, results)
+        return absorbed
 
     def add_value(self, name: str, mix: Tensor, context: Tensor) -> Tensor:
         """Add a value's terms of the mix [heads, n, E] of an image to its context [heads, n, head size], in place."""
-        if (term := self._term(name)) is None:
-            return context
-        down, up = term
-        adapters, longest = self.source.shape
-        low = mix[:, self.source].transpose(0, 1).flatten(1, 2) @ down  # [A, heads m, r]
-        delta = low.view(adapters, len(mix), longest, -1) @ up  # [A, heads, m, head size]
-        delta = delta.transpose(0, 1).flatten(1, 2)[:, self.targets]
-        return context.index_add_(1, self.tokens, delta)
+        if term := self._term(name):
+            down, up = term
+            groups, rows, results = self._of_heads
+            adapters, longest = self.groups.shape
+            low = mix.flatten(0, 1).index_select(0, groups).view(adapters, -1, mix.shape[-1]) @ down  # [A, heads m, r]
+            delta = low.view(adapters, -1, longest, low.shape[-1]) @ up  # [A, heads, m, head size]
+            _add_rows(context.view(-1, context.shape[-1]), rows, delta, results)
+        return context
 
     def added_words(self, hidden: Tensor, num_words: int) -> Tensor:
         """The head's logits of added words, f32 [n, num_words], -infinity behind those that a token's adapter adds."""
         embedding, bias = (self.tensors[name][self.adapters, :num_words] for name in (WORD_EMBEDDING, HEAD_BIAS))
-        own = (hidden[self.source] @ embedding.transpose(1, 2) + bias[:, None]).flatten(0, 1)[self.targets]
+        own = (hidden[self.groups] @ embedding.transpose(1, 2) + bias[:, None]).flatten(0, 1)
         logits = torch.full((len(hidden), num_words), -torch.inf, device=hidden.device)
-        logits[self.tokens, : own.shape[1]] = own.float()
+        logits[self.tokens, : own.shape[1]] = (own if self.results is None else own[self.results]).float()
         return logits
+
+    def _term(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """What a layer is adapted by; None if no adapter has a term there."""
+        if f"{name}.down" not in self.tensors:
+            return None
+        return self.tensors[f"{name}.down"][self.adapters], self.tensors[f"{name}.up"][self.adapters]
+
+    @cached_property
+    def _of_heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`groups`, `tokens` and `results` for what each head has: of tokens [heads n], and of groups [A heads m]."""
+        longest = self.groups.shape[1]
+        head = torch.arange(self.heads, device=self.groups.device)[:, None]
+        groups = (head * self.count + self.groups[:, None]).flatten()
+        if self.results is None:
+            return groups, groups, None
+        results = (self.results // longest * self.heads + head) * longest + self.results % longest
+        return groups, (head * self.count + self.tokens).flatten(), results.flatten()
+
+
+def _add_rows(output: Tensor, rows: Tensor, delta: Tensor, results: Tensor | None) -> None:
+    """Add the `results` of delta [..., out], or all of them, to `rows` of the output [n, out]."""
+    delta = delta.reshape(-1, delta.shape[-1])
+    output.index_add_(0, rows, delta if results is None else delta.index_select(0, results))

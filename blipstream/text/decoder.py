@@ -276,7 +276,7 @@ class TextDecoder(nn.Module):
         self.head_norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size))
         self.packed_head: PackedLinear | None = None
-        self.adapters = AdapterStack()
+        self.adapters = AdapterStack(config.num_heads)
 
     def pack(self) -> Self:
         """Pack every matrix that a step multiplies with. Does nothing if this device or this PyTorch cannot.
