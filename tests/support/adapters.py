@@ -49,25 +49,25 @@ class AdaptedReference(Reference):
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT 0.21 asks for it
             self.peft = get_peft_model(self.model, LoraConfig(init_lora_weights=False, **settings)).eval()
 
-    def save_adapter(self, folder: Path, base: CheckpointConfig) -> None:
-        """Write the artifact of the adapter."""
+    def save_adapter(self, folder: Path, base: CheckpointConfig, name: str = "default", revision: str = "") -> None:
+        """Write the artifact of the adapter that PEFT calls `name`."""
         folder.mkdir(parents=True)
         decoder = self.model.text_decoder
         tensors: dict[str, Tensor] = {}
 
-        def put(name: str, layer: Any, scale: float = 1) -> None:
+        def put(ours: str, layer: Any, scale: float = 1) -> None:
             if hasattr(layer, "lora_A"):
-                tensors[f"{name}.down"] = layer.lora_A["default"].weight.contiguous()
-                tensors[f"{name}.up"] = layer.lora_B["default"].weight * layer.scaling["default"] * scale
+                tensors[f"{ours}.down"] = layer.lora_A[name].weight.contiguous()
+                tensors[f"{ours}.up"] = layer.lora_B[name].weight * layer.scaling[name] * scale
 
         for number, layer in enumerate(decoder.bert.encoder.layer):
-            for name, path in LAYERS.items():
-                scale = (base.text.hidden_size // base.text.num_heads) ** -0.5 if name == "cross_query" else 1
-                put(f"layers.{number}.{name}", layer.get_submodule(path), scale)
+            for ours, path in LAYERS.items():
+                scale = (base.text.hidden_size // base.text.num_heads) ** -0.5 if ours == "cross_query" else 1
+                put(f"layers.{number}.{ours}", layer.get_submodule(path), scale)
         put("head_dense", decoder.cls.predictions.transform.dense)
         if self.num_words:
             tensors["word_embedding"] = decoder.get_input_embeddings().weight[-self.num_words :].contiguous()
             tensors["head_bias"] = decoder.cls.predictions.bias[-self.num_words :].contiguous()
             self.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
         save_file(tensors, folder / WEIGHTS_NAME)
-        AdapterConfig(base.checkpoint, base.revision, "", num_words=self.num_words).save(folder)
+        AdapterConfig(base.checkpoint, revision or base.revision, "", num_words=self.num_words).save(folder)

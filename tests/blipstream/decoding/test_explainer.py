@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BlipForConditionalGeneration
 
 from blipstream.decoding import Engine, Explanation, Request
@@ -45,11 +45,8 @@ def embeds(reference: Reference, scene_images: list[Image.Image]) -> Tensor:
 class Eager:
     """transformers' decoder, which shows its attention only in this implementation. It reads each caption once."""
 
-    def __init__(self) -> None:
-        model = BlipForConditionalGeneration.from_pretrained(
-            CHECKPOINT, dtype=torch.float32, attn_implementation="eager"
-        )
-        self._decoder = model.eval().text_decoder
+    def __init__(self, decoder: nn.Module) -> None:
+        self._decoder = decoder
         self._outputs: dict[tuple[float, ...], Any] = {}
 
     def read(self, ids: Tensor, image_embeds: Tensor) -> Any:
@@ -68,7 +65,8 @@ class Eager:
 
 @pytest.fixture(scope="module")
 def eager() -> Eager:
-    return Eager()
+    model = BlipForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32, attn_implementation="eager")
+    return Eager(model.eval().text_decoder)
 
 
 def explain(
