@@ -28,10 +28,12 @@ from blipstream.dtypes import cpu_has_bf16
 from blipstream.errors import BlipstreamError
 from blipstream.server.network import bypass_proxies
 from blipstream.server.served_repository import captions, matches
+from blipstream_bench.adapter_costs import adapter_costs
 from blipstream_bench.batch_search import BatchSearch, turns
 from blipstream_bench.clients import Answer
 from blipstream_bench.machine import machine, versions
 from blipstream_bench.plans import (
+    ADAPTERS,
     DEFAULT_ARCHITECTURES,
     NUM_TEXTS,
     PAIRS,
@@ -313,6 +315,10 @@ def compare(
             if not (matches if kind == RETRIEVER else captions)(built):
                 raise click.ClickException(f"{folder} is not for {plan.subject}: give another --checkpoint or --what")
             repositories = {dtype: in_dtype(built, dtype) for dtype in plan.dtypes}
+            if plan.subject == ADAPTERS:
+                for line in adapter_costs(repositories, plan, device, say):
+                    tell(line)
+                return
             benchmark = Benchmark(plan, device, folder, repositories)
             benchmark.run(say, tell)
     except BrokenProcessPool as exc:

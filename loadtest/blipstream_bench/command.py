@@ -40,7 +40,8 @@ from blipstream_build.cache import cache_folder
     type=click.Choice(list(TASKS)),
     default="captions",
     show_default=True,
-    help="What to measure. heatmaps: explaining against captioning; matching: with a retrieval checkpoint.",
+    help="What to measure. heatmaps: explaining against captioning; adapters: eight in a batch against none; "
+    "matching: with a retrieval checkpoint.",
 )
 @click.option(
     "--strategy",

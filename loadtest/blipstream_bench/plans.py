@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 STRATEGIES = {"greedy": 1, "beam3": 3, "beam5": 5}  # beams
 EXPLAIN = "explain"  # greedy search, and then a heatmap for each word
+ADAPTERS = "adapters"
 NUM_TEXTS = {"match1": 1, "match10": 10, "match100": 100}  # that are matched with each image
 EMBED_IMAGE, EMBED_TEXT = "embed_image", "embed_text"
 TASKS = {  # what a run measures, by subject
     "captions": tuple(STRATEGIES),
     "heatmaps": ("greedy", EXPLAIN),
+    ADAPTERS: (),  # which has a run of its own
     "matching": (*NUM_TEXTS, EMBED_IMAGE, EMBED_TEXT),
 }
 WORDS_OF_TEXT = 8

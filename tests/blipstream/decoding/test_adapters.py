@@ -126,7 +126,7 @@ def test_as_merged(engine: Engine, adapted: dict[str, AdaptedReference], embeds:
     try:
         expected = theirs(reference, embeds, DecodingOptions(max_tokens=12))
     finally:
-        reference.peft.unmerge_adapter()
+        reference.peft.unmerge_adapter()  # type: ignore[no-untyped-call]
     requests = engine.requests(embeds, [DecodingOptions(adapter=NAMES[3], max_tokens=12)] * IMAGES)
     engine.generate(requests)
     assert_equal([each.captions for each in requests], expected)
@@ -141,15 +141,15 @@ def test_peft_mixes_the_same(artifact: Path, load: LoadEngine, embeds: Tensor, t
     names = ["default", "__base__", "other", "other", "__base__", "default"]
     config = both.model.config.text_config
     ids = torch.full((IMAGES, 1), config.bos_token_id)
-    with both.peft.base_model._enable_peft_forward_hooks(adapter_names=names):
+    model: Any = both.peft.base_model
+    with model._enable_peft_forward_hooks(adapter_names=names):
         for _ in range(8):
             logits = both.model.text_decoder(input_ids=ids, encoder_hidden_states=embeds).logits[:, -1]
             logits[:, config.sep_token_id] = -torch.inf
             ids = torch.cat([ids, logits.argmax(1, keepdim=True)], 1)
     engine = load(artifact, adapters=tmp_path)
-    options = [
-        DecodingOptions(adapter=name.strip("_").replace("base", ""), max_tokens=8, min_tokens=8) for name in names
-    ]
+    ours = ["" if name == "__base__" else name for name in names]
+    options = [DecodingOptions(adapter=name, max_tokens=8, min_tokens=8) for name in ours]
     requests = engine.requests(embeds, options)
     engine.generate(requests)
     assert [each.sequences[0].ids for each in requests] == ids[:, 1:].tolist()
@@ -244,14 +244,14 @@ def test_those_used_last_stay_loaded(artifact: Path, monkeypatch: pytest.MonkeyP
 def test_refusals(artifact: Path, adapted: dict[str, AdaptedReference], embeds: Tensor, tmp_path: Path) -> None:
     base = CheckpointConfig.load(artifact)
     engine = Engine.load(artifact, adapters=tmp_path)
-    for name in ("fr", "other", "large", "cut"):
+    for name in ("french", "other", "large", "cut"):
         adapted[NAMES[1]].save_adapter(tmp_path / name, base, revision="0123456789abcdef" if name == "other" else "")
     weights = load_file(tmp_path / "large" / WEIGHTS_NAME)
     save_file({name: torch.cat([each, each], -1) for name, each in weights.items()}, tmp_path / "large" / WEIGHTS_NAME)
     (tmp_path / "cut" / WEIGHTS_NAME).write_bytes(b"half")
     for name, error, words in (
-        ("fe", InvalidInput, r"there is no adapter 'fe' \(did you mean fr\?\): there are cut, fr, large, other"),
-        ("../fr", InvalidInput, "there is no adapter '../fr'"),
+        ("frensh", InvalidInput, r"'frensh' \(did you mean french\?\): there are cut, french, large, other"),
+        ("../french", InvalidInput, "there is no adapter '../french'"),
         ("\0", InvalidInput, "there is no adapter"),
         ("other", InvalidInput, "adapter other was made for .*@0123456789ab, and this server has "),
         ("large", ArtifactError, "adapter large is broken, or does not fit this decoder: add it to the server again"),
