@@ -17,7 +17,7 @@ GRADIENT_SCALE = 256  # so that f16 does not lose small ones; a heatmap is scale
 class Explanation:
     """Where the model looked for each word of a text."""
 
-    words: list[str]  # joined with spaces, they are the text
+    words: list[str]  # joined with spaces, they are the text; in Japanese and Chinese, without
     attention: npt.NDArray[np.float32]  # [W, P, P], P patches a side: how much each word has of each patch, 1 in all
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts to token ids, token ids to captions."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from blipstream.options import SHOWN
 
 TOKENIZER_NAME = "tokenizer.json"
 UNKNOWN = "[UNK]"  # the token of a word that the vocabulary has no pieces for
+KANA_OR_IDEOGRAPH = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # of languages without spaces
+WORD = re.compile(rf"[{KANA_OR_IDEOGRAPH}][^\w\s]*|[^\s{KANA_OR_IDEOGRAPH}]+")
 
 
 class Tokenizer:
@@ -80,15 +83,24 @@ class Tokenizer:
     def words(self, ids: Sequence[int]) -> tuple[list[str], list[int]]:
         """The words of the text of token ids, and for each token the number of its word, or -1 if it has none.
 
-        Words are what spaces separate in the text, so punctuation belongs to the word that it touches.
+        Words are what spaces separate in the text, so punctuation belongs to the word that it touches. In Japanese and
+        Chinese, each token is a word.
         """
-        words = self.decode(ids).split()
+        words = WORD.findall(self.decode(ids))
         numbers, last = [], len(words) - 1
         for end in range(len(ids), 0, -1):
             if ids[end - 1] in self._special:
                 numbers.append(-1)
                 continue
             # A text may get its spaces only when the next token is known. So no token's word comes after a later one's
-            last = min(last, len(self.decode(ids[:end]).split()) - 1)
+            last = min(last, len(WORD.findall(self.decode(ids[:end]))) - 1)
             numbers.append(last)
-        return words, numbers[::-1]
+        return _whole(words, numbers[::-1])
+
+
+def _whole(words: list[str], numbers: list[int]) -> tuple[list[str], list[int]]:
+    """Join what one token has made, of which only the last has the token's number."""
+    ends = sorted({number for number in numbers if number >= 0})
+    begins = [0, *(end + 1 for end in ends)]
+    joined = ["".join(words[begin : end + 1]) for begin, end in zip(begins, ends, strict=False)]
+    return joined, [ends.index(number) if number >= 0 else -1 for number in numbers]

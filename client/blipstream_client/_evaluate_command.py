@@ -19,6 +19,7 @@ from blipstream_client._cli_options import (
     connection_options,
     rerank_options,
 )
+from blipstream_client._client import Client
 from blipstream_client._client_command import ClientCommand
 from blipstream_client._notices import hint, say
 from blipstream_client._rerank_options import RerankOptions
@@ -96,7 +97,7 @@ def evaluate(
     if not output.endswith(SUFFIX):
         raise click.UsageError(f"--output must end in {SUFFIX}, not {output!r}")
     if options["adapter"] and language is None:
-        raise click.UsageError("--adapter needs --language, which says how its words are counted: en, de, ja")
+        language = _language_of(options["adapter"], connection)
     tokenization = tokenization_of(language or ENGLISH)
     if spice and tokenization != PTB:
         raise click.UsageError("--spice is for English: leave it or --language out")
@@ -120,6 +121,18 @@ def evaluate(
     print_scores(found, columns, tokenization, as_json)
     hint(f"Next: blipstream evaluate --compare {output} OTHER{SUFFIX}")
     sys.exit(1 if any(found.left_out.values()) else 0)
+
+
+def _language_of(adapter: str, connection: dict[str, Any]) -> str:
+    """The language that the server says of an adapter. One that is not there is refused by the first image.
+
+    Raises click.UsageError if nobody said it, and BlipstreamError as `Client.info` does.
+    """
+    with Client(**connection) as client:
+        languages = {each.name: each.language for each in client.info().adapters}
+    if not languages.get(adapter, ENGLISH):
+        raise click.UsageError(f"--language is needed, as the server does not know that of the adapter {adapter}")
+    return languages.get(adapter, ENGLISH)
 
 
 def _ask(

@@ -27,7 +27,7 @@ ANIMATION = ".gif"
 class Heatmaps:
     """Words, and for each of them where the model looked. As text, it is the words."""
 
-    words: tuple[str, ...]  # joined with spaces, they are the text
+    words: tuple[str, ...]  # joined with spaces, they are the text; in Japanese and Chinese, without
     attention: npt.NDArray[np.float32] = field(repr=False)  # [W, P, P]: the share of each of P x P patches, 1 in all
     _text: ClassVar[str] = "caption"  # what errors call the words
     image: bytes = field(repr=False)  # the file that was sent

@@ -561,6 +561,14 @@ def test_the_real_vocabulary_is_known(bert: Path) -> None:
     assert AutoTokenizer.from_pretrained(bert)(BERT_SENTENCE)["input_ids"] == [101, *BERT_IDS, 102]
 
 
+def test_words_of_its_own_may_have_capitals(bert: Path) -> None:
+    """As a fine-tuning adds them, for German say."""
+    edit(bert / "tokenizer_config.json", do_lower_case=False)
+    edit_tokenizer(bert, lambda settings: settings["model"]["vocab"].update(Hund=VOCABULARY))
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    check_tokenizer(tokenizer, BlipTextConfig(vocab_size=VOCABULARY + 1), bert / "tokenizer.json")
+
+
 def lack_blips_own(folder: Path) -> None:
     """bert-base-uncased lacks them, and some checkpoints come with it: captions never contain these tokens."""
 

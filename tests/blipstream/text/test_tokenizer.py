@@ -4,10 +4,11 @@
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from blipstream.config import CheckpointConfig
 from blipstream.errors import ArtifactError
-from blipstream.text.tokenizer import Tokenizer
+from blipstream.text.tokenizer import TOKENIZER_NAME, Tokenizer
 from tests.reference import Reference
 
 TEXTS = ["", "a picture of ", "A KEY", "it's a dog, isn't it?", "straw-berries 7", "naïve café", "漢字 🦊", "  a  b\n"]
@@ -66,3 +67,16 @@ def test_pieces_and_punctuation_belong_to_their_word(tokenizer: Tokenizer) -> No
     for token_id, number in zip(ids[1:], numbers[1:], strict=True):
         pieces[number] = pieces.get(number, "") + tokenizer.decode([token_id]).removeprefix("##")
     assert list(pieces.values()) == words
+
+
+def test_words_without_spaces(f32_artifacts: Path, tmp_path: Path) -> None:
+    """A token is a word, with the punctuation behind it."""
+    pieces = ["[UNK]", "りんご", "の", "木", "、", "red", "。"]
+    model = tokenizers.models.WordLevel({piece: number for number, piece in enumerate(pieces)}, "[UNK]")
+    japanese = tokenizers.Tokenizer(model)
+    japanese.decoder = tokenizers.decoders.Fuse()
+    japanese.save(str(tmp_path / TOKENIZER_NAME))
+    text = CheckpointConfig.load(f32_artifacts / "decoder/1/artifact").text
+    words, numbers = Tokenizer(tmp_path, text).words([1, 2, 3, 4, 5, 6])
+    assert words == ["りんご", "の", "木、", "red。"]
+    assert numbers == [0, 1, 2, 2, 3, 3]

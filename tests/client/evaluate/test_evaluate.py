@@ -20,7 +20,9 @@ from blipstream_client._cli import main
 from blipstream_client.bulk.extras import pyarrow
 from blipstream_client.evaluate.asking import over_paper
 from blipstream_client.evaluate.java import java
+from blipstream_client.evaluate.tokens import CHARACTERS
 from scenes import Scene
+from tests.support.adapters import AdaptedReference
 from tests.support.tiny_triton import Answer, Inputs, TinyTriton, size_of_image
 
 ROOT = Path(__file__).parents[3]
@@ -140,6 +142,20 @@ def test_without_references_the_server_matches(demo_server: TritonServer, scene_
     assert pq.read_table("scores.parquet").to_pydict()["match"] == pytest.approx(captions[:4])
 
 
+def test_an_adapter_has_a_language(
+    demo_server: TritonServer, adapters: dict[str, AdaptedReference], scene_images: list[Image.Image]
+) -> None:
+    Path("images").mkdir()
+    scene_images[0].save("images/0.png")
+    arguments = ["--images", "images", "--json", "--url", demo_server.grpc_url, "--adapter"]
+    assert adapters["ja"]
+    status, out, err = evaluate(*arguments, "ja")
+    assert (status, json.loads(out)["tokens"]) == (0, CHARACTERS), err
+    status, out, err = evaluate(*arguments, "jp", "--output", "other.parquet")
+    assert (status, out) == (1, "")
+    assert "there is no adapter 'jp'" in err
+
+
 def test_ctrl_c_and_the_same_command_again(tiny: TinyTriton) -> None:
     """And images that are missing."""
     write_images(30)
@@ -229,7 +245,7 @@ def test_what_is_sent() -> None:
         (["--captions", "empty.json"], "There is no image to score: there are no captions"),
         (["--captions", "empty.json", "--annotations", "captions.json"], "to score: 1 have no caption"),
         (["--images", "nowhere", "--annotations", "captions.json"], "None of the 1 images is in nowhere, such as"),
-        (["--images", ".", "--adapter", "fr"], "--adapter needs --language"),
+        (["--images", ".", "--adapter", "fr", "--url", "127.0.0.1:1", "--retries", "0"], "127.0.0.1:1"),
     ],
 )
 def test_misuse_is_one_sentence(arguments: list[str], words: str) -> None:
