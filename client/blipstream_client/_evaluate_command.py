@@ -41,14 +41,14 @@ ALL = "all"
 
 RUN_OPTIONS: Sequence[Decorator] = [
     click.option("--annotations", help="A file with the references of each image.  [default: no references]"),
-    click.option("--images", help="The folder of the images, for a server to caption."),
-    click.option("--captions", help="Captions that there are: those of `blipstream bulk`, or COCO's results."),
+    click.option("--images", help="The folder of the images, for a server to caption.  [default: none]"),
+    click.option("--captions", help="Captions that exist: of `blipstream bulk`, or COCO's results.  [default: none]"),
     click.option("--output", default="scores.parquet", show_default=True, help="The scores of each image, as Parquet."),
     click.option("--split", help="Of annotations that have several.  [default: test]"),
     click.option("--by-domain", is_flag=True, help="Score each domain of NoCaps by itself, too."),
-    click.option("--language", help="Of the captions, which says how to count words: en, de, ja.  [default: en]"),
+    click.option("--language", help="Of the captions, which says how to count words.  [default: the adapter's, or en]"),
     click.option("--spice", is_flag=True, help="SPICE, too. It downloads Stanford CoreNLP, and needs 8 GB of memory."),
-    click.option("--compare", nargs=2, metavar="FIRST SECOND", help="Compare the scores of two runs, and do no more."),
+    click.option("--compare", nargs=2, metavar="FIRST SECOND", help="Compare the scores of two runs alone.  [default: none]"),
     click.option("--json", "as_json", is_flag=True, help="One JSON object, with all names of images left out."),
     click.option(
         "--max-in-flight",

@@ -212,7 +212,7 @@ def test_an_engine_that_fails_once_is_used_again(
 ) -> None:
     """The client gets one sentence, the log gets the traceback."""
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler.engine, method, fail)
+        patch.setattr(Request if method == "text" else scheduler.engine, method, fail)
         _, listener = submit(scheduler, embeds[0], LONG, is_cancelled=lambda: method == "cancel", streams=True)
         assert str(listener.wait().error) == FAILED
     assert "out of memory" in capfd.readouterr().err
