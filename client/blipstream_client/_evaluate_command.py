@@ -48,7 +48,7 @@ RUN_OPTIONS: Sequence[Decorator] = [
     click.option("--by-domain", is_flag=True, help="Score each domain of NoCaps by itself, too."),
     click.option("--language", help="Of the captions, which says how to count words.  [default: the adapter's, or en]"),
     click.option("--spice", is_flag=True, help="SPICE, too. It downloads Stanford CoreNLP, and needs 8 GB of memory."),
-    click.option("--compare", nargs=2, metavar="FIRST SECOND", help="Compare the scores of two runs alone.  [default: none]"),
+    click.option("--compare", nargs=2, metavar="FIRST SECOND", help="Only compare two runs' scores.  [default: none]"),
     click.option("--json", "as_json", is_flag=True, help="One JSON object, with all names of images left out."),
     click.option(
         "--max-in-flight",
