@@ -4,6 +4,7 @@
 A signal that is ignored stays so, as `nohup` and shells ask for that run a command in the background.
 """
 
+import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import NoReturn
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STATUS = 130  # a shell's exit status for Ctrl-C
 GOODBYE = "stopped"
+
+SS_DISABLE = 2  # of sigaltstack(2)
 
 stopping = Event()  # set by the first signal, whose KeyboardInterrupt a library or a destructor may swallow
 
@@ -58,7 +61,23 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+class _Stack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def use_ordinary_stack() -> None:
+    """Let this thread handle signals on its ordinary stack.
+
+    OpenVINO 2026.4 leaves a thread that drops compiled models an alternate stack that is gone. Python's handlers run on
+    it, so the next signal would end the process with SIGSEGV.
+    """
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, SS_DISABLE, 0)), None)
+
+
 def _handle(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+    use_ordinary_stack()
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)

@@ -11,6 +11,7 @@ import click
 import torch
 import transformers
 
+from blipstream import signals
 from blipstream.calibration import NAME as CALIBRATION
 from blipstream.calibration import Calibration
 from blipstream.config import CheckpointConfig, DType
@@ -101,6 +102,7 @@ def renew(
             if device == "cuda" and not torch.cuda.is_available():  # another machine is to serve it
                 device, verified_dtype = "cpu", "f32"
             report = _compare(checkpoint, model, chosen, folders, device, verified_dtype, calibrated)
+            signals.use_ordinary_stack()  # the compared models are gone
         if device != chosen.device:
             click.echo("  there is no GPU here: compared on the CPU, in f32")
         show(report.stages)

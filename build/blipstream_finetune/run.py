@@ -117,16 +117,21 @@ def _finetune(
         shape = ((side // vision.patch_size) ** 2 + 1, vision.hidden_size)
         cache = EmbeddingCache(work.cache or folder, checkpoint.revision, accelerator.mixed_precision, shape)
 
-    data = _read(source, side, folder / "images.bin", work, cache)
+    problems = Problems()
+    data = _read(source, side, folder / "images.bin", work, cache, problems)
     tokenizer = _tokenizer(words, base, rows, data)
     texts = Texts(tokenizer, settings.prompt, text.bos_token_id, text.sep_token_id, text.pad_token_id)
-    data = _readable(data, texts, tokenizer, text.max_position_embeddings, work)
+    data = _readable(data, texts, tokenizer, text.max_position_embeddings, problems)
     if isinstance(validation, float):
         data, held_out = split(data, validation)
     else:
-        held_out = _read(validation, side, folder / "held-out.bin", work, cache)
-        held_out = _readable(held_out, texts, tokenizer, text.max_position_embeddings, work)
+        held_out = _read(validation, side, folder / "held-out.bin", work, cache, problems)
+        held_out = _readable(held_out, texts, tokenizer, text.max_position_embeddings, problems)
         data = data.only(each for each in data.captions if each not in held_out.captions)
+    if problems.counts:
+        click.echo(f"left out:\n{problems}")
+        if work.strict:
+            raise InvalidInput("the data have faults, as listed above: mend them, or leave out --strict")
     if len(data.captions) < FEWEST or not held_out.captions:
         raise InvalidInput(
             f"{len(data.captions)} images are left to learn from, and {len(held_out.captions)} to validate: give at "
@@ -184,22 +189,28 @@ def _is_bf16(settings: Settings) -> bool:
     return settings.dtype == "bf16" or (settings.dtype == "auto" and (torch.cuda.is_available() or cpu_has_bf16()))
 
 
-def _read(source: Source, side: int, spool: Path, work: Work, known: Sequence[str] | EmbeddingCache | None) -> Data:
-    """Read and check a source, and say what is left out."""
-    problems, data, line = Problems(), Data(), Line()
+def _read(
+    source: Source,
+    side: int,
+    spool: Path,
+    work: Work,
+    known: Sequence[str] | EmbeddingCache | None,
+    problems: Problems,
+) -> Data:
+    """Read and check a source, without what is wrong."""
+    data, line = Data(), Line()
     for data in read_data(source.items, side, problems, spool, work.workers, known or ()):
         if line.is_due:
             line.show(f"reading: {len(data.places):,} images")
     line.clear()
     if left_out := source.left_out():
         click.echo(left_out)
-    _tell(problems, work)
     return data
 
 
-def _readable(data: Data, texts: Texts, tokenizer: Any, positions: int, work: Work) -> Data:  # noqa: ANN401
+def _readable(data: Data, texts: Texts, tokenizer: Any, positions: int, problems: Problems) -> Data:  # noqa: ANN401
     """Without the captions that the model cannot learn."""
-    problems, altered = Problems(), Problems()
+    altered = Problems()
     kept: dict[str, list[str]] = {}
     for digest, captions in data.captions.items():
         for caption in captions:
@@ -213,17 +224,9 @@ def _readable(data: Data, texts: Texts, tokenizer: Any, positions: int, work: Wo
                 kept.setdefault(digest, []).append(caption)
                 if (read := tokenizer.decode(ids[len(texts.prompt_ids) :], skip_special_tokens=True)) != caption:
                     altered.add("captions", repr(caption), f"as {read!r}")
-    _tell(problems, work)
     if altered.counts:
         click.echo(f"not given back as they are by the vocabulary (see --new-tokens):\n{altered}")
     return Data(data.places, kept).only(data.places)
-
-
-def _tell(problems: Problems, work: Work) -> None:
-    if problems.counts:
-        click.echo(f"left out:\n{problems}")
-        if work.strict:
-            raise InvalidInput("the data have faults, as listed above: mend them, or leave out --strict")
 
 
 def _embed(

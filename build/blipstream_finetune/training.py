@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from blipstream import signals
@@ -224,6 +225,7 @@ def _stop_signal() -> Iterator[list[int]]:
         signals.exit_on_signals(128 + number)
         click.echo("\nstopping after this step; once more to stop at once", err=True)
 
+    signals.use_ordinary_stack()
     before = {each: signal.getsignal(each) for each in signals.STOP_SIGNALS}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
@@ -239,7 +241,11 @@ def _stop_signal() -> Iterator[list[int]]:
 def _replaced(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` as a whole."""
     new = path.with_name(f"{path.name}.new")
-    yield new
-    with new.open("rb") as file:
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        yield new
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as exc:  # what PyTorch makes of a full disk is a RuntimeError
+        new.unlink(missing_ok=True)
+        raise BlipstreamError(f"cannot write {path} ({exc}): make room there, and give the same command again") from exc

@@ -33,7 +33,7 @@ from blipstream_client.evaluate.captions import read_captions
 from blipstream_client.evaluate.compare import differences
 from blipstream_client.evaluate.output import print_comparison, print_scores
 from blipstream_client.evaluate.run import check_tools, gather, scored
-from blipstream_client.evaluate.scores import load
+from blipstream_client.evaluate.scores import check_replaceable, load
 from blipstream_client.evaluate.tokens import ENGLISH, PTB, tokenization_of
 
 SUFFIX = ".parquet"
@@ -102,6 +102,9 @@ def evaluate(
     if spice and tokenization != PTB:
         raise click.UsageError("--spice is for English: leave it or --language out")
     check_tools(tokenization, has_references=annotations is not None, with_spice=spice)
+    if captions is not None and Path(captions).resolve() == Path(output).resolve():
+        raise click.UsageError(f"--output would replace the captions in {captions}: name another file")
+    check_replaceable(output)
     open_sink(output)  # raises InvalidRequest if there is no folder for it
     annotated = None if annotations is None else read_annotations(annotations, split)
     domains = sorted({each.domain for each in annotated or ()} - {""}) if by_domain else []

@@ -61,3 +61,13 @@ for number in signals.STOP_SIGNALS:
     print(signal.getsignal(number) == signal.SIG_IGN, signal.getsignal(number) == signals._interrupt)
 """)
     assert (done.stdout, done.stderr) == ("True False\nFalse True\nTrue False\n", "")
+
+
+@pytest.mark.parametrize("dropped", ["before", "after"])
+def test_models_of_openvinos_may_have_been_dropped(dropped: str) -> None:
+    """Which leaves an alternate stack that is gone."""
+    lose = "ctypes.CDLL(None).sigaltstack(ctypes.byref(signals._Stack(4096, 0, 65536)), None)"
+    handle, use = "signals.exit_on_signals()", "signals.use_ordinary_stack()"
+    steps = {"before": [lose, handle], "after": [handle, lose, use]}[dropped]
+    code = "\n".join(["import ctypes", *steps, "signal.raise_signal(15)"])
+    assert run(code).returncode == 130

@@ -25,11 +25,18 @@ from tests.support.terminal import sentence
         (["--data", str(SAMPLES), "--strict"], "the data have faults, as listed above"),
         (["--data", str(SAMPLES)], "0 images are left to learn from"),
         (["--data", "{kana}"], "0 images are left to learn from"),
+        (["--data", "{columns}"], "Expected a column image"),
     ],
 )
 def test_one_sentence(arguments: list[str], message: str, english: Path, kana: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text("{}")
-    places = {"english": english, "kana": kana, "json": tmp_path / "captions.json"}
+    (tmp_path / "columns.csv").write_text("file,words\na.jpg,a dog\n")
+    places = {
+        "english": english,
+        "kana": kana,
+        "json": tmp_path / "captions.json",
+        "columns": tmp_path / "columns.csv",
+    }
     given = ["--checkpoint", str(CHECKPOINT), "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(main, given + [each.format(**places) for each in arguments])
     assert message in sentence(result.output.rpartition("Error: ")[2])

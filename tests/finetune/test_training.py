@@ -3,21 +3,23 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipProcessor, Trainer, TrainingArguments
 
@@ -31,7 +33,7 @@ from blipstream_finetune.model import Trained
 from blipstream_finetune.run import Words, Work, finetune
 from blipstream_finetune.settings import FULL, LORA, Settings
 from blipstream_finetune.sources import open_source
-from blipstream_finetune.training import STATE, Stopped, Training, learning_rate
+from blipstream_finetune.training import STATE, Stopped, Training, _replaced, learning_rate
 from tests.conftest import CHECKPOINT
 
 SHORT = replace(LORA, batch=8, steps=16, validate_steps=8, metric="exact")
@@ -168,6 +170,24 @@ def test_a_signal_stops_after_the_step(
 
     with pytest.raises(BlipstreamError, match=r"has a run with batch 8, not 4; .*steps 16, not 3"):
         run(kana, tmp_path / "out", replace(SHORT, batch=4, steps=3), cache)
+
+
+@pytest.mark.parametrize(
+    "save", [lambda path: save_file({"a": torch.ones(10**5)}, path), partial(torch.save, torch.ones(10**5))]
+)
+def test_a_full_disk_is_one_sentence(save: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**4, before[1]))
+    try:
+        with (
+            pytest.raises(BlipstreamError, match="cannot write "),
+            _replaced(tmp_path / "state") as path,
+        ):
+            save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["before"]
 
 
 def test_a_finished_run_is_left_alone(adapter: Path, kana: Path, cache: Path) -> None:

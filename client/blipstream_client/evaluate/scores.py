@@ -3,6 +3,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ def score(
         metrics[MATCH] = np.array(matches, np.float64)
     metrics |= {LENGTH: lengths(said), REPETITION: repetition(said)}
     return Scores(images, captions, references, tokenization, metrics, counts), said
+
+
+def check_replaceable(path: str) -> None:
+    """Raise InvalidRequest if there is a file that `save` has not written."""
+    if not Path(path).exists():
+        return
+    found: dict[bytes, bytes] = {}
+    with suppress(InvalidRequest), opened_parquet(path) as file:
+        found = file.schema_arrow.metadata or {}
+    if TOKENIZATION not in found:
+        raise InvalidRequest(f"{excerpt(as_utf8(path))} exists and is no table of scores: name another --output")
 
 
 def load(path: str) -> Scores:

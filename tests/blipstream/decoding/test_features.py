@@ -9,7 +9,8 @@ from blipstream.decoding.features import Features
 from blipstream.errors import InvalidInput
 from blipstream.options import DEFAULTS, ONLY_WITH, OPTION_NAMES, SAMPLING, DecodingOptions
 
-WITHOUT = {  # these take effect elsewhere, in every step
+WITHOUT = {
+    "adapter",  # these take effect elsewhere, in every step
     *("prompt", "include_prompt", "max_tokens", "num_captions"),
     *("num_beams", "length_penalty", "early_stopping"),
     *("do_sample", "temperature", "seed"),

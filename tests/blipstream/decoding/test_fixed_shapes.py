@@ -142,7 +142,7 @@ def test_shapes_repeat(f32_artifacts: Path, embeds: Tensor) -> None:
         ours.generate(requests)
         (batch,) = ours._batches.values()
         keys |= {key for _, key in batch._graphs._seen}
-    assert keys == {(slots, 32, True, False) for slots in (1, 2, 4, 8, 16)}
+    assert keys == {(slots, 32, True, False, 0) for slots in (1, 2, 4, 8, 16)}
 
 
 @pytest.mark.parametrize("max_rows", [7, 512])
@@ -255,7 +255,7 @@ def test_failure_leaves_nothing_behind(f32_artifacts: Path, embeds: Tensor, monk
         raise RuntimeError(f"no memory for {hidden.shape}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ours._decoder, "logits", fail)
+        patch.setattr(ours._decoder, "_known_words", fail)
         with pytest.raises(RuntimeError, match="no memory"):
             ours.generate([request])
     ours.generate([request])

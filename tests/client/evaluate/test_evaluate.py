@@ -237,6 +237,8 @@ def test_what_is_sent() -> None:
         (["--captions", "a", "--split", "test"], "--split, --by-domain and --spice need --annotations"),
         (["--captions", "a", "--output", "a.csv"], "--output must end in .parquet, not 'a.csv'"),
         (["--captions", "a", "--output", "b/a.parquet"], "There is no folder b"),
+        (["--captions", "results.json", "--output", "mine.parquet"], "mine.parquet exists and is no table of scores"),
+        (["--captions", "mine.parquet", "--output", "./mine.parquet"], "would replace the captions in mine.parquet"),
         (["--captions", "results.json", "--annotations", "captions.json", "--by-domain"], "--by-domain is for NoCaps"),
         (["--compare", "a", "b", "--split", "test"], "leave --split out"),
         (["--compare", "a", "b"], "No such file or directory"),
@@ -252,8 +254,10 @@ def test_misuse_is_one_sentence(arguments: list[str], words: str) -> None:
     write_annotations({"0.jpg": ["a dog"]})
     write_results("a dog")
     Path("empty.json").write_text("[]")
+    Path("mine.parquet").write_text("hello")
     status, out, err = here(*arguments)
     assert (status in (1, 2), out) == (True, "")
+    assert Path("mine.parquet").read_text() == "hello"
     assert words in err.splitlines()[-1]
 
 
