@@ -73,8 +73,15 @@ def embeds(reference: Reference, scene_images: list[Image.Image]) -> Tensor:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"num_beams": 3, "num_captions": 2}, {"num_beams": 5, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2}],
-    ids=["greedy", "beams", "constrained"],
+    [
+        pytest.param({}, id="greedy"),
+        pytest.param({"num_beams": 3, "num_captions": 2}, id="beams"),
+        pytest.param(
+            {"num_beams": 5, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+            id="constrained",
+            marks=pytest.mark.full,
+        ),
+    ],
 )
 def test_alone_and_mixed(
     engine: Engine,
@@ -86,10 +93,10 @@ def test_alone_and_mixed(
     options = DecodingOptions(max_tokens=12, **settings)
     expected = {name: theirs(each, embeds, options) for name, each in {"": reference, **adapted}.items()}
     assert all(captions != expected[""] for name, captions in expected.items() if name)
-    for name, captions in expected.items():
+    for name in NAMES[:2]:
         alone = engine.requests(embeds, [replace(options, adapter=name)] * IMAGES)
         engine.generate(alone)
-        assert_equal([each.captions for each in alone], captions)
+        assert_equal([each.captions for each in alone], expected[name])
     mixed = [(name, index) for index in range(IMAGES) for name in expected]
     requests = [engine.request(embeds[index], replace(options, adapter=name)) for name, index in mixed]
     engine.generate(requests)
