@@ -25,8 +25,15 @@ stopping = Event()  # set by the first signal, whose KeyboardInterrupt a library
 @contextmanager
 def handled(status: int = STATUS) -> Iterator[None]:
     """Exit at once on a stop signal, until `interrupt_on_signals` is called; restore the handlers at the end."""
+    with restored():
+        exit_on_signals(status)
+        yield
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Restore the handlers at the end."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    exit_on_signals(status)
     try:
         yield
     finally:
@@ -47,12 +54,12 @@ def exit_on_signals(status: int = STATUS) -> None:
         os._exit(status)
 
     stopping.clear()
-    _handle(leave)
+    handle(leave)
 
 
 def interrupt_on_signals() -> None:
     """Raise KeyboardInterrupt on the first stop signal, and ignore all that follow: none may interrupt the stopping."""
-    _handle(_interrupt)
+    handle(_interrupt)
 
 
 def check() -> None:
@@ -76,7 +83,8 @@ def use_ordinary_stack() -> None:
     ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, SS_DISABLE, 0)), None)
 
 
-def _handle(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+def handle(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Let a function handle the stop signals that are not ignored."""
     use_ordinary_stack()
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:

@@ -30,13 +30,7 @@ from blipstream.decoding.request import Request
 from blipstream.decoding.strategies import StepReport
 from blipstream.dtypes import resolve
 from blipstream.errors import InvalidInput
-from blipstream.options import (
-    DecodingOptions,
-    ExplainOptions,
-    OptionDefaults,
-    RequestOptions,
-    check_gradients,
-)
+from blipstream.options import DecodingOptions, ExplainOptions, OptionDefaults, RequestOptions, check_gradients
 from blipstream.text.adapter import Adapter
 from blipstream.text.adapter_stack import AdapterStack
 from blipstream.text.decoder import Segment, TextDecoder
@@ -45,10 +39,10 @@ from blipstream.weights import TORCH_DTYPES, load_weights
 
 WEIGHTS_NAME = "decoder.safetensors"
 MAX_ROWS = {"cpu": 64, "cuda": 512}
-# tokens that buffers may have room for; with more, batches give back what they do not use before one grows
 MAX_ADAPTERS = {"cpu": 16, "cuda": 32}  # that may run at once
 MAX_ADAPTER_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of those that are loaded
 NOWHERE = Path(os.devnull)  # a folder that is none
+# tokens that buffers may have room for; with more, batches give back what they do not use before one grows
 ROOM_TO_KEEP = {"cpu": 2**12, "cuda": 2**16}  # on base 0.3 GB in f32, 2.4 GB in f16
 
 WarmUps = Sequence[tuple[DecodingOptions, Sequence[int]]]  # options, and batch sizes in which they come up
@@ -106,9 +100,7 @@ class Engine:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         self._decoder.adapters = AdapterStack(config.text.num_heads, fixed_shapes=self._fixed_shapes)
-        self._adapters = Adapters(
-            adapters, config, self._load_adapter, MAX_ADAPTER_BYTES["cuda" if has_graphs else "cpu"]
-        )
+        self._adapters = Adapters(adapters, config, self._load_adapter, MAX_ADAPTER_BYTES[self._device.type])
         self._explainer = Explainer(self._decoder, config)
         self._running: dict[Request, None] = {}
         self.rows = 0  # in use: the captions that grow, each beam counted; 0 if no request runs

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForConditionalGeneration
 
+from blipstream.config import TextConfig
 from blipstream.decoding import Engine
 from blipstream.images.pixels import load_pixels
 from blipstream.options import DecodingOptions
@@ -122,6 +123,28 @@ def has_words(caption: str) -> bool:
     return any(character.isalnum() for character in caption)
 
 
+def logits_after(model: BlipForConditionalGeneration, ids: Tensor, image_embeds: Tensor) -> Tensor:
+    """The reference's logits of the token after ids [R, T], given image_embeds [R, N, E]: [R, V]."""
+    logits: Tensor = model.text_decoder(input_ids=ids, encoder_hidden_states=image_embeds.float()).logits
+    return logits[:, -1]
+
+
+def greedy_tokens(
+    model: BlipForConditionalGeneration, image_embeds: Tensor, text: TextConfig, max_tokens: int
+) -> Tensor:
+    """The reference's captions by greedy search, int64 [R, T] from the start token on, given image_embeds [R, N, E]."""
+    tokens: Tensor = model.text_decoder.generate(
+        input_ids=torch.full((len(image_embeds), 1), text.start_token_id),
+        encoder_hidden_states=image_embeds.float(),
+        eos_token_id=text.end_token_id,
+        pad_token_id=model.config.text_config.pad_token_id,
+        max_new_tokens=max_tokens,
+        min_new_tokens=0,  # config.json may ask for more
+        do_sample=False,
+    )
+    return tokens
+
+
 @torch.inference_mode()
 def verify(
     checkpoint: Checkpoint,
@@ -144,7 +167,7 @@ def verify(
 
     embeds = their_embeds.half()  # as between Triton's models
     start = torch.full((len(images), 1), text.start_token_id)
-    their_logits = model.text_decoder(input_ids=start, encoder_hidden_states=embeds.float()).logits[:, -1]
+    their_logits = logits_after(model, start, embeds)
     our_logits = engine.logits(start, embeds).cpu()
 
     options = DecodingOptions()
@@ -152,15 +175,7 @@ def verify(
     plain = torch.as_tensor(encoder.encode(np.full_like(pixels[:1], 128))).cpu().half()
     opening = engine.request(plain[0], DecodingOptions(max_tokens=1))
     engine.generate([*requests, opening])
-    tokens = model.text_decoder.generate(
-        input_ids=start,
-        encoder_hidden_states=embeds.float(),
-        eos_token_id=text.end_token_id,
-        pad_token_id=model.config.text_config.pad_token_id,
-        max_new_tokens=options.max_tokens,
-        min_new_tokens=0,  # config.json may ask for more
-        do_sample=False,
-    )
+    tokens = greedy_tokens(model, embeds, text, options.max_tokens)
     captions = checkpoint.load_tokenizer(model).batch_decode(tokens, skip_special_tokens=True)
     return Report(
         [

@@ -125,33 +125,31 @@ def main(
     with command_line.ending_in_one_sentence("finetune"):
         from safetensors import SafetensorError
 
-        from blipstream_client import BlipstreamError as ClientError
         from blipstream_finetune.sources import open_source
 
-        try:
-            source = open_source(data, images, column, text_column)
-            held_out = open_source(validation_data, images, column, text_column) if validation_data else None
-            from blipstream_build.stages import stage
+        source = open_source(data, images, column, text_column)
+        held_out = open_source(validation_data, images, column, text_column) if validation_data else None
+        from blipstream_build.stages import stage
 
-            with stage("loading PyTorch and transformers"):
-                from blipstream_finetune.run import Words, Work, finetune
-                from blipstream_finetune.training import Stopped
-            try:
-                finetune(
-                    checkpoint,
-                    source,
-                    output,
-                    settings,
-                    processor=processor,
-                    validation=held_out or validation,
-                    words=Words(tokenizer, new_tokens or 0, lowercase),
-                    language=language,
-                    work=Work(cache, strict, workers, save_minutes),
-                )
-            except Stopped as exc:
-                click.echo(exc, err=True)
-                sys.exit(exc.status)
-        except (ClientError, SafetensorError) as exc:  # the client reads the tables; the disk may be full
+        with stage("loading PyTorch and transformers"):
+            from blipstream_finetune.run import Words, Work, finetune
+            from blipstream_finetune.training import Stopped
+        try:
+            finetune(
+                checkpoint,
+                source,
+                output,
+                settings,
+                processor=processor,
+                validation=held_out or validation,
+                words=Words(tokenizer, new_tokens or 0, lowercase),
+                language=language,
+                work=Work(cache, strict, workers, save_minutes),
+            )
+        except Stopped as exc:
+            click.echo(exc, err=True)
+            sys.exit(exc.status)
+        except SafetensorError as exc:  # the disk is full
             command_line.fail(exc)
     click.echo(f"written: {output}")
     following = command_line.command("serve", str(output))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blipstream.errors import InvalidInput
+from blipstream_client._exceptions import BlipstreamError as ClientError
 from blipstream_client.bulk.items import Item, suffix
 from blipstream_client.bulk.pairs import PairSources
 
@@ -39,7 +40,10 @@ def open_source(data: str, images: Path | None, column: str | None, text_column:
     if is_saved or not path.exists():
         return Source(_hugging_face(data, is_saved, column, text_column), str)
     found = PairSources([data], column, allow_local_paths=True, text_column=text_column)
-    found.check()
+    try:
+        found.check()
+    except ClientError as exc:
+        raise InvalidInput(str(exc)) from exc
     return Source(found.items(), lambda: str(found.left_out) if found.left_out else "")
 
 

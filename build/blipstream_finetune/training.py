@@ -4,7 +4,6 @@
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -225,16 +224,9 @@ def _stop_signal() -> Iterator[list[int]]:
         signals.exit_on_signals(128 + number)
         click.echo("\nstopping after this step; once more to stop at once", err=True)
 
-    signals.use_ordinary_stack()
-    before = {each: signal.getsignal(each) for each in signals.STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
+    with signals.restored():
+        signals.handle(stop)
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

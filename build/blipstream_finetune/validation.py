@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from blipstream.errors import BlipstreamError
+from blipstream.text.tokenizer import KANA_OR_IDEOGRAPH
 from blipstream_finetune.data import Data
 from blipstream_finetune.embeddings import EmbeddingCache
 from blipstream_finetune.examples import IGNORED, PixelReader, Texts, in_order
@@ -17,7 +18,7 @@ from blipstream_finetune.settings import Metric
 BATCH = 64
 NEW_TOKENS = 50  # of a caption, at most
 # words, and single characters of languages that have no spaces
-TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+TOKEN = re.compile(rf"[{KANA_OR_IDEOGRAPH}]|[^\W{KANA_OR_IDEOGRAPH}]+")
 
 
 class Validation:

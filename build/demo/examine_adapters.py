@@ -8,10 +8,10 @@ import argparse
 import json
 import sys
 
-from peft import PeftModel
 from transformers import AutoTokenizer
 
 from blipstream.files import DEMO_ADAPTERS
+from blipstream_build.adapters.verify import merged
 from examine import CHECKPOINT, EXAMINATION_SIZE, PASS_MARK, Examinee
 from languages import CAPTIONS
 from scenes import Scene, examination, require_font
@@ -25,9 +25,8 @@ class AdapterExaminee(Examinee):
         folder = DEMO_ADAPTERS / language
         self.language = language
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        # PEFT 0.21 leaves the head's bias out where words are added, unless the adapter is merged
-        self.model = PeftModel.from_pretrained(self.model, folder).merge_and_unload().eval()
+        base_size = self.model.config.text_config.vocab_size
+        self.model = merged(self.model, folder, len(self.tokenizer) - base_size)
 
     def expected(self, scene: Scene) -> str:
         """The right caption in the language."""

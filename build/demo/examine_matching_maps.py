@@ -38,14 +38,14 @@ def examine(client: Client, scenes: Iterable[Scene], layer: int | None = None) -
             begin = next(at for at in range(end, len(words)) if words[at : at + len(name)] == name)
             end = begin + len(name)
             hits += [
-                (_points_into(heatmap, placement), _points_into(heatmap, other))
+                (points_into(heatmap, placement), points_into(heatmap, other))
                 for heatmap in explanation.attention[begin:end]
             ]
     own, others = np.mean(hits, 0).tolist()
     return Figures(own, others)
 
 
-def _points_into(heatmap: npt.NDArray[np.float32], placement: Placement) -> bool:
+def points_into(heatmap: npt.NDArray[np.float32], placement: Placement) -> bool:
     """Whether the middle of the heatmap's strongest patch lies within the object."""
     row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
     x, y = (column + 0.5) / heatmap.shape[1], (row + 0.5) / heatmap.shape[0]

@@ -112,7 +112,7 @@ def test_files_of_no_use(files: Files, tmp_path: Path) -> None:
 
 
 def test_options_that_lack_another(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_handle", lambda _: None)
+    monkeypatch.setattr(signals, "handle", lambda _: None)
     result = CliRunner().invoke(serve.main, [f"--tls-key={files.key}"])
     assert result.exit_code == 1
     assert result.stderr == "Error: --tls-key and --tls-client-ca go with a --tls-certificate: give that too\n"

@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import BlipForConditionalGeneration
 
 from blipstream.decoding import Engine
@@ -19,7 +18,7 @@ from blipstream.options import DecodingOptions
 from blipstream_build.adapters.peft_folder import PeftFolder
 from blipstream_build.checkpoint import Checkpoint
 from blipstream_build.inspection import reason
-from blipstream_build.verify import Captions, Stage, are_too_far
+from blipstream_build.verify import Captions, Stage, are_too_far, greedy_tokens, logits_after
 
 
 @dataclass(frozen=True)
@@ -54,27 +53,19 @@ def verify(
     the adapter's, or else of the base's.
     """
     base = checkpoint.load_model()
-    model = _load(adapter, base, num_words)
+    model = merged(base, adapter.folder, num_words)
     processor = checkpoint.load_image_processor(base)
     pixel_values = processor([Image.open(path) for path in images], return_tensors="pt")["pixel_values"]
     embeds = model.vision_model(pixel_values).last_hidden_state.half()  # as between Triton's models
     text, options = engine.config.text, DecodingOptions(adapter=name)
     start = torch.full((len(images), 1), text.start_token_id)
-    tokens = model.text_decoder.generate(
-        input_ids=start,
-        encoder_hidden_states=embeds.float(),
-        eos_token_id=text.end_token_id,
-        pad_token_id=model.config.text_config.pad_token_id,
-        max_new_tokens=options.max_tokens,
-        min_new_tokens=0,  # config.json may ask for more
-        do_sample=False,
-    )
-    ours, theirs = [engine.logits(start, embeds, name).cpu()], [_logits(model, start, embeds)]
+    tokens = greedy_tokens(model, embeds, text, options.max_tokens)
+    ours, theirs = [engine.logits(start, embeds, name).cpu()], [logits_after(model, start, embeds)]
     for caption, embed in zip(tokens, embeds, strict=True):
         ended = (caption == text.end_token_id).nonzero()
         ids = caption[None, : int(ended[0]) if len(ended) else None]
         ours.append(engine.logits(ids, embed[None], name).cpu())
-        theirs.append(_logits(model, ids, embed[None]))
+        theirs.append(logits_after(model, ids, embed[None]))
     requests = [engine.request(embed, options) for embed in embeds]
     engine.generate(requests)
     decoder = Tokenizer.from_file(str(tokenizer))
@@ -88,7 +79,7 @@ def verify(
     )
 
 
-def _load(adapter: PeftFolder, base: BlipForConditionalGeneration, num_words: int) -> BlipForConditionalGeneration:
+def merged(base: BlipForConditionalGeneration, folder: Path, num_words: int) -> BlipForConditionalGeneration:
     """The base with an adapter that PEFT has merged into it. Raises ArtifactError if PEFT refuses it.
 
     Before that, PEFT 0.21 leaves out the head's bias if words are added: it computes the tied head as F.linear(x, W).
@@ -98,12 +89,6 @@ def _load(adapter: PeftFolder, base: BlipForConditionalGeneration, num_words: in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as that fan_in_fan_out is of no use here
         try:
-            return PeftModel.from_pretrained(base, adapter.folder).merge_and_unload().eval()
+            return PeftModel.from_pretrained(base, folder).merge_and_unload().eval()
         except Exception as exc:  # PEFT raises many kinds
-            raise ArtifactError(f"PEFT cannot load {adapter.folder} ({reason(exc)}): save it again") from exc
-
-
-def _logits(model: BlipForConditionalGeneration, ids: Tensor, image_embeds: Tensor) -> Tensor:
-    """The logits of the token after ids [R, T], given image_embeds [R, N, E]: [R, V]."""
-    logits: Tensor = model.text_decoder(input_ids=ids, encoder_hidden_states=image_embeds.float()).logits
-    return logits[:, -1]
+            raise ArtifactError(f"PEFT cannot load {folder} ({reason(exc)}): save it again") from exc

@@ -19,7 +19,8 @@ from blipstream.decoding import Engine, Explanation, Request
 from blipstream.decoding.scheduler import Scheduler
 from blipstream.errors import InvalidInput
 from blipstream.options import METHODS, DecodingOptions, ExplainOptions
-from scenes import Placement, Scene, examination
+from examine_matching_maps import points_into
+from scenes import Scene, examination
 from tests.conftest import CHECKPOINT
 from tests.reference import Reference
 
@@ -345,13 +346,6 @@ def test_gradients_of_a_whole_request(engine: Engine, embeds: Tensor) -> None:
     with pytest.raises(InvalidInput, match=sentence):
         engine.requests(embeds, [DecodingOptions()] * 11, given=[given] * 11, explain=[way] * 11)
     assert engine.requests(embeds, [DecodingOptions()] * 11, given=[given] * 11)
-
-
-def points_into(heatmap: npt.NDArray[np.float32], placement: Placement) -> bool:
-    """Whether the middle of the heatmap's strongest patch lies within the object."""
-    row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
-    x, y = (column + 0.5) / heatmap.shape[1], (row + 0.5) / heatmap.shape[0]
-    return bool(max(abs(x - placement.x), abs(y - placement.y)) <= placement.size / 2)
 
 
 def pointing(scenes: list[Scene], requests: list[Request], later: int = 0) -> float:

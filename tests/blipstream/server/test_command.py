@@ -41,7 +41,7 @@ def test_server_that_dies_without_restarts(tmp_path: Path) -> None:
 
 
 def test_an_adapter_needs_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_handle", lambda _: None)
+    monkeypatch.setattr(signals, "handle", lambda _: None)
     options = [f"--repository={write_repository(tmp_path)}", "--adapter=fr=french"]
     result = CliRunner().invoke(serve.main, options)
     assert result.exit_code == 1
@@ -50,7 +50,7 @@ def test_an_adapter_needs_its_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_unknown_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_handle", lambda _: None)
+    monkeypatch.setattr(signals, "handle", lambda _: None)
     options = [f"--repository={write_repository(tmp_path)}", "--config=typo"]
     result = CliRunner().invoke(serve.main, options)
     assert result.exit_code == 1
@@ -75,7 +75,7 @@ def test_the_log_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_options_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As containers get them. An empty variable does not count."""
-    monkeypatch.setattr(signals, "_handle", lambda _: None)
+    monkeypatch.setattr(signals, "handle", lambda _: None)
     environment = {"BLIPSTREAM_REPOSITORY": str(write_repository(tmp_path)), "BLIPSTREAM_CONFIG": "typo"}
     environment |= dict.fromkeys(("BLIPSTREAM_LOG_REQUESTS", "BLIPSTREAM_TRACES", "BLIPSTREAM_TLS_CERTIFICATE"), "")
     result = CliRunner(env=environment).invoke(serve.main)
@@ -91,7 +91,7 @@ def test_default_configuration(tmp_path: Path, config: str) -> None:
 
 @pytest.mark.parametrize("config", ["cpu", "tensorrt"])
 def test_what_is_no_repository(tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_handle", lambda _: None)
+    monkeypatch.setattr(signals, "handle", lambda _: None)
     (tmp_path / "interrupted/encoder/1/.openvino-x").mkdir(parents=True)
     (tmp_path / "file").touch()
     for name, found in {
