@@ -17,6 +17,7 @@ from blipstream_client._cli_options import (
     caption_options_over,
     client_options,
     connection_options,
+    max_in_flight_option,
     option_help,
     rerank_options,
 )
@@ -44,13 +45,7 @@ RUN_OPTIONS: Sequence[Decorator] = [
         help=f"Where Parquet files have images, URLs, base64 or paths.  [default: the first of {', '.join(COLUMNS)}]",
     ),
     click.option("--allow-local-paths", is_flag=True, help="Read any files of this machine that tables name."),
-    click.option(
-        "--max-in-flight",
-        type=click.IntRange(1),
-        default=job.DEFAULT_MAX_IN_FLIGHT,
-        show_default=True,
-        help="Requests at once, if the server takes as many.",
-    ),
+    max_in_flight_option(job.DEFAULT_MAX_IN_FLIGHT),
 ]
 FILTER_OPTIONS: Sequence[Decorator] = [
     click.option("--text-column", help=f"Where tables have texts.  [default: the first of {', '.join(TEXT_COLUMNS)}]"),

@@ -119,6 +119,17 @@ def connection_options(timeout: float, retries: int, *, has_model: bool = True) 
     ]
 
 
+def max_in_flight_option(default: int) -> Decorator:
+    """The option that says how many requests may run at once."""
+    return click.option(
+        "--max-in-flight",
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        help="Requests at once, if the server takes as many.",
+    )
+
+
 def client_options(*groups: Sequence[Decorator]) -> Decorator:
     """Add flags whose values the command gets as one argument `connection`: the arguments of `Client`."""
 

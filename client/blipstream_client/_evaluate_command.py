@@ -17,6 +17,7 @@ from blipstream_client._cli_options import (
     caption_options_over,
     client_options,
     connection_options,
+    max_in_flight_option,
     rerank_options,
 )
 from blipstream_client._client import Client
@@ -50,13 +51,7 @@ RUN_OPTIONS: Sequence[Decorator] = [
     click.option("--spice", is_flag=True, help="SPICE, too. It downloads Stanford CoreNLP, and needs 8 GB of memory."),
     click.option("--compare", nargs=2, metavar="FIRST SECOND", help="Only compare two runs' scores.  [default: none]"),
     click.option("--json", "as_json", is_flag=True, help="One JSON object, with all names of images left out."),
-    click.option(
-        "--max-in-flight",
-        type=click.IntRange(1),
-        default=job.DEFAULT_MAX_IN_FLIGHT,
-        show_default=True,
-        help="Requests at once, if the server takes as many.",
-    ),
+    max_in_flight_option(job.DEFAULT_MAX_IN_FLIGHT),
 ]
 
 
