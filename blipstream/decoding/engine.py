@@ -100,7 +100,9 @@ class Engine:
             # PyTorch hands out few streams, again and again; no graph is recorded on one of this priority
             self._copies = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         self._decoder.adapters = AdapterStack(config.text.num_heads, fixed_shapes=self._fixed_shapes)
-        self._adapters = Adapters(adapters, config, self._load_adapter, MAX_ADAPTER_BYTES[self._device.type])
+        self._adapters = Adapters(
+            adapters, config, self._load_adapter, MAX_ADAPTER_BYTES["cuda" if has_graphs else "cpu"]
+        )
         self._explainer = Explainer(self._decoder, config)
         self._running: dict[Request, None] = {}
         self.rows = 0  # in use: the captions that grow, each beam counted; 0 if no request runs
