@@ -269,7 +269,7 @@ def test_defaults_and_an_encoder_that_is_shared(f32_artifacts: Path, files: list
         TritonServer(repository, config="cpu", http_port=0, grpc_port=0, metrics_port=0, defaults=defaults) as server,
         InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client,
     ):
-        before = server.metrics().inferences["encoder"]
+        before = server.metrics().inferences.get("encoder", 0)  # Triton may not have counted yet
         three = rerank(client, files[0], {})
         assert server.metrics().inferences["encoder"] == before + 1
         assert three["caption"].shape == (1, 3)
